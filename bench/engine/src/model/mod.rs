@@ -1,0 +1,2 @@
+//! Models: their description as data, and their lowering to a program.
+pub mod spec;

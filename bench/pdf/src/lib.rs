@@ -1,0 +1,1 @@
+//! syncmark: the pdf crate.

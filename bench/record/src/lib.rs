@@ -1,0 +1,7 @@
+//! The file format of a run folder: row types, environment, writers, readers, and the byte formulas.
+//!
+//! This crate is a leaf. The engine, which counts bytes at its own copies, never depends on it, so a
+//! counted figure can never be a prediction in disguise.
+pub mod outcome;
+#[allow(missing_docs, reason = "a column's name and unit say what it holds; each struct says what a row is")]
+pub mod rows;

@@ -1,0 +1,45 @@
+//! How a trial or one of its repeats ended.
+use serde::{Deserialize, Serialize};
+
+/// The end of a trial or of one repeat. Only [`Outcome::Passed`], [`Outcome::Unsteady`] and
+/// [`Outcome::Disturbed`] carry a performance figure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Ran to its end and passed its gate.
+    Passed,
+    /// The child reported an error.
+    Failed,
+    /// The trial outlived `measure.timeout` and was stopped.
+    Timeout,
+    /// A rank died (signal or exit status); the reason names it.
+    RankFailed,
+    /// An allocation failed.
+    OutOfMemory,
+    /// The loss became NaN or infinite.
+    Diverged,
+    /// The trial's gate failed: its results are not what the semantics demand, so no figure is shown.
+    Invalid,
+    /// First and last third of the window differ by more than 2 %.
+    Unsteady,
+    /// Something else used the machine during the window.
+    Disturbed,
+    /// Not run, with a reason.
+    Skipped,
+    /// The run was interrupted before or during it.
+    Interrupted,
+}
+
+impl Outcome {
+    /// Whether performance figures of this outcome may be shown.
+    pub fn has_figures(self) -> bool {
+        matches!(self, Self::Passed | Self::Unsteady | Self::Disturbed)
+    }
+    /// Whether the run's exit status becomes 1 because of it.
+    pub fn is_failure(self) -> bool {
+        matches!(
+            self,
+            Self::Failed | Self::Timeout | Self::RankFailed | Self::OutOfMemory | Self::Diverged | Self::Invalid
+        )
+    }
+}

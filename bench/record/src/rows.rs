@@ -1,0 +1,258 @@
+//! The rows of the CSV files of a run folder, one struct a file. Units stand in the column names.
+//!
+//! Every row that belongs to a trial starts with its id, the hash of its effective configuration.
+//! An empty cell is `None`: not measured, never zero.
+use serde::{Deserialize, Serialize};
+
+use crate::outcome::Outcome;
+
+/// `trials.csv`: one row per trial: what it was, how it ended, and its figures with their spread.
+///
+/// `*_low` and `*_high` are the ends of the 95 % bootstrap interval over blocks; with fewer than 6
+/// repeats they are the smallest and largest repeat, and `spread` says which of the two it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrialRow {
+    /// Hash of the effective configuration.
+    pub trial: String,
+    /// Short name for people, such as `ddp-processes ×2`.
+    pub label: String,
+    /// Name of the scenario.
+    pub scenario: String,
+    /// `train` and later kinds.
+    pub kind: String,
+    /// Name of the `[[variant]]`, where there is one.
+    pub variant: Option<String>,
+    /// Model preset, or `in-place`.
+    pub model: String,
+    /// Norm that the model's `norm` layers became.
+    pub norm: String,
+    /// Data source.
+    pub data: String,
+    /// `single`, `independent`, `dp`, `ddp`.
+    pub strategy: String,
+    /// `threads`, `processes`, or empty where the strategy has no choice.
+    pub launch: Option<String>,
+    /// How ranks or devices exchange bytes: `shared`, `copies`, or empty.
+    pub transport: Option<String>,
+    /// Where DP computes the loss: `gathered` or `replica`.
+    pub dp_loss: Option<String>,
+    /// `cpu` or `cuda`.
+    pub backend: String,
+    /// Number of devices N.
+    pub devices: u32,
+    /// `weak` or `strong`.
+    pub scaling: String,
+    /// Samples per step over all devices.
+    pub global_batch: u64,
+    /// Samples per step on the most loaded device.
+    pub device_batch: u64,
+    /// Scalar parameters of the model.
+    pub parameters: u64,
+    /// More devices than cores.
+    pub oversubscribed: bool,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why, in words, unless it passed.
+    pub reason: Option<String>,
+    /// Repeats with figures.
+    pub repeats: u32,
+    /// `interval` (95 % bootstrap) or `range` (fewer than 6 repeats).
+    pub spread: Option<String>,
+    /// Median over repeats of window time / steps.
+    pub step_ms: Option<f64>,
+    pub step_ms_low: Option<f64>,
+    pub step_ms_high: Option<f64>,
+    /// Median over repeats of samples / wall time of the whole window.
+    pub samples_per_s: Option<f64>,
+    pub samples_per_s_low: Option<f64>,
+    pub samples_per_s_high: Option<f64>,
+    /// Throughput over N × that of `single` on 1 device (weak), within blocks.
+    pub efficiency_single: Option<f64>,
+    pub efficiency_single_low: Option<f64>,
+    pub efficiency_single_high: Option<f64>,
+    /// Throughput over that of `independent` on N devices, within blocks.
+    pub efficiency_independent: Option<f64>,
+    pub efficiency_independent_low: Option<f64>,
+    pub efficiency_independent_high: Option<f64>,
+    /// Step time minus that of the same step with synchronization off, within repeats.
+    pub exposed_communication_ms: Option<f64>,
+    pub exposed_communication_ms_low: Option<f64>,
+    pub exposed_communication_ms_high: Option<f64>,
+    /// Sent bytes per step over all ranks: by the formula, by our counters, by an independent counter.
+    pub predicted_bytes_per_step: Option<f64>,
+    pub counted_bytes_per_step: Option<f64>,
+    pub measured_bytes_per_step: Option<f64>,
+    /// Peak of what the engine allocated on the fullest device.
+    pub peak_memory_bytes: Option<u64>,
+    /// Step time of the traced pass over that of the window.
+    pub tracing_slowdown: Option<f64>,
+    /// Everything a reader must know before trusting the row, separated by `; `.
+    pub warnings: Option<String>,
+}
+
+/// `repeats.csv`: one row per trial and repeat: what bootstrap, compare and history read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RepeatRow {
+    pub trial: String,
+    pub repeat: u32,
+    /// Position within its block (all trials once, shuffled).
+    pub order: u32,
+    pub outcome: Outcome,
+    pub reason: Option<String>,
+    /// UTC, RFC 3339.
+    pub started: String,
+    /// Steps before the window, not measured.
+    pub warmup_steps: u64,
+    /// Steps of the window, per rank.
+    pub steps: u64,
+    /// Samples of the window over all ranks.
+    pub samples: u64,
+    /// Barrier until the last rank finished.
+    pub window_ns: Option<u64>,
+    /// The same steps with synchronization off (the paired arm).
+    pub unsynchronized_steps: Option<u64>,
+    pub unsynchronized_window_ns: Option<u64>,
+    /// `before` or `after`: where the arm stood relative to the window.
+    pub unsynchronized_order: Option<String>,
+    /// Mean step time of the traced pass.
+    pub traced_steps: Option<u64>,
+    pub traced_window_ns: Option<u64>,
+    /// Mean step time in the first and last third of the window, slowest rank.
+    pub first_third_ns: Option<u64>,
+    pub last_third_ns: Option<u64>,
+    /// Mean training loss over ranks in the last step of the window.
+    pub loss: Option<f64>,
+    /// After the window: whether all ranks held bit-equal parameters (DDP), empty where it has no meaning.
+    pub parameters_equal: Option<bool>,
+}
+
+/// Which pass a step belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pass {
+    /// The timed window; the only source of headline figures.
+    Window,
+    /// The paired arm with synchronization off.
+    Unsynchronized,
+    /// The tracing pass; the only pass with phase columns.
+    Traced,
+}
+
+/// `steps.csv`: one row per trial, repeat, rank and step. Phase totals are filled in the traced pass alone.
+/// Phases on the communication track can overlap those on the compute track.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRow {
+    pub trial: String,
+    pub repeat: u32,
+    pub rank: u32,
+    pub pass: Pass,
+    pub step: u64,
+    /// Since the start of the pass on this rank's clock.
+    pub start_ns: u64,
+    pub step_ns: u64,
+    pub data_ns: Option<u64>,
+    pub host_to_device_ns: Option<u64>,
+    pub scatter_ns: Option<u64>,
+    pub replicate_ns: Option<u64>,
+    pub forward_ns: Option<u64>,
+    pub gather_ns: Option<u64>,
+    pub loss_ns: Option<u64>,
+    pub scatter_gradients_ns: Option<u64>,
+    pub backward_ns: Option<u64>,
+    pub reduce_ns: Option<u64>,
+    pub all_reduce_ns: Option<u64>,
+    pub buffer_broadcast_ns: Option<u64>,
+    pub sync_batch_norm_ns: Option<u64>,
+    /// Compute waiting for communication that backward did not hide.
+    pub wait_ns: Option<u64>,
+    pub optimizer_ns: Option<u64>,
+    pub zero_ns: Option<u64>,
+}
+
+/// `phases.csv`: full spans of up to 20 traced steps a repeat.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PhaseRow {
+    pub trial: String,
+    pub repeat: u32,
+    pub rank: u32,
+    pub device: u32,
+    /// `host`, `compute` or `communication`.
+    pub track: String,
+    /// Snake-case name of the phase, as in the columns of `steps.csv` without `_ns`.
+    pub phase: String,
+    /// DDP bucket, where the phase has one.
+    pub bucket: Option<u32>,
+    pub step: u64,
+    /// On `clock`, comparable between rows of one repeat.
+    pub start_ns: u64,
+    pub end_ns: u64,
+    /// `host` or `device`.
+    pub clock: String,
+}
+
+/// `comm.csv`: one row per trial, repeat, rank (for DP: device), phase, collective and payload size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CommRow {
+    pub trial: String,
+    pub repeat: u32,
+    pub rank: u32,
+    /// `scatter`, `replicate`, `gather`, `scatter_gradients`, `reduce`, `all_reduce`, `buffer_broadcast`, `sync_batch_norm`.
+    pub phase: String,
+    /// `copy`, `all_reduce`, `broadcast`, `all_gather`, ...
+    pub collective: String,
+    /// The named algorithm whose chunks the prediction sums over.
+    pub algorithm: String,
+    /// Calls within the window, and the steps of it.
+    pub calls: u64,
+    pub steps: u64,
+    /// Payload of one call.
+    pub size_bytes: u64,
+    pub payload_bytes: u64,
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+    pub predicted_sent_bytes: Option<u64>,
+    pub predicted_received_bytes: Option<u64>,
+    /// By a counter that is not ours; empty where there is none (`shared`, `copies`).
+    pub measured_sent_bytes: Option<u64>,
+    /// Waiting for the last rank to arrive, over calls.
+    pub wait_ns_p50: Option<u64>,
+    pub wait_ns_p90: Option<u64>,
+    /// Moving and reducing bytes after that, over calls.
+    pub transfer_ns_p50: Option<u64>,
+    pub transfer_ns_p90: Option<u64>,
+}
+
+/// `devices.csv`: one row per trial, repeat and device: what it held and how long it computed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceRow {
+    pub trial: String,
+    pub repeat: u32,
+    pub device: u32,
+    /// Cores the device is pinned to, such as `0` or `0-3`.
+    pub cores: String,
+    /// The categories sum to `peak_memory_bytes`.
+    pub parameters_bytes: u64,
+    pub gradients_bytes: u64,
+    pub optimizer_bytes: u64,
+    pub activations_bytes: u64,
+    pub buffers_bytes: u64,
+    /// Staging for communication, gathered outputs, workspaces.
+    pub workspace_bytes: u64,
+    pub peak_memory_bytes: u64,
+    /// Time in compute phases per step of the traced pass.
+    pub busy_ns_per_step: Option<u64>,
+}
+
+/// `learning.csv`: of learning trials.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LearningRow {
+    pub trial: String,
+    pub repeat: u32,
+    pub step: u64,
+    pub samples_seen: u64,
+    pub train_loss: Option<f64>,
+    pub eval_loss: Option<f64>,
+    pub eval_error: Option<f64>,
+    pub batch_statistics_loss: Option<f64>,
+    pub batch_statistics_error: Option<f64>,
+}
