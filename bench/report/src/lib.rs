@@ -1,1 +1,10 @@
-//! syncmark: the report crate.
+//! From the records of a run folder to a report: statistics, answer, charts, document, HTML and Markdown.
+//!
+//! Contract: everything here is computed from the run folder alone, so a report can be rebuilt on a
+//! machine without the hardware. The crate never imports the engine or the runner.
+pub mod document;
+
+/// DejaVu Sans, the font of every chart; its licence stands in `fonts/LICENSE`.
+pub const SANS_FONT: &[u8] = include_bytes!("../fonts/DejaVuSans.ttf");
+/// DejaVu Sans Bold.
+pub const SANS_FONT_BOLD: &[u8] = include_bytes!("../fonts/DejaVuSans-Bold.ttf");
