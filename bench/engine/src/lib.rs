@@ -1,2 +1,12 @@
 //! What trains: the engine of syncmark. It imports no sibling crate.
+//!
+//! Each module uses only those before it:
+//! shape -> tensor -> kernel -> backend -> comm -> layer, norm -> program, model -> optim, data -> strategy.
+//! [`probe`] is what the engine hands over about a step.
+pub mod backend;
+pub mod comm;
+pub mod kernel;
+pub mod layer;
 pub mod model;
+pub mod probe;
+pub mod tensor;

@@ -1,0 +1,182 @@
+//! The seam between what trains and what computes: a device's memory, its two streams and its kernels.
+//!
+//! The backend owns memory; everyone else passes [`Span`]s. Everything *enqueues*; events order streams, and the host
+//! only blocks in [`Backend::download`] and [`Backend::synchronize`]. A backend whose compute stream runs at once on the
+//! calling thread (the CPU) is the special case of an empty queue.
+pub mod cpu;
+pub mod deferred;
+
+use std::sync::Arc;
+
+use crate::comm::HostCall;
+use crate::kernel::Kernel;
+use crate::tensor::{Dtype, Span};
+
+pub use cpu::memory::HostMemory;
+pub use cpu::stream::Completion;
+
+/// One of a device's two queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// Kernels, uploads and optimizer.
+    Compute,
+    /// Collectives.
+    Communication,
+}
+
+/// A point in a stream of one backend. Sequence numbers of one stream grow by one per record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Event {
+    /// Its stream.
+    pub stream: Stream,
+    /// Its place in the stream.
+    pub sequence: u64,
+}
+
+/// What memory is for; the report's memory chart shows these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Category {
+    /// Parameters.
+    Parameters,
+    /// Parameter gradients.
+    Gradients,
+    /// Momentum and later optimizer state.
+    Optimizer,
+    /// Values, their gradients, and what layers keep for backward.
+    Activations,
+    /// Running statistics.
+    Buffers,
+    /// Staging, gathered outputs, kernel workspaces, device-side state.
+    Workspace,
+}
+
+impl Category {
+    /// All, in the order of their discriminants.
+    pub const ALL: [Self; 6] =
+        [Self::Parameters, Self::Gradients, Self::Optimizer, Self::Activations, Self::Buffers, Self::Workspace];
+}
+
+/// Bytes allocated per [`Category`], indexed in the order of [`Category::ALL`]. Nothing is ever freed before the
+/// backend is dropped, so what is allocated is also the peak.
+pub type MemoryUse = [usize; 6];
+
+/// Why a device could not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BackendError {
+    /// Allocation failed.
+    #[error("out of memory: {bytes} bytes for {category:?} on top of {held} bytes")]
+    OutOfMemory {
+        /// Asked for.
+        bytes: usize,
+        /// For what.
+        category: Category,
+        /// Already held.
+        held: usize,
+    },
+    /// A device thread ended or could not be started.
+    #[error("device thread: {0}")]
+    Thread(String),
+    /// A collective or link on one of the streams failed.
+    #[error("{0}")]
+    Communication(String),
+    /// Host access to memory that is not the host's, or work of a kind this backend cannot queue.
+    #[error("not supported on this backend: {0}")]
+    Unsupported(&'static str),
+}
+
+/// Result of backend calls.
+pub type Result<T> = std::result::Result<T, BackendError>;
+
+/// Host data on its way to a device.
+#[derive(Clone, Copy, Debug)]
+pub enum HostSlice<'a> {
+    /// f32.
+    F32(&'a [f32]),
+    /// i32.
+    I32(&'a [i32]),
+    /// i64.
+    I64(&'a [i64]),
+}
+
+/// Where data from a device goes.
+#[derive(Debug)]
+pub enum HostSliceMut<'a> {
+    /// f32.
+    F32(&'a mut [f32]),
+    /// i32.
+    I32(&'a mut [i32]),
+    /// i64.
+    I64(&'a mut [i64]),
+}
+
+/// Work that runs on the host in a stream's order: a collective of the `shared` transport, a copy between CPU devices.
+pub trait HostTask: Send + Sync {
+    /// Runs on the stream's thread, with the memory of the stream's device.
+    ///
+    /// # Errors
+    /// A sentence; it becomes the sticky failure of the stream.
+    fn run(&self, memory: &HostMemory, call: HostCall) -> std::result::Result<(), String>;
+}
+
+/// A device.
+pub trait Backend: Send {
+    /// Allocates `len` zeroed elements, aligned to 64 bytes. Building only: never inside a step.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`].
+    fn allocate(&mut self, category: Category, dtype: Dtype, len: usize) -> Result<Span>;
+    /// Enqueues a kernel.
+    ///
+    /// # Errors
+    /// The sticky failure of the stream, if it has one.
+    fn launch(&mut self, on: Stream, kernel: Kernel) -> Result<()>;
+    /// Enqueues a copy from host memory; `from` may be reused when this returns.
+    ///
+    /// # Errors
+    /// The sticky failure of the stream, if it has one.
+    fn upload(&mut self, on: Stream, from: HostSlice<'_>, to: Span) -> Result<()>;
+    /// Copies to host memory. Blocks until everything enqueued before on both streams is done.
+    ///
+    /// # Errors
+    /// As [`Backend::synchronize`].
+    fn download(&mut self, from: Span, to: HostSliceMut<'_>) -> Result<()>;
+    /// Marks the present end of a stream.
+    fn record(&mut self, on: Stream) -> Event;
+    /// What is enqueued on `on` from now on runs after `event` of the same backend.
+    ///
+    /// # Errors
+    /// On a backend that runs at once: the failure of what was waited for.
+    fn wait(&mut self, on: Stream, event: Event) -> Result<()>;
+    /// A handle to `event` that another backend of this process can wait for. Does not allocate.
+    fn completion(&mut self, event: Event) -> Completion;
+    /// As [`Backend::wait`], for another backend's event.
+    ///
+    /// # Errors
+    /// As [`Backend::wait`].
+    fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()>;
+    /// Enqueues host work after the stream's earlier work and after `after`; returns the event of its end.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] where memory is not the host's.
+    fn enqueue_host(&mut self, on: Stream, after: &Completion, task: &Arc<dyn HostTask>, call: HostCall) -> Result<Event>;
+    /// Blocks until both streams are empty.
+    ///
+    /// # Errors
+    /// The sticky failure of either stream.
+    fn synchronize(&mut self) -> Result<()>;
+    /// Nanoseconds on [`crate::probe::now_ns`]'s clock at which `event` was reached: the end of its work. Valid after
+    /// [`Backend::synchronize`] for the latest 4096 events of a stream.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] when asked too early or too late.
+    fn time_ns(&mut self, event: Event) -> Result<u64>;
+    /// When the work that ends at `event` (of [`Backend::enqueue_host`]) began, after its dependencies. As [`Backend::time_ns`].
+    ///
+    /// # Errors
+    /// As [`Backend::time_ns`].
+    fn begin_ns(&mut self, event: Event) -> Result<u64>;
+    /// Bytes allocated so far.
+    fn memory_use(&self) -> MemoryUse;
+    /// `cpu`, `deferred`, ...
+    fn name(&self) -> &'static str;
+}
