@@ -1,0 +1,226 @@
+"""The one builder that makes a PyTorch model from a model file (scenarios/models/*.toml).
+
+Contract: it mirrors the engine's lowering rules.
+- `norm` becomes what the argument `norm` names; with "none" it vanishes.
+- A linear or conv2d without `bias` has one, unless the next element of the same list, after `norm` is resolved, is a norm
+  with a bias.
+- Tensors are named by the execution order of the lowered layers that have parameters or buffers, from zero:
+  `0.conv2d.weight`, `1.batch-norm.running_mean`. In a residual the body counts before the shortcut.
+
+Reference: bench/engine/src/model/spec.rs defines the format and its defaults.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from layers import ChannelLayerNorm, GlobalAveragePool, ModelError, Residual, Shape, default_groups, image, window
+
+Spec = dict[str, Any]
+Layer = str | dict[str, Any]
+# What `norm` layers become; "none" is the absence of a layer.
+NORMS = {"batch": "batch-norm", "sync-batch": "sync-batch-norm", "layer": "layer-norm", "group": "group-norm"}
+MODELS = Path(__file__).resolve().parent.parent.parent / "scenarios" / "models"
+
+
+def load(path: Path) -> Spec:
+    """Read a model file; raise ModelError when a required key is missing or one is unknown."""
+    spec = tomllib.loads(path.read_text(encoding="utf-8"))
+    settings(spec, str(path), required=("name", "input", "classes", "layers"))
+    return spec
+
+
+def preset(name: str) -> Spec:
+    """Read scenarios/models/<name>.toml."""
+    return load(MODELS / f"{name}.toml")
+
+
+def build(spec: Spec, norm: str = "batch", input_shape: Shape | None = None, classes: int | None = None) -> nn.Sequential:
+    """Make the model; `input_shape` (per sample) and `classes` override the file, as a data source does."""
+    if norm != "none" and norm not in NORMS:
+        raise ModelError(f"norm {norm!r} is unknown: write one of none, {', '.join(NORMS)}")
+    builder = Builder(norm, spec["classes"] if classes is None else classes)
+    shape = tuple(spec["input"]) if input_shape is None else input_shape
+    return builder.sequence(spec["layers"], shape, "layers")[0]
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers in execution order; parameters of a layer come before its buffers."""
+    named: dict[str, Tensor] = {}
+    index = 0
+    for module in model.modules():
+        own = list(module.named_parameters(recurse=False)) + list(module.named_buffers(recurse=False))
+        for name, tensor in own:
+            named[f"{index}.{module.kind}.{name}"] = tensor
+        index += bool(own)
+    return named
+
+
+def kind_of(layer: Layer) -> str:
+    """Return the tag of an externally tagged layer."""
+    if isinstance(layer, str):
+        return layer
+    if len(layer) != 1:
+        raise ModelError(f"a layer has one key, found {sorted(layer)}")
+    return next(iter(layer))
+
+
+def settings(values: Spec, where: str, required: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> Spec:
+    """Return `values`, or raise ModelError when a key is missing or unknown."""
+    missing = [key for key in required if key not in values]
+    unknown = [key for key in values if key not in required + optional]
+    if missing or unknown:
+        raise ModelError(f"{where}: missing {missing}, unknown {unknown}; keys are {list(required + optional)}")
+    return values
+
+
+def has_bias(layer: Layer | None) -> bool:
+    """Say whether a layer is a norm that adds a bias of its own."""
+    if layer is None or (kind := kind_of(layer)) not in NORMS.values():
+        return False
+    values = {} if isinstance(layer, str) else layer[kind]
+    return values.get("affine", True) not in (False, "none")
+
+
+class Builder:
+    """Lowers lists of layers, carrying the per-sample shape along."""
+
+    def __init__(self, norm: str, classes: int) -> None:
+        """Take what `norm` and `"classes"` stand for."""
+        self.norm = norm
+        self.classes = classes
+        self.makers: dict[str, Callable[[Spec, Shape, str, bool], tuple[nn.Module, Shape]]] = {
+            "linear": self.linear, "conv2d": self.conv2d, "relu": self.relu, "max-pool": self.max_pool,
+            "global-average-pool": self.global_average_pool, "flatten": self.flatten, "dropout": self.dropout,
+            "batch-norm": self.batch_norm, "sync-batch-norm": self.sync_batch_norm, "layer-norm": self.layer_norm,
+            "group-norm": self.group_norm, "residual": self.residual, "repeat": self.repeat,
+        }  # fmt: skip
+
+    def resolve(self, layers: list[Layer]) -> list[Layer]:
+        """Replace `norm` layers by what they stand for, or leave them out."""
+        replacement = [] if self.norm == "none" else [{NORMS[self.norm]: {}}]
+        return [new for layer in layers for new in (replacement if layer == "norm" else [layer])]
+
+    def sequence(self, layers: list[Layer], shape: Shape, where: str) -> tuple[nn.Sequential, Shape]:
+        """Lower a list; return its module and its output shape."""
+        lowered = nn.Sequential()
+        resolved = self.resolve(layers)
+        for position, layer in enumerate(resolved):
+            following = resolved[position + 1] if position + 1 < len(resolved) else None
+            kind = kind_of(layer)
+            here = f"{where}[{position}].{kind}"
+            if kind not in self.makers:
+                raise ModelError(f"{here}: unknown layer; layers are norm, {', '.join(self.makers)}")
+            values = {} if isinstance(layer, str) else layer[kind]
+            module, shape = self.makers[kind](values, shape, here, not has_bias(following))
+            module.kind = kind
+            lowered.append(module)
+        return lowered, shape
+
+    def linear(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """y = x·Wᵀ + b on (features,)."""
+        settings(values, where, ("features",), ("bias",))
+        if len(shape) != 1:
+            raise ModelError(f"{where} needs [features], got {list(shape)}: put a flatten before it")
+        features = self.classes if values["features"] == "classes" else values["features"]
+        return nn.Linear(shape[0], features, bias=values.get("bias", bias)), (features,)
+
+    def conv2d(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """Cross-correlation with square kernels."""
+        settings(values, where, ("channels", "kernel"), ("stride", "padding", "bias"))
+        c, h, w = image(shape, where)
+        kernel, stride, padding = values["kernel"], values.get("stride", 1), values.get("padding", 0)
+        module = nn.Conv2d(c, values["channels"], kernel, stride, padding, bias=values.get("bias", bias))
+        sides = tuple(window(side, kernel, stride, padding, where) for side in (h, w))
+        return module, (values["channels"], *sides)
+
+    def relu(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """max(x, 0)."""
+        settings(values, where)
+        return nn.ReLU(), shape
+
+    def max_pool(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """Largest element of each window; of equal ones the first in row order gets the gradient."""
+        settings(values, where, ("kernel",), ("stride", "padding"))
+        c, h, w = image(shape, where)
+        kernel, padding = values["kernel"], values.get("padding", 0)
+        stride = values.get("stride", kernel)
+        sides = tuple(window(side, kernel, stride, padding, where) for side in (h, w))
+        return nn.MaxPool2d(kernel, stride, padding), (c, *sides)
+
+    def global_average_pool(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """Mean over height and width."""
+        settings(values, where)
+        return GlobalAveragePool(), image(shape, where)[:1]
+
+    def flatten(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """(c, h, w) to (c·h·w,), channel-major."""
+        settings(values, where)
+        c, h, w = image(shape, where)
+        return nn.Flatten(), (c * h * w,)
+
+    def dropout(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """Inverted dropout; PyTorch's masks are not the engine's."""
+        settings(values, where, ("p",))
+        return nn.Dropout(values["p"]), shape
+
+    def batch_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """BatchNorm1d on (features,), BatchNorm2d on images."""
+        of_rank = nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d
+        return of_rank(shape[0], **batch_settings(values, where)), shape
+
+    def sync_batch_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """SyncBatchNorm: BatchNorm in one process; in several, PyTorch's runs on accelerators only."""
+        return nn.SyncBatchNorm(shape[0], **batch_settings(values, where)), shape
+
+    def layer_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """LayerNorm over all per-sample dimensions."""
+        settings(values, where, (), ("eps", "affine"))
+        eps, affine = values.get("eps", 1e-5), values.get("affine", "channel")
+        if affine not in ("channel", "element", "none"):
+            raise ModelError(f"{where}: affine {affine!r} is unknown: write channel, element or none")
+        if affine == "channel":
+            return ChannelLayerNorm(shape, eps), shape
+        return nn.LayerNorm(shape, eps, elementwise_affine=affine == "element"), shape
+
+    def group_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """GroupNorm with G dividing the channels."""
+        settings(values, where, (), ("groups", "eps"))
+        groups = values.get("groups", default_groups(shape[0]))
+        if shape[0] % groups:
+            raise ModelError(f"{where}: {groups} groups do not divide {shape[0]} channels: write a divisor")
+        return nn.GroupNorm(groups, shape[0], values.get("eps", 1e-5)), shape
+
+    def residual(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """body(x) + shortcut(x)."""
+        settings(values, where, ("body",), ("shortcut",))
+        body, after = self.sequence(values["body"], shape, f"{where}.body")
+        shortcut, other = self.sequence(values.get("shortcut", []), shape, f"{where}.shortcut")
+        if after != other:
+            raise ModelError(f"{where}: the body gives {list(after)}, the shortcut {list(other)}: make them equal")
+        return Residual(body, shortcut), after
+
+    def repeat(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """The layers several times in a row, each time with parameters of its own."""
+        settings(values, where, ("times", "layers"))
+        repeated = nn.Sequential()
+        for time in range(values["times"]):
+            module, shape = self.sequence(values["layers"], shape, f"{where}({time}).layers")
+            repeated.append(module)
+        return repeated, shape
+
+
+def batch_settings(values: Spec, where: str) -> Spec:
+    """Translate the settings of BatchNorm and SyncBatchNorm; a cumulative momentum is PyTorch's None."""
+    settings(values, where, (), ("eps", "momentum", "affine"))
+    momentum = values.get("momentum", 0.1)
+    return {
+        "eps": values.get("eps", 1e-5),
+        "momentum": None if momentum == "cumulative" else momentum,
+        "affine": values.get("affine", True),
+    }

@@ -1,0 +1,112 @@
+"""Initialisation, batches, optimizer and the step, shared by the fixtures and by the scripts that time PyTorch.
+
+Contract: values come from philox.py or from the digits data and are float32 before any conversion, so that a float64
+reference and a float32 engine start from the same numbers. A step is zeroing, forward, mean cross-entropy, backward, SGD.
+
+Reference: torch.optim.SGD; scenarios/data/README.md for the digits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+import philox
+from layers import Shape
+from model import named_tensors
+
+DATA = Path(__file__).resolve().parent.parent.parent / "scenarios" / "data"
+DIGITS_LARGEST = 16.0
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Settings of SGD; weight decay applies to every parameter, as in PyTorch by default."""
+
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    def optimizer(self, model: nn.Module) -> torch.optim.SGD:
+        """Make PyTorch's optimizer over the model's parameters."""
+        return torch.optim.SGD(
+            model.parameters(), lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where samples come from: "digits" (first samples first, pixels / 16) or "synthetic" (philox.py)."""
+
+    name: str
+    shape: Shape
+    classes: int
+    seed: int = 0
+
+    def batch(self, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return samples first..first+count as float32 (count, *shape) and their labels as int64 (count,)."""
+        if self.name == "digits":
+            images, labels = digits()
+            inputs = images[first : first + count].astype(np.float32)[:, None] / np.float32(DIGITS_LARGEST)
+            chosen = labels[first : first + count].astype(np.int64)
+        else:
+            inputs = philox.synthetic_inputs(self.seed, first, count, self.shape)
+            chosen = philox.synthetic_labels(self.seed, first, count, self.classes)
+        return torch.from_numpy(inputs), torch.from_numpy(chosen)
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes."""
+    content = path.read_bytes()
+    if content[:3] != b"\0\0\x08":
+        raise ValueError(f"{path} is no IDX file of unsigned bytes")
+    rank = content[3]
+    shape = tuple(np.frombuffer(content, dtype=">u4", count=rank, offset=4).astype(int))
+    return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def digits() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return images (1797, 8, 8) with values 0..=16 and labels (1797,)."""
+    return read_idx(DATA / "digits.images.idx3-ubyte"), read_idx(DATA / "digits.labels.idx1-ubyte")
+
+
+def fan_in(module: nn.Module) -> int:
+    """Return how many inputs one output of a linear or conv2d layer sums over."""
+    return math.prod(module.weight.shape[1:])
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, seed: int) -> None:
+    """Fill the parameters as philox.py says and reset running statistics; the model must be float32."""
+    stream = 0
+    for module in model.modules():
+        if hasattr(module, "reset_running_stats"):
+            module.reset_running_stats()
+        for name, tensor in module.named_parameters(recurse=False):
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                values = philox.parameter(seed, stream, tuple(tensor.shape), fan_in(module))
+                tensor.copy_(torch.from_numpy(values))
+            else:
+                tensor.fill_(1.0 if name == "weight" else 0.0)
+            stream += 1
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor) -> float:
+    """Take one step on a batch and return its mean loss before the update."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = functional.cross_entropy(model(inputs), labels)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def numpy_tensors(model: nn.Module) -> dict[str, NDArray[np.generic]]:
+    """Copy parameters and buffers out of the model, in execution order."""
+    return {name: tensor.detach().numpy().copy() for name, tensor in named_tensors(model).items()}
