@@ -127,6 +127,12 @@ pub trait Communicator: Send {
     /// # Errors
     /// When the job was aborted.
     fn barrier(&mut self) -> Result<()>;
+    /// Blocks the host until all ranks are here, and returns the `value` that rank 0 brought: how ranks agree on the
+    /// length of a window or on stopping a warm-up. Not counted.
+    ///
+    /// # Errors
+    /// When the job was aborted.
+    fn agree(&mut self, value: u64) -> Result<u64>;
     /// What was counted since the last reset, per phase, collective and size. Call after a synchronize.
     fn counts(&self) -> Vec<Count>;
     /// Forgets the counts.
