@@ -2,6 +2,20 @@
 //!
 //! This crate is a leaf. The engine, which counts bytes at its own copies, never depends on it, so a
 //! counted figure can never be a prediction in disguise.
+pub mod bytes;
+pub mod columns;
+pub mod environment;
+pub mod error;
+pub mod folder;
 pub mod outcome;
-#[allow(missing_docs, reason = "a column's name and unit say what it holds; each struct says what a row is")]
+#[allow(
+    missing_docs,
+    reason = "a column's name and unit say what it holds; each struct says what a row is"
+)]
 pub mod rows;
+pub mod table;
+
+pub use environment::Environment;
+pub use error::FolderError;
+pub use folder::{Records, RepeatRecord, RunFolder};
+pub use outcome::Outcome;

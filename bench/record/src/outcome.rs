@@ -39,7 +39,12 @@ impl Outcome {
     pub fn is_failure(self) -> bool {
         matches!(
             self,
-            Self::Failed | Self::Timeout | Self::RankFailed | Self::OutOfMemory | Self::Diverged | Self::Invalid
+            Self::Failed
+                | Self::Timeout
+                | Self::RankFailed
+                | Self::OutOfMemory
+                | Self::Diverged
+                | Self::Invalid
         )
     }
 }

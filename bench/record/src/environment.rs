@@ -1,0 +1,109 @@
+//! `environment.json`: the machine, the limits and the build that a run's figures belong to.
+//!
+//! Contract: a plain description; nothing here asks the operating system (the command line's environment
+//! capture does). `None` means that the machine does not say, never that the value is zero.
+//! Reference: "A run folder" in ARCHITECTURE.md.
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the run folder's format, counted up when a reader of the older one would misread a newer folder.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// What a run ran on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Environment {
+    /// [`FORMAT_VERSION`] of the writer.
+    pub format_version: u32,
+    /// Version of syncmark.
+    pub syncmark_version: String,
+    /// Commit that syncmark was built from.
+    pub git_commit: Option<String>,
+    /// Name of the host.
+    pub host: String,
+    /// Start of the run: UTC, RFC 3339.
+    pub started: String,
+    /// The arguments, program first.
+    pub command: Vec<String>,
+    /// Name of the scenario.
+    pub scenario: String,
+    /// Operating system and its version.
+    pub operating_system: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// CPU model as the kernel names it.
+    pub cpu_model: String,
+    /// Logical cores that are online.
+    pub logical_cores: u32,
+    /// Cores that this process may run on.
+    pub affinity: Vec<u32>,
+    /// Vector instruction sets that the kernels can choose from.
+    pub simd_features: Vec<String>,
+    /// Memory of the machine in bytes.
+    pub memory_bytes: u64,
+    /// Frequency governor of the first core of `affinity`.
+    pub governor: Option<String>,
+    /// CPU limit of the container or control group, in cores.
+    pub cpu_limit_cores: Option<f64>,
+    /// Memory limit of the container or control group, in bytes.
+    pub memory_limit_bytes: Option<u64>,
+    /// Compiler that syncmark was built with.
+    pub rustc_version: Option<String>,
+    /// Load averages over 1, 5 and 15 minutes at the start.
+    pub load_average: Option<[f64; 3]>,
+    /// Environment variables from an allow-list; never the whole environment.
+    pub variables: BTreeMap<String, String>,
+}
+
+impl Environment {
+    /// Load averages over 1 minute per usable core: above about 0.3, something else ran beside the measurement.
+    pub fn load_per_core(&self) -> Option<f64> {
+        let cores = self.affinity.len().max(1) as f64;
+        self.load_average.map(|load| load[0] / cores)
+    }
+}
+
+#[cfg(test)]
+pub(crate) fn sample() -> Environment {
+    Environment {
+        format_version: FORMAT_VERSION,
+        syncmark_version: "0.1.0".into(),
+        git_commit: None,
+        host: "example".into(),
+        started: "2026-01-02T03:04:05Z".into(),
+        command: vec!["syncmark".into(), "run".into(), "quickstart.toml".into()],
+        scenario: "quickstart".into(),
+        operating_system: "Debian GNU/Linux 13".into(),
+        kernel: "6.12.0".into(),
+        cpu_model: "Example CPU".into(),
+        logical_cores: 4,
+        affinity: vec![0, 2],
+        simd_features: vec!["avx2".into()],
+        memory_bytes: 8 << 30,
+        governor: None,
+        cpu_limit_cores: Some(2.0),
+        memory_limit_bytes: None,
+        rustc_version: None,
+        load_average: Some([0.5, 0.2, 0.1]),
+        variables: BTreeMap::from([("OMP_NUM_THREADS".into(), "1".into())]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_round_trip_keeps_every_field() {
+        let text = serde_json::to_string(&sample()).unwrap();
+        assert_eq!(
+            serde_json::from_str::<Environment>(&text).unwrap(),
+            sample()
+        );
+    }
+
+    #[test]
+    fn load_is_counted_per_usable_core() {
+        assert_eq!(sample().load_per_core(), Some(0.25));
+    }
+}
