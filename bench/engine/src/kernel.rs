@@ -2,7 +2,8 @@
 //!
 //! A kernel is a small `Copy` value, so every backend can queue it, a test can record it, and a backend is one
 //! `match`. Shapes are element counts; images are NHWC (`rows` = batch·height·width, channels fastest). All spans
-//! are already cut to the batch of the call. `Write` says whether a result overwrites or adds.
+//! are already cut to the batch of the call. `Write` says whether a result overwrites or adds. What a kernel writes
+//! never overlaps another of its operands.
 use crate::tensor::Span;
 
 /// Whether a gradient overwrites its destination (first writer) or adds to it.

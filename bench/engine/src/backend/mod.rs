@@ -177,6 +177,10 @@ pub trait Backend: Send {
     fn begin_ns(&mut self, event: Event) -> Result<u64>;
     /// Bytes allocated so far.
     fn memory_use(&self) -> MemoryUse;
+    /// A handle to this device's memory where that is the host's: what [`HostTask`]s of other devices copy from.
+    fn host_memory(&self) -> Option<HostMemory> {
+        None
+    }
     /// `cpu`, `deferred`, ...
     fn name(&self) -> &'static str;
 }

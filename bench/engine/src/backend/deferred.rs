@@ -1,0 +1,170 @@
+//! A device whose every operation waits in a queue, as on a GPU: the CPU's kernels, run by two threads.
+//!
+//! It proves that the engine above the seam is asynchronous: both streams run late and out of step with each other and
+//! with the host (random delays, from a seed), the host reaches memory only through upload and download, and times are
+//! refused before a synchronize. A missing wait shows as a wrong result.
+//! Reference: [`crate::backend::Backend`], whose contract it takes literally.
+use std::sync::Arc;
+
+use crate::backend::cpu::memory::HostMemory;
+use crate::backend::cpu::stream::{Command, Completion, HostData, Worker, WorkerSettings};
+use crate::backend::cpu::{Allocator, download};
+use crate::backend::{
+    Backend, BackendError, Category, Event, HostSlice, HostSliceMut, HostTask, MemoryUse, Result,
+    Stream,
+};
+use crate::comm::HostCall;
+use crate::kernel::Kernel;
+use crate::tensor::{Dtype, Span};
+
+/// A CPU device that runs everything late.
+pub struct DeferredBackend {
+    allocator: Allocator,
+    /// Indexed by [`Stream`].
+    streams: [Worker; 2],
+    /// Latest event of each stream that a synchronize has covered.
+    synchronized: [u64; 2],
+}
+
+impl DeferredBackend {
+    /// Starts both streams; `seed` picks their delays.
+    ///
+    /// # Errors
+    /// [`BackendError::Thread`] when a thread cannot be started.
+    pub fn new(seed: u64) -> Result<Self> {
+        let allocator = Allocator::new(None);
+        let start = |name, salt| {
+            // The generator of delays must not start at zero.
+            let delays = Some(
+                seed.wrapping_mul(2)
+                    .wrapping_add(salt)
+                    .max(1)
+                    .wrapping_mul(0x9E37_79B9_7F4A_7C15),
+            );
+            let settings = WorkerSettings {
+                name,
+                cores: &[],
+                spin: false,
+                delays,
+            };
+            Worker::start(allocator.memory.clone(), &settings)
+        };
+        let streams = [start("deferred-comp", 0)?, start("deferred-comm", 1)?];
+        Ok(Self {
+            allocator,
+            streams,
+            synchronized: [0; 2],
+        })
+    }
+
+    fn stream(&mut self, on: Stream) -> &mut Worker {
+        &mut self.streams[on as usize]
+    }
+
+    fn drain(&mut self) -> Result<()> {
+        let [compute, communication] = &mut self.streams;
+        // Both are emptied even if the first has failed: nothing may still be running when this returns.
+        let (first, second) = (compute.drain(), communication.drain());
+        first.and(second)
+    }
+
+    fn times(&self, event: Event) -> Result<(u64, u64)> {
+        if event.sequence > self.synchronized[event.stream as usize] {
+            return Err(BackendError::Unsupported(
+                "the time of an event before synchronize",
+            ));
+        }
+        self.streams[event.stream as usize]
+            .progress()
+            .times(event.sequence)
+    }
+}
+
+impl Backend for DeferredBackend {
+    fn allocate(&mut self, category: Category, dtype: Dtype, len: usize) -> Result<Span> {
+        self.allocator.allocate(category, dtype, len)
+    }
+
+    fn launch(&mut self, on: Stream, kernel: Kernel) -> Result<()> {
+        self.stream(on).push(Command::Kernel(kernel))
+    }
+
+    fn upload(&mut self, on: Stream, from: HostSlice<'_>, to: Span) -> Result<()> {
+        self.stream(on).push(Command::Upload {
+            from: HostData::copied(from),
+            to,
+        })
+    }
+
+    fn download(&mut self, from: Span, to: HostSliceMut<'_>) -> Result<()> {
+        self.drain()?;
+        // SAFETY: both streams are empty.
+        unsafe { download(&self.allocator.memory, from, to) };
+        Ok(())
+    }
+
+    fn record(&mut self, on: Stream) -> Event {
+        Event {
+            stream: on,
+            sequence: self.stream(on).record(),
+        }
+    }
+
+    fn wait(&mut self, on: Stream, event: Event) -> Result<()> {
+        if on == event.stream {
+            return self.stream(on).progress().check();
+        }
+        let completion = self.completion(event);
+        self.wait_for(on, &completion)
+    }
+
+    fn completion(&mut self, event: Event) -> Completion {
+        Completion::new(self.stream(event.stream).progress(), event.sequence)
+    }
+
+    fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {
+        self.stream(on).push(Command::Wait(completion.clone()))
+    }
+
+    fn enqueue_host(
+        &mut self,
+        on: Stream,
+        after: &Completion,
+        task: &Arc<dyn HostTask>,
+        call: HostCall,
+    ) -> Result<Event> {
+        let sequence = self
+            .stream(on)
+            .host(after.clone(), Arc::clone(task), call)?;
+        Ok(Event {
+            stream: on,
+            sequence,
+        })
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        let drained = self.drain();
+        self.synchronized = [0, 1].map(|stream| self.streams[stream].next_sequence() - 1);
+        drained
+    }
+
+    fn time_ns(&mut self, event: Event) -> Result<u64> {
+        Ok(self.times(event)?.1)
+    }
+
+    fn begin_ns(&mut self, event: Event) -> Result<u64> {
+        Ok(self.times(event)?.0)
+    }
+
+    fn memory_use(&self) -> MemoryUse {
+        self.allocator.by_category()
+    }
+
+    fn host_memory(&self) -> Option<HostMemory> {
+        Some(self.allocator.memory.clone())
+    }
+
+    fn name(&self) -> &'static str {
+        "deferred"
+    }
+}
