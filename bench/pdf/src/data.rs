@@ -28,10 +28,15 @@ pub(crate) fn files(document: &Document) -> Result<Files, PdfError> {
         check_name(figure)?;
         let svg = figure.svg.clone().into_bytes();
         if files.insert(figure_path(figure), svg).is_some() {
-            return Err(PdfError::DuplicateFigure { name: figure.name.clone() });
+            return Err(PdfError::DuplicateFigure {
+                name: figure.name.clone(),
+            });
         }
     }
-    files.insert(REPORT_FILE.to_string(), report(document).to_string().into_bytes());
+    files.insert(
+        REPORT_FILE.to_string(),
+        report(document).to_string().into_bytes(),
+    );
     Ok(files)
 }
 
@@ -43,7 +48,9 @@ fn figure_path(figure: &Figure) -> String {
 fn check_name(figure: &Figure) -> Result<(), PdfError> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if figure.name.is_empty() || !figure.name.chars().all(plain) {
-        return Err(PdfError::FigureName { name: figure.name.clone() });
+        return Err(PdfError::FigureName {
+            name: figure.name.clone(),
+        });
     }
     Ok(())
 }
@@ -89,7 +96,8 @@ fn table(table: &Table) -> Value {
     let mut alignment = table.alignment.clone();
     alignment.resize(columns, Alignment::Left);
     let mut rows = table.rows.clone();
-    rows.iter_mut().for_each(|row| row.resize(columns, String::new()));
+    rows.iter_mut()
+        .for_each(|row| row.resize(columns, String::new()));
     json!({
         "kind": "table",
         "caption": table.caption,
@@ -146,14 +154,20 @@ mod tests {
     #[test]
     fn a_figure_is_a_file_under_its_name() {
         let files = files(&document(vec![figure_named("step-ms")])).unwrap();
-        assert_eq!(files.keys().collect::<Vec<_>>(), ["charts/step-ms.svg", REPORT_FILE]);
+        assert_eq!(
+            files.keys().collect::<Vec<_>>(),
+            ["charts/step-ms.svg", REPORT_FILE]
+        );
     }
 
     #[test]
     fn names_that_leave_the_folder_or_repeat_are_refused() {
         for name in ["", "../x", "a b", "A", "a\\b"] {
             let error = files(&document(vec![figure_named(name)])).unwrap_err();
-            assert!(matches!(error, PdfError::FigureName { .. }), "{name}: {error}");
+            assert!(
+                matches!(error, PdfError::FigureName { .. }),
+                "{name}: {error}"
+            );
         }
         let error = files(&document(vec![figure_named("a"), figure_named("a")])).unwrap_err();
         assert!(matches!(error, PdfError::DuplicateFigure { .. }), "{error}");

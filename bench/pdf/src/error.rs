@@ -105,7 +105,11 @@ mod tests {
 
     fn at(line: usize) -> Diagnostic {
         Diagnostic {
-            position: Some(Position { file: "template.typ".into(), line, column: 3 }),
+            position: Some(Position {
+                file: "template.typ".into(),
+                line,
+                column: 3,
+            }),
             message: "unknown variable: foo".into(),
             hints: vec!["define it".into()],
         }
@@ -113,12 +117,17 @@ mod tests {
 
     #[test]
     fn a_diagnostic_reads_as_file_line_column_message_hint() {
-        assert_eq!(at(7).to_string(), "template.typ:7:3: unknown variable: foo; hint: define it");
+        assert_eq!(
+            at(7).to_string(),
+            "template.typ:7:3: unknown variable: foo; hint: define it"
+        );
     }
 
     #[test]
     fn an_error_shows_its_first_diagnostic_and_counts_the_rest() {
-        let error = PdfError::Typeset { diagnostics: vec![at(7), at(9), at(11)] };
+        let error = PdfError::Typeset {
+            diagnostics: vec![at(7), at(9), at(11)],
+        };
         let message = error.to_string();
         assert!(message.contains("template.typ:7:3"), "{message}");
         assert!(message.ends_with("(and 2 more)"), "{message}");

@@ -23,10 +23,17 @@ pub(crate) fn missing(document: &PagedDocument) -> Option<Diagnostic> {
     if characters.is_empty() {
         return None;
     }
-    let named: Vec<String> =
-        characters.iter().take(NAMED).map(|c| format!("`{c}` (U+{:04X})", u32::from(*c))).collect();
+    let named: Vec<String> = characters
+        .iter()
+        .take(NAMED)
+        .map(|c| format!("`{c}` (U+{:04X})", u32::from(*c)))
+        .collect();
     let more = characters.len().saturating_sub(NAMED);
-    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    let more = if more == 0 {
+        String::new()
+    } else {
+        format!(" and {more} more")
+    };
     Some(Diagnostic {
         position: None,
         message: format!("the embedded fonts cannot draw {}{more}", named.join(", ")),

@@ -60,18 +60,27 @@ pub fn typeset(document: &Document, template: Option<&str>) -> Result<Pdf, PdfEr
 /// Lays the pages out and writes them.
 fn compile(world: &ReportWorld, document: &Document) -> Result<Pdf, PdfError> {
     let (paged, warnings) = layout(world)?;
-    let bytes = typst_pdf::pdf(&paged, &options(document))
-        .map_err(|found| PdfError::Export { diagnostics: world.errors(&found) })?;
-    Ok(Pdf { bytes, pages: paged.pages().len(), warnings })
+    let bytes = typst_pdf::pdf(&paged, &options(document)).map_err(|found| PdfError::Export {
+        diagnostics: world.errors(&found),
+    })?;
+    Ok(Pdf {
+        bytes,
+        pages: paged.pages().len(),
+        warnings,
+    })
 }
 
 /// Lays the pages out, with the warnings about them.
 fn layout(world: &ReportWorld) -> Result<(PagedDocument, Vec<Diagnostic>), PdfError> {
     let compiled = typst::compile::<PagedDocument>(world);
-    let paged = compiled
-        .output
-        .map_err(|found| PdfError::Typeset { diagnostics: world.errors(&found) })?;
-    let mut warnings: Vec<_> = compiled.warnings.iter().map(|found| world.diagnostic(found)).collect();
+    let paged = compiled.output.map_err(|found| PdfError::Typeset {
+        diagnostics: world.errors(&found),
+    })?;
+    let mut warnings: Vec<_> = compiled
+        .warnings
+        .iter()
+        .map(|found| world.diagnostic(found))
+        .collect();
     warnings.extend(glyphs::missing(&paged));
     Ok((paged, warnings))
 }

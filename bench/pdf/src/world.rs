@@ -29,8 +29,14 @@ static FONTS: LazyLock<Fonts> = LazyLock::new(|| {
         syncmark_report::SANS_FONT,
         syncmark_report::SANS_FONT_BOLD,
     ];
-    let fonts: Vec<Font> = files.into_iter().flat_map(|data| Font::iter(Bytes::new(data))).collect();
-    Fonts { book: LazyHash::new(FontBook::from_fonts(&fonts)), fonts }
+    let fonts: Vec<Font> = files
+        .into_iter()
+        .flat_map(|data| Font::iter(Bytes::new(data)))
+        .collect();
+    Fonts {
+        book: LazyHash::new(FontBook::from_fonts(&fonts)),
+        fonts,
+    }
 });
 
 /// Typst's standard library; building it takes milliseconds, so all reports of a process share it.
@@ -50,21 +56,33 @@ pub(crate) struct ReportWorld {
 impl ReportWorld {
     /// Puts a template and the files of [`crate::data::files`] side by side.
     pub(crate) fn new(template: &str, files: Files) -> Self {
-        let files = files.into_iter().map(|(path, data)| (id(&path), Bytes::new(data))).collect();
-        Self { template: Source::new(id(TEMPLATE_FILE), template.to_string()), files }
+        let files = files
+            .into_iter()
+            .map(|(path, data)| (id(&path), Bytes::new(data)))
+            .collect();
+        Self {
+            template: Source::new(id(TEMPLATE_FILE), template.to_string()),
+            files,
+        }
     }
 
     /// Turns Typst's errors (and only those: warnings among them are dropped) into ours.
     pub(crate) fn errors(&self, found: &[SourceDiagnostic]) -> Vec<Diagnostic> {
         let is_error = |d: &&SourceDiagnostic| d.severity == Severity::Error;
-        found.iter().filter(is_error).map(|d| self.diagnostic(d)).collect()
+        found
+            .iter()
+            .filter(is_error)
+            .map(|d| self.diagnostic(d))
+            .collect()
     }
 
     /// Turns one diagnostic into ours.
     pub(crate) fn diagnostic(&self, found: &SourceDiagnostic) -> Diagnostic {
         // A complaint without a place of its own is put where the call that led to it stands.
         let trace = found.trace.iter().map(|point| DiagSpan::from(point.span));
-        let position = std::iter::once(found.span).chain(trace).find_map(|span| self.position(span));
+        let position = std::iter::once(found.span)
+            .chain(trace)
+            .find_map(|span| self.position(span));
         Diagnostic {
             position,
             message: found.message.to_string(),
@@ -82,7 +100,11 @@ impl ReportWorld {
         };
         let (line, column) = Lines::new(text).byte_to_line_column(range.start)?;
         let name = file.get().vpath().get_without_slash().to_string();
-        Some(Position { file: name, line: line + 1, column: column + 1 })
+        Some(Position {
+            file: name,
+            line: line + 1,
+            column: column + 1,
+        })
     }
 }
 
@@ -116,7 +138,10 @@ impl World for ReportWorld {
             return Err(FileError::Package(PackageError::Other(Some(reason.into()))));
         }
         let path = id.get().vpath().get_without_slash();
-        self.files.get(&id).cloned().ok_or_else(|| FileError::NotFound(path.into()))
+        self.files
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| FileError::NotFound(path.into()))
     }
 
     fn font(&self, index: usize) -> Option<Font> {
@@ -152,8 +177,14 @@ mod tests {
     fn only_the_files_of_the_report_exist() {
         let world = ReportWorld::new("", Files::from([("report.json".into(), b"{}".to_vec())]));
         assert_eq!(world.file(id("report.json")).unwrap().as_slice(), b"{}");
-        assert!(matches!(world.file(id("secret.txt")), Err(FileError::NotFound(_))));
-        assert!(matches!(world.source(id("report.json")), Err(FileError::NotSource)));
+        assert!(matches!(
+            world.file(id("secret.txt")),
+            Err(FileError::NotFound(_))
+        ));
+        assert!(matches!(
+            world.source(id("report.json")),
+            Err(FileError::NotSource)
+        ));
         assert!(world.today(None).is_none());
     }
 }

@@ -32,10 +32,20 @@ fn hostile(text: &str) -> Document {
         Block::heading(3, text),
         Block::paragraph(text),
         Block::warning(text),
-        Block::List { ordered: true, items: vec![text.into()] },
-        Block::Code { language: Some(text.into()), text: text.into() },
+        Block::List {
+            ordered: true,
+            items: vec![text.into()],
+        },
+        Block::Code {
+            language: Some(text.into()),
+            text: text.into(),
+        },
         Block::Table(table),
-        Block::Figure(Figure { title: text.into(), caption: text.into(), ..figure("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"10\" height=\"10\"/>") }),
+        Block::Figure(Figure {
+            title: text.into(),
+            caption: text.into(),
+            ..figure("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"10\" height=\"10\"/>")
+        }),
     ]);
     hostile.title = text.into();
     hostile.subtitle = text.into();
@@ -45,7 +55,14 @@ fn hostile(text: &str) -> Document {
 }
 
 fn figure(svg: &str) -> Figure {
-    Figure { name: "chart".into(), title: "t".into(), caption: "c".into(), svg: svg.into(), width: 10, height: 10 }
+    Figure {
+        name: "chart".into(),
+        title: "t".into(),
+        caption: "c".into(),
+        svg: svg.into(),
+        width: 10,
+        height: 10,
+    }
 }
 
 #[test]
@@ -57,13 +74,23 @@ fn hostile_text_is_shown_letter_by_letter_wherever_it_stands() {
         // Title, subtitle, question, answer, nine places in the blocks, and the footer's subtitle.
         let found = squeezed(&sheets).matches(&squeeze(text)).count();
         assert!(found >= 14, "{text}: found {found} times");
-        assert!(pdf(&format!("hostile-{index}"), &document).bytes.starts_with(b"%PDF-"));
+        assert!(
+            pdf(&format!("hostile-{index}"), &document)
+                .bytes
+                .starts_with(b"%PDF-")
+        );
     }
 }
 
 #[test]
 fn control_characters_and_line_breaks_do_no_harm() {
-    for text in ["a\u{0}b\u{7}c\u{1b}[31m", "one\ntwo\r\nthree\ttab", "\u{202e}reversed\u{202c} \u{feff}", "", " "] {
+    for text in [
+        "a\u{0}b\u{7}c\u{1b}[31m",
+        "one\ntwo\r\nthree\ttab",
+        "\u{202e}reversed\u{202c} \u{feff}",
+        "",
+        " ",
+    ] {
         assert!(typeset(&hostile(text), None).is_ok(), "{text:?}");
     }
 }
@@ -71,32 +98,56 @@ fn control_characters_and_line_breaks_do_no_harm() {
 #[test]
 fn characters_without_a_glyph_are_named() {
     let pdf = typeset(&document(vec![Block::paragraph("model 訓練")]), None).unwrap();
-    let [warning] = pdf.warnings.as_slice() else { panic!("one warning: {:?}", pdf.warnings) };
-    assert!(warning.message.contains("`訓` (U+8A13)") && warning.message.contains("`練`"), "{warning}");
+    let [warning] = pdf.warnings.as_slice() else {
+        panic!("one warning: {:?}", pdf.warnings)
+    };
+    assert!(
+        warning.message.contains("`訓` (U+8A13)") && warning.message.contains("`練`"),
+        "{warning}"
+    );
 }
 
 #[test]
 fn a_broken_template_is_named_with_line_and_column() {
     let broken = [
-        ("#set page(paper: \"a4\")\n\nText #unknown(1)\n", (3, 7), "unknown variable: unknown"),
+        (
+            "#set page(paper: \"a4\")\n\nText #unknown(1)\n",
+            (3, 7),
+            "unknown variable: unknown",
+        ),
         ("Fine\n#let x = (1,\n", (2, 10), "unclosed delimiter"),
-        ("#let r = json(\"report.json\")\n#r.nothing\n", (2, 4), "nothing"),
+        (
+            "#let r = json(\"report.json\")\n#r.nothing\n",
+            (2, 4),
+            "nothing",
+        ),
         ("\n\n#read(\"/etc/passwd\")\n", (3, 7), "file not found"),
-        ("#import \"@preview/cetz:0.3.0\": canvas\n", (1, 9), "cannot load packages"),
+        (
+            "#import \"@preview/cetz:0.3.0\": canvas\n",
+            (1, 9),
+            "cannot load packages",
+        ),
         ("\n#datetime.today()\n", (2, 2), "date"),
     ];
     for (template, (line, column), words) in broken {
         let error = render(&document(vec![]), Some(template)).unwrap_err();
-        let PdfError::Typeset { diagnostics } = &error else { panic!("{error:?}") };
+        let PdfError::Typeset { diagnostics } = &error else {
+            panic!("{error:?}")
+        };
         let position = diagnostics[0].position.as_ref().expect("a place");
-        assert_eq!((position.file.as_str(), position.line, position.column), ("template.typ", line, column), "{error}");
+        assert_eq!(
+            (position.file.as_str(), position.line, position.column),
+            ("template.typ", line, column),
+            "{error}"
+        );
         assert!(error.to_string().contains(words), "{error}");
     }
 }
 
 #[test]
 fn another_template_can_read_the_report() {
-    let template = "#let r = json(\"report.json\")\n#r.title: #r.blocks.len() #image(r.blocks.at(0).file)";
+    let template =
+        "#let r = json(\"report.json\")\n#r.title: #r.blocks.len() #image(r.blocks.at(0).file)";
     let svg = "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"10\" height=\"10\"/>";
     let pdf = typeset(&document(vec![Block::Figure(figure(svg))]), Some(template)).unwrap();
     assert_eq!(pdf.pages, 1);
@@ -108,13 +159,24 @@ fn warnings_about_a_template_reach_the_caller() {
     let template = format!("#set text(font: \"No Such Font\")\nHello\n{DEFAULT_TEMPLATE}");
     let pdf = typeset(&document(vec![]), Some(&template)).unwrap();
     let warning = pdf.warnings.first().expect("a warning").to_string();
-    assert!(warning.contains("template.typ:1:") && warning.contains("no such font"), "{warning}");
+    assert!(
+        warning.contains("template.typ:1:") && warning.contains("no such font"),
+        "{warning}"
+    );
 }
 
 #[test]
 fn a_chart_that_is_no_svg_is_an_error_that_names_it() {
-    for svg in ["", "<svg", "plain text", "<svg xmlns=\"http://www.w3.org/2000/svg\"><rect></svg>"] {
+    for svg in [
+        "",
+        "<svg",
+        "plain text",
+        "<svg xmlns=\"http://www.w3.org/2000/svg\"><rect></svg>",
+    ] {
         let error = render(&document(vec![Block::Figure(figure(svg))]), None).unwrap_err();
-        assert!(error.to_string().contains("charts/chart.svg") || error.to_string().contains("SVG"), "{svg}: {error}");
+        assert!(
+            error.to_string().contains("charts/chart.svg") || error.to_string().contains("SVG"),
+            "{svg}: {error}"
+        );
     }
 }

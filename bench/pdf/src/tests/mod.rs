@@ -36,7 +36,10 @@ fn document(blocks: Vec<Block>) -> Document {
 
 /// Lays a document out with the default template.
 fn sheets(document: &Document) -> (Vec<Sheet>, Vec<Diagnostic>) {
-    let world = ReportWorld::new(DEFAULT_TEMPLATE, data::files(document).expect("plain figure names"));
+    let world = ReportWorld::new(
+        DEFAULT_TEMPLATE,
+        data::files(document).expect("plain figure names"),
+    );
     let (paged, warnings) = layout(&world).expect("the default template typesets");
     let sheet = |frame: &Frame| {
         let mut sheet = Sheet {
@@ -48,7 +51,14 @@ fn sheets(document: &Document) -> (Vec<Sheet>, Vec<Diagnostic>) {
         read(frame, 0.0, &mut sheet);
         sheet
     };
-    (paged.pages().iter().map(|page| sheet(&page.frame)).collect(), warnings)
+    (
+        paged
+            .pages()
+            .iter()
+            .map(|page| sheet(&page.frame))
+            .collect(),
+        warnings,
+    )
 }
 
 /// Adds a frame's text to `sheet`; `left` is the frame's offset on the page in points.
@@ -73,7 +83,9 @@ fn squeezed(sheets: &[Sheet]) -> String {
 }
 
 fn squeeze(text: &str) -> String {
-    text.chars().filter(|c| !c.is_whitespace() && *c != '\u{200b}').collect()
+    text.chars()
+        .filter(|c| !c.is_whitespace() && *c != '\u{200b}')
+        .collect()
 }
 
 /// Typesets to bytes and leaves them as `<name>.pdf` in the samples' folder, if there is one.

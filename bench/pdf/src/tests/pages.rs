@@ -22,13 +22,20 @@ fn every_block_is_on_the_pages_and_nothing_is_warned_about() {
     expected.extend(document.answer);
     for block in document.blocks {
         match block {
-            Block::Heading { text, .. } | Block::Paragraph(text) | Block::Code { text, .. } => expected.push(text),
+            Block::Heading { text, .. } | Block::Paragraph(text) | Block::Code { text, .. } => {
+                expected.push(text)
+            }
             Block::Callout { text, .. } => expected.push(text),
             Block::List { items, .. } => expected.extend(items),
             Block::Figure(figure) => expected.extend([figure.title, figure.caption]),
             Block::Table(table) => {
                 expected.push(table.caption);
-                expected.extend(table.headers.into_iter().chain(table.rows.into_iter().flatten()));
+                expected.extend(
+                    table
+                        .headers
+                        .into_iter()
+                        .chain(table.rows.into_iter().flatten()),
+                );
             }
         }
     }
@@ -42,10 +49,19 @@ fn a_report_is_a_pdf_of_several_pages_with_its_title_and_bookmarks() {
     let started = Instant::now();
     let first = pdf("full", &full());
     let elapsed = started.elapsed();
-    println!("{} pages, {} bytes, typeset in {elapsed:?}", first.pages, first.bytes.len());
+    println!(
+        "{} pages, {} bytes, typeset in {elapsed:?}",
+        first.pages,
+        first.bytes.len()
+    );
     assert!(first.bytes.starts_with(b"%PDF-"));
     assert!((5..=12).contains(&first.pages), "{} pages", first.pages);
-    let holds = |wanted: &[u8]| first.bytes.windows(wanted.len()).any(|window| window == wanted);
+    let holds = |wanted: &[u8]| {
+        first
+            .bytes
+            .windows(wanted.len())
+            .any(|window| window == wanted)
+    };
     assert!(holds(b"/Title"), "the metadata has a title");
     assert!(holds(b"/Outlines"), "the headings are bookmarks");
     assert!(!holds(b"/CreationDate"), "the pdf carries no date");
@@ -54,7 +70,12 @@ fn a_report_is_a_pdf_of_several_pages_with_its_title_and_bookmarks() {
 #[test]
 fn the_same_document_gives_the_same_bytes() {
     let [first, second] = [pdf("full", &full()), pdf("full", &full())];
-    assert!(first.bytes == second.bytes, "{} and {} bytes", first.bytes.len(), second.bytes.len());
+    assert!(
+        first.bytes == second.bytes,
+        "{} and {} bytes",
+        first.bytes.len(),
+        second.bytes.len()
+    );
 }
 
 #[test]
@@ -62,7 +83,11 @@ fn pages_after_the_first_carry_the_scenario_and_every_page_its_number() {
     let (sheets, _) = sheets(&full());
     for (index, sheet) in sheets.iter().enumerate() {
         let text = squeeze(&sheet.text);
-        assert!(text.contains(&format!("Page{}of{}", index + 1, sheets.len())), "{}", sheet.text);
+        assert!(
+            text.contains(&format!("Page{}of{}", index + 1, sheets.len())),
+            "{}",
+            sheet.text
+        );
         assert!(text.contains("dp-vs-ddp"), "{}", sheet.text);
     }
 }
@@ -72,7 +97,11 @@ fn a_long_table_repeats_its_header_on_each_page() {
     let (sheets, _) = sheets(&document(vec![Block::Table(trials(150, 0))]));
     assert!(sheets.len() >= 3, "{} pages", sheets.len());
     for sheet in &sheets {
-        assert!(squeeze(&sheet.text).contains("throughput(samples/s)"), "{}", sheet.text);
+        assert!(
+            squeeze(&sheet.text).contains("throughput(samples/s)"),
+            "{}",
+            sheet.text
+        );
     }
 }
 
@@ -85,10 +114,17 @@ fn a_wide_table_turns_its_page_and_takes_its_heading_along() {
         Block::paragraph("After."),
     ];
     let (sheets, _) = sheets(&document(blocks));
-    let turned: Vec<_> = sheets.iter().filter(|sheet| sheet.width > sheet.height).collect();
+    let turned: Vec<_> = sheets
+        .iter()
+        .filter(|sheet| sheet.width > sheet.height)
+        .collect();
     assert_eq!(turned.len(), 1, "one page is turned");
     assert!((turned[0].width - A4[1]).abs() < 0.5 && (turned[0].height - A4[0]).abs() < 0.5);
-    assert!(turned[0].text.contains("Bytes by phase"), "{}", turned[0].text);
+    assert!(
+        turned[0].text.contains("Bytes by phase"),
+        "{}",
+        turned[0].text
+    );
     assert!(squeezed(&sheets).contains("After."));
 }
 
@@ -101,7 +137,12 @@ fn tables_of_any_width_stay_inside_the_page() {
         let (sheets, warnings) = sheets(&document);
         assert_eq!(warnings, [], "{name}");
         for sheet in sheets {
-            assert!(sheet.right <= sheet.width - 30.0, "{name}: {} of {}", sheet.right, sheet.width);
+            assert!(
+                sheet.right <= sheet.width - 30.0,
+                "{name}: {} of {}",
+                sheet.right,
+                sheet.width
+            );
         }
     }
 }
@@ -110,12 +151,20 @@ fn tables_of_any_width_stay_inside_the_page() {
 fn a_word_that_is_wider_than_the_page_is_broken() {
     let mut table = Table::new("", &[("path", Alignment::Left), ("n", Alignment::Right)]);
     table.push(vec!["x".repeat(900), "1".into()]);
-    let code = Block::Code { language: None, text: format!("/very/{}", "long/path/".repeat(60)) };
+    let code = Block::Code {
+        language: None,
+        text: format!("/very/{}", "long/path/".repeat(60)),
+    };
     for (block, name) in [(Block::Table(table), "long-word"), (code, "long-line")] {
         let document = document(vec![block]);
         pdf(name, &document);
         for sheet in sheets(&document).0 {
-            assert!(sheet.right <= sheet.width - 30.0, "{name}: {} of {}", sheet.right, sheet.width);
+            assert!(
+                sheet.right <= sheet.width - 30.0,
+                "{name}: {} of {}",
+                sheet.right,
+                sheet.width
+            );
         }
     }
 }
@@ -124,12 +173,20 @@ fn a_word_that_is_wider_than_the_page_is_broken() {
 fn a_chart_and_its_caption_are_on_one_page() {
     // Paragraphs push the chart down line by line, so that some of these leave too little room for both.
     for lines in (0..40).step_by(5) {
-        let mut blocks: Vec<_> = (0..lines).map(|line| Block::paragraph(format!("Line {line}."))).collect();
+        let mut blocks: Vec<_> = (0..lines)
+            .map(|line| Block::paragraph(format!("Line {line}.")))
+            .collect();
         blocks.push(chart("only", "Throughput against devices"));
         let (sheets, _) = sheets(&document(blocks));
-        let with_caption: Vec<_> = sheets.iter().filter(|s| s.text.contains("Throughput against")).collect();
+        let with_caption: Vec<_> = sheets
+            .iter()
+            .filter(|s| s.text.contains("Throughput against"))
+            .collect();
         assert_eq!(with_caption.len(), 1);
-        assert!(squeeze(&with_caption[0].text).contains("bythishardware."), "the caption is whole");
+        assert!(
+            squeeze(&with_caption[0].text).contains("bythishardware."),
+            "the caption is whole"
+        );
     }
 }
 
@@ -138,7 +195,10 @@ fn a_tall_chart_is_shrunk_to_the_page() {
     let mut block = chart("tall", "A tall chart");
     if let Block::Figure(figure) = &mut block {
         (figure.width, figure.height) = (400, 4000);
-        figure.svg = figure.svg.replace("width=\"760\" height=\"420\" viewBox", "width=\"400\" height=\"4000\" viewBox");
+        figure.svg = figure.svg.replace(
+            "width=\"760\" height=\"420\" viewBox",
+            "width=\"400\" height=\"4000\" viewBox",
+        );
     }
     assert_eq!(pdf("tall-chart", &document(vec![block])).pages, 2);
 }

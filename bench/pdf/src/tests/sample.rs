@@ -50,7 +50,10 @@ pub(super) fn trials(rows: usize, extra: usize) -> Table {
         ("throughput (samples/s)", Alignment::Right),
     ];
     columns.extend((0..extra).map(|_| ("payload predicted (bytes)", Alignment::Right)));
-    let mut table = Table::new("Every trial in the order of the plan, medians over repeats.", &columns);
+    let mut table = Table::new(
+        "Every trial in the order of the plan, medians over repeats.",
+        &columns,
+    );
     for row in 0..rows {
         let strategy = ["single", "independent", "dp", "ddp-processes"][row % 4];
         let step = 20.0 + row as f64 * 0.37;
@@ -61,7 +64,11 @@ pub(super) fn trials(rows: usize, extra: usize) -> Table {
             if row % 7 == 3 { "unsteady" } else { "passed" }.into(),
             format!("{step:.2}"),
             format!("{:.2} – {:.2}", step - 0.4, step + 0.5),
-            if row % 9 == 5 { String::new() } else { format!("{:.0}", 64_000.0 / step) },
+            if row % 9 == 5 {
+                String::new()
+            } else {
+                format!("{:.0}", 64_000.0 / step)
+            },
         ];
         cells.extend((0..extra).map(|column| (1_048_576 * (column + row + 1)).to_string()));
         table.push(cells);
@@ -75,7 +82,10 @@ fn environment() -> Table {
         &[("what", Alignment::Left), ("value", Alignment::Left)],
     );
     for (what, value) in [
-        ("CPU", "AMD EPYC 9354P 32-Core Processor, 2 sockets, 64 cores, 128 threads"),
+        (
+            "CPU",
+            "AMD EPYC 9354P 32-Core Processor, 2 sockets, 64 cores, 128 threads",
+        ),
         ("governor", "performance on all cores"),
         ("memory", "503 GiB"),
         ("kernel", "Linux 6.1.0-28-amd64"),
@@ -87,7 +97,13 @@ fn environment() -> Table {
 }
 
 fn definitions() -> Table {
-    let mut table = Table::new("", &[("figure", Alignment::Left), ("how it is defined", Alignment::Left)]);
+    let mut table = Table::new(
+        "",
+        &[
+            ("figure", Alignment::Left),
+            ("how it is defined", Alignment::Left),
+        ],
+    );
     table.push(vec![
         "step (ms)".into(),
         "From the loop asking for a batch in host memory until every rank's optimizer update is complete on its \
