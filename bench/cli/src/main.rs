@@ -1,2 +1,26 @@
-//! The command line of syncmark.
-fn main() {}
+//! The binary `syncmark`: parses the arguments, hands them to a verb, and turns its outcome into an exit status.
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use syncmark::args::{Cli, Command};
+use syncmark::cmd;
+use syncmark::error::{Result, Status};
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(status) => status.into(),
+        Err(error) => {
+            eprint!("{}", error.render(std::io::stderr().is_terminal()));
+            error.status().into()
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<Status> {
+    match command {
+        Command::Schema => cmd::schema::execute(),
+        Command::Completions(args) => cmd::completions::execute(args),
+        Command::Man => cmd::man::execute(),
+    }
+}

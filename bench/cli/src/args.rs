@@ -1,0 +1,131 @@
+//! The arguments of the command line.
+//!
+//! Contract: this file says what can be asked for; `cmd` does it. Each verb has a struct of its own.
+//! The verbs are those of "Command line" in ARCHITECTURE.md.
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXIT_STATUSES: &str = "Exit status: 0 all passed; 1 a trial failed, timed out or was invalid; \
+2 bad usage or scenario; 3 a regression; 4 nothing could run here; 130 interrupted.";
+
+/// Measures DataParallel, DistributedDataParallel and norms on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "syncmark", version, after_help = EXIT_STATUSES, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    //     /// Show the trials, what is left out and why, and the expected time; run nothing.
+    //     Plan(PlanArgs),
+    /// Print the JSON Schema of scenario files.
+    Schema,
+    /// Print a completion script for a shell.
+    Completions(CompletionsArgs),
+    /// Print the manual page, in roff.
+    Man,
+}
+
+/// Which scenarios, and what to change in them.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ScenarioArgs {
+    /// Scenario files, or names of shipped scenarios: quickstart, dp-vs-ddp, dp-vs-ddp-smoke.
+    #[arg(required = true, value_name = "SCENARIO")]
+    pub scenarios: Vec<String>,
+    /// What computes; the same as `--set parallel.backend=...`.
+    #[arg(long, value_enum)]
+    pub backend: Option<BackendArg>,
+    /// Keep only trials whose effective KEY has this VALUE. Repeated: the same key may have any of its values,
+    /// different keys must all match.
+    #[arg(long = "filter", value_name = "KEY=VALUE")]
+    pub filters: Vec<String>,
+    /// Override a KEY of the scenario, whatever its sweep and variants say. VALUE is TOML; quotes around a
+    /// plain word can be left out.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// Values of `--backend`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    /// The fastest that this build has.
+    Auto,
+    /// Sets of CPU cores.
+    Cpu,
+    /// NVIDIA GPUs.
+    Cuda,
+}
+
+/// `syncmark run`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RunArgs {
+    /// Scenarios and overrides.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
+    /// Folder that receives the run's folder.
+    #[arg(long, value_name = "DIR", default_value = "reports")]
+    pub out: PathBuf,
+    /// Go on with an interrupted run: repeats that are in DIR already are not run again.
+    #[arg(long, value_name = "DIR", conflicts_with = "out")]
+    pub resume: Option<PathBuf>,
+    /// No progress on stderr.
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// `syncmark plan`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PlanArgs {
+    /// Scenarios and overrides.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
+}
+
+/// `syncmark verify`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct VerifyArgs {
+    /// Scenarios and overrides.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
+    /// No progress on stderr.
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// `syncmark report`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ReportArgs {
+    /// A run folder.
+    #[arg(value_name = "RUN_DIR")]
+    pub folder: PathBuf,
+    /// A Typst template in place of the built-in one.
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
+    /// Leave report.pdf out.
+    #[arg(long)]
+    pub no_pdf: bool,
+}
+
+/// `syncmark completions`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+impl BackendArg {
+    /// The value of `parallel.backend`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}

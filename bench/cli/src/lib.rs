@@ -1,0 +1,8 @@
+//! The parts of the `syncmark` binary, as a library so that they can be tested one by one.
+//!
+//! Data flows one way: scenario file, scenario, plan, run, records. See ARCHITECTURE.md.
+pub mod args;
+pub mod cmd;
+pub mod error;
+pub mod plan;
+pub mod scenario;

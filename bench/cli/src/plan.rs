@@ -1,0 +1,61 @@
+//! The plan of a scenario: its trials in order, what was left out and why, and what it will take.
+//!
+//! Contract: a plan does no I/O and depends on nothing but the scenario and the command line: the same
+//! input gives the same plan, ids and order on every machine. See "Data flows one way" in ARCHITECTURE.md.
+pub mod config;
+pub mod schedule;
+
+use crate::plan::config::TrialConfig;
+use crate::scenario::file::Scenario;
+
+/// An ordered list of trials, and what is not in it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The scenario with `--set` applied.
+    pub scenario: Scenario,
+    /// `scenario.toml` as run: the file with `--set` applied, to be written into the run folder.
+    pub toml: String,
+    /// In the order of the file: variants outside, the sweep's last key innermost.
+    pub trials: Vec<Trial>,
+    /// Combinations that mean nothing, with the reason.
+    pub left_out: Vec<LeftOut>,
+    /// Combinations that turned out equal to an earlier trial.
+    pub merged: Vec<Merged>,
+}
+
+/// One trial.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trial {
+    /// First 12 hexadecimal digits of the BLAKE3 hash of the effective configuration's canonical JSON.
+    pub id: String,
+    /// Short name for people, such as `resnet20 batch ddp-processes ×2`; unique within the plan.
+    pub label: String,
+    /// Name of the `[[variant]]` that it came from.
+    pub variant: Option<String>,
+    /// Model preset, or `in-place`.
+    pub model: String,
+    /// What the child receives.
+    pub config: TrialConfig,
+    /// Scalar parameters of the model.
+    pub parameters: u64,
+    /// What a reader must know, such as devices that get no samples.
+    pub notes: Vec<String>,
+}
+
+/// A combination that means nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The combination, such as `single ×2`.
+    pub what: String,
+    /// Why it means nothing.
+    pub why: String,
+}
+
+/// A combination that equals an earlier trial once the keys it does not use are dropped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merged {
+    /// The overrides of the combination.
+    pub what: String,
+    /// Id of the trial that stands for it.
+    pub into: String,
+}
