@@ -21,6 +21,8 @@ import torch  # noqa: E402
 
 import fixtures_layers  # noqa: E402
 import fixtures_norms  # noqa: E402
+import fixtures_parallel  # noqa: E402
+import fixtures_training  # noqa: E402
 import fixtures_values  # noqa: E402
 from fixture import Fixture, compare  # noqa: E402
 
@@ -29,6 +31,8 @@ FAMILIES: dict[str, Callable[[], Iterator[Fixture]]] = {
     "layers": fixtures_layers.fixtures,
     "norms": fixtures_norms.fixtures,
     "values": fixtures_values.fixtures,
+    "training": fixtures_training.fixtures,
+    "parallel": fixtures_parallel.fixtures,
 }
 
 

@@ -10,6 +10,7 @@ Reference: the format, https://github.com/huggingface/safetensors#format.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ DTYPES = {"float64": "F64", "float32": "F32", "int64": "I64", "uint32": "U32"}
 COMMAND = "python scripts/golden.py"
 # Largest difference between two runs of one reference, over the largest magnitude in the tensor. Layers: another machine may
 # sum float64 in another order. Ten steps of training amplify that; float32 results are compared loosely, because libraries
-# choose float32 kernels by processor.
+# choose float32 kernels by processor; how far float32 strays is a property of the machine that wrote the file, and not compared.
 TOLERANCE = {"F64": 1e-12, "F32": 0.0, "I64": 0.0, "U32": 0.0}
 TRAINED_TOLERANCE = 1e-9
 FLOAT32_TOLERANCE = 1e-2
@@ -90,7 +91,9 @@ def compare(fixture: Fixture, path: Path) -> list[str]:
 def tolerance(fixture: Fixture, name: str) -> float:
     """Return how far a tensor may be from the committed one, relative to its largest magnitude."""
     dtype = DTYPES[fixture.tensors[name].dtype.name]
-    if name.endswith("_fp32"):
+    if name == "losses_gap":
+        return math.inf
+    if name == "losses_fp32":
         return FLOAT32_TOLERANCE
     if dtype == "F64" and "steps_trained" in fixture.metadata:
         return TRAINED_TOLERANCE
@@ -108,6 +111,10 @@ def difference(new: NDArray[np.generic], old: NDArray[np.generic], allowed: floa
     return None if distance <= allowed * scale else f"largest difference {distance:.3g} at magnitude {scale:.3g}"
 
 
-def gaps(reference: Arrays, single: Arrays) -> str:
-    """Return as JSON, per tensor, the largest difference of PyTorch's float32 result from its float64 result."""
-    return json.dumps({name: float(np.abs(single[name] - reference[name]).max(initial=0.0)) for name in reference})
+def gaps(reference: Arrays, *singles: Arrays) -> str:
+    """Return as JSON, per tensor, the largest difference of PyTorch's float32 results from its float64 result."""
+    worst = {
+        name: max(float(np.abs(single[name] - expected).max(initial=0.0)) for single in singles)
+        for name, expected in reference.items()
+    }
+    return json.dumps(worst)

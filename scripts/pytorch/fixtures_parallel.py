@@ -1,0 +1,132 @@
+"""Fixtures of DataParallel, written out by hand, and of PyTorch's own DistributedDataParallel over gloo.
+
+Contract: as fixtures_training.py, with `final.<name>` of device 0 or rank 0, parameters and buffers. DP: metadata `devices` and
+`chunks` (scatter's sizes), no first_gradient_norm; `losses` (steps,) on the gathered output. DDP: metadata `ranks` and `per_rank_batch`; step k's global
+batch is samples k·batch..(k+1)·batch, rank r takes the r-th contiguous part; `losses` (steps, ranks);
+`final_rank1.<name>` are rank 1's buffers; its parameters are checked here to be bit-equal to rank 0's.
+
+Reference: SEMANTICS 1 and 2; torch/nn/parallel/data_parallel.py; torch/nn/parallel/distributed.py. nn.DataParallel itself needs
+several GPUs, so its step is spelled out, on copies of the model that stand for the devices.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+import training
+from fixture import Arrays, Fixture
+from fixtures_training import DIGITS, Run, finals, fixture
+
+DP_CASES = ((10, 4), (9, 4), (8, 2), (3, 4))
+STEPS = 5
+
+
+def chunk_sizes(batch: int, devices: int) -> list[int]:
+    """Return scatter's sizes: chunks of ceil(batch / devices), the last one smaller, so fewer devices may take part."""
+    return [len(part) for part in torch.arange(batch).chunk(devices)]
+
+
+def data_parallel_gradients(net: nn.Module, devices: int, inputs: Tensor, labels: Tensor) -> float:
+    """Run DP's forward, loss and backward; leave summed gradients in the parameters and return the loss."""
+    parts = inputs.chunk(devices)  # 1. scatter
+    # 2. replicate: replica 0 shares the master's storage, so only its running statistics survive.
+    replicas = [net] + [copy.deepcopy(net) for _ in parts[1:]]
+    for replica in replicas:
+        replica.zero_grad(set_to_none=True)
+    outputs = [replica(part) for replica, part in zip(replicas, parts, strict=True)]  # 3. parallel apply
+    gathered = torch.cat([output.detach() for output in outputs]).requires_grad_()  # 4. gather
+    loss = functional.cross_entropy(gathered, labels)  # 5. loss on the output device
+    loss.backward()
+    scattered = gathered.grad.split([len(part) for part in parts])  # 6. scatter the output gradient
+    for output, gradient in zip(outputs, scattered, strict=True):
+        output.backward(gradient)
+    for replica in replicas[1:]:  # 7. reduce: a sum, never divided
+        for master, copied in zip(net.parameters(), replica.parameters(), strict=True):
+            master.grad += copied.grad
+    return loss.item()
+
+
+def train_dp(devices: int, run: Run, dtype: torch.dtype, memory: torch.memory_format) -> Arrays:
+    """Train with DP's step on `devices` stand-ins."""
+    net = run.model(dtype).to(memory_format=memory)
+    optimizer = run.sgd.optimizer(net)
+    losses = []
+    for k in range(run.steps):
+        inputs, labels = run.source.batch(k * run.batch, run.batch)
+        losses.append(data_parallel_gradients(net, devices, inputs.to(dtype, memory_format=memory), labels))
+        optimizer.step()  # 8. on device 0 only
+    return {"losses": np.array(losses)} | finals(net)
+
+
+def ddp_rank(rank: int, ranks: int, run: Run, dtype: torch.dtype, memory: torch.memory_format, port: int, folder: str) -> None:
+    """Train as one rank of PyTorch's DDP, defaults throughout, and save the results in `folder`."""
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    net = DistributedDataParallel(run.model(dtype).to(memory_format=memory))
+    optimizer = run.sgd.optimizer(net)
+    per_rank = run.batch // ranks
+    losses = []
+    for k in range(run.steps):
+        inputs, labels = run.source.batch(k * run.batch + rank * per_rank, per_rank)
+        losses.append(training.step(net, optimizer, inputs.to(dtype, memory_format=memory), labels))
+    np.savez(os.path.join(folder, f"rank{rank}.npz"), losses=np.array(losses), **finals(net.module))
+    dist.barrier()  # A rank that leaves while another still talks to it aborts that one.
+    dist.destroy_process_group()
+
+
+def train_ddp(ranks: int, run: Run, dtype: torch.dtype, memory: torch.memory_format) -> Arrays:
+    """Spawn the ranks, collect their results and check that their parameters are bit-equal."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with tempfile.TemporaryDirectory() as folder:
+        # The parent hosts the store, so that it outlives every rank.
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        mp.spawn(ddp_rank, args=(ranks, run, dtype, memory, store.port, folder), nprocs=ranks)
+        results = [dict(np.load(Path(folder) / f"rank{rank}.npz")) for rank in range(ranks)]
+    trainable = {f"final.{n}" for n in parameter_names(run)}
+    for name in trainable:
+        if not all(np.array_equal(results[0][name], other[name]) for other in results[1:]):
+            raise RuntimeError(f"{run.name}: the ranks hold different {name}")
+    losses = np.stack([result.pop("losses") for result in results], axis=1)
+    buffers = {f"final_rank1.{n.removeprefix('final.')}": a for n, a in results[1].items() if n not in trainable}
+    return {"losses": losses} | results[0] | buffers
+
+
+def parameter_names(run: Run) -> list[str]:
+    """Return the names of the trainable tensors."""
+    named = training.named_tensors(run.model(torch.float32))
+    return [name for name, tensor in named.items() if isinstance(tensor, nn.Parameter)]
+
+
+def data_parallel(batch: int, devices: int) -> Fixture:
+    """Make the fixture of convnet with BatchNorm under DP."""
+    run = Run(f"dp_convnet_batch_{batch}_over_{devices}", "convnet", "batch", DIGITS, batch, STEPS, keep_final=True)
+    extra = {"kind": "dp", "devices": str(devices), "chunks": json.dumps(chunk_sizes(batch, devices))}
+    return fixture(run, partial(train_dp, devices), extra)
+
+
+def distributed(norm: str, ranks: int, per_rank: int) -> Fixture:
+    """Make the fixture of convnet under DDP."""
+    run = Run(f"ddp_convnet_{norm}_{ranks}x{per_rank}", "convnet", norm, DIGITS, ranks * per_rank, STEPS, keep_final=True)
+    extra = {"kind": "ddp", "ranks": str(ranks), "per_rank_batch": str(per_rank)}
+    return fixture(run, partial(train_ddp, ranks), extra)
+
+
+def fixtures() -> Iterator[Fixture]:
+    """Make every fixture of this family."""
+    yield from (data_parallel(batch, devices) for batch, devices in DP_CASES)
+    yield distributed("batch", 2, 8)
