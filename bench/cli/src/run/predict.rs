@@ -1,0 +1,142 @@
+//! What a step should move, from the configuration alone: the formulas of `syncmark_record::bytes` fed with the model's
+//! own sizes. Nothing here looks at a counter, so a call too many, too few or of another size shows as a difference.
+use syncmark_engine::comm::Collective;
+use syncmark_engine::model::node::Op;
+use syncmark_engine::model::resolve::{Model, NormOptions, resolve};
+use syncmark_engine::probe::Phase;
+use syncmark_record::bytes::{self, Algorithm, Call, DataParallelStep, Gathered, Traffic};
+
+use crate::plan::config::{StrategyConfig, TrialConfig};
+use crate::scenario::file::DpLoss;
+
+/// PyTorch's default caps in bytes: SEMANTICS of DDP's reducer.
+const FIRST_BUCKET_BYTES: u64 = 1 << 20;
+const BUCKET_BYTES: u64 = 25 << 20;
+
+/// What one device or rank should send and receive per step in calls of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Device or rank.
+    pub device: u32,
+    /// For whom.
+    pub phase: Phase,
+    /// Which.
+    pub collective: Collective,
+    /// Payload of one call; for DP's copies, whose pieces have no size of their own, the phase's payload of a step.
+    pub size_bytes: u64,
+    /// Calls a step; for DP's copies not predicted.
+    pub calls: Option<u64>,
+    /// Bytes a step.
+    pub traffic: Traffic,
+}
+
+/// All that a steady step of `config` should move, one entry per device, phase, collective and size.
+pub fn step(config: &TrialConfig) -> Vec<Expected> {
+    let options = NormOptions { groups: config.norm_groups, ..NormOptions::default() };
+    let Ok(model) = resolve(&config.model, &config.model.input, config.model.classes, config.norm, &options) else {
+        return Vec::new();
+    };
+    match config.strategy {
+        StrategyConfig::Single | StrategyConfig::Independent => Vec::new(),
+        StrategyConfig::Dp { loss } => data_parallel(config, &model, loss),
+        StrategyConfig::Ddp { .. } => (0..config.devices as u32).flat_map(|rank| distributed(config, &model, rank)).collect(),
+    }
+}
+
+fn data_parallel(config: &TrialConfig, model: &Model, loss: DpLoss) -> Vec<Expected> {
+    if config.devices == 1 {
+        return Vec::new();
+    }
+    let facts = model.facts();
+    let (label, input) = (size_of::<i32>() as u64, (model.input.elements() * size_of::<f32>()) as u64);
+    let output = (facts.output.elements() * size_of::<f32>()) as u64;
+    let step = DataParallelStep {
+        batch: config.batch.global as u64,
+        devices: config.devices as u64,
+        scattered_bytes_per_sample: if loss == DpLoss::Replica { input + label } else { input },
+        gathered: match loss {
+            DpLoss::Gathered => Gathered::PerSample(output),
+            DpLoss::Replica => Gathered::PerReplica(size_of::<f32>() as u64),
+        },
+        parameter_bytes: facts.parameter_bytes as u64,
+        buffer_bytes: facts.buffer_bytes as u64,
+    };
+    let mut expected = Vec::new();
+    for phase in step.phases() {
+        let of_engine = Phase::ALL.into_iter().find(|p| p.name() == phase.phase).expect("a phase of the engine");
+        let payload = phase.devices.iter().map(|t| t.sent).sum();
+        for (device, traffic) in phase.devices.iter().enumerate().filter(|(_, t)| t.sent + t.received > 0) {
+            expected.push(Expected {
+                device: device as u32,
+                phase: of_engine,
+                collective: Collective::Copy,
+                size_bytes: payload,
+                calls: None,
+                traffic: *traffic,
+            });
+        }
+    }
+    expected
+}
+
+fn distributed(config: &TrialConfig, model: &Model, rank: u32) -> Vec<Expected> {
+    let mut calls = Calls { ranks: config.devices as u64, rank, expected: Vec::new() };
+    if config.devices == 1 {
+        return Vec::new();
+    }
+    // Gradients become ready from the last layer to the first, and lie in the arena in that order.
+    let ready: Vec<u64> =
+        model.nodes.iter().rev().flat_map(|node| node.parameters()).map(|slot| slot.elements() as u64).collect();
+    for elements in bytes::bucket_elements(&ready, FIRST_BUCKET_BYTES, BUCKET_BYTES) {
+        calls.add(Phase::AllReduce, Collective::AllReduce, elements, size_of::<f32>());
+    }
+    let running: Vec<u64> = model.nodes.iter().filter_map(|node| node.running_channels()).map(|c| c as u64).collect();
+    if !running.is_empty() {
+        calls.add(Phase::BufferBroadcast, Collective::Broadcast, 2 * running.iter().sum::<u64>(), size_of::<f32>());
+        calls.add(Phase::BufferBroadcast, Collective::Broadcast, running.len() as u64, size_of::<i64>());
+    }
+    for node in &model.nodes {
+        if let (Op::BatchNorm { sync: true, .. }, Some(channels)) = (&node.op, node.running_channels()) {
+            let channels = channels as u64;
+            calls.add(Phase::SyncBatchNorm, Collective::AllGather, 2 * channels + 1, size_of::<f32>());
+            calls.add(Phase::SyncBatchNorm, Collective::AllReduce, 2 * channels, size_of::<f32>());
+        }
+    }
+    calls.expected
+}
+
+/// Collects the calls of one rank; equal ones become one entry.
+struct Calls {
+    ranks: u64,
+    rank: u32,
+    expected: Vec<Expected>,
+}
+
+impl Calls {
+    fn add(&mut self, phase: Phase, collective: Collective, elements: u64, element_bytes: usize) {
+        let formula = match collective {
+            Collective::Broadcast => bytes::Collective::Broadcast { root: 0 },
+            Collective::AllGather => bytes::Collective::AllGather,
+            _ => bytes::Collective::AllReduce,
+        };
+        let element_bytes = element_bytes as u64;
+        let call =
+            Call { collective: formula, algorithm: Algorithm::SharedDirect, elements, element_bytes, ranks: self.ranks };
+        let traffic = call.traffic(u64::from(self.rank)).expect("shared-direct has every collective");
+        let size_bytes = elements * element_bytes;
+        let known = self
+            .expected
+            .iter_mut()
+            .find(|e| e.phase == phase && e.collective == collective && e.size_bytes == size_bytes);
+        match known {
+            Some(entry) => {
+                entry.calls = entry.calls.map(|calls| calls + 1);
+                entry.traffic = entry.traffic + traffic;
+            }
+            None => {
+                self.expected.push(Expected { device: self.rank, phase, collective, size_bytes, calls: Some(1), traffic });
+            }
+        }
+    }
+}
+
