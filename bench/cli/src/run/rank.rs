@@ -1,0 +1,132 @@
+//! The child side: `syncmark rank` reads an assignment, builds its replicas, runs its passes and spools what happened.
+//!
+//! One child holds one rank of a process-launched DDP, or all ranks of anything else: single and DP have one, thread
+//! ranks a thread each, pinned to their device's cores. The first failure of any rank ends the child: nobody waits for
+//! a rank that will not come.
+mod build;
+mod gate;
+mod measure;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use syncmark_engine::backend::BackendError;
+
+use super::protocol::{Assignment, ErrorKind, Message, PROTOCOL_VERSION, Purpose};
+use super::spool::SpoolError;
+use build::{Participant, Ranks};
+
+/// Why a rank gives up.
+#[derive(Debug, thiserror::Error)]
+pub enum RankError {
+    /// The engine said no.
+    #[error("{0}")]
+    Engine(#[from] BackendError),
+    /// The model cannot be built; the plan should have said so.
+    #[error("failed to build the model: {0}")]
+    Model(String),
+    /// The spool cannot be used.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The assignment makes no sense to this binary.
+    #[error("{0}")]
+    Assignment(String),
+    /// Training left the numbers.
+    #[error("the loss is {loss} after step {step}")]
+    Diverged {
+        /// The loss.
+        loss: f32,
+        /// Steps done.
+        step: u64,
+    },
+    /// A file of a gate cannot be written.
+    #[error("failed to write {}: {source}", path.display())]
+    Output {
+        /// File.
+        path: std::path::PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+}
+
+impl RankError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Engine(BackendError::OutOfMemory { .. }) => ErrorKind::OutOfMemory,
+            Self::Engine(BackendError::Communication(_)) => ErrorKind::Aborted,
+            Self::Diverged { .. } => ErrorKind::Diverged,
+            _ => ErrorKind::Failed,
+        }
+    }
+}
+
+/// Runs the assignment on standard input.
+pub fn main() -> ExitCode {
+    // A child must not outlive its conductor, however that ends.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    match read_assignment().and_then(|assignment| run(&assignment)) {
+        Ok(()) => {
+            say(&Message::Done);
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(0, &error),
+    }
+}
+
+fn read_assignment() -> Result<Assignment, RankError> {
+    let mut line = String::new();
+    io::stdin().read_line(&mut line).map_err(|e| RankError::Assignment(format!("failed to read the assignment: {e}")))?;
+    let assignment: Assignment = serde_json::from_str(&line)
+        .map_err(|e| RankError::Assignment(format!("failed to parse the assignment: {e}")))?;
+    if assignment.protocol_version == PROTOCOL_VERSION {
+        return Ok(assignment);
+    }
+    let theirs = assignment.protocol_version;
+    Err(RankError::Assignment(format!("protocol version {theirs}, but this child speaks {PROTOCOL_VERSION}")))
+}
+
+fn run(assignment: &Assignment) -> Result<(), RankError> {
+    let mut ranks = Ranks::new(assignment)?;
+    let count = ranks.local();
+    if count == 1 {
+        return run_rank(assignment, ranks.take(0));
+    }
+    std::thread::scope(|scope| {
+        for index in 0..count {
+            let seat = ranks.take(index);
+            let name = format!("rank {}", seat.rank);
+            let work = move || {
+                let rank = seat.rank;
+                if let Err(error) = run_rank(assignment, seat) {
+                    // Other ranks may be waiting in a collective: the whole child ends here, and says why first.
+                    std::process::exit(i32::from(fail(rank, &error) != ExitCode::SUCCESS));
+                }
+            };
+            std::thread::Builder::new()
+                .name(name)
+                .spawn_scoped(scope, work)
+                .map_err(|e| RankError::Assignment(format!("failed to start a rank's thread: {e}")))?;
+        }
+        Ok(())
+    })
+}
+
+fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError> {
+    let participant = Participant::build(assignment, seat)?;
+    match &assignment.purpose {
+        Purpose::Measure { unsynchronized_first } => measure::run(assignment, participant, *unsynchronized_first),
+        Purpose::Gate { steps, outputs, .. } => gate::run(assignment, participant, *steps, outputs),
+    }
+}
+
+/// Says a message; a conductor that is gone no longer listens, and the child then dies of its own.
+fn say(message: &Message) {
+    let line = serde_json::to_string(message).expect("messages serialise");
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn fail(rank: u32, error: &RankError) -> ExitCode {
+    say(&Message::Error { kind: error.kind(), rank, message: error.to_string() });
+    ExitCode::FAILURE
+}

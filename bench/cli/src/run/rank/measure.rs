@@ -1,0 +1,228 @@
+//! The passes of a measured repeat: warm-up, window, the paired arm without synchronization, tracing.
+//!
+//! What may bias the figures, and what is done about it, stands in METHODOLOGY.md; the rules that this file keeps are:
+//! every pass starts from the same snapshot of parameters and with the same lead-in; no pass but the traced one records
+//! an event or synchronizes inside a step; a pass is timed from a barrier until this rank's device has finished.
+use std::time::Duration;
+
+use syncmark_engine::probe::{Phase, PhaseSpan, Probe, Silent, Track, now_ns};
+use syncmark_record::rows::Pass;
+
+use super::build::Participant;
+use super::{RankError, say};
+use crate::run::protocol::{Assignment, Message};
+use crate::run::recorder::{ALGORITHMS, COLLECTIVES, pass_number};
+use crate::run::spool::{CommEvent, Event, Writer};
+
+/// Steps before each pass that are not counted: caches and branch predictors see the pass's own code.
+const LEAD_IN_STEPS: u64 = 3;
+
+/// Runs all passes.
+///
+/// # Errors
+/// The first failure of this rank.
+pub fn run(assignment: &Assignment, mut participant: Participant, unsynchronized_first: bool) -> Result<(), RankError> {
+    let measure = &assignment.trial.measure;
+    let step_time = warm_up(assignment, &mut participant)?;
+    let planned = (measure.min_time_ns as f64 / step_time.as_nanos().max(1) as f64).ceil() as u64;
+    let steps = participant.agree(planned.max(measure.steps as u64))?;
+    participant.strategy.snapshot()?;
+    let mut passes = vec![Pass::Window];
+    if measure.unsynchronized {
+        passes.insert(usize::from(!unsynchronized_first), Pass::Unsynchronized);
+    }
+    for pass in passes {
+        timed_pass(&mut participant, pass, steps)?;
+    }
+    if measure.trace_steps > 0 {
+        traced_pass(&mut participant, measure.trace_steps as u64)?;
+    }
+    memory(&mut participant);
+    Ok(())
+}
+
+/// Steps until `warmup_steps` and `warmup_time` are both reached; returns the time of a step at the end of it.
+/// Rank 0 alone looks at the clock, so that all ranks take equally many steps.
+fn warm_up(assignment: &Assignment, participant: &mut Participant) -> Result<Duration, RankError> {
+    let measure = &assignment.trial.measure;
+    let start = now_ns();
+    let (mut done, mut steps) = (0, participant.agree(measure.warmup_steps.max(3) as u64)?);
+    let mut per_step = 0;
+    while steps > 0 {
+        let begin = now_ns();
+        for _ in 0..steps {
+            participant.step(&mut Silent)?;
+        }
+        participant.strategy.finish()?;
+        done += steps;
+        let now = now_ns();
+        participant.spool.beat(now);
+        per_step = ((now - begin) / steps).max(1);
+        let left = (measure.warmup_time_ns).saturating_sub(now - start);
+        // At most as many again as were taken so far: the first steps are slow and would mislead the estimate.
+        steps = participant.agree(left.div_ceil(per_step).min(done))?;
+    }
+    participant.spool.push(Event::Warmup { steps: done });
+    Ok(Duration::from_nanos(per_step))
+}
+
+fn timed_pass(participant: &mut Participant, pass: Pass, steps: u64) -> Result<(), RankError> {
+    let synchronized = pass == Pass::Window;
+    begin_pass(participant, pass, steps, synchronized)?;
+    let number = pass_number(pass);
+    let (start, mut samples) = (now_ns(), 0);
+    let mut begin = start;
+    for step in 0..steps {
+        let batch = participant.step(&mut Silent)?;
+        let end = now_ns();
+        samples += batch;
+        participant.spool.push(Event::Step { pass: number, step, start_ns: begin, end_ns: end, samples: batch });
+        participant.spool.beat(end);
+        begin = end;
+    }
+    participant.strategy.finish()?;
+    participant.spool.push(Event::Pass { pass: number, steps, samples, start_ns: start, end_ns: now_ns() });
+    if synchronized {
+        after_window(participant, steps)?;
+    }
+    participant.strategy.set_synchronize(true);
+    Ok(())
+}
+
+/// Back to the snapshot, a few uncounted steps, counters to zero, and everyone to the starting line.
+fn begin_pass(participant: &mut Participant, pass: Pass, steps: u64, synchronized: bool) -> Result<(), RankError> {
+    if participant.first_rank {
+        let name = serde_json::to_value(pass).expect("a pass has a name").as_str().unwrap_or_default().to_owned();
+        say(&Message::Pass { name, steps });
+    }
+    participant.strategy.restore()?;
+    participant.strategy.set_synchronize(synchronized);
+    for _ in 0..LEAD_IN_STEPS {
+        participant.step(&mut Silent)?;
+    }
+    participant.strategy.finish()?;
+    participant.strategy.reset_counts();
+    participant.barrier()
+}
+
+/// What is read back once the window is over: its counters, the loss, and whether the ranks still agree.
+fn after_window(participant: &mut Participant, steps: u64) -> Result<(), RankError> {
+    counts(participant, steps);
+    let loss = participant.strategy.loss()?;
+    participant.spool.push(Event::Loss { step: steps, loss: f64::from(loss) });
+    if let Some(equal) = participant.strategy.parameters_equal()? {
+        participant.spool.push(Event::ParametersEqual { equal });
+    }
+    if loss.is_finite() { Ok(()) } else { Err(RankError::Diverged { loss, step: steps }) }
+}
+
+fn counts(participant: &mut Participant, steps: u64) {
+    for (device, count) in participant.strategy.counts() {
+        let position = |name: &str| ALGORITHMS.iter().position(|a| *a == name).unwrap_or(0) as u8;
+        participant.spool.push(Event::Comm(CommEvent {
+            device: device as u16,
+            phase: count.phase as u8,
+            collective: COLLECTIVES.iter().position(|c| *c == count.collective).unwrap_or(0) as u8,
+            algorithm: position(count.algorithm),
+            element_bytes: count.element_bytes as u8,
+            root: count.root as u32,
+            size_bytes: count.size_bytes,
+            calls: count.calls as u32,
+            steps: steps as u32,
+            sent_bytes: count.sent_bytes,
+            received_bytes: count.received_bytes,
+            wait_ns: quantiles(count.wait_ns),
+            transfer_ns: quantiles(count.transfer_ns),
+        }));
+    }
+}
+
+/// p50 and p90, by the nearest rank; `u32::MAX` for no sample or more than four seconds.
+fn quantiles(mut samples: Vec<u64>) -> [u32; 2] {
+    samples.sort_unstable();
+    let at = |share: f64| {
+        let rank = (share * samples.len() as f64).ceil() as usize;
+        samples.get(rank.saturating_sub(1)).map_or(u32::MAX, |ns| u32::try_from(*ns).unwrap_or(u32::MAX))
+    };
+    [at(0.5), at(0.9)]
+}
+
+fn traced_pass(participant: &mut Participant, steps: u64) -> Result<(), RankError> {
+    begin_pass(participant, Pass::Traced, steps, true)?;
+    let number = pass_number(Pass::Traced);
+    let mut probe = SpanBuffer { spans: Vec::with_capacity(4096) };
+    let (start, mut samples) = (now_ns(), 0);
+    for step in 0..steps {
+        let begin = now_ns();
+        let batch = participant.step(&mut probe)?;
+        let end = now_ns();
+        samples += batch;
+        participant.spool.push(Event::Step { pass: number, step, start_ns: begin, end_ns: end, samples: batch });
+        probe.flush(step, &mut participant.spool);
+        participant.spool.beat(end);
+    }
+    participant.strategy.finish()?;
+    participant.spool.push(Event::Pass { pass: number, steps, samples, start_ns: start, end_ns: now_ns() });
+    Ok(())
+}
+
+/// Keeps the spans of one step until the step is over.
+struct SpanBuffer {
+    spans: Vec<PhaseSpan>,
+}
+
+impl Probe for SpanBuffer {
+    fn tracing(&self) -> bool {
+        true
+    }
+    fn span(&mut self, span: PhaseSpan) {
+        self.spans.push(span);
+    }
+}
+
+impl SpanBuffer {
+    fn flush(&mut self, step: u64, spool: &mut Writer) {
+        for span in self.spans.drain(..) {
+            spool.push(Event::Span {
+                device: span.device,
+                track: match span.track {
+                    Track::Host => 0,
+                    Track::Compute => 1,
+                    Track::Communication => 2,
+                },
+                phase: span.phase as u8,
+                bucket: span.bucket.unwrap_or(u16::MAX),
+                step,
+                host_ns: span.host_ns,
+                device_ns: span.device_ns,
+            });
+        }
+    }
+}
+
+fn memory(participant: &mut Participant) {
+    let first = participant.device;
+    for (index, bytes) in participant.strategy.memory().into_iter().enumerate() {
+        participant
+            .spool
+            .push(Event::Memory { device: (first + index) as u16, bytes: bytes.map(|b| b as u64) });
+    }
+}
+
+impl Participant {
+    /// One step by the boundary of METHODOLOGY.md: from asking for a batch until the strategy has enqueued its
+    /// optimizer. Returns the samples of this rank.
+    pub fn step(&mut self, probe: &mut dyn Probe) -> Result<u64, RankError> {
+        let asked = if probe.tracing() { now_ns() } else { 0 };
+        let batch = self.loader.next();
+        if probe.tracing() {
+            let ready = [asked, now_ns()];
+            let device = self.device as u16;
+            let (track, phase) = (Track::Host, Phase::Data);
+            probe.span(PhaseSpan { device, track, phase, bucket: None, host_ns: ready, device_ns: ready });
+        }
+        let samples = batch.len as u64;
+        self.strategy.step(batch, probe)?;
+        Ok(samples)
+    }
+}
