@@ -79,6 +79,16 @@ pub enum BackendError {
     /// A collective or link on one of the streams failed.
     #[error("{0}")]
     Communication(String),
+    /// Batch statistics of one element per channel, which has no variance.
+    #[error("{layer}: chunk {chunk} has {samples} sample and one element per channel, which has no variance: use at least 2 samples")]
+    OneElement {
+        /// The layer, such as `1.batch-norm`.
+        layer: String,
+        /// The normalization chunk.
+        chunk: usize,
+        /// Its samples.
+        samples: usize,
+    },
     /// Host access to memory that is not the host's, or work of a kind this backend cannot queue.
     #[error("not supported on this backend: {0}")]
     Unsupported(&'static str),

@@ -1,8 +1,22 @@
 //! Layers: each enqueues kernels for its forward and backward on a step's device. One file each.
-use crate::backend::{Backend, BackendError};
+//!
+//! A layer is built once, for a maximum batch, by [`crate::program`]; every call cuts its spans to the batch at hand. It
+//! allocates on the device only when it is built. The norms are in [`crate::norm`].
+pub mod conv2d;
+pub mod dropout;
+pub mod flatten;
+pub mod global_average_pool;
+pub mod linear;
+pub mod max_pool;
+pub mod relu;
+pub mod residual;
+
+use std::ops::Range;
+
+use crate::backend::{Backend, BackendError, Category, HostSlice, Stream};
 use crate::comm::Communicator;
-use crate::kernel::Write;
-use crate::tensor::Span;
+use crate::kernel::{Kernel, Write};
+use crate::tensor::{Dtype, Span};
 
 /// Whether batch statistics and dropout are those of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +36,32 @@ pub struct State {
     pub rates: Span,
 }
 
+impl State {
+    /// Allocates the state of one device: step 0, sample offset 0, learning rate 0.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn allocate(backend: &mut dyn Backend) -> Result<Self> {
+        let counters = backend.allocate(Category::Workspace, Dtype::I32, 2)?;
+        let rates = backend.allocate(Category::Workspace, Dtype::F32, 1)?;
+        Ok(Self { counters, rates })
+    }
+    /// Enqueues new values of the step number, and of the global index of this device's first sample.
+    ///
+    /// # Errors
+    /// The backend's failure.
+    pub fn set_counters(&self, backend: &mut dyn Backend, step: i32, sample_offset: i32) -> Result<()> {
+        backend.upload(Stream::Compute, HostSlice::I32(&[step, sample_offset]), self.counters)
+    }
+    /// Enqueues a new learning rate.
+    ///
+    /// # Errors
+    /// The backend's failure.
+    pub fn set_learning_rate(&self, backend: &mut dyn Backend, learning_rate: f32) -> Result<()> {
+        backend.upload(Stream::Compute, HostSlice::F32(&[learning_rate]), self.rates)
+    }
+}
+
 /// What a layer sees of the running step.
 pub struct Step<'a> {
     /// The device.
@@ -37,6 +77,16 @@ pub struct Step<'a> {
     pub chunks: &'a [usize],
     /// Device-side state.
     pub state: State,
+}
+
+impl Step<'_> {
+    /// Enqueues a kernel on the compute stream.
+    ///
+    /// # Errors
+    /// The backend's failure.
+    pub fn launch(&mut self, kernel: Kernel) -> Result<()> {
+        self.backend.launch(Stream::Compute, kernel)
+    }
 }
 
 /// The spans that a node is wired to, each for the maximum batch: cut them with [`Wires::cut`].
@@ -57,7 +107,16 @@ pub struct Wires {
 impl Wires {
     /// The part of a whole-batch span that belongs to `batch` samples.
     pub fn cut(&self, span: Span, batch: usize) -> Span {
-        span.first(span.len() / self.max_batch * batch)
+        self.part(span, 0..batch)
+    }
+    /// The part of a whole-batch span that belongs to `samples`.
+    pub fn part(&self, span: Span, samples: Range<usize>) -> Span {
+        let elements = span.len() / self.max_batch;
+        span.slice(elements * samples.start..elements * samples.end)
+    }
+    /// Gradient of the first input, cut to `batch` samples, if anybody needs it.
+    pub fn d_input(&self, batch: usize) -> Option<(Span, Write)> {
+        self.d_inputs[0].map(|(span, write)| (self.cut(span, batch), write))
     }
 }
 
@@ -81,4 +140,8 @@ pub trait Layer: Send {
     fn backward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()>;
     /// Kind, as in model files: `linear`, `batch-norm`, ...
     fn kind(&self) -> &'static str;
+    /// Whether it takes part in collectives, so that a rank without samples must call it too.
+    fn meets_ranks(&self) -> bool {
+        false
+    }
 }

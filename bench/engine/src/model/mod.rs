@@ -1,2 +1,13 @@
-//! Models: their description as data, and their lowering to a program.
+//! Models: their description as data ([`spec`]), and its resolution to a straight line of nodes ([`resolve`]).
+//!
+//! Nothing here needs a device, so a scenario's models are checked before anything runs.
+pub mod error;
+pub mod facts;
+pub mod node;
+pub mod resolve;
 pub mod spec;
+
+pub use error::ModelError;
+pub use facts::{LayerFacts, ModelFacts, check};
+pub use node::{Init, Node, Op, ParameterSlot};
+pub use resolve::{Model, NormOptions, lower, resolve};

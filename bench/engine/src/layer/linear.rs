@@ -1,0 +1,78 @@
+//! y = x·Wᵀ + b on `[features]`; W is `[out, in]`, as in PyTorch's `nn.Linear`.
+use super::{Layer, Result, Step, Wires};
+use crate::kernel::{Kernel, Write};
+use crate::tensor::Span;
+
+/// A fully connected layer.
+pub struct Linear {
+    /// Features of a sample of x.
+    pub inputs: usize,
+    /// Features of a sample of y.
+    pub outputs: usize,
+    /// `[out, in]`.
+    pub weight: Span,
+    /// Its gradient.
+    pub d_weight: Span,
+    /// `[out]` and its gradient, if there is one.
+    pub bias: Option<(Span, Span)>,
+}
+
+impl Layer for Linear {
+    fn forward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
+        let rows = step.batch;
+        let (a, y) = (wires.cut(wires.inputs[0], rows), wires.cut(wires.output, rows));
+        // y[rows, out] = x[rows, in] · Wᵀ
+        step.launch(Kernel::Matmul {
+            a,
+            b: self.weight,
+            c: y,
+            m: rows,
+            n: self.outputs,
+            k: self.inputs,
+            transpose_a: false,
+            transpose_b: true,
+            write: Write::Overwrite,
+        })?;
+        match self.bias {
+            Some((bias, _)) => step.launch(Kernel::AddBias { y, bias, rows }),
+            None => Ok(()),
+        }
+    }
+
+    fn backward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
+        let rows = step.batch;
+        let (x, d_y) = (wires.cut(wires.inputs[0], rows), wires.cut(wires.d_output, rows));
+        // dW[out, in] += dyᵀ · x
+        step.launch(Kernel::Matmul {
+            a: d_y,
+            b: x,
+            c: self.d_weight,
+            m: self.outputs,
+            n: self.inputs,
+            k: rows,
+            transpose_a: true,
+            transpose_b: false,
+            write: Write::Accumulate,
+        })?;
+        if let Some((_, d_bias)) = self.bias {
+            step.launch(Kernel::BiasBackward { d_y, d_bias, rows })?;
+        }
+        let Some((d_x, write)) = wires.d_input(rows) else { return Ok(()) };
+        // dx[rows, in] = dy[rows, out] · W
+        step.launch(Kernel::Matmul {
+            a: d_y,
+            b: self.weight,
+            c: d_x,
+            m: rows,
+            n: self.inputs,
+            k: self.outputs,
+            transpose_a: false,
+            transpose_b: false,
+            write,
+        })
+    }
+
+    fn kind(&self) -> &'static str {
+        "linear"
+    }
+}

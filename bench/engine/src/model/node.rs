@@ -1,0 +1,178 @@
+//! What a model is lowered to: a straight line of nodes, and the parameters and buffers that each of them owns.
+//!
+//! Values are numbered: 0 is the model's input, node `i` makes value `i + 1`. A residual is an [`Op::Add`] of two
+//! earlier values. Shapes and names are PyTorch's, as fixed by `scripts/pytorch/model.py`.
+use crate::kernel::{Affine, Window};
+use crate::layout::Layout;
+use crate::shape::Shape;
+
+/// One step of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// What it computes.
+    pub op: Op,
+    /// The values that it reads.
+    pub inputs: Vec<usize>,
+    /// Shape of its (first) input.
+    pub input: Shape,
+    /// Shape of the value that it makes.
+    pub output: Shape,
+    /// Where it stands in the file: `layers[3].residual.body[1] (conv2d)`.
+    pub path: String,
+}
+
+/// What a node computes, with everything resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// y = x·Wᵀ + b.
+    Linear {
+        /// Whether there is a b.
+        bias: bool,
+    },
+    /// Cross-correlation.
+    Conv2d {
+        /// Its geometry.
+        window: Window,
+        /// Whether there is a bias.
+        bias: bool,
+    },
+    /// max(x, 0).
+    Relu,
+    /// Window maximum.
+    MaxPool {
+        /// Its geometry.
+        window: Window,
+    },
+    /// Mean over height and width.
+    GlobalAveragePool,
+    /// From memory order (NHWC) to channel-major features. Only where that moves elements.
+    Flatten,
+    /// Inverted dropout.
+    Dropout {
+        /// Probability that an element is zeroed.
+        p: f32,
+    },
+    /// Batch norm, over all ranks if `sync`.
+    BatchNorm {
+        /// Statistics over all ranks.
+        sync: bool,
+        /// Added to the variance.
+        eps: f32,
+        /// Weight of the new batch in the running statistics; none: cumulative average.
+        momentum: Option<f32>,
+        /// Learnable γ and β.
+        affine: bool,
+    },
+    /// Group norm, or layer norm as one group.
+    GroupNorm {
+        /// Whether the file said layer norm.
+        layer: bool,
+        /// Groups G.
+        groups: usize,
+        /// Added to the variance.
+        eps: f32,
+        /// Extent of γ and β.
+        affine: Affine,
+    },
+    /// a + b.
+    Add,
+}
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Init {
+    /// Uniform within ±1/√fan_in: PyTorch's default for linear and convolution weights and biases.
+    Uniform {
+        /// Elements that one output sums over.
+        fan_in: usize,
+    },
+    /// γ.
+    One,
+    /// β.
+    Zero,
+}
+
+/// A parameter that a node owns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParameterSlot {
+    /// `weight` or `bias`.
+    pub name: &'static str,
+    /// PyTorch's shape.
+    pub shape: Vec<usize>,
+    /// Order in memory.
+    pub layout: Layout,
+    /// First values.
+    pub init: Init,
+}
+
+impl ParameterSlot {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+impl Node {
+    /// Channels of running statistics, if the node keeps any.
+    pub fn running_channels(&self) -> Option<usize> {
+        matches!(self.op, Op::BatchNorm { .. }).then(|| self.input.channels())
+    }
+
+    /// Its parameters, in PyTorch's order.
+    pub fn parameters(&self) -> Vec<ParameterSlot> {
+        match &self.op {
+            Op::Linear { bias } => {
+                let (outputs, inputs) = (self.output.elements(), self.input.elements());
+                weight_and_bias(vec![outputs, inputs], Layout::Same, *bias, inputs)
+            }
+            Op::Conv2d { window: w, bias } => {
+                let layout = Layout::convolution(w.out_c, w.c, w.kernel);
+                weight_and_bias(vec![w.out_c, w.c, w.kernel, w.kernel], layout, *bias, w.c * w.kernel * w.kernel)
+            }
+            Op::BatchNorm { affine: true, .. } | Op::GroupNorm { affine: Affine::Channel, .. } => {
+                gamma_and_beta(vec![self.input.channels()], Layout::Same)
+            }
+            Op::GroupNorm { affine: Affine::Element, .. } => {
+                gamma_and_beta(self.input.dimensions(), Layout::activation(self.input, 1))
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn weight_and_bias(shape: Vec<usize>, layout: Layout, bias: bool, fan_in: usize) -> Vec<ParameterSlot> {
+    let outputs = shape[0];
+    let init = Init::Uniform { fan_in };
+    let mut slots = vec![ParameterSlot { name: "weight", shape, layout, init }];
+    if bias {
+        slots.push(ParameterSlot { name: "bias", shape: vec![outputs], layout: Layout::Same, init });
+    }
+    slots
+}
+
+fn gamma_and_beta(shape: Vec<usize>, layout: Layout) -> Vec<ParameterSlot> {
+    vec![
+        ParameterSlot { name: "weight", shape: shape.clone(), layout, init: Init::One },
+        ParameterSlot { name: "bias", shape, layout, init: Init::Zero },
+    ]
+}
+
+impl Op {
+    /// Kind, as in model files.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Linear { .. } => "linear",
+            Self::Conv2d { .. } => "conv2d",
+            Self::Relu => "relu",
+            Self::MaxPool { .. } => "max-pool",
+            Self::GlobalAveragePool => "global-average-pool",
+            Self::Flatten => "flatten",
+            Self::Dropout { .. } => "dropout",
+            Self::BatchNorm { sync: false, .. } => "batch-norm",
+            Self::BatchNorm { sync: true, .. } => "sync-batch-norm",
+            Self::GroupNorm { layer: true, .. } => "layer-norm",
+            Self::GroupNorm { layer: false, .. } => "group-norm",
+            Self::Add => "residual",
+        }
+    }
+}

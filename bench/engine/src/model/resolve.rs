@@ -1,0 +1,340 @@
+//! From a model file to nodes: shapes are propagated, norms chosen, biases decided, residuals and repeats unrolled.
+//!
+//! `scripts/pytorch/model.py` follows the same rules. A `linear` or `conv2d` that does not say has a bias, unless the
+//! next element of the same list is a norm with a bias of its own (β would absorb it). A flatten that moves no element
+//! in memory (one channel, or one pixel) becomes no node.
+use super::error::ModelError;
+use super::node::{Node, Op};
+use super::spec::{
+    BatchNormSpec, Conv2dSpec, Features, GroupNormSpec, LayerNormAffine, LayerNormSpec, LayerSpec, LinearSpec, ModelSpec,
+    Momentum, Norm, PoolSpec, RepeatSpec, ResidualSpec,
+};
+use crate::kernel::{Affine, Window};
+use crate::layout::Layout;
+use crate::shape::Shape;
+
+/// More layers than this cannot be meant.
+const MAX_NODES: usize = 4096;
+
+/// A model whose every layer has its shapes: what [`crate::program::Program`] is built from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    /// Name of the model file.
+    pub name: String,
+    /// Shape of a sample.
+    pub input: Shape,
+    /// Shape of the output: `[classes]` for models that were made by [`resolve`].
+    pub output: Shape,
+    /// Classes of the data.
+    pub classes: usize,
+    /// What `norm` layers became.
+    pub norm: Norm,
+    /// In order of execution.
+    pub nodes: Vec<Node>,
+}
+
+/// Settings of the layers that `norm` stands for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NormOptions {
+    /// Of batch and sync-batch.
+    pub batch: BatchNormSpec,
+    /// Of layer.
+    pub layer: LayerNormSpec,
+    /// Of group.
+    pub group: GroupNormSpec,
+}
+
+/// Lowers `spec` for samples of `input` (NCHW without N) and data with `classes` classes.
+///
+/// # Errors
+/// A [`ModelError`] that names the layer; [`ModelError::Output`] when the output is not `[classes]`.
+pub fn resolve(
+    spec: &ModelSpec,
+    input: &[usize],
+    classes: usize,
+    norm: Norm,
+    options: &NormOptions,
+) -> Result<Model, ModelError> {
+    let model = lower(spec, input, classes, norm, options)?;
+    if model.output != Shape::Features(classes) {
+        return Err(ModelError::Output { output: model.output, classes });
+    }
+    Ok(model)
+}
+
+/// As [`resolve`], for parts of a model, whose output need not be `[classes]`.
+///
+/// # Errors
+/// A [`ModelError`] that names the layer.
+pub fn lower(
+    spec: &ModelSpec,
+    input: &[usize],
+    classes: usize,
+    norm: Norm,
+    options: &NormOptions,
+) -> Result<Model, ModelError> {
+    let shape = Shape::from_dimensions(input).ok_or_else(|| ModelError::Input { dimensions: input.to_vec() })?;
+    let mut lowering = Lowering { classes, norm, options, nodes: Vec::new() };
+    let end = lowering.list(&spec.layers, Value { id: 0, shape }, "layers")?;
+    let (name, nodes) = (spec.name.clone(), lowering.nodes);
+    Ok(Model { name, input: shape, output: end.shape, classes, norm, nodes })
+}
+
+/// A value on its way through the layers.
+#[derive(Clone, Copy)]
+struct Value {
+    id: usize,
+    shape: Shape,
+}
+
+struct Lowering<'a> {
+    classes: usize,
+    norm: Norm,
+    options: &'a NormOptions,
+    nodes: Vec<Node>,
+}
+
+impl Lowering<'_> {
+    fn list(&mut self, layers: &[LayerSpec], mut value: Value, path: &str) -> Result<Value, ModelError> {
+        // Indices are those of the file, so that a message leads to the line that is wrong.
+        let resolved: Vec<(usize, LayerSpec)> =
+            layers.iter().enumerate().filter_map(|(i, layer)| Some((i, self.choose_norm(layer)?))).collect();
+        if layers.is_empty() {
+            return Err(ModelError::Empty { path: path.to_owned() });
+        }
+        for (position, (index, layer)) in resolved.iter().enumerate() {
+            let bias = !resolved.get(position + 1).is_some_and(|(_, next)| has_bias(next));
+            let here = format!("{path}[{index}]");
+            value = match layer {
+                LayerSpec::Residual(residual) => self.residual(residual, value, &here)?,
+                LayerSpec::Repeat(repeat) => self.repeat(repeat, value, &here)?,
+                layer => self.simple(layer, value, here, bias)?,
+            };
+        }
+        Ok(value)
+    }
+
+    /// What a `norm` layer stands for; none when it vanishes. Other layers stay as they are.
+    fn choose_norm(&self, layer: &LayerSpec) -> Option<LayerSpec> {
+        if *layer != LayerSpec::Norm {
+            return Some(layer.clone());
+        }
+        match self.norm {
+            Norm::None => None,
+            Norm::Batch => Some(LayerSpec::BatchNorm(self.options.batch.clone())),
+            Norm::SyncBatch => Some(LayerSpec::SyncBatchNorm(self.options.batch.clone())),
+            Norm::Layer => Some(LayerSpec::LayerNorm(self.options.layer.clone())),
+            Norm::Group => Some(LayerSpec::GroupNorm(self.options.group.clone())),
+        }
+    }
+
+    fn residual(&mut self, spec: &ResidualSpec, value: Value, path: &str) -> Result<Value, ModelError> {
+        let body = self.list(&spec.body, value, &format!("{path}.residual.body"))?;
+        let shortcut = if spec.shortcut.is_empty() {
+            value
+        } else {
+            self.list(&spec.shortcut, value, &format!("{path}.residual.shortcut"))?
+        };
+        let path = format!("{path} (residual)");
+        if body.shape != shortcut.shape {
+            return Err(ModelError::Branches { path, body: body.shape, shortcut: shortcut.shape });
+        }
+        self.push(Op::Add, vec![body.id, shortcut.id], body.shape, body.shape, path)
+    }
+
+    fn repeat(&mut self, spec: &RepeatSpec, mut value: Value, path: &str) -> Result<Value, ModelError> {
+        if spec.times == 0 {
+            return Err(ModelError::Zero { path: format!("{path} (repeat)"), key: "times" });
+        }
+        for _ in 0..spec.times {
+            let before = (self.nodes.len(), value.shape);
+            value = self.list(&spec.layers, value, &format!("{path}.repeat.layers"))?;
+            // Only norms that vanish, or flattens that move nothing: more rounds would change nothing either.
+            if (self.nodes.len(), value.shape) == before {
+                break;
+            }
+        }
+        Ok(value)
+    }
+
+    fn simple(&mut self, layer: &LayerSpec, value: Value, here: String, bias: bool) -> Result<Value, ModelError> {
+        let input = value.shape;
+        let (op, output) = match layer {
+            LayerSpec::Linear(spec) => self.linear(spec, input, bias, &here)?,
+            LayerSpec::Conv2d(spec) => conv2d(spec, input, bias, &here)?,
+            LayerSpec::Relu => (Op::Relu, input),
+            LayerSpec::MaxPool(spec) => max_pool(spec, input, &here)?,
+            LayerSpec::GlobalAveragePool => {
+                let (c, ..) = image(input, &here, "global-average-pool")?;
+                (Op::GlobalAveragePool, Shape::Features(c))
+            }
+            LayerSpec::Flatten => {
+                image(input, &here, "flatten")?;
+                let shape = Shape::Features(input.elements());
+                if Layout::activation(input, 1) == Layout::Same {
+                    return Ok(Value { shape, ..value });
+                }
+                (Op::Flatten, shape)
+            }
+            LayerSpec::Dropout(spec) => {
+                let path = format!("{here} (dropout)");
+                (Op::Dropout { p: in_range(spec.p, (0.0..=1.0).contains(&spec.p), path, "p", "0 to 1")? }, input)
+            }
+            LayerSpec::BatchNorm(spec) => (batch_norm(spec, false, &here)?, input),
+            LayerSpec::SyncBatchNorm(spec) => (batch_norm(spec, true, &here)?, input),
+            LayerSpec::LayerNorm(spec) => (layer_norm(spec, &here)?, input),
+            LayerSpec::GroupNorm(spec) => (group_norm(spec, input, &here)?, input),
+            LayerSpec::Norm | LayerSpec::Residual(_) | LayerSpec::Repeat(_) => {
+                unreachable!("`list` replaces norms and takes residuals and repeats itself")
+            }
+        };
+        let path = format!("{here} ({})", op.kind());
+        self.push(op, vec![value.id], input, output, path)
+    }
+
+    fn linear(&self, spec: &LinearSpec, input: Shape, bias: bool, here: &str) -> Result<(Op, Shape), ModelError> {
+        let path = format!("{here} (linear)");
+        let features = match spec.features {
+            Features::Classes => self.classes,
+            Features::Count(features) => features,
+        };
+        match input {
+            Shape::Image { .. } => Err(ModelError::NeedsFeatures { path, input }),
+            Shape::Features(_) if features == 0 => Err(ModelError::Zero { path, key: "features" }),
+            Shape::Features(_) => Ok((Op::Linear { bias: spec.bias.unwrap_or(bias) }, Shape::Features(features))),
+        }
+    }
+
+    fn push(&mut self, op: Op, inputs: Vec<usize>, input: Shape, output: Shape, path: String) -> Result<Value, ModelError> {
+        if self.nodes.len() == MAX_NODES {
+            return Err(ModelError::TooManyLayers { path, limit: MAX_NODES });
+        }
+        if output.checked_elements().is_none() {
+            return Err(ModelError::TooLarge { path, what: "the output" });
+        }
+        let node = Node { op, inputs, input, output, path };
+        if !weight_fits(&node) {
+            return Err(ModelError::TooLarge { path: node.path, what: "the weight" });
+        }
+        self.nodes.push(node);
+        Ok(Value { id: self.nodes.len(), shape: output })
+    }
+}
+
+/// Whether the products that sizes and workspaces are computed from stay far from overflow.
+fn weight_fits(node: &Node) -> bool {
+    let limit = crate::shape::MAX_ELEMENTS as u128;
+    let product = |factors: &[usize]| factors.iter().try_fold(1u128, |p, f| p.checked_mul(*f as u128));
+    let fits = |factors: &[usize]| product(factors).is_some_and(|elements| elements <= limit);
+    match &node.op {
+        Op::Linear { .. } => fits(&[node.input.elements(), node.output.elements()]),
+        Op::Conv2d { window: w, .. } => {
+            fits(&[w.out_c, w.c, w.kernel, w.kernel]) && fits(&[2, w.out_h, w.out_w, w.kernel, w.kernel, w.c])
+        }
+        _ => true,
+    }
+}
+
+/// Whether a layer is a norm that adds a bias of its own.
+fn has_bias(layer: &LayerSpec) -> bool {
+    match layer {
+        LayerSpec::BatchNorm(spec) | LayerSpec::SyncBatchNorm(spec) => spec.affine,
+        LayerSpec::LayerNorm(spec) => spec.affine != LayerNormAffine::None,
+        LayerSpec::GroupNorm(_) => true,
+        _ => false,
+    }
+}
+
+fn image(input: Shape, here: &str, kind: &str) -> Result<(usize, usize, usize), ModelError> {
+    match input {
+        Shape::Image { c, h, w } => Ok((c, h, w)),
+        Shape::Features(_) => Err(ModelError::NeedsImage { path: format!("{here} ({kind})"), input }),
+    }
+}
+
+fn in_range(value: f32, good: bool, path: String, key: &'static str, allowed: &'static str) -> Result<f32, ModelError> {
+    if good { Ok(value) } else { Err(ModelError::Range { path, key, value, allowed }) }
+}
+
+fn epsilon(eps: f32, path: String) -> Result<f32, ModelError> {
+    in_range(eps, eps > 0.0 && eps.is_finite(), path, "eps", "a positive number, such as 1e-5")
+}
+
+/// Output side of a window that slides over `side` with `padding` on both ends; none when it does not fit.
+fn slide(side: usize, kernel: usize, stride: usize, padding: usize) -> Option<usize> {
+    let room = side.checked_add(padding.checked_mul(2)?)?.checked_sub(kernel)?;
+    Some(room / stride + 1)
+}
+
+fn window(input: (usize, usize, usize), kernel: usize, stride: usize, padding: usize, path: &str) -> Result<Window, ModelError> {
+    let (c, h, w) = input;
+    for (key, value) in [("kernel", kernel), ("stride", stride)] {
+        if value == 0 {
+            return Err(ModelError::Zero { path: path.to_owned(), key });
+        }
+    }
+    match (slide(h, kernel, stride, padding), slide(w, kernel, stride, padding)) {
+        (Some(out_h), Some(out_w)) => Ok(Window { h, w, c, out_h, out_w, out_c: c, kernel, stride, padding }),
+        _ => {
+            let largest = h.min(w).saturating_add(padding.saturating_mul(2));
+            let input = Shape::Image { c, h, w };
+            Err(ModelError::Kernel { path: path.to_owned(), kernel, input, padding, largest })
+        }
+    }
+}
+
+fn conv2d(spec: &Conv2dSpec, input: Shape, bias: bool, here: &str) -> Result<(Op, Shape), ModelError> {
+    let path = format!("{here} (conv2d)");
+    let size = image(input, here, "conv2d")?;
+    if spec.channels == 0 {
+        return Err(ModelError::Zero { path, key: "channels" });
+    }
+    let window = Window { out_c: spec.channels, ..window(size, spec.kernel, spec.stride, spec.padding, &path)? };
+    let output = Shape::Image { c: spec.channels, h: window.out_h, w: window.out_w };
+    Ok((Op::Conv2d { window, bias: spec.bias.unwrap_or(bias) }, output))
+}
+
+fn max_pool(spec: &PoolSpec, input: Shape, here: &str) -> Result<(Op, Shape), ModelError> {
+    let path = format!("{here} (max-pool)");
+    let size = image(input, here, "max-pool")?;
+    let (kernel, padding) = (spec.kernel, spec.padding);
+    let window = window(size, kernel, spec.stride.unwrap_or(kernel), padding, &path)?;
+    if padding > kernel / 2 {
+        return Err(ModelError::PoolPadding { path, kernel, padding });
+    }
+    Ok((Op::MaxPool { window }, Shape::Image { c: size.0, h: window.out_h, w: window.out_w }))
+}
+
+fn batch_norm(spec: &BatchNormSpec, sync: bool, here: &str) -> Result<Op, ModelError> {
+    let kind = if sync { "sync-batch-norm" } else { "batch-norm" };
+    let path = || format!("{here} ({kind})");
+    let momentum = match spec.momentum {
+        Momentum::Cumulative => None,
+        Momentum::Exponential(m) => Some(in_range(m, (0.0..=1.0).contains(&m), path(), "momentum", "0 to 1")?),
+    };
+    Ok(Op::BatchNorm { sync, eps: epsilon(spec.eps, path())?, momentum, affine: spec.affine })
+}
+
+fn layer_norm(spec: &LayerNormSpec, here: &str) -> Result<Op, ModelError> {
+    let eps = epsilon(spec.eps, format!("{here} (layer-norm)"))?;
+    let affine = match spec.affine {
+        LayerNormAffine::Channel => Affine::Channel,
+        LayerNormAffine::Element => Affine::Element,
+        LayerNormAffine::None => Affine::None,
+    };
+    Ok(Op::GroupNorm { layer: true, groups: 1, eps, affine })
+}
+
+fn group_norm(spec: &GroupNormSpec, input: Shape, here: &str) -> Result<Op, ModelError> {
+    let path = format!("{here} (group-norm)");
+    let channels = input.channels();
+    let groups = spec.groups.unwrap_or((channels / 4).clamp(1, 32));
+    if groups == 0 {
+        return Err(ModelError::Zero { path, key: "groups" });
+    }
+    if !channels.is_multiple_of(groups) {
+        return Err(ModelError::Groups { path, groups, channels });
+    }
+    let eps = epsilon(spec.eps.unwrap_or(1e-5), path)?;
+    Ok(Op::GroupNorm { layer: false, groups, eps, affine: Affine::Channel })
+}

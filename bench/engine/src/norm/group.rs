@@ -1,0 +1,99 @@
+//! Group norm: per sample over the channels of a group and all positions; layer norm is the case of one group.
+//!
+//! It looks at one sample at a time, so neither batch nor chunks change its result. γ and β are per channel, or per
+//! element for layer norm as PyTorch's `normalized_shape` has it. Reference: Wu and He 2018; PyTorch's `nn.GroupNorm`.
+use super::batch::Learnable;
+use crate::backend::{Backend, Category};
+use crate::kernel::{Affine, Kernel};
+use crate::layer::{Layer, Result, Step, Wires};
+use crate::tensor::{Dtype, Span};
+
+/// What group norm is made of.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Channels C.
+    pub channels: usize,
+    /// Positions per sample and channel.
+    pub spatial: usize,
+    /// Groups G; divides C.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Extent of γ and β.
+    pub affine: Affine,
+    /// γ.
+    pub gamma: Learnable,
+    /// β.
+    pub beta: Learnable,
+    /// `layer-norm` or `group-norm`.
+    pub kind: &'static str,
+}
+
+/// Group norm, or layer norm.
+pub struct GroupNorm {
+    settings: Settings,
+    /// `[max_batch·G]`.
+    mean: Span,
+    /// `[max_batch·G]`.
+    rstd: Span,
+}
+
+impl GroupNorm {
+    /// Group norm for at most `max_batch` samples.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(backend: &mut dyn Backend, settings: Settings, max_batch: usize) -> Result<Self> {
+        let each = max_batch * settings.groups;
+        let kept = backend.allocate(Category::Activations, Dtype::F32, 2 * each)?;
+        Ok(Self { settings, mean: kept.slice(0..each), rstd: kept.slice(each..2 * each) })
+    }
+}
+
+impl Layer for GroupNorm {
+    fn forward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
+        let (s, batch) = (&self.settings, step.batch);
+        step.launch(Kernel::GroupNormForward {
+            x: wires.cut(wires.inputs[0], batch),
+            gamma: s.gamma.value,
+            beta: s.beta.value,
+            y: wires.cut(wires.output, batch),
+            mean: wires.cut(self.mean, batch),
+            rstd: wires.cut(self.rstd, batch),
+            batch,
+            spatial: s.spatial,
+            channels: s.channels,
+            groups: s.groups,
+            affine: s.affine,
+            eps: s.eps,
+        })
+    }
+
+    fn backward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
+        let (s, batch) = (&self.settings, step.batch);
+        let (d_x, write) = wires.d_input(batch).unwrap_or((Span::EMPTY, crate::kernel::Write::Overwrite));
+        if d_x.is_empty() && s.affine == Affine::None {
+            return Ok(());
+        }
+        step.launch(Kernel::GroupNormBackward {
+            x: wires.cut(wires.inputs[0], batch),
+            d_y: wires.cut(wires.d_output, batch),
+            gamma: s.gamma.value,
+            mean: wires.cut(self.mean, batch),
+            rstd: wires.cut(self.rstd, batch),
+            d_x,
+            d_gamma: s.gamma.gradient,
+            d_beta: s.beta.gradient,
+            batch,
+            spatial: s.spatial,
+            channels: s.channels,
+            groups: s.groups,
+            affine: s.affine,
+            write,
+        })
+    }
+
+    fn kind(&self) -> &'static str {
+        self.settings.kind
+    }
+}
