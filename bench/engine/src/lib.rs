@@ -5,11 +5,16 @@
 //! [`probe`] is what the engine hands over about a step.
 pub mod backend;
 pub mod comm;
+pub mod data;
 pub mod kernel;
 pub mod layer;
 pub mod layout;
+pub mod loss;
 pub mod model;
+pub mod norm;
+pub mod optim;
 pub mod philox;
 pub mod probe;
+pub mod program;
 pub mod shape;
 pub mod tensor;

@@ -1,0 +1,116 @@
+//! Batches in host memory, made on the calling thread, into buffers that are used again: loading allocates nothing.
+use std::sync::Arc;
+
+use super::{Dataset, HostBatch, Sampler};
+
+/// Why there are no batches.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoaderError {
+    /// A batch of nothing.
+    #[error("batch size 0: write at least 1")]
+    NoBatch,
+    /// An epoch without a batch.
+    #[error("an epoch has {samples} samples per device, fewer than the batch size {batch_size}: lower it")]
+    TooFew {
+        /// Samples of an epoch.
+        samples: usize,
+        /// Samples of a batch.
+        batch_size: usize,
+    },
+}
+
+/// Goes through a data set in batches, epoch after epoch.
+pub struct Loader {
+    dataset: Arc<dyn Dataset>,
+    sampler: Box<dyn Sampler>,
+    batch_size: usize,
+    drop_last: bool,
+    epoch: u64,
+    position: usize,
+    order: Vec<usize>,
+    inputs: Vec<f32>,
+    labels: Vec<i32>,
+}
+
+impl Loader {
+    /// A loader at the start of epoch 0. With `drop_last` an epoch ends before a batch that is not full.
+    ///
+    /// # Errors
+    /// [`LoaderError`] when an epoch would have no batch.
+    pub fn new(
+        dataset: Arc<dyn Dataset>,
+        sampler: Box<dyn Sampler>,
+        batch_size: usize,
+        drop_last: bool,
+    ) -> Result<Self, LoaderError> {
+        let samples = sampler.len();
+        if batch_size == 0 {
+            return Err(LoaderError::NoBatch);
+        }
+        if samples < if drop_last { batch_size } else { 1 } {
+            return Err(LoaderError::TooFew { samples, batch_size });
+        }
+        let elements = dataset.shape().elements();
+        let mut loader = Self {
+            epoch: 0,
+            position: 0,
+            order: Vec::new(),
+            inputs: vec![0.0; batch_size * elements],
+            labels: vec![0; batch_size],
+            dataset,
+            sampler,
+            batch_size,
+            drop_last,
+        };
+        loader.begin(0);
+        Ok(loader)
+    }
+
+    /// Batches of an epoch.
+    pub fn batches(&self) -> usize {
+        let samples = self.order.len();
+        if self.drop_last { samples / self.batch_size } else { samples.div_ceil(self.batch_size) }
+    }
+    /// The epoch of the next batch, unless this one is at its end.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Goes to the start of `epoch`.
+    pub fn begin(&mut self, epoch: u64) {
+        self.epoch = epoch;
+        self.position = 0;
+        self.sampler.indices(epoch, &mut self.order);
+    }
+
+    /// The next batch; after the last of an epoch, the first of the next epoch.
+    pub fn next_batch(&mut self) -> HostBatch<'_> {
+        if self.remaining() == 0 {
+            self.begin(self.epoch + 1);
+        }
+        self.load()
+    }
+
+    /// The next batch of this epoch.
+    pub fn next_in_epoch(&mut self) -> Option<HostBatch<'_>> {
+        (self.remaining() > 0).then(|| self.load())
+    }
+
+    /// Samples of the next batch of this epoch.
+    fn remaining(&self) -> usize {
+        let left = (self.order.len() - self.position).min(self.batch_size);
+        if self.drop_last && left < self.batch_size { 0 } else { left }
+    }
+
+    fn load(&mut self) -> HostBatch<'_> {
+        let len = self.remaining();
+        let elements = self.inputs.len() / self.batch_size;
+        let indices = &self.order[self.position..self.position + len];
+        for ((index, input), label) in indices.iter().zip(self.inputs.chunks_exact_mut(elements)).zip(&mut self.labels) {
+            self.dataset.write(*index, input);
+            *label = self.dataset.label(*index);
+        }
+        self.position += len;
+        HostBatch { inputs: &self.inputs[..len * elements], labels: &self.labels[..len], len }
+    }
+}

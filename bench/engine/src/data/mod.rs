@@ -1,0 +1,61 @@
+//! Data sets, the order they are gone through, and batches in host memory.
+//!
+//! Everything is a function of seed, epoch and index, so that any rank can make any sample. Inputs are written NHWC.
+pub mod digits;
+pub mod loader;
+pub mod sampler;
+pub mod synthetic;
+
+use crate::shape::Shape;
+
+pub use digits::{Digits, DigitsError, Split};
+pub use loader::{Loader, LoaderError};
+pub use sampler::{Distributed, RankOrder, Random, Sampler, Sequential};
+pub use synthetic::Synthetic;
+
+/// Labelled samples.
+pub trait Dataset: Send + Sync {
+    /// Number of samples.
+    fn len(&self) -> usize;
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Shape of an input.
+    fn shape(&self) -> Shape;
+    /// Number of classes.
+    fn classes(&self) -> usize;
+    /// Writes the input of sample `index` in memory order (NHWC).
+    ///
+    /// # Panics
+    /// When there is no such sample or `to` has the wrong length: bugs of the caller.
+    fn write(&self, index: usize, to: &mut [f32]);
+    /// Label of sample `index`, from 0 to classes − 1.
+    fn label(&self, index: usize) -> i32;
+}
+
+/// A batch in host memory.
+#[derive(Clone, Copy, Debug)]
+pub struct HostBatch<'a> {
+    /// `[len, h, w, c]` or `[len, features]`.
+    pub inputs: &'a [f32],
+    /// `[len]`.
+    pub labels: &'a [i32],
+    /// Samples.
+    pub len: usize,
+}
+
+impl<'a> HostBatch<'a> {
+    /// The samples `range` of it.
+    ///
+    /// # Panics
+    /// When there are no such samples: a bug of the caller.
+    pub fn part(&self, range: std::ops::Range<usize>) -> HostBatch<'a> {
+        let elements = self.inputs.len().checked_div(self.len).unwrap_or(0);
+        HostBatch {
+            inputs: &self.inputs[range.start * elements..range.end * elements],
+            labels: &self.labels[range.clone()],
+            len: range.len(),
+        }
+    }
+}

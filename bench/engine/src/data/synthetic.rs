@@ -1,0 +1,55 @@
+//! Samples of any shape, made from nothing: uniform inputs of mean 0 and variance 1, uniform labels.
+//!
+//! Sample `s` is a function of seed and `s` alone. The numbers are in channel-major order, so that PyTorch makes the
+//! same ones (`scripts/pytorch/philox.py`).
+use super::Dataset;
+use crate::philox::{self, Purpose};
+use crate::shape::Shape;
+
+/// √3: uniform within ±√3 has variance 1.
+const BOUND: f32 = 1.732_050_8;
+
+/// A synthetic data set.
+#[derive(Clone, Debug)]
+pub struct Synthetic {
+    /// Number of samples.
+    pub len: usize,
+    /// Shape of an input.
+    pub shape: Shape,
+    /// Number of classes.
+    pub classes: usize,
+    /// Seed.
+    pub seed: u64,
+}
+
+impl Dataset for Synthetic {
+    fn len(&self) -> usize {
+        self.len
+    }
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+    fn classes(&self) -> usize {
+        self.classes
+    }
+    fn write(&self, index: usize, to: &mut [f32]) {
+        assert!(index < self.len && to.len() == self.shape.elements(), "sample {index} of {}", self.len);
+        let first = index as u64 * to.len() as u64;
+        let (channels, spatial) = (self.shape.channels(), self.shape.spatial());
+        if channels == 1 || spatial == 1 {
+            return philox::fill_symmetric(self.seed, Purpose::Inputs, 0, first, BOUND, to);
+        }
+        // Written to its place element by element: no second buffer, so that loading allocates nothing.
+        for channel in 0..channels {
+            let mut element = first + (channel * spatial) as u64;
+            for position in 0..spatial {
+                let value = &mut to[position * channels + channel];
+                philox::fill_symmetric(self.seed, Purpose::Inputs, 0, element, BOUND, std::slice::from_mut(value));
+                element += 1;
+            }
+        }
+    }
+    fn label(&self, index: usize) -> i32 {
+        (philox::word(self.seed, Purpose::Labels, 0, index as u64) % self.classes as u32) as i32
+    }
+}

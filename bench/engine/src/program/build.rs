@@ -1,0 +1,283 @@
+//! From a resolved model to a program: memory is laid out, parameters are initialised, layers get their spans.
+use std::ops::Range;
+
+use super::plan::{GradientPlan, plan};
+use super::table::{self, Buffer, BufferKind, Buffers, Parameter};
+use super::{BuildError, Node, Program, ProgramSettings};
+use crate::backend::{Backend, Category, HostSlice, Stream};
+use crate::kernel::{Affine, Window};
+use crate::layer::conv2d::Conv2d;
+use crate::layer::dropout::Dropout;
+use crate::layer::flatten::Flatten;
+use crate::layer::global_average_pool::GlobalAveragePool;
+use crate::layer::linear::Linear;
+use crate::layer::max_pool::MaxPool;
+use crate::layer::relu::Relu;
+use crate::layer::residual::Residual;
+use crate::layer::{Layer, Wires};
+use crate::model::{self, Init, Model, Op};
+use crate::norm::batch::{self, BatchNorm, Learnable};
+use crate::norm::group::{self, GroupNorm};
+use crate::norm::sync_batch::SyncBatchNorm;
+use crate::philox::{self, Purpose};
+use crate::tensor::{Dtype, Span};
+
+/// Elements of 64 bytes: where values begin, so that no two share a cache line.
+const ALIGNMENT: usize = 16;
+
+type Result<T> = std::result::Result<T, BuildError>;
+
+pub(super) fn build(backend: &mut dyn Backend, model: &Model, settings: ProgramSettings) -> Result<Program> {
+    for (name, value) in [
+        ("the maximum batch", settings.max_batch),
+        ("the maximum number of chunks", settings.max_chunks),
+        ("the world size", settings.world_size),
+    ] {
+        if value == 0 {
+            return Err(BuildError::Zero(name));
+        }
+    }
+    let (mut table, buffer_table) = table::tables(model);
+    let ready = table::place(&mut table, model.nodes.len());
+    let elements = table.iter().map(|parameter| parameter.range.len()).sum();
+    let parameters = allocate(backend, Category::Parameters, Dtype::F32, elements)?;
+    let gradients = allocate(backend, Category::Gradients, Dtype::F32, elements)?;
+    initialise(backend, &table, parameters, settings.seed)?;
+    let buffers = buffers(backend, buffer_table)?;
+    let plan = plan(model, settings.input_gradient);
+    let values = Values::allocate(backend, model, &plan, settings.max_batch)?;
+    let workspace = allocate(backend, Category::Workspace, Dtype::F32, workspace(model))?;
+    let mut builder = Builder { backend, model, settings, table: &table, parameters, gradients, buffers: &buffers, workspace };
+    let mut nodes = Vec::with_capacity(model.nodes.len());
+    for (i, ready) in ready.into_iter().enumerate() {
+        let layer = builder.layer(i)?;
+        nodes.push(Node { layer, wires: values.wires(model, &plan, i, settings.max_batch), ready });
+    }
+    let output = model.nodes.len();
+    Ok(Program {
+        nodes,
+        parameters,
+        gradients,
+        input: values.forward[0],
+        output: values.forward[output],
+        d_output: values.gradient(&plan, output, settings.max_batch).unwrap_or(Span::EMPTY),
+        d_input: values.gradient(&plan, 0, settings.max_batch).filter(|_| settings.input_gradient),
+        input_shape: model.input,
+        output_shape: model.output,
+        settings,
+        table,
+        buffers,
+    })
+}
+
+/// An arena, or the empty span: devices need not know arenas of nothing.
+fn allocate(backend: &mut dyn Backend, category: Category, dtype: Dtype, len: usize) -> Result<Span> {
+    if len == 0 { Ok(Span::EMPTY) } else { Ok(backend.allocate(category, dtype, len)?) }
+}
+
+/// The largest workspace that a convolution asks for.
+fn workspace(model: &Model) -> usize {
+    let convolution = |node: &model::Node| match &node.op {
+        Op::Conv2d { window, .. } => window.workspace(),
+        _ => 0,
+    };
+    model.nodes.iter().map(convolution).max().unwrap_or(0)
+}
+
+/// Uploads the first values of all parameters: functions of the seed, and of the parameter's index in execution order.
+fn initialise(backend: &mut dyn Backend, table: &[Parameter], parameters: Span, seed: u64) -> Result<()> {
+    let mut arena = vec![0.0; parameters.len()];
+    let mut file = Vec::new();
+    for (stream, parameter) in table.iter().enumerate() {
+        let to = &mut arena[parameter.range.clone()];
+        match parameter.init {
+            Init::One => to.fill(1.0),
+            Init::Zero => to.fill(0.0),
+            Init::Uniform { fan_in } => {
+                file.resize(to.len(), 0.0);
+                let bound = (1.0 / (fan_in as f64).sqrt()) as f32;
+                philox::fill_symmetric(seed, Purpose::Parameters, stream as u32, 0, bound, &mut file);
+                parameter.layout.to_memory(&file, to);
+            }
+        }
+    }
+    upload(backend, &arena, parameters)
+}
+
+fn upload(backend: &mut dyn Backend, from: &[f32], to: Span) -> Result<()> {
+    if from.is_empty() { Ok(()) } else { Ok(backend.upload(Stream::Compute, HostSlice::F32(from), to)?) }
+}
+
+fn buffers(backend: &mut dyn Backend, table: Vec<Buffer>) -> Result<Buffers> {
+    let end = |tracked: bool| {
+        let of_kind = table.iter().filter(|buffer| (buffer.kind == BufferKind::Tracked) == tracked);
+        of_kind.map(|buffer| buffer.range.end).max().unwrap_or(0)
+    };
+    let floats = allocate(backend, Category::Buffers, Dtype::F32, end(false))?;
+    let integers = allocate(backend, Category::Buffers, Dtype::I64, end(true))?;
+    let mut start = vec![0.0; floats.len()];
+    for buffer in table.iter().filter(|buffer| buffer.kind == BufferKind::RunningVariance) {
+        start[buffer.range.clone()].fill(1.0);
+    }
+    upload(backend, &start, floats)?;
+    Ok(Buffers { floats, integers, table })
+}
+
+/// Spans of all values and gradients, for the maximum batch.
+struct Values {
+    forward: Vec<Span>,
+    slots: Vec<Span>,
+    sizes: Vec<usize>,
+}
+
+impl Values {
+    fn allocate(backend: &mut dyn Backend, model: &Model, plan: &GradientPlan, max_batch: usize) -> Result<Self> {
+        let outputs = model.nodes.iter().map(|node| node.output.elements());
+        let sizes: Vec<usize> = std::iter::once(model.input.elements()).chain(outputs).collect();
+        let forward = arena(backend, &sizes, max_batch)?;
+        let slots = arena(backend, &plan.slots, max_batch)?;
+        Ok(Self { forward, slots, sizes })
+    }
+
+    /// The gradient of a value: the first elements of its slot, which may be larger.
+    fn gradient(&self, plan: &GradientPlan, value: usize, max_batch: usize) -> Option<Span> {
+        Some(self.slots[plan.values[value]?].first(self.sizes[value] * max_batch))
+    }
+
+    fn wires(&self, model: &Model, plan: &GradientPlan, i: usize, max_batch: usize) -> Wires {
+        let node = &model.nodes[i];
+        let gradients = node.inputs.iter().zip(&plan.writes[i]);
+        Wires {
+            inputs: node.inputs.iter().map(|value| self.forward[*value]).collect(),
+            output: self.forward[i + 1],
+            d_output: self.gradient(plan, i + 1, max_batch).unwrap_or(Span::EMPTY),
+            d_inputs: gradients.map(|(value, write)| Some((self.gradient(plan, *value, max_batch)?, (*write)?))).collect(),
+            max_batch,
+        }
+    }
+}
+
+/// One arena with a part of `size·max_batch` elements for each size.
+fn arena(backend: &mut dyn Backend, sizes: &[usize], max_batch: usize) -> Result<Vec<Span>> {
+    let too_large = BuildError::TooLarge { max_batch };
+    let mut ranges = Vec::<Range<usize>>::with_capacity(sizes.len());
+    let mut next = 0usize;
+    for size in sizes {
+        let len = size.checked_mul(max_batch).filter(|len| *len <= isize::MAX as usize / 8).ok_or(too_large.clone())?;
+        ranges.push(next..next + len);
+        next = (next + len).next_multiple_of(ALIGNMENT);
+        if next > isize::MAX as usize / 8 {
+            return Err(too_large);
+        }
+    }
+    let all = allocate(backend, Category::Activations, Dtype::F32, next)?;
+    Ok(ranges.into_iter().map(|range| all.slice(range)).collect())
+}
+
+struct Builder<'a> {
+    backend: &'a mut dyn Backend,
+    model: &'a Model,
+    settings: ProgramSettings,
+    table: &'a [Parameter],
+    parameters: Span,
+    gradients: Span,
+    buffers: &'a Buffers,
+    workspace: Span,
+}
+
+impl Builder<'_> {
+    fn layer(&mut self, i: usize) -> Result<Box<dyn Layer>> {
+        let node = &self.model.nodes[i];
+        let (channels, spatial) = (node.input.channels(), node.input.spatial());
+        Ok(match &node.op {
+            Op::Linear { .. } => Box::new(self.linear(i, node)),
+            Op::Conv2d { window, .. } => Box::new(self.conv2d(i, *window)),
+            Op::Relu => Box::new(Relu),
+            Op::MaxPool { window } => {
+                let len = node.output.elements() * self.settings.max_batch;
+                let index = self.backend.allocate(Category::Activations, Dtype::I32, len)?;
+                Box::new(MaxPool { window: *window, index })
+            }
+            Op::GlobalAveragePool => Box::new(GlobalAveragePool { channels, spatial }),
+            Op::Flatten => Box::new(Flatten { channels, spatial }),
+            Op::Dropout { p } => Box::new(Dropout { p: *p, seed: self.settings.seed, node: i as u32 }),
+            Op::BatchNorm { sync, eps, momentum, .. } => self.batch_norm(i, node, *sync, *eps, *momentum)?,
+            Op::GroupNorm { layer: _, groups, eps, affine } => self.group_norm(i, node, *groups, *eps, *affine)?,
+            Op::Add => Box::new(Residual),
+        })
+    }
+
+    /// A node's parameter `slot` and its gradient, if it has so many.
+    fn parameter(&self, node: usize, slot: usize) -> Option<(Span, Span)> {
+        let range = self.table.iter().filter(|parameter| parameter.node == node).nth(slot)?.range.clone();
+        Some((self.parameters.slice(range.clone()), self.gradients.slice(range)))
+    }
+
+    fn learnable(&self, node: usize, slot: usize) -> Learnable {
+        self.parameter(node, slot).map_or(Learnable::NONE, |(value, gradient)| Learnable { value, gradient })
+    }
+
+    fn linear(&self, i: usize, node: &model::Node) -> Linear {
+        let Learnable { value: weight, gradient: d_weight } = self.learnable(i, 0);
+        let (inputs, outputs) = (node.input.elements(), node.output.elements());
+        Linear { inputs, outputs, weight, d_weight, bias: self.parameter(i, 1) }
+    }
+
+    fn conv2d(&self, i: usize, window: Window) -> Conv2d {
+        let Learnable { value: weight, gradient: d_weight } = self.learnable(i, 0);
+        Conv2d { window, weight, d_weight, bias: self.parameter(i, 1), workspace: self.workspace }
+    }
+
+    fn batch_norm(
+        &mut self,
+        i: usize,
+        node: &model::Node,
+        sync: bool,
+        eps: f32,
+        momentum: Option<f32>,
+    ) -> Result<Box<dyn Layer>> {
+        let buffers = self.buffers;
+        let buffer = |kind| buffers.table.iter().find(|buffer| buffer.node == i && buffer.kind == kind);
+        let place = |kind, all: Span| buffer(kind).map_or(Span::EMPTY, |found| all.slice(found.range.clone()));
+        let name = buffer(BufferKind::Tracked).map_or("", |found| found.name.trim_end_matches(".num_batches_tracked"));
+        let settings = batch::Settings {
+            name: name.to_owned(),
+            channels: node.input.channels(),
+            spatial: node.input.spatial(),
+            eps,
+            momentum,
+            gamma: self.learnable(i, 0),
+            beta: self.learnable(i, 1),
+            running_mean: place(BufferKind::RunningMean, buffers.floats),
+            running_variance: place(BufferKind::RunningVariance, buffers.floats),
+            tracked: place(BufferKind::Tracked, buffers.integers),
+        };
+        let ProgramSettings { max_chunks, world_size, .. } = self.settings;
+        Ok(if sync {
+            Box::new(SyncBatchNorm::new(self.backend, settings, max_chunks, world_size)?)
+        } else {
+            Box::new(BatchNorm::new(self.backend, settings, max_chunks)?)
+        })
+    }
+
+    fn group_norm(
+        &mut self,
+        i: usize,
+        node: &model::Node,
+        groups: usize,
+        eps: f32,
+        affine: Affine,
+    ) -> Result<Box<dyn Layer>> {
+        let settings = group::Settings {
+            channels: node.input.channels(),
+            spatial: node.input.spatial(),
+            groups,
+            eps,
+            affine,
+            gamma: self.learnable(i, 0),
+            beta: self.learnable(i, 1),
+            kind: node.op.kind(),
+        };
+        Ok(Box::new(GroupNorm::new(self.backend, settings, self.settings.max_batch)?))
+    }
+}

@@ -1,0 +1,228 @@
+//! A model on one device: its values, parameters and layers, run forward in order and backward in reverse.
+//!
+//! Everything is allocated when a program is built, for a maximum batch; a step allocates nothing. There is no autograd:
+//! the first writer of a value's gradient overwrites it and later ones add, decided when the program is built
+//! ([`plan`]). Parameters and gradients are one arena each, in gradient-ready order, so that a DDP bucket is a
+//! contiguous range. The loss is outside, because DataParallel computes it on the gathered output.
+mod build;
+pub mod plan;
+pub mod table;
+pub mod transfer;
+
+use std::ops::Range;
+
+use crate::backend::{Backend, BackendError};
+use crate::layer::{Layer, Result, Step, Wires};
+use crate::model::Model;
+use crate::shape::Shape;
+use crate::tensor::Span;
+
+pub use table::{Buffer, BufferKind, Buffers, NamedTensor, Parameter, TensorData};
+pub use transfer::ImportError;
+
+/// Why a program could not be built.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A setting must be positive.
+    #[error("{0} is 0: expected at least 1")]
+    Zero(&'static str),
+    /// More elements than can be addressed.
+    #[error("a batch of {max_batch} needs more elements than can be addressed: lower the batch size")]
+    TooLarge {
+        /// Maximum batch.
+        max_batch: usize,
+    },
+    /// The device failed, most often for want of memory.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+/// What a program is built for.
+#[derive(Clone, Copy, Debug)]
+pub struct ProgramSettings {
+    /// Most samples of a call.
+    pub max_batch: usize,
+    /// Most normalization chunks of a call.
+    pub max_chunks: usize,
+    /// Ranks that SyncBN may meet.
+    pub world_size: usize,
+    /// Seed of initial parameters and dropout masks.
+    pub seed: u64,
+    /// Whether the gradient of the model's input is wanted; training does not need it.
+    pub input_gradient: bool,
+}
+
+struct Node {
+    layer: Box<dyn Layer>,
+    wires: Wires,
+    ready: Range<usize>,
+}
+
+/// A model on one device.
+pub struct Program {
+    nodes: Vec<Node>,
+    table: Vec<Parameter>,
+    buffers: Buffers,
+    parameters: Span,
+    gradients: Span,
+    input: Span,
+    output: Span,
+    d_output: Span,
+    d_input: Option<Span>,
+    input_shape: Shape,
+    output_shape: Shape,
+    settings: ProgramSettings,
+}
+
+impl Program {
+    /// Allocates a program on `backend` and initialises its parameters from `seed`: the same on every rank, strategy
+    /// and backend.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub fn build(
+        backend: &mut dyn Backend,
+        model: &Model,
+        max_batch: usize,
+        max_chunks: usize,
+        world_size: usize,
+        seed: u64,
+    ) -> std::result::Result<Self, BuildError> {
+        let settings = ProgramSettings { max_batch, max_chunks, world_size, seed, input_gradient: false };
+        Self::with_settings(backend, model, settings)
+    }
+
+    /// As [`Program::build`], with all settings.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub fn with_settings(
+        backend: &mut dyn Backend,
+        model: &Model,
+        settings: ProgramSettings,
+    ) -> std::result::Result<Self, BuildError> {
+        build::build(backend, model, settings)
+    }
+
+    /// f32 input of the maximum batch, NHWC: upload a batch into its first samples.
+    pub fn input(&self) -> Span {
+        self.input
+    }
+    /// f32 output of the maximum batch.
+    pub fn output(&self) -> Span {
+        self.output
+    }
+    /// Gradient of the output: written from outside before backward.
+    pub fn d_output(&self) -> Span {
+        self.d_output
+    }
+    /// Gradient of the input, if it was asked for.
+    pub fn d_input(&self) -> Option<Span> {
+        self.d_input
+    }
+    /// The first `batch` samples of one of the four spans above.
+    pub fn cut(&self, span: Span, batch: usize) -> Span {
+        span.first(span.len() / self.settings.max_batch * batch)
+    }
+    /// Shape of an input sample.
+    pub fn input_shape(&self) -> Shape {
+        self.input_shape
+    }
+    /// Shape of an output sample.
+    pub fn output_shape(&self) -> Shape {
+        self.output_shape
+    }
+    /// What it was built for.
+    pub fn settings(&self) -> ProgramSettings {
+        self.settings
+    }
+    /// All parameters, in gradient-ready order.
+    pub fn parameters(&self) -> Span {
+        self.parameters
+    }
+    /// All gradients, in the order of [`Program::parameters`].
+    pub fn gradients(&self) -> Span {
+        self.gradients
+    }
+    /// The parameters one by one, in execution order (PyTorch's).
+    pub fn table(&self) -> &[Parameter] {
+        &self.table
+    }
+    /// Running statistics.
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+    /// Number of nodes.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+    /// Whether it has no node: a model of a flatten alone.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+    /// Kind of node `i`, as in model files.
+    pub fn kind(&self, i: usize) -> &'static str {
+        self.nodes[i].layer.kind()
+    }
+    /// Elements of the gradient arena that are complete once `backward_node(i)` is enqueued, if those of the later nodes
+    /// are: consecutive, from 0 upward as `i` goes down.
+    pub fn ready_after(&self, i: usize) -> Range<usize> {
+        self.nodes[i].ready.clone()
+    }
+
+    /// Enqueues the forward pass on the compute stream; does not block.
+    ///
+    /// # Errors
+    /// The backend's failure, or that of a chunk that cannot be normalized.
+    pub fn forward(&mut self, step: &mut Step<'_>) -> Result<()> {
+        (0..self.len()).try_for_each(|i| self.forward_node(i, step))
+    }
+
+    /// Enqueues the forward pass of one node.
+    ///
+    /// # Errors
+    /// As [`Program::forward`].
+    ///
+    /// # Panics
+    /// When batch or chunks exceed what the program was built for: a bug of the strategy.
+    pub fn forward_node(&mut self, i: usize, step: &mut Step<'_>) -> Result<()> {
+        self.check(step);
+        let node = &mut self.nodes[i];
+        if step.batch == 0 && !node.layer.meets_ranks() {
+            return Ok(());
+        }
+        node.layer.forward(step, &node.wires)
+    }
+
+    /// Enqueues the backward pass on the compute stream; does not block. The gradient of the output must have been
+    /// enqueued before. Parameter gradients accumulate.
+    ///
+    /// # Errors
+    /// As [`Program::forward`].
+    pub fn backward(&mut self, step: &mut Step<'_>) -> Result<()> {
+        (0..self.len()).rev().try_for_each(|i| self.backward_node(i, step))
+    }
+
+    /// Enqueues the backward pass of one node; call in reverse order.
+    ///
+    /// # Errors
+    /// As [`Program::forward`].
+    ///
+    /// # Panics
+    /// As [`Program::forward_node`].
+    pub fn backward_node(&mut self, i: usize, step: &mut Step<'_>) -> Result<()> {
+        self.check(step);
+        let node = &mut self.nodes[i];
+        if step.batch == 0 && !node.layer.meets_ranks() {
+            return Ok(());
+        }
+        node.layer.backward(step, &node.wires)
+    }
+
+    fn check(&self, step: &Step<'_>) {
+        let s = &self.settings;
+        assert!(step.batch <= s.max_batch, "a batch of {} in a program for {}", step.batch, s.max_batch);
+        assert!(step.chunks.len() <= s.max_chunks, "{} chunks in a program for {}", step.chunks.len(), s.max_chunks);
+        assert!(step.chunks.iter().sum::<usize>() == step.batch, "chunks {:?} of a batch of {}", step.chunks, step.batch);
+    }
+}

@@ -1,0 +1,89 @@
+//! Which gradient lies where, and who overwrites or adds to it: decided once, from the reverse order of the nodes.
+//!
+//! A value's gradient lives from its first writer to the backward of the node that made the value; then its slot is
+//! used again. Slots are in elements per sample. An addition whose branch is used by nobody else does not copy: the
+//! branch's gradient *is* the output's gradient, which from then on is only read.
+use crate::kernel::Write;
+use crate::model::{Model, Op};
+
+/// The plan of a model's gradients.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GradientPlan {
+    /// Elements per sample of each slot.
+    pub slots: Vec<usize>,
+    /// Slot of each value's gradient; value 0 is the model's input. None where nobody needs it.
+    pub values: Vec<Option<usize>>,
+    /// How each node writes the gradients of its inputs; none where nobody needs it, or where it is there already.
+    pub writes: Vec<Vec<Option<Write>>>,
+}
+
+/// Plans the gradients of `model`; that of its input only if wanted.
+pub fn plan(model: &Model, input_gradient: bool) -> GradientPlan {
+    let mut uses = vec![0; model.nodes.len() + 1];
+    model.nodes.iter().flat_map(|node| &node.inputs).for_each(|value| uses[*value] += 1);
+    let mut planner = Planner { slots: Vec::new(), holders: Vec::new(), values: vec![None; uses.len()], written: vec![false; uses.len()] };
+    let output = model.nodes.len();
+    planner.values[output] = Some(planner.take(model.output.elements()));
+    planner.written[output] = true;
+    let mut writes = vec![Vec::new(); model.nodes.len()];
+    for (i, node) in model.nodes.iter().enumerate().rev() {
+        let own = planner.values[i + 1];
+        for value in &node.inputs {
+            let wanted = *value > 0 || input_gradient;
+            let shared = node.op == Op::Add && uses[*value] == 1 && *value > 0;
+            writes[i].push(match own {
+                Some(slot) if wanted && shared => planner.share(*value, slot),
+                _ if wanted => Some(planner.write(*value, elements(model, *value))),
+                _ => None,
+            });
+        }
+        if let Some(slot) = own {
+            planner.holders[slot] -= 1;
+        }
+    }
+    GradientPlan { slots: planner.slots, values: planner.values, writes }
+}
+
+fn elements(model: &Model, value: usize) -> usize {
+    if value == 0 { model.input.elements() } else { model.nodes[value - 1].output.elements() }
+}
+
+struct Planner {
+    slots: Vec<usize>,
+    /// Values whose gradient lies in each slot and is still to be read.
+    holders: Vec<usize>,
+    values: Vec<Option<usize>>,
+    written: Vec<bool>,
+}
+
+impl Planner {
+    /// A free slot for `elements`: the smallest that is large enough, else the largest, which grows, else a new one.
+    fn take(&mut self, elements: usize) -> usize {
+        let free = || (0..self.slots.len()).filter(|slot| self.holders[*slot] == 0);
+        let fitting = free().filter(|slot| self.slots[*slot] >= elements).min_by_key(|slot| self.slots[*slot]);
+        let slot = fitting.or_else(|| free().max_by_key(|slot| self.slots[*slot])).unwrap_or_else(|| {
+            self.slots.push(0);
+            self.holders.push(0);
+            self.slots.len() - 1
+        });
+        self.slots[slot] = self.slots[slot].max(elements);
+        self.holders[slot] = 1;
+        slot
+    }
+
+    /// The next write to the gradient of `value`.
+    fn write(&mut self, value: usize, elements: usize) -> Write {
+        if self.values[value].is_none() {
+            self.values[value] = Some(self.take(elements));
+        }
+        if std::mem::replace(&mut self.written[value], true) { Write::Accumulate } else { Write::Overwrite }
+    }
+
+    /// Lets the gradient of `value` be what lies in `slot` already.
+    fn share(&mut self, value: usize, slot: usize) -> Option<Write> {
+        self.values[value] = Some(slot);
+        self.written[value] = true;
+        self.holders[slot] += 1;
+        None
+    }
+}
