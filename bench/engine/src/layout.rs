@@ -31,7 +31,15 @@ impl Layout {
         Self::channels_last(out_c, c, kernel * kernel)
     }
     const fn channels_last(outer: usize, channels: usize, spatial: usize) -> Self {
-        if channels == 1 || spatial == 1 { Self::Same } else { Self::ChannelsLast { outer, channels, spatial } }
+        if channels == 1 || spatial == 1 {
+            Self::Same
+        } else {
+            Self::ChannelsLast {
+                outer,
+                channels,
+                spatial,
+            }
+        }
     }
 
     /// Copies from the order of files to that of memory.
@@ -41,7 +49,11 @@ impl Layout {
     pub fn to_memory<T: Copy>(self, file: &[T], memory: &mut [T]) {
         match self {
             Self::Same => memory.copy_from_slice(file),
-            Self::ChannelsLast { outer, channels, spatial } => transpose(file, memory, outer, channels, spatial),
+            Self::ChannelsLast {
+                outer,
+                channels,
+                spatial,
+            } => transpose(file, memory, outer, channels, spatial),
         }
     }
     /// Copies from the order of memory to that of files.
@@ -51,7 +63,11 @@ impl Layout {
     pub fn to_file<T: Copy>(self, memory: &[T], file: &mut [T]) {
         match self {
             Self::Same => file.copy_from_slice(memory),
-            Self::ChannelsLast { outer, channels, spatial } => transpose(memory, file, outer, spatial, channels),
+            Self::ChannelsLast {
+                outer,
+                channels,
+                spatial,
+            } => transpose(memory, file, outer, spatial, channels),
         }
     }
 }
@@ -59,7 +75,12 @@ impl Layout {
 /// Transposes `outer` matrices `[rows, columns]`.
 fn transpose<T: Copy>(from: &[T], to: &mut [T], outer: usize, rows: usize, columns: usize) {
     let size = rows * columns;
-    assert!(from.len() == outer * size && to.len() == outer * size, "{outer}×{rows}×{columns}: {} to {}", from.len(), to.len());
+    assert!(
+        from.len() == outer * size && to.len() == outer * size,
+        "{outer}×{rows}×{columns}: {} to {}",
+        from.len(),
+        to.len()
+    );
     for (from, to) in from.chunks_exact(size).zip(to.chunks_exact_mut(size)) {
         for (column, line) in to.chunks_exact_mut(rows).enumerate() {
             for (row, value) in line.iter_mut().enumerate() {

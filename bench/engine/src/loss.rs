@@ -48,7 +48,11 @@ impl Loss {
     /// # Errors
     /// The backend's failure.
     pub fn upload_labels(&self, backend: &mut dyn Backend, labels: &[i32]) -> Result<()> {
-        backend.upload(Stream::Compute, HostSlice::I32(labels), self.labels.first(labels.len()))
+        backend.upload(
+            Stream::Compute,
+            HostSlice::I32(labels),
+            self.labels.first(labels.len()),
+        )
     }
 
     /// Enqueues losses, loss = scale·Σ losses, and d_logits = scale·(softmax − onehot) for `batch` samples; `logits` and
@@ -65,7 +69,13 @@ impl Loss {
         scale: f32,
     ) -> Result<()> {
         if batch == 0 {
-            return backend.launch(Stream::Compute, Kernel::Fill { to: self.loss, value: 0.0 });
+            return backend.launch(
+                Stream::Compute,
+                Kernel::Fill {
+                    to: self.loss,
+                    value: 0.0,
+                },
+            );
         }
         let kernel = Kernel::SoftmaxCrossEntropy {
             logits,
@@ -99,7 +109,16 @@ impl Loss {
             return Ok(0);
         }
         let (labels, errors, classes) = (self.labels.first(batch), self.errors, self.classes);
-        backend.launch(Stream::Compute, Kernel::CountErrors { logits, labels, errors, batch, classes })?;
+        backend.launch(
+            Stream::Compute,
+            Kernel::CountErrors {
+                logits,
+                labels,
+                errors,
+                batch,
+                classes,
+            },
+        )?;
         let mut count = [0];
         backend.download(errors, HostSliceMut::I32(&mut count))?;
         Ok(count[0] as usize)

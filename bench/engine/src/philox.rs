@@ -39,7 +39,12 @@ pub const fn block(mut key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
     while round < ROUNDS {
         let a = MULTIPLIERS[0] as u64 * c[0] as u64;
         let b = MULTIPLIERS[1] as u64 * c[2] as u64;
-        c = [(b >> 32) as u32 ^ c[1] ^ key[0], b as u32, (a >> 32) as u32 ^ c[3] ^ key[1], a as u32];
+        c = [
+            (b >> 32) as u32 ^ c[1] ^ key[0],
+            b as u32,
+            (a >> 32) as u32 ^ c[3] ^ key[1],
+            a as u32,
+        ];
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
         round += 1;
     }
@@ -49,7 +54,10 @@ pub const fn block(mut key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
 /// The four words of block `index` of one stream.
 #[inline]
 pub const fn words(seed: u64, purpose: Purpose, stream: u32, index: u64) -> [u32; 4] {
-    block(key(seed), [index as u32, (index >> 32) as u32, stream, purpose as u32])
+    block(
+        key(seed),
+        [index as u32, (index >> 32) as u32, stream, purpose as u32],
+    )
 }
 
 /// The word of one element.
@@ -71,7 +79,14 @@ pub const fn dropout_counter(block: u32, sample: u32, step: u32, node: u32) -> [
 }
 
 /// Fills `to` with the elements `first..` of a stream, each `(2u − 1)·bound` in f32.
-pub fn fill_symmetric(seed: u64, purpose: Purpose, stream: u32, first: u64, bound: f32, to: &mut [f32]) {
+pub fn fill_symmetric(
+    seed: u64,
+    purpose: Purpose,
+    stream: u32,
+    first: u64,
+    bound: f32,
+    to: &mut [f32],
+) {
     let (mut at, mut four) = (u64::MAX, [0; 4]);
     for (offset, value) in to.iter_mut().enumerate() {
         let element = first + offset as u64;
@@ -94,7 +109,11 @@ pub struct Sequence {
 impl Sequence {
     /// The start of stream `stream` of [`Purpose::Shuffle`].
     pub const fn shuffle(seed: u64, stream: u32) -> Self {
-        Self { seed, stream, next: 0 }
+        Self {
+            seed,
+            stream,
+            next: 0,
+        }
     }
 
     fn next_u64(&mut self) -> u64 {
@@ -133,10 +152,19 @@ mod tests {
     /// Known answers of Random123's `kat_vectors` for philox4x32-10.
     #[test]
     fn known_answers() {
-        assert_eq!(block([0; 2], [0; 4]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(block([u32::MAX; 2], [u32::MAX; 4]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
         assert_eq!(
-            block([0xa409_3822, 0x299f_31d0], [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344]),
+            block([0; 2], [0; 4]),
+            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
+        );
+        assert_eq!(
+            block([u32::MAX; 2], [u32::MAX; 4]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
+        assert_eq!(
+            block(
+                [0xa409_3822, 0x299f_31d0],
+                [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344]
+            ),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
     }

@@ -82,7 +82,10 @@ mod tests {
     #[test]
     fn dimensions_are_read_and_printed_as_in_files() {
         let image = Shape::from_dimensions(&[3, 32, 16]).expect("three dimensions");
-        assert_eq!((image.elements(), image.spatial(), image.channels()), (1536, 512, 3));
+        assert_eq!(
+            (image.elements(), image.spatial(), image.channels()),
+            (1536, 512, 3)
+        );
         assert_eq!(image.to_string(), "[3, 32, 16]");
         assert_eq!(image.dimensions(), [3, 32, 16]);
         assert_eq!(Shape::from_dimensions(&[784]), Some(Shape::Features(784)));
@@ -90,7 +93,15 @@ mod tests {
 
     #[test]
     fn zero_wrong_and_overflowing_dimensions_are_refused() {
-        for wrong in [&[][..], &[0], &[3, 0, 2], &[2, 2], &[1, 2, 3, 4], &[usize::MAX, 2, 2], &[MAX_ELEMENTS + 1]] {
+        for wrong in [
+            &[][..],
+            &[0],
+            &[3, 0, 2],
+            &[2, 2],
+            &[1, 2, 3, 4],
+            &[usize::MAX, 2, 2],
+            &[MAX_ELEMENTS + 1],
+        ] {
             assert_eq!(Shape::from_dimensions(wrong), None, "{wrong:?}");
         }
     }

@@ -84,22 +84,47 @@ impl Digits {
             Split::All => 0..Self::LEN,
         };
         let pixels = pixels[range.start * Self::PIXELS..range.end * Self::PIXELS].to_vec();
-        Ok(Self { pixels, labels: labels[range].to_vec() })
+        Ok(Self {
+            pixels,
+            labels: labels[range].to_vec(),
+        })
     }
 }
 
 /// The data of an IDX file of unsigned bytes: two zeros, type 8, the number of dimensions, each of them big-endian.
-fn idx<'a>(bytes: &'a [u8], file: &'static str, dimensions: &[u32], largest: u8) -> Result<&'a [u8], DigitsError> {
+fn idx<'a>(
+    bytes: &'a [u8],
+    file: &'static str,
+    dimensions: &[u32],
+    largest: u8,
+) -> Result<&'a [u8], DigitsError> {
     let mut header = vec![0, 0, 8, dimensions.len() as u8];
-    dimensions.iter().for_each(|dimension| header.extend(dimension.to_be_bytes()));
-    let wrong = || DigitsError::Header { file, expected: dimensions.to_vec() };
+    dimensions
+        .iter()
+        .for_each(|dimension| header.extend(dimension.to_be_bytes()));
+    let wrong = || DigitsError::Header {
+        file,
+        expected: dimensions.to_vec(),
+    };
     let data = bytes.strip_prefix(header.as_slice()).ok_or_else(wrong)?;
-    let expected = dimensions.iter().map(|dimension| *dimension as usize).product();
+    let expected = dimensions
+        .iter()
+        .map(|dimension| *dimension as usize)
+        .product();
     if data.len() != expected {
-        return Err(DigitsError::Length { file, found: data.len(), expected });
+        return Err(DigitsError::Length {
+            file,
+            found: data.len(),
+            expected,
+        });
     }
     match data.iter().position(|value| *value > largest) {
-        Some(offset) => Err(DigitsError::Value { file, value: data[offset], offset, largest }),
+        Some(offset) => Err(DigitsError::Value {
+            file,
+            value: data[offset],
+            offset,
+            largest,
+        }),
         None => Ok(data),
     }
 }
@@ -116,8 +141,15 @@ impl Dataset for Digits {
     }
     fn write(&self, index: usize, to: &mut [f32]) {
         let pixels = &self.pixels[index * Self::PIXELS..(index + 1) * Self::PIXELS];
-        assert_eq!(to.len(), pixels.len(), "an image has {} pixels", Self::PIXELS);
-        to.iter_mut().zip(pixels).for_each(|(value, pixel)| *value = f32::from(*pixel) / INK);
+        assert_eq!(
+            to.len(),
+            pixels.len(),
+            "an image has {} pixels",
+            Self::PIXELS
+        );
+        to.iter_mut()
+            .zip(pixels)
+            .for_each(|(value, pixel)| *value = f32::from(*pixel) / INK);
     }
     fn label(&self, index: usize) -> i32 {
         i32::from(self.labels[index])

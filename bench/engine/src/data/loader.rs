@@ -10,7 +10,9 @@ pub enum LoaderError {
     #[error("batch size 0: write at least 1")]
     NoBatch,
     /// An epoch without a batch.
-    #[error("an epoch has {samples} samples per device, fewer than the batch size {batch_size}: lower it")]
+    #[error(
+        "an epoch has {samples} samples per device, fewer than the batch size {batch_size}: lower it"
+    )]
     TooFew {
         /// Samples of an epoch.
         samples: usize,
@@ -48,7 +50,10 @@ impl Loader {
             return Err(LoaderError::NoBatch);
         }
         if samples < if drop_last { batch_size } else { 1 } {
-            return Err(LoaderError::TooFew { samples, batch_size });
+            return Err(LoaderError::TooFew {
+                samples,
+                batch_size,
+            });
         }
         let elements = dataset.shape().elements();
         let mut loader = Self {
@@ -69,7 +74,11 @@ impl Loader {
     /// Batches of an epoch.
     pub fn batches(&self) -> usize {
         let samples = self.order.len();
-        if self.drop_last { samples / self.batch_size } else { samples.div_ceil(self.batch_size) }
+        if self.drop_last {
+            samples / self.batch_size
+        } else {
+            samples.div_ceil(self.batch_size)
+        }
     }
     /// The epoch of the next batch, unless this one is at its end.
     pub fn epoch(&self) -> u64 {
@@ -99,18 +108,30 @@ impl Loader {
     /// Samples of the next batch of this epoch.
     fn remaining(&self) -> usize {
         let left = (self.order.len() - self.position).min(self.batch_size);
-        if self.drop_last && left < self.batch_size { 0 } else { left }
+        if self.drop_last && left < self.batch_size {
+            0
+        } else {
+            left
+        }
     }
 
     fn load(&mut self) -> HostBatch<'_> {
         let len = self.remaining();
         let elements = self.inputs.len() / self.batch_size;
         let indices = &self.order[self.position..self.position + len];
-        for ((index, input), label) in indices.iter().zip(self.inputs.chunks_exact_mut(elements)).zip(&mut self.labels) {
+        for ((index, input), label) in indices
+            .iter()
+            .zip(self.inputs.chunks_exact_mut(elements))
+            .zip(&mut self.labels)
+        {
             self.dataset.write(*index, input);
             *label = self.dataset.label(*index);
         }
         self.position += len;
-        HostBatch { inputs: &self.inputs[..len * elements], labels: &self.labels[..len], len }
+        HostBatch {
+            inputs: &self.inputs[..len * elements],
+            labels: &self.labels[..len],
+            len,
+        }
     }
 }

@@ -10,7 +10,7 @@ use crate::shape::Shape;
 
 pub use digits::{Digits, DigitsError, Split};
 pub use loader::{Loader, LoaderError};
-pub use sampler::{Distributed, RankOrder, Random, Sampler, Sequential};
+pub use sampler::{Distributed, Random, RankOrder, Sampler, Sequential};
 pub use synthetic::Synthetic;
 
 /// Labelled samples.

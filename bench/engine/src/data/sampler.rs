@@ -75,7 +75,11 @@ impl Distributed {
     /// The order that all ranks share, padded or truncated to a multiple of their number.
     fn shared(&self, epoch: u64, to: &mut Vec<usize>) {
         match self.seed {
-            Some(seed) => Random { len: self.len, seed }.indices(epoch, to),
+            Some(seed) => Random {
+                len: self.len,
+                seed,
+            }
+            .indices(epoch, to),
             None => Sequential { len: self.len }.indices(epoch, to),
         }
         let total = self.len() * self.ranks;
@@ -89,7 +93,11 @@ impl Distributed {
 
 impl Sampler for Distributed {
     fn len(&self) -> usize {
-        if self.drop_last { self.len / self.ranks } else { self.len.div_ceil(self.ranks) }
+        if self.drop_last {
+            self.len / self.ranks
+        } else {
+            self.len.div_ceil(self.ranks)
+        }
     }
     fn indices(&self, epoch: u64, to: &mut Vec<usize>) {
         self.shared(epoch, to);
@@ -123,7 +131,10 @@ impl Sampler for RankOrder {
         // contiguous block of the shared order, so each block is permuted within itself, from a copy behind the order.
         to.extend_from_within(..);
         for position in 0..len {
-            let (block, i) = (position / (ranks * batch) * ranks * batch, position % (ranks * batch));
+            let (block, i) = (
+                position / (ranks * batch) * ranks * batch,
+                position % (ranks * batch),
+            );
             to[position] = to[len + block + i / batch + i % batch * ranks];
         }
         to.truncate(len);

@@ -33,7 +33,11 @@ impl Dataset for Synthetic {
         self.classes
     }
     fn write(&self, index: usize, to: &mut [f32]) {
-        assert!(index < self.len && to.len() == self.shape.elements(), "sample {index} of {}", self.len);
+        assert!(
+            index < self.len && to.len() == self.shape.elements(),
+            "sample {index} of {}",
+            self.len
+        );
         let first = index as u64 * to.len() as u64;
         let (channels, spatial) = (self.shape.channels(), self.shape.spatial());
         if channels == 1 || spatial == 1 {
@@ -44,7 +48,14 @@ impl Dataset for Synthetic {
             let mut element = first + (channel * spatial) as u64;
             for position in 0..spatial {
                 let value = &mut to[position * channels + channel];
-                philox::fill_symmetric(self.seed, Purpose::Inputs, 0, element, BOUND, std::slice::from_mut(value));
+                philox::fill_symmetric(
+                    self.seed,
+                    Purpose::Inputs,
+                    0,
+                    element,
+                    BOUND,
+                    std::slice::from_mut(value),
+                );
                 element += 1;
             }
         }

@@ -35,13 +35,37 @@ impl Layer for Conv2d {
 
     fn backward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
         let (batch, window, workspace) = (step.batch, self.window, self.workspace);
-        let (x, d_y) = (wires.cut(wires.inputs[0], batch), wires.cut(wires.d_output, batch));
-        step.launch(Kernel::Conv2dBackwardWeight { x, d_y, d_weight: self.d_weight, window, batch, workspace })?;
+        let (x, d_y) = (
+            wires.cut(wires.inputs[0], batch),
+            wires.cut(wires.d_output, batch),
+        );
+        step.launch(Kernel::Conv2dBackwardWeight {
+            x,
+            d_y,
+            d_weight: self.d_weight,
+            window,
+            batch,
+            workspace,
+        })?;
         if let Some((_, d_bias)) = self.bias {
-            step.launch(Kernel::BiasBackward { d_y, d_bias, rows: batch * window.out_h * window.out_w })?;
+            step.launch(Kernel::BiasBackward {
+                d_y,
+                d_bias,
+                rows: batch * window.out_h * window.out_w,
+            })?;
         }
-        let Some((d_x, write)) = wires.d_input(batch) else { return Ok(()) };
-        step.launch(Kernel::Conv2dBackwardInput { d_y, weight: self.weight, d_x, window, batch, workspace, write })
+        let Some((d_x, write)) = wires.d_input(batch) else {
+            return Ok(());
+        };
+        step.launch(Kernel::Conv2dBackwardInput {
+            d_y,
+            weight: self.weight,
+            d_x,
+            window,
+            batch,
+            workspace,
+            write,
+        })
     }
 
     fn kind(&self) -> &'static str {

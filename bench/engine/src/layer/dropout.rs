@@ -18,23 +18,47 @@ pub struct Dropout {
 
 impl Dropout {
     fn apply(&self, step: &mut Step<'_>, x: Span, y: Span, write: Write) -> Result<()> {
-        let (p, seed, node, state, batch) = (self.p, self.seed, self.node, step.state.counters, step.batch);
+        let (p, seed, node, state, batch) = (
+            self.p,
+            self.seed,
+            self.node,
+            step.state.counters,
+            step.batch,
+        );
         step.launch(match step.mode {
-            Mode::Train => Kernel::Dropout { x, y, p, seed, node, state, batch, write },
-            Mode::Eval => Kernel::Copy { from: x, to: y, write },
+            Mode::Train => Kernel::Dropout {
+                x,
+                y,
+                p,
+                seed,
+                node,
+                state,
+                batch,
+                write,
+            },
+            Mode::Eval => Kernel::Copy {
+                from: x,
+                to: y,
+                write,
+            },
         })
     }
 }
 
 impl Layer for Dropout {
     fn forward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
-        let (x, y) = (wires.cut(wires.inputs[0], step.batch), wires.cut(wires.output, step.batch));
+        let (x, y) = (
+            wires.cut(wires.inputs[0], step.batch),
+            wires.cut(wires.output, step.batch),
+        );
         self.apply(step, x, y, Write::Overwrite)
     }
 
     fn backward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
         let d_y = wires.cut(wires.d_output, step.batch);
-        let Some((d_x, write)) = wires.d_input(step.batch) else { return Ok(()) };
+        let Some((d_x, write)) = wires.d_input(step.batch) else {
+            return Ok(());
+        };
         self.apply(step, d_y, d_x, write)
     }
 

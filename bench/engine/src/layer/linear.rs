@@ -20,7 +20,10 @@ pub struct Linear {
 impl Layer for Linear {
     fn forward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
         let rows = step.batch;
-        let (a, y) = (wires.cut(wires.inputs[0], rows), wires.cut(wires.output, rows));
+        let (a, y) = (
+            wires.cut(wires.inputs[0], rows),
+            wires.cut(wires.output, rows),
+        );
         // y[rows, out] = x[rows, in] · Wᵀ
         step.launch(Kernel::Matmul {
             a,
@@ -41,7 +44,10 @@ impl Layer for Linear {
 
     fn backward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
         let rows = step.batch;
-        let (x, d_y) = (wires.cut(wires.inputs[0], rows), wires.cut(wires.d_output, rows));
+        let (x, d_y) = (
+            wires.cut(wires.inputs[0], rows),
+            wires.cut(wires.d_output, rows),
+        );
         // dW[out, in] += dyᵀ · x
         step.launch(Kernel::Matmul {
             a: d_y,
@@ -57,7 +63,9 @@ impl Layer for Linear {
         if let Some((_, d_bias)) = self.bias {
             step.launch(Kernel::BiasBackward { d_y, d_bias, rows })?;
         }
-        let Some((d_x, write)) = wires.d_input(rows) else { return Ok(()) };
+        let Some((d_x, write)) = wires.d_input(rows) else {
+            return Ok(());
+        };
         // dx[rows, in] = dy[rows, out] · W
         step.launch(Kernel::Matmul {
             a: d_y,

@@ -25,7 +25,9 @@ impl Layer for MaxPool {
 
     fn backward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
         let batch = step.batch;
-        let Some((d_x, write)) = wires.d_input(batch) else { return Ok(()) };
+        let Some((d_x, write)) = wires.d_input(batch) else {
+            return Ok(());
+        };
         step.launch(Kernel::MaxPoolBackward {
             d_y: wires.cut(wires.d_output, batch),
             index: wires.cut(self.index, batch),

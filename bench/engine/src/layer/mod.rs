@@ -50,15 +50,28 @@ impl State {
     ///
     /// # Errors
     /// The backend's failure.
-    pub fn set_counters(&self, backend: &mut dyn Backend, step: i32, sample_offset: i32) -> Result<()> {
-        backend.upload(Stream::Compute, HostSlice::I32(&[step, sample_offset]), self.counters)
+    pub fn set_counters(
+        &self,
+        backend: &mut dyn Backend,
+        step: i32,
+        sample_offset: i32,
+    ) -> Result<()> {
+        backend.upload(
+            Stream::Compute,
+            HostSlice::I32(&[step, sample_offset]),
+            self.counters,
+        )
     }
     /// Enqueues a new learning rate.
     ///
     /// # Errors
     /// The backend's failure.
     pub fn set_learning_rate(&self, backend: &mut dyn Backend, learning_rate: f32) -> Result<()> {
-        backend.upload(Stream::Compute, HostSlice::F32(&[learning_rate]), self.rates)
+        backend.upload(
+            Stream::Compute,
+            HostSlice::F32(&[learning_rate]),
+            self.rates,
+        )
     }
 }
 

@@ -23,7 +23,9 @@ pub enum ModelError {
         path: String,
     },
     /// A layer for features got an image.
-    #[error("{path}: needs [features], but its input is {input}: put \"flatten\" or \"global-average-pool\" before it")]
+    #[error(
+        "{path}: needs [features], but its input is {input}: put \"flatten\" or \"global-average-pool\" before it"
+    )]
     NeedsFeatures {
         /// The layer.
         path: String,
@@ -31,7 +33,9 @@ pub enum ModelError {
         input: Shape,
     },
     /// A layer for images got features.
-    #[error("{path}: needs [channels, height, width], but its input is {input}: move it before \"flatten\" or pooling, or leave it out")]
+    #[error(
+        "{path}: needs [channels, height, width], but its input is {input}: move it before \"flatten\" or pooling, or leave it out"
+    )]
     NeedsImage {
         /// The layer.
         path: String,
@@ -107,7 +111,10 @@ pub enum ModelError {
         allowed: &'static str,
     },
     /// A value or parameter too large for the engine.
-    #[error("{path}: {what} is larger than {} elements: make the layer or its input smaller", crate::shape::MAX_ELEMENTS)]
+    #[error(
+        "{path}: {what} is larger than {} elements: make the layer or its input smaller",
+        crate::shape::MAX_ELEMENTS
+    )]
     TooLarge {
         /// The layer.
         path: String,

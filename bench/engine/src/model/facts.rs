@@ -63,8 +63,15 @@ impl Model {
         ModelFacts {
             parameters,
             parameter_bytes: parameters * size_of::<f32>(),
-            buffer_bytes: running.map(|channels| 2 * channels * size_of::<f32>() + size_of::<i64>()).sum(),
-            activations: self.input.elements() + self.nodes.iter().map(|node| node.output.elements()).sum::<usize>(),
+            buffer_bytes: running
+                .map(|channels| 2 * channels * size_of::<f32>() + size_of::<i64>())
+                .sum(),
+            activations: self.input.elements()
+                + self
+                    .nodes
+                    .iter()
+                    .map(|node| node.output.elements())
+                    .sum::<usize>(),
             output: self.output,
             layers,
         }
@@ -76,8 +83,14 @@ impl Model {
     /// [`ModelError::OneElement`].
     pub fn check_chunk(&self, samples: usize) -> Result<(), ModelError> {
         for node in &self.nodes {
-            if matches!(node.op, Op::BatchNorm { sync: false, .. }) && samples * node.input.spatial() == 1 {
-                return Err(ModelError::OneElement { path: node.path.clone(), samples, input: node.input });
+            if matches!(node.op, Op::BatchNorm { sync: false, .. })
+                && samples * node.input.spatial() == 1
+            {
+                return Err(ModelError::OneElement {
+                    path: node.path.clone(),
+                    samples,
+                    input: node.input,
+                });
             }
         }
         Ok(())
@@ -86,5 +99,10 @@ impl Model {
 
 fn layer_facts(node: &Node) -> LayerFacts {
     let parameters = node.parameters().iter().map(ParameterSlot::elements).sum();
-    LayerFacts { path: node.path.clone(), kind: node.op.kind(), output: node.output, parameters }
+    LayerFacts {
+        path: node.path.clone(),
+        kind: node.op.kind(),
+        output: node.output,
+        parameters,
+    }
 }

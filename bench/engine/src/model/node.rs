@@ -127,33 +127,66 @@ impl Node {
             }
             Op::Conv2d { window: w, bias } => {
                 let layout = Layout::convolution(w.out_c, w.c, w.kernel);
-                weight_and_bias(vec![w.out_c, w.c, w.kernel, w.kernel], layout, *bias, w.c * w.kernel * w.kernel)
+                weight_and_bias(
+                    vec![w.out_c, w.c, w.kernel, w.kernel],
+                    layout,
+                    *bias,
+                    w.c * w.kernel * w.kernel,
+                )
             }
-            Op::BatchNorm { affine: true, .. } | Op::GroupNorm { affine: Affine::Channel, .. } => {
-                gamma_and_beta(vec![self.input.channels()], Layout::Same)
-            }
-            Op::GroupNorm { affine: Affine::Element, .. } => {
-                gamma_and_beta(self.input.dimensions(), Layout::activation(self.input, 1))
-            }
+            Op::BatchNorm { affine: true, .. }
+            | Op::GroupNorm {
+                affine: Affine::Channel,
+                ..
+            } => gamma_and_beta(vec![self.input.channels()], Layout::Same),
+            Op::GroupNorm {
+                affine: Affine::Element,
+                ..
+            } => gamma_and_beta(self.input.dimensions(), Layout::activation(self.input, 1)),
             _ => Vec::new(),
         }
     }
 }
 
-fn weight_and_bias(shape: Vec<usize>, layout: Layout, bias: bool, fan_in: usize) -> Vec<ParameterSlot> {
+fn weight_and_bias(
+    shape: Vec<usize>,
+    layout: Layout,
+    bias: bool,
+    fan_in: usize,
+) -> Vec<ParameterSlot> {
     let outputs = shape[0];
     let init = Init::Uniform { fan_in };
-    let mut slots = vec![ParameterSlot { name: "weight", shape, layout, init }];
+    let mut slots = vec![ParameterSlot {
+        name: "weight",
+        shape,
+        layout,
+        init,
+    }];
     if bias {
-        slots.push(ParameterSlot { name: "bias", shape: vec![outputs], layout: Layout::Same, init });
+        slots.push(ParameterSlot {
+            name: "bias",
+            shape: vec![outputs],
+            layout: Layout::Same,
+            init,
+        });
     }
     slots
 }
 
 fn gamma_and_beta(shape: Vec<usize>, layout: Layout) -> Vec<ParameterSlot> {
     vec![
-        ParameterSlot { name: "weight", shape: shape.clone(), layout, init: Init::One },
-        ParameterSlot { name: "bias", shape, layout, init: Init::Zero },
+        ParameterSlot {
+            name: "weight",
+            shape: shape.clone(),
+            layout,
+            init: Init::One,
+        },
+        ParameterSlot {
+            name: "bias",
+            shape,
+            layout,
+            init: Init::Zero,
+        },
     ]
 }
 

@@ -6,8 +6,8 @@
 use super::error::ModelError;
 use super::node::{Node, Op};
 use super::spec::{
-    BatchNormSpec, Conv2dSpec, Features, GroupNormSpec, LayerNormAffine, LayerNormSpec, LayerSpec, LinearSpec, ModelSpec,
-    Momentum, Norm, PoolSpec, RepeatSpec, ResidualSpec,
+    BatchNormSpec, Conv2dSpec, Features, GroupNormSpec, LayerNormAffine, LayerNormSpec, LayerSpec,
+    LinearSpec, ModelSpec, Momentum, Norm, PoolSpec, RepeatSpec, ResidualSpec,
 };
 use crate::kernel::{Affine, Window};
 use crate::layout::Layout;
@@ -57,7 +57,10 @@ pub fn resolve(
 ) -> Result<Model, ModelError> {
     let model = lower(spec, input, classes, norm, options)?;
     if model.output != Shape::Features(classes) {
-        return Err(ModelError::Output { output: model.output, classes });
+        return Err(ModelError::Output {
+            output: model.output,
+            classes,
+        });
     }
     Ok(model)
 }
@@ -73,11 +76,25 @@ pub fn lower(
     norm: Norm,
     options: &NormOptions,
 ) -> Result<Model, ModelError> {
-    let shape = Shape::from_dimensions(input).ok_or_else(|| ModelError::Input { dimensions: input.to_vec() })?;
-    let mut lowering = Lowering { classes, norm, options, nodes: Vec::new() };
+    let shape = Shape::from_dimensions(input).ok_or_else(|| ModelError::Input {
+        dimensions: input.to_vec(),
+    })?;
+    let mut lowering = Lowering {
+        classes,
+        norm,
+        options,
+        nodes: Vec::new(),
+    };
     let end = lowering.list(&spec.layers, Value { id: 0, shape }, "layers")?;
     let (name, nodes) = (spec.name.clone(), lowering.nodes);
-    Ok(Model { name, input: shape, output: end.shape, classes, norm, nodes })
+    Ok(Model {
+        name,
+        input: shape,
+        output: end.shape,
+        classes,
+        norm,
+        nodes,
+    })
 }
 
 /// A value on its way through the layers.
@@ -95,15 +112,27 @@ struct Lowering<'a> {
 }
 
 impl Lowering<'_> {
-    fn list(&mut self, layers: &[LayerSpec], mut value: Value, path: &str) -> Result<Value, ModelError> {
+    fn list(
+        &mut self,
+        layers: &[LayerSpec],
+        mut value: Value,
+        path: &str,
+    ) -> Result<Value, ModelError> {
         // Indices are those of the file, so that a message leads to the line that is wrong.
-        let resolved: Vec<(usize, LayerSpec)> =
-            layers.iter().enumerate().filter_map(|(i, layer)| Some((i, self.choose_norm(layer)?))).collect();
+        let resolved: Vec<(usize, LayerSpec)> = layers
+            .iter()
+            .enumerate()
+            .filter_map(|(i, layer)| Some((i, self.choose_norm(layer)?)))
+            .collect();
         if layers.is_empty() {
-            return Err(ModelError::Empty { path: path.to_owned() });
+            return Err(ModelError::Empty {
+                path: path.to_owned(),
+            });
         }
         for (position, (index, layer)) in resolved.iter().enumerate() {
-            let bias = !resolved.get(position + 1).is_some_and(|(_, next)| has_bias(next));
+            let bias = !resolved
+                .get(position + 1)
+                .is_some_and(|(_, next)| has_bias(next));
             let here = format!("{path}[{index}]");
             value = match layer {
                 LayerSpec::Residual(residual) => self.residual(residual, value, &here)?,
@@ -128,7 +157,12 @@ impl Lowering<'_> {
         }
     }
 
-    fn residual(&mut self, spec: &ResidualSpec, value: Value, path: &str) -> Result<Value, ModelError> {
+    fn residual(
+        &mut self,
+        spec: &ResidualSpec,
+        value: Value,
+        path: &str,
+    ) -> Result<Value, ModelError> {
         let body = self.list(&spec.body, value, &format!("{path}.residual.body"))?;
         let shortcut = if spec.shortcut.is_empty() {
             value
@@ -137,14 +171,32 @@ impl Lowering<'_> {
         };
         let path = format!("{path} (residual)");
         if body.shape != shortcut.shape {
-            return Err(ModelError::Branches { path, body: body.shape, shortcut: shortcut.shape });
+            return Err(ModelError::Branches {
+                path,
+                body: body.shape,
+                shortcut: shortcut.shape,
+            });
         }
-        self.push(Op::Add, vec![body.id, shortcut.id], body.shape, body.shape, path)
+        self.push(
+            Op::Add,
+            vec![body.id, shortcut.id],
+            body.shape,
+            body.shape,
+            path,
+        )
     }
 
-    fn repeat(&mut self, spec: &RepeatSpec, mut value: Value, path: &str) -> Result<Value, ModelError> {
+    fn repeat(
+        &mut self,
+        spec: &RepeatSpec,
+        mut value: Value,
+        path: &str,
+    ) -> Result<Value, ModelError> {
         if spec.times == 0 {
-            return Err(ModelError::Zero { path: format!("{path} (repeat)"), key: "times" });
+            return Err(ModelError::Zero {
+                path: format!("{path} (repeat)"),
+                key: "times",
+            });
         }
         for _ in 0..spec.times {
             let before = (self.nodes.len(), value.shape);
@@ -157,7 +209,13 @@ impl Lowering<'_> {
         Ok(value)
     }
 
-    fn simple(&mut self, layer: &LayerSpec, value: Value, here: String, bias: bool) -> Result<Value, ModelError> {
+    fn simple(
+        &mut self,
+        layer: &LayerSpec,
+        value: Value,
+        here: String,
+        bias: bool,
+    ) -> Result<Value, ModelError> {
         let input = value.shape;
         let (op, output) = match layer {
             LayerSpec::Linear(spec) => self.linear(spec, input, bias, &here)?,
@@ -178,7 +236,12 @@ impl Lowering<'_> {
             }
             LayerSpec::Dropout(spec) => {
                 let path = format!("{here} (dropout)");
-                (Op::Dropout { p: in_range(spec.p, (0.0..=1.0).contains(&spec.p), path, "p", "0 to 1")? }, input)
+                (
+                    Op::Dropout {
+                        p: in_range(spec.p, (0.0..=1.0).contains(&spec.p), path, "p", "0 to 1")?,
+                    },
+                    input,
+                )
             }
             LayerSpec::BatchNorm(spec) => (batch_norm(spec, false, &here)?, input),
             LayerSpec::SyncBatchNorm(spec) => (batch_norm(spec, true, &here)?, input),
@@ -192,7 +255,13 @@ impl Lowering<'_> {
         self.push(op, vec![value.id], input, output, path)
     }
 
-    fn linear(&self, spec: &LinearSpec, input: Shape, bias: bool, here: &str) -> Result<(Op, Shape), ModelError> {
+    fn linear(
+        &self,
+        spec: &LinearSpec,
+        input: Shape,
+        bias: bool,
+        here: &str,
+    ) -> Result<(Op, Shape), ModelError> {
         let path = format!("{here} (linear)");
         let features = match spec.features {
             Features::Classes => self.classes,
@@ -200,36 +269,74 @@ impl Lowering<'_> {
         };
         match input {
             Shape::Image { .. } => Err(ModelError::NeedsFeatures { path, input }),
-            Shape::Features(_) if features == 0 => Err(ModelError::Zero { path, key: "features" }),
-            Shape::Features(_) => Ok((Op::Linear { bias: spec.bias.unwrap_or(bias) }, Shape::Features(features))),
+            Shape::Features(_) if features == 0 => Err(ModelError::Zero {
+                path,
+                key: "features",
+            }),
+            Shape::Features(_) => Ok((
+                Op::Linear {
+                    bias: spec.bias.unwrap_or(bias),
+                },
+                Shape::Features(features),
+            )),
         }
     }
 
-    fn push(&mut self, op: Op, inputs: Vec<usize>, input: Shape, output: Shape, path: String) -> Result<Value, ModelError> {
+    fn push(
+        &mut self,
+        op: Op,
+        inputs: Vec<usize>,
+        input: Shape,
+        output: Shape,
+        path: String,
+    ) -> Result<Value, ModelError> {
         if self.nodes.len() == MAX_NODES {
-            return Err(ModelError::TooManyLayers { path, limit: MAX_NODES });
+            return Err(ModelError::TooManyLayers {
+                path,
+                limit: MAX_NODES,
+            });
         }
         if output.checked_elements().is_none() {
-            return Err(ModelError::TooLarge { path, what: "the output" });
+            return Err(ModelError::TooLarge {
+                path,
+                what: "the output",
+            });
         }
-        let node = Node { op, inputs, input, output, path };
+        let node = Node {
+            op,
+            inputs,
+            input,
+            output,
+            path,
+        };
         if !weight_fits(&node) {
-            return Err(ModelError::TooLarge { path: node.path, what: "the weight" });
+            return Err(ModelError::TooLarge {
+                path: node.path,
+                what: "the weight",
+            });
         }
         self.nodes.push(node);
-        Ok(Value { id: self.nodes.len(), shape: output })
+        Ok(Value {
+            id: self.nodes.len(),
+            shape: output,
+        })
     }
 }
 
 /// Whether the products that sizes and workspaces are computed from stay far from overflow.
 fn weight_fits(node: &Node) -> bool {
     let limit = crate::shape::MAX_ELEMENTS as u128;
-    let product = |factors: &[usize]| factors.iter().try_fold(1u128, |p, f| p.checked_mul(*f as u128));
+    let product = |factors: &[usize]| {
+        factors
+            .iter()
+            .try_fold(1u128, |p, f| p.checked_mul(*f as u128))
+    };
     let fits = |factors: &[usize]| product(factors).is_some_and(|elements| elements <= limit);
     match &node.op {
         Op::Linear { .. } => fits(&[node.input.elements(), node.output.elements()]),
         Op::Conv2d { window: w, .. } => {
-            fits(&[w.out_c, w.c, w.kernel, w.kernel]) && fits(&[2, w.out_h, w.out_w, w.kernel, w.kernel, w.c])
+            fits(&[w.out_c, w.c, w.kernel, w.kernel])
+                && fits(&[2, w.out_h, w.out_w, w.kernel, w.kernel, w.c])
         }
         _ => true,
     }
@@ -248,50 +355,125 @@ fn has_bias(layer: &LayerSpec) -> bool {
 fn image(input: Shape, here: &str, kind: &str) -> Result<(usize, usize, usize), ModelError> {
     match input {
         Shape::Image { c, h, w } => Ok((c, h, w)),
-        Shape::Features(_) => Err(ModelError::NeedsImage { path: format!("{here} ({kind})"), input }),
+        Shape::Features(_) => Err(ModelError::NeedsImage {
+            path: format!("{here} ({kind})"),
+            input,
+        }),
     }
 }
 
-fn in_range(value: f32, good: bool, path: String, key: &'static str, allowed: &'static str) -> Result<f32, ModelError> {
-    if good { Ok(value) } else { Err(ModelError::Range { path, key, value, allowed }) }
+fn in_range(
+    value: f32,
+    good: bool,
+    path: String,
+    key: &'static str,
+    allowed: &'static str,
+) -> Result<f32, ModelError> {
+    if good {
+        Ok(value)
+    } else {
+        Err(ModelError::Range {
+            path,
+            key,
+            value,
+            allowed,
+        })
+    }
 }
 
 fn epsilon(eps: f32, path: String) -> Result<f32, ModelError> {
-    in_range(eps, eps > 0.0 && eps.is_finite(), path, "eps", "a positive number, such as 1e-5")
+    in_range(
+        eps,
+        eps > 0.0 && eps.is_finite(),
+        path,
+        "eps",
+        "a positive number, such as 1e-5",
+    )
 }
 
 /// Output side of a window that slides over `side` with `padding` on both ends; none when it does not fit.
 fn slide(side: usize, kernel: usize, stride: usize, padding: usize) -> Option<usize> {
-    let room = side.checked_add(padding.checked_mul(2)?)?.checked_sub(kernel)?;
+    let room = side
+        .checked_add(padding.checked_mul(2)?)?
+        .checked_sub(kernel)?;
     Some(room / stride + 1)
 }
 
-fn window(input: (usize, usize, usize), kernel: usize, stride: usize, padding: usize, path: &str) -> Result<Window, ModelError> {
+fn window(
+    input: (usize, usize, usize),
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+    path: &str,
+) -> Result<Window, ModelError> {
     let (c, h, w) = input;
     for (key, value) in [("kernel", kernel), ("stride", stride)] {
         if value == 0 {
-            return Err(ModelError::Zero { path: path.to_owned(), key });
+            return Err(ModelError::Zero {
+                path: path.to_owned(),
+                key,
+            });
         }
     }
-    match (slide(h, kernel, stride, padding), slide(w, kernel, stride, padding)) {
-        (Some(out_h), Some(out_w)) => Ok(Window { h, w, c, out_h, out_w, out_c: c, kernel, stride, padding }),
+    match (
+        slide(h, kernel, stride, padding),
+        slide(w, kernel, stride, padding),
+    ) {
+        (Some(out_h), Some(out_w)) => Ok(Window {
+            h,
+            w,
+            c,
+            out_h,
+            out_w,
+            out_c: c,
+            kernel,
+            stride,
+            padding,
+        }),
         _ => {
             let largest = h.min(w).saturating_add(padding.saturating_mul(2));
             let input = Shape::Image { c, h, w };
-            Err(ModelError::Kernel { path: path.to_owned(), kernel, input, padding, largest })
+            Err(ModelError::Kernel {
+                path: path.to_owned(),
+                kernel,
+                input,
+                padding,
+                largest,
+            })
         }
     }
 }
 
-fn conv2d(spec: &Conv2dSpec, input: Shape, bias: bool, here: &str) -> Result<(Op, Shape), ModelError> {
+fn conv2d(
+    spec: &Conv2dSpec,
+    input: Shape,
+    bias: bool,
+    here: &str,
+) -> Result<(Op, Shape), ModelError> {
     let path = format!("{here} (conv2d)");
     let size = image(input, here, "conv2d")?;
     if spec.channels == 0 {
-        return Err(ModelError::Zero { path, key: "channels" });
+        return Err(ModelError::Zero {
+            path,
+            key: "channels",
+        });
     }
-    let window = Window { out_c: spec.channels, ..window(size, spec.kernel, spec.stride, spec.padding, &path)? };
-    let output = Shape::Image { c: spec.channels, h: window.out_h, w: window.out_w };
-    Ok((Op::Conv2d { window, bias: spec.bias.unwrap_or(bias) }, output))
+    let window = Window {
+        out_c: spec.channels,
+        ..window(size, spec.kernel, spec.stride, spec.padding, &path)?
+    };
+    let output = Shape::Image {
+        c: spec.channels,
+        h: window.out_h,
+        w: window.out_w,
+    };
+    Ok((
+        Op::Conv2d {
+            window,
+            bias: spec.bias.unwrap_or(bias),
+        },
+        output,
+    ))
 }
 
 fn max_pool(spec: &PoolSpec, input: Shape, here: &str) -> Result<(Op, Shape), ModelError> {
@@ -300,19 +482,45 @@ fn max_pool(spec: &PoolSpec, input: Shape, here: &str) -> Result<(Op, Shape), Mo
     let (kernel, padding) = (spec.kernel, spec.padding);
     let window = window(size, kernel, spec.stride.unwrap_or(kernel), padding, &path)?;
     if padding > kernel / 2 {
-        return Err(ModelError::PoolPadding { path, kernel, padding });
+        return Err(ModelError::PoolPadding {
+            path,
+            kernel,
+            padding,
+        });
     }
-    Ok((Op::MaxPool { window }, Shape::Image { c: size.0, h: window.out_h, w: window.out_w }))
+    Ok((
+        Op::MaxPool { window },
+        Shape::Image {
+            c: size.0,
+            h: window.out_h,
+            w: window.out_w,
+        },
+    ))
 }
 
 fn batch_norm(spec: &BatchNormSpec, sync: bool, here: &str) -> Result<Op, ModelError> {
-    let kind = if sync { "sync-batch-norm" } else { "batch-norm" };
+    let kind = if sync {
+        "sync-batch-norm"
+    } else {
+        "batch-norm"
+    };
     let path = || format!("{here} ({kind})");
     let momentum = match spec.momentum {
         Momentum::Cumulative => None,
-        Momentum::Exponential(m) => Some(in_range(m, (0.0..=1.0).contains(&m), path(), "momentum", "0 to 1")?),
+        Momentum::Exponential(m) => Some(in_range(
+            m,
+            (0.0..=1.0).contains(&m),
+            path(),
+            "momentum",
+            "0 to 1",
+        )?),
     };
-    Ok(Op::BatchNorm { sync, eps: epsilon(spec.eps, path())?, momentum, affine: spec.affine })
+    Ok(Op::BatchNorm {
+        sync,
+        eps: epsilon(spec.eps, path())?,
+        momentum,
+        affine: spec.affine,
+    })
 }
 
 fn layer_norm(spec: &LayerNormSpec, here: &str) -> Result<Op, ModelError> {
@@ -322,7 +530,12 @@ fn layer_norm(spec: &LayerNormSpec, here: &str) -> Result<Op, ModelError> {
         LayerNormAffine::Element => Affine::Element,
         LayerNormAffine::None => Affine::None,
     };
-    Ok(Op::GroupNorm { layer: true, groups: 1, eps, affine })
+    Ok(Op::GroupNorm {
+        layer: true,
+        groups: 1,
+        eps,
+        affine,
+    })
 }
 
 fn group_norm(spec: &GroupNormSpec, input: Shape, here: &str) -> Result<Op, ModelError> {
@@ -330,11 +543,23 @@ fn group_norm(spec: &GroupNormSpec, input: Shape, here: &str) -> Result<Op, Mode
     let channels = input.channels();
     let groups = spec.groups.unwrap_or((channels / 4).clamp(1, 32));
     if groups == 0 {
-        return Err(ModelError::Zero { path, key: "groups" });
+        return Err(ModelError::Zero {
+            path,
+            key: "groups",
+        });
     }
     if !channels.is_multiple_of(groups) {
-        return Err(ModelError::Groups { path, groups, channels });
+        return Err(ModelError::Groups {
+            path,
+            groups,
+            channels,
+        });
     }
     let eps = epsilon(spec.eps.unwrap_or(1e-5), path)?;
-    Ok(Op::GroupNorm { layer: false, groups, eps, affine: Affine::Channel })
+    Ok(Op::GroupNorm {
+        layer: false,
+        groups,
+        eps,
+        affine: Affine::Channel,
+    })
 }

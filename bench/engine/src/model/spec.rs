@@ -211,13 +211,20 @@ pub enum Momentum {
 
 impl Default for BatchNormSpec {
     fn default() -> Self {
-        Self { eps: 1e-5, momentum: Momentum::Exponential(0.1), affine: true }
+        Self {
+            eps: 1e-5,
+            momentum: Momentum::Exponential(0.1),
+            affine: true,
+        }
     }
 }
 
 impl Default for LayerNormSpec {
     fn default() -> Self {
-        Self { eps: 1e-5, affine: LayerNormAffine::Channel }
+        Self {
+            eps: 1e-5,
+            affine: LayerNormAffine::Channel,
+        }
     }
 }
 

@@ -19,7 +19,10 @@ pub struct Learnable {
 
 impl Learnable {
     /// No parameter.
-    pub const NONE: Self = Self { value: Span::EMPTY, gradient: Span::EMPTY };
+    pub const NONE: Self = Self {
+        value: Span::EMPTY,
+        gradient: Span::EMPTY,
+    };
 }
 
 /// What batch norm is made of, apart from what it keeps between forward and backward.
@@ -67,7 +70,11 @@ impl Statistics {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn allocate(backend: &mut dyn Backend, channels: usize, chunks: usize) -> Result<Vec<Self>> {
+    pub fn allocate(
+        backend: &mut dyn Backend,
+        channels: usize,
+        chunks: usize,
+    ) -> Result<Vec<Self>> {
         let each = 5 * channels + 1;
         let all = backend.allocate(Category::Activations, Dtype::F32, chunks * each)?;
         let chunk = |k: usize| {
@@ -100,36 +107,89 @@ impl BatchNorm {
         Ok(Self { settings, chunks })
     }
 
-    fn train_chunk(&self, step: &mut Step<'_>, wires: &Wires, chunk: usize, start: usize) -> Result<()> {
+    fn train_chunk(
+        &self,
+        step: &mut Step<'_>,
+        wires: &Wires,
+        chunk: usize,
+        start: usize,
+    ) -> Result<()> {
         let (s, kept) = (&self.settings, self.chunks[chunk]);
         let samples = step.chunks[chunk];
         let rows = samples * s.spatial;
         if rows == 1 {
-            return Err(BackendError::OneElement { layer: s.name.clone(), chunk, samples });
+            return Err(BackendError::OneElement {
+                layer: s.name.clone(),
+                chunk,
+                samples,
+            });
         }
         let x = wires.part(wires.inputs[0], start..start + samples);
         let y = wires.part(wires.output, start..start + samples);
-        step.launch(Kernel::BatchStatistics { x, mean: kept.mean, variance: kept.variance, rows })?;
-        step.launch(Kernel::ReciprocalDeviation { variance: kept.variance, rstd: kept.rstd, eps: s.eps })?;
-        step.launch(Kernel::Fill { to: kept.count, value: rows as f32 })?;
+        step.launch(Kernel::BatchStatistics {
+            x,
+            mean: kept.mean,
+            variance: kept.variance,
+            rows,
+        })?;
+        step.launch(Kernel::ReciprocalDeviation {
+            variance: kept.variance,
+            rstd: kept.rstd,
+            eps: s.eps,
+        })?;
+        step.launch(Kernel::Fill {
+            to: kept.count,
+            value: rows as f32,
+        })?;
         if chunk == 0 {
             step.launch(s.update_running(&kept))?;
         }
         step.launch(s.normalize(x, kept.mean, kept.rstd, y, rows))
     }
 
-    fn train_chunk_backward(&self, step: &mut Step<'_>, wires: &Wires, chunk: usize, start: usize) -> Result<()> {
+    fn train_chunk_backward(
+        &self,
+        step: &mut Step<'_>,
+        wires: &Wires,
+        chunk: usize,
+        start: usize,
+    ) -> Result<()> {
         let (s, kept) = (&self.settings, self.chunks[chunk]);
         let samples = start..start + step.chunks[chunk];
         let rows = samples.len() * s.spatial;
         let x = wires.part(wires.inputs[0], samples.clone());
         let d_y = wires.part(wires.d_output, samples.clone());
-        step.launch(Kernel::BatchBackwardReduce { x, d_y, mean: kept.mean, sums: kept.sums, rows })?;
+        step.launch(Kernel::BatchBackwardReduce {
+            x,
+            d_y,
+            mean: kept.mean,
+            sums: kept.sums,
+            rows,
+        })?;
         s.accumulate_affine(step, &kept)?;
-        let Some((d_x, write)) = wires.d_inputs[0] else { return Ok(()) };
+        let Some((d_x, write)) = wires.d_inputs[0] else {
+            return Ok(());
+        };
         let d_x = wires.part(d_x, samples);
-        let Statistics { mean, rstd, sums, count, .. } = kept;
-        step.launch(Kernel::BatchBackwardInput { x, d_y, mean, rstd, gamma: s.gamma.value, sums, count, d_x, rows, write })
+        let Statistics {
+            mean,
+            rstd,
+            sums,
+            count,
+            ..
+        } = kept;
+        step.launch(Kernel::BatchBackwardInput {
+            x,
+            d_y,
+            mean,
+            rstd,
+            gamma: s.gamma.value,
+            sums,
+            count,
+            d_x,
+            rows,
+            write,
+        })
     }
 }
 
@@ -148,8 +208,23 @@ impl Settings {
     }
 
     /// The kernel y = γ·(x − mean)·rstd + β.
-    pub(super) fn normalize(&self, x: Span, mean: Span, rstd: Span, y: Span, rows: usize) -> Kernel {
-        Kernel::BatchNormalize { x, mean, rstd, gamma: self.gamma.value, beta: self.beta.value, y, rows }
+    pub(super) fn normalize(
+        &self,
+        x: Span,
+        mean: Span,
+        rstd: Span,
+        y: Span,
+        rows: usize,
+    ) -> Kernel {
+        Kernel::BatchNormalize {
+            x,
+            mean,
+            rstd,
+            gamma: self.gamma.value,
+            beta: self.beta.value,
+            y,
+            rows,
+        }
     }
 
     /// Enqueues dγ += Σ dy·x̂ and dβ += Σ dy, from sums that are there already.
@@ -167,21 +242,57 @@ impl Settings {
 
     /// Evaluation: the running statistics, which do not depend on the chunks.
     pub(super) fn eval(&self, step: &mut Step<'_>, wires: &Wires, kept: &Statistics) -> Result<()> {
-        let (x, y) = (wires.cut(wires.inputs[0], step.batch), wires.cut(wires.output, step.batch));
-        step.launch(Kernel::ReciprocalDeviation { variance: self.running_variance, rstd: kept.rstd, eps: self.eps })?;
-        step.launch(self.normalize(x, self.running_mean, kept.rstd, y, step.batch * self.spatial))
+        let (x, y) = (
+            wires.cut(wires.inputs[0], step.batch),
+            wires.cut(wires.output, step.batch),
+        );
+        step.launch(Kernel::ReciprocalDeviation {
+            variance: self.running_variance,
+            rstd: kept.rstd,
+            eps: self.eps,
+        })?;
+        step.launch(self.normalize(
+            x,
+            self.running_mean,
+            kept.rstd,
+            y,
+            step.batch * self.spatial,
+        ))
     }
 
     /// Backward of [`Settings::eval`]: the statistics are constants.
-    pub(super) fn eval_backward(&self, step: &mut Step<'_>, wires: &Wires, kept: &Statistics) -> Result<()> {
+    pub(super) fn eval_backward(
+        &self,
+        step: &mut Step<'_>,
+        wires: &Wires,
+        kept: &Statistics,
+    ) -> Result<()> {
         let rows = step.batch * self.spatial;
-        let (x, d_y) = (wires.cut(wires.inputs[0], step.batch), wires.cut(wires.d_output, step.batch));
+        let (x, d_y) = (
+            wires.cut(wires.inputs[0], step.batch),
+            wires.cut(wires.d_output, step.batch),
+        );
         if !self.gamma.value.is_empty() {
-            step.launch(Kernel::BatchBackwardReduce { x, d_y, mean: self.running_mean, sums: kept.sums, rows })?;
+            step.launch(Kernel::BatchBackwardReduce {
+                x,
+                d_y,
+                mean: self.running_mean,
+                sums: kept.sums,
+                rows,
+            })?;
             self.accumulate_affine(step, kept)?;
         }
-        let Some((d_x, write)) = wires.d_input(step.batch) else { return Ok(()) };
-        step.launch(Kernel::BatchBackwardEval { d_y, rstd: kept.rstd, gamma: self.gamma.value, d_x, rows, write })
+        let Some((d_x, write)) = wires.d_input(step.batch) else {
+            return Ok(());
+        };
+        step.launch(Kernel::BatchBackwardEval {
+            d_y,
+            rstd: kept.rstd,
+            gamma: self.gamma.value,
+            d_x,
+            rows,
+            write,
+        })
     }
 }
 

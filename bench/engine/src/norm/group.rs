@@ -46,7 +46,11 @@ impl GroupNorm {
     pub fn new(backend: &mut dyn Backend, settings: Settings, max_batch: usize) -> Result<Self> {
         let each = max_batch * settings.groups;
         let kept = backend.allocate(Category::Activations, Dtype::F32, 2 * each)?;
-        Ok(Self { settings, mean: kept.slice(0..each), rstd: kept.slice(each..2 * each) })
+        Ok(Self {
+            settings,
+            mean: kept.slice(0..each),
+            rstd: kept.slice(each..2 * each),
+        })
     }
 }
 
@@ -71,7 +75,9 @@ impl Layer for GroupNorm {
 
     fn backward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
         let (s, batch) = (&self.settings, step.batch);
-        let (d_x, write) = wires.d_input(batch).unwrap_or((Span::EMPTY, crate::kernel::Write::Overwrite));
+        let (d_x, write) = wires
+            .d_input(batch)
+            .unwrap_or((Span::EMPTY, crate::kernel::Write::Overwrite));
         if d_x.is_empty() && s.affine == Affine::None {
             return Ok(());
         }

@@ -32,13 +32,25 @@ impl SyncBatchNorm {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new(backend: &mut dyn Backend, settings: Settings, max_chunks: usize, world_size: usize) -> Result<Self> {
+    pub fn new(
+        backend: &mut dyn Backend,
+        settings: Settings,
+        max_chunks: usize,
+        world_size: usize,
+    ) -> Result<Self> {
         let alone = BatchNorm::new(backend, settings.clone(), max_chunks)?;
         let kept = Statistics::allocate(backend, settings.channels, 2)?;
         let block = 2 * settings.channels + 1;
         let packed = backend.allocate(Category::Activations, Dtype::F32, block)?;
         let gathered = backend.allocate(Category::Activations, Dtype::F32, block * world_size)?;
-        Ok(Self { settings, alone, local: kept[0], global: kept[1], packed, gathered })
+        Ok(Self {
+            settings,
+            alone,
+            local: kept[0],
+            global: kept[1],
+            packed,
+            gathered,
+        })
     }
 
     /// Whether this call is one that meets other ranks.
@@ -48,7 +60,9 @@ impl SyncBatchNorm {
             return Ok(false);
         }
         if step.chunks.len() > 1 {
-            return Err(BackendError::Unsupported("sync-batch-norm over ranks with several normalization chunks on a rank"));
+            return Err(BackendError::Unsupported(
+                "sync-batch-norm over ranks with several normalization chunks on a rank",
+            ));
         }
         Ok(true)
     }
@@ -56,26 +70,74 @@ impl SyncBatchNorm {
     /// This rank's block of the all-gather.
     fn pack(&self, step: &mut Step<'_>, x: Span, rows: usize) -> Result<()> {
         if rows == 0 {
-            return step.launch(Kernel::Fill { to: self.packed, value: 0.0 });
+            return step.launch(Kernel::Fill {
+                to: self.packed,
+                value: 0.0,
+            });
         }
-        let Statistics { mean, variance, rstd, .. } = self.local;
-        step.launch(Kernel::BatchStatistics { x, mean, variance, rows })?;
-        step.launch(Kernel::ReciprocalDeviation { variance, rstd, eps: self.settings.eps })?;
-        step.launch(Kernel::SyncPack { mean, rstd, rows, packed: self.packed })
+        let Statistics {
+            mean,
+            variance,
+            rstd,
+            ..
+        } = self.local;
+        step.launch(Kernel::BatchStatistics {
+            x,
+            mean,
+            variance,
+            rows,
+        })?;
+        step.launch(Kernel::ReciprocalDeviation {
+            variance,
+            rstd,
+            eps: self.settings.eps,
+        })?;
+        step.launch(Kernel::SyncPack {
+            mean,
+            rstd,
+            rows,
+            packed: self.packed,
+        })
     }
 
     fn forward_over_ranks(&self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
         let (s, rows) = (&self.settings, step.batch * self.settings.spatial);
-        let (x, y) = (wires.cut(wires.inputs[0], step.batch), wires.cut(wires.output, step.batch));
+        let (x, y) = (
+            wires.cut(wires.inputs[0], step.batch),
+            wires.cut(wires.output, step.batch),
+        );
         self.pack(step, x, rows)?;
         let packed = step.backend.record(Stream::Compute);
-        let Some(group) = step.group.as_deref_mut() else { return Ok(()) };
+        let Some(group) = step.group.as_deref_mut() else {
+            return Ok(());
+        };
         let ranks = group.world_size();
         let gathered = self.gathered.first(ranks * self.packed.len());
-        let done = group.all_gather(step.backend, Phase::SyncBatchNorm, self.packed, gathered, packed)?;
+        let done = group.all_gather(
+            step.backend,
+            Phase::SyncBatchNorm,
+            self.packed,
+            gathered,
+            packed,
+        )?;
         step.backend.wait(Stream::Compute, done)?;
-        let Statistics { mean, variance, rstd, count, .. } = self.global;
-        step.launch(Kernel::SyncMerge { gathered, ranks, channels: s.channels, eps: s.eps, mean, variance, rstd, count })?;
+        let Statistics {
+            mean,
+            variance,
+            rstd,
+            count,
+            ..
+        } = self.global;
+        step.launch(Kernel::SyncMerge {
+            gathered,
+            ranks,
+            channels: s.channels,
+            eps: s.eps,
+            mean,
+            variance,
+            rstd,
+            count,
+        })?;
         step.launch(s.update_running(&self.global))?;
         if rows == 0 {
             return Ok(());
@@ -85,24 +147,63 @@ impl SyncBatchNorm {
 
     fn backward_over_ranks(&self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
         let (s, rows) = (&self.settings, step.batch * self.settings.spatial);
-        let Statistics { mean, rstd, sums, count, .. } = self.global;
-        let (x, d_y) = (wires.cut(wires.inputs[0], step.batch), wires.cut(wires.d_output, step.batch));
+        let Statistics {
+            mean,
+            rstd,
+            sums,
+            count,
+            ..
+        } = self.global;
+        let (x, d_y) = (
+            wires.cut(wires.inputs[0], step.batch),
+            wires.cut(wires.d_output, step.batch),
+        );
         if rows == 0 {
-            step.launch(Kernel::Fill { to: sums, value: 0.0 })?;
+            step.launch(Kernel::Fill {
+                to: sums,
+                value: 0.0,
+            })?;
         } else {
-            step.launch(Kernel::BatchBackwardReduce { x, d_y, mean, sums, rows })?;
+            step.launch(Kernel::BatchBackwardReduce {
+                x,
+                d_y,
+                mean,
+                sums,
+                rows,
+            })?;
             // Before the all-reduce, which is in place: dγ and dβ are of this rank's sums.
             s.accumulate_affine(step, &self.global)?;
         }
         let reduced = step.backend.record(Stream::Compute);
-        let Some(group) = step.group.as_deref_mut() else { return Ok(()) };
-        let done = group.all_reduce(step.backend, Phase::SyncBatchNorm, sums, Reduce::Sum, reduced)?;
+        let Some(group) = step.group.as_deref_mut() else {
+            return Ok(());
+        };
+        let done = group.all_reduce(
+            step.backend,
+            Phase::SyncBatchNorm,
+            sums,
+            Reduce::Sum,
+            reduced,
+        )?;
         step.backend.wait(Stream::Compute, done)?;
-        let Some((d_x, write)) = wires.d_input(step.batch) else { return Ok(()) };
+        let Some((d_x, write)) = wires.d_input(step.batch) else {
+            return Ok(());
+        };
         if rows == 0 {
             return Ok(());
         }
-        step.launch(Kernel::BatchBackwardInput { x, d_y, mean, rstd, gamma: s.gamma.value, sums, count, d_x, rows, write })
+        step.launch(Kernel::BatchBackwardInput {
+            x,
+            d_y,
+            mean,
+            rstd,
+            gamma: s.gamma.value,
+            sums,
+            count,
+            d_x,
+            rows,
+            write,
+        })
     }
 }
 

@@ -32,14 +32,23 @@ impl Sgd {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new(backend: &mut dyn Backend, program: &Program, settings: SgdSettings) -> Result<Self> {
+    pub fn new(
+        backend: &mut dyn Backend,
+        program: &Program,
+        settings: SgdSettings,
+    ) -> Result<Self> {
         let (parameters, gradients) = (program.parameters(), program.gradients());
         let buffer = if settings.momentum == 0.0 || parameters.is_empty() {
             Span::EMPTY
         } else {
             backend.allocate(Category::Optimizer, Dtype::F32, parameters.len())?
         };
-        Ok(Self { settings, parameters, gradients, buffer })
+        Ok(Self {
+            settings,
+            parameters,
+            gradients,
+            buffer,
+        })
     }
 
     /// Its settings.
@@ -59,9 +68,23 @@ impl Sgd {
         if self.parameters.is_empty() {
             return Ok(());
         }
-        let SgdSettings { momentum, weight_decay, .. } = self.settings;
+        let SgdSettings {
+            momentum,
+            weight_decay,
+            ..
+        } = self.settings;
         let (parameter, gradient, buffer) = (self.parameters, self.gradients, self.buffer);
-        backend.launch(Stream::Compute, Kernel::Sgd { parameter, gradient, buffer, rates, momentum, weight_decay })
+        backend.launch(
+            Stream::Compute,
+            Kernel::Sgd {
+                parameter,
+                gradient,
+                buffer,
+                rates,
+                momentum,
+                weight_decay,
+            },
+        )
     }
 
     /// Enqueues zeroing of all gradients on the compute stream.
@@ -72,7 +95,13 @@ impl Sgd {
         if self.gradients.is_empty() {
             return Ok(());
         }
-        backend.launch(Stream::Compute, Kernel::Fill { to: self.gradients, value: 0.0 })
+        backend.launch(
+            Stream::Compute,
+            Kernel::Fill {
+                to: self.gradients,
+                value: 0.0,
+            },
+        )
     }
 
     /// The momentum as `momentum.<parameter>`; empty without momentum. Blocks.

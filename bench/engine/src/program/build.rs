@@ -27,7 +27,11 @@ const ALIGNMENT: usize = 16;
 
 type Result<T> = std::result::Result<T, BuildError>;
 
-pub(super) fn build(backend: &mut dyn Backend, model: &Model, settings: ProgramSettings) -> Result<Program> {
+pub(super) fn build(
+    backend: &mut dyn Backend,
+    model: &Model,
+    settings: ProgramSettings,
+) -> Result<Program> {
     for (name, value) in [
         ("the maximum batch", settings.max_batch),
         ("the maximum number of chunks", settings.max_chunks),
@@ -47,11 +51,24 @@ pub(super) fn build(backend: &mut dyn Backend, model: &Model, settings: ProgramS
     let plan = plan(model, settings.input_gradient);
     let values = Values::allocate(backend, model, &plan, settings.max_batch)?;
     let workspace = allocate(backend, Category::Workspace, Dtype::F32, workspace(model))?;
-    let mut builder = Builder { backend, model, settings, table: &table, parameters, gradients, buffers: &buffers, workspace };
+    let mut builder = Builder {
+        backend,
+        model,
+        settings,
+        table: &table,
+        parameters,
+        gradients,
+        buffers: &buffers,
+        workspace,
+    };
     let mut nodes = Vec::with_capacity(model.nodes.len());
     for (i, ready) in ready.into_iter().enumerate() {
         let layer = builder.layer(i)?;
-        nodes.push(Node { layer, wires: values.wires(model, &plan, i, settings.max_batch), ready });
+        nodes.push(Node {
+            layer,
+            wires: values.wires(model, &plan, i, settings.max_batch),
+            ready,
+        });
     }
     let output = model.nodes.len();
     Ok(Program {
@@ -60,8 +77,12 @@ pub(super) fn build(backend: &mut dyn Backend, model: &Model, settings: ProgramS
         gradients,
         input: values.forward[0],
         output: values.forward[output],
-        d_output: values.gradient(&plan, output, settings.max_batch).unwrap_or(Span::EMPTY),
-        d_input: values.gradient(&plan, 0, settings.max_batch).filter(|_| settings.input_gradient),
+        d_output: values
+            .gradient(&plan, output, settings.max_batch)
+            .unwrap_or(Span::EMPTY),
+        d_input: values
+            .gradient(&plan, 0, settings.max_batch)
+            .filter(|_| settings.input_gradient),
         input_shape: model.input,
         output_shape: model.output,
         settings,
@@ -71,8 +92,17 @@ pub(super) fn build(backend: &mut dyn Backend, model: &Model, settings: ProgramS
 }
 
 /// An arena, or the empty span: devices need not know arenas of nothing.
-fn allocate(backend: &mut dyn Backend, category: Category, dtype: Dtype, len: usize) -> Result<Span> {
-    if len == 0 { Ok(Span::EMPTY) } else { Ok(backend.allocate(category, dtype, len)?) }
+fn allocate(
+    backend: &mut dyn Backend,
+    category: Category,
+    dtype: Dtype,
+    len: usize,
+) -> Result<Span> {
+    if len == 0 {
+        Ok(Span::EMPTY)
+    } else {
+        Ok(backend.allocate(category, dtype, len)?)
+    }
 }
 
 /// The largest workspace that a convolution asks for.
@@ -85,7 +115,12 @@ fn workspace(model: &Model) -> usize {
 }
 
 /// Uploads the first values of all parameters: functions of the seed, and of the parameter's index in execution order.
-fn initialise(backend: &mut dyn Backend, table: &[Parameter], parameters: Span, seed: u64) -> Result<()> {
+fn initialise(
+    backend: &mut dyn Backend,
+    table: &[Parameter],
+    parameters: Span,
+    seed: u64,
+) -> Result<()> {
     let mut arena = vec![0.0; parameters.len()];
     let mut file = Vec::new();
     for (stream, parameter) in table.iter().enumerate() {
@@ -96,7 +131,14 @@ fn initialise(backend: &mut dyn Backend, table: &[Parameter], parameters: Span, 
             Init::Uniform { fan_in } => {
                 file.resize(to.len(), 0.0);
                 let bound = (1.0 / (fan_in as f64).sqrt()) as f32;
-                philox::fill_symmetric(seed, Purpose::Parameters, stream as u32, 0, bound, &mut file);
+                philox::fill_symmetric(
+                    seed,
+                    Purpose::Parameters,
+                    stream as u32,
+                    0,
+                    bound,
+                    &mut file,
+                );
                 parameter.layout.to_memory(&file, to);
             }
         }
@@ -105,22 +147,35 @@ fn initialise(backend: &mut dyn Backend, table: &[Parameter], parameters: Span, 
 }
 
 fn upload(backend: &mut dyn Backend, from: &[f32], to: Span) -> Result<()> {
-    if from.is_empty() { Ok(()) } else { Ok(backend.upload(Stream::Compute, HostSlice::F32(from), to)?) }
+    if from.is_empty() {
+        Ok(())
+    } else {
+        Ok(backend.upload(Stream::Compute, HostSlice::F32(from), to)?)
+    }
 }
 
 fn buffers(backend: &mut dyn Backend, table: Vec<Buffer>) -> Result<Buffers> {
     let end = |tracked: bool| {
-        let of_kind = table.iter().filter(|buffer| (buffer.kind == BufferKind::Tracked) == tracked);
+        let of_kind = table
+            .iter()
+            .filter(|buffer| (buffer.kind == BufferKind::Tracked) == tracked);
         of_kind.map(|buffer| buffer.range.end).max().unwrap_or(0)
     };
     let floats = allocate(backend, Category::Buffers, Dtype::F32, end(false))?;
     let integers = allocate(backend, Category::Buffers, Dtype::I64, end(true))?;
     let mut start = vec![0.0; floats.len()];
-    for buffer in table.iter().filter(|buffer| buffer.kind == BufferKind::RunningVariance) {
+    for buffer in table
+        .iter()
+        .filter(|buffer| buffer.kind == BufferKind::RunningVariance)
+    {
         start[buffer.range.clone()].fill(1.0);
     }
     upload(backend, &start, floats)?;
-    Ok(Buffers { floats, integers, table })
+    Ok(Buffers {
+        floats,
+        integers,
+        table,
+    })
 }
 
 /// Spans of all values and gradients, for the maximum batch.
@@ -131,12 +186,23 @@ struct Values {
 }
 
 impl Values {
-    fn allocate(backend: &mut dyn Backend, model: &Model, plan: &GradientPlan, max_batch: usize) -> Result<Self> {
+    fn allocate(
+        backend: &mut dyn Backend,
+        model: &Model,
+        plan: &GradientPlan,
+        max_batch: usize,
+    ) -> Result<Self> {
         let outputs = model.nodes.iter().map(|node| node.output.elements());
-        let sizes: Vec<usize> = std::iter::once(model.input.elements()).chain(outputs).collect();
+        let sizes: Vec<usize> = std::iter::once(model.input.elements())
+            .chain(outputs)
+            .collect();
         let forward = arena(backend, &sizes, max_batch)?;
         let slots = arena(backend, &plan.slots, max_batch)?;
-        Ok(Self { forward, slots, sizes })
+        Ok(Self {
+            forward,
+            slots,
+            sizes,
+        })
     }
 
     /// The gradient of a value: the first elements of its slot, which may be larger.
@@ -148,10 +214,16 @@ impl Values {
         let node = &model.nodes[i];
         let gradients = node.inputs.iter().zip(&plan.writes[i]);
         Wires {
-            inputs: node.inputs.iter().map(|value| self.forward[*value]).collect(),
+            inputs: node
+                .inputs
+                .iter()
+                .map(|value| self.forward[*value])
+                .collect(),
             output: self.forward[i + 1],
             d_output: self.gradient(plan, i + 1, max_batch).unwrap_or(Span::EMPTY),
-            d_inputs: gradients.map(|(value, write)| Some((self.gradient(plan, *value, max_batch)?, (*write)?))).collect(),
+            d_inputs: gradients
+                .map(|(value, write)| Some((self.gradient(plan, *value, max_batch)?, (*write)?)))
+                .collect(),
             max_batch,
         }
     }
@@ -163,7 +235,10 @@ fn arena(backend: &mut dyn Backend, sizes: &[usize], max_batch: usize) -> Result
     let mut ranges = Vec::<Range<usize>>::with_capacity(sizes.len());
     let mut next = 0usize;
     for size in sizes {
-        let len = size.checked_mul(max_batch).filter(|len| *len <= isize::MAX as usize / 8).ok_or(too_large.clone())?;
+        let len = size
+            .checked_mul(max_batch)
+            .filter(|len| *len <= isize::MAX as usize / 8)
+            .ok_or(too_large.clone())?;
         ranges.push(next..next + len);
         next = (next + len).next_multiple_of(ALIGNMENT);
         if next > isize::MAX as usize / 8 {
@@ -195,37 +270,87 @@ impl Builder<'_> {
             Op::Relu => Box::new(Relu),
             Op::MaxPool { window } => {
                 let len = node.output.elements() * self.settings.max_batch;
-                let index = self.backend.allocate(Category::Activations, Dtype::I32, len)?;
-                Box::new(MaxPool { window: *window, index })
+                let index = self
+                    .backend
+                    .allocate(Category::Activations, Dtype::I32, len)?;
+                Box::new(MaxPool {
+                    window: *window,
+                    index,
+                })
             }
             Op::GlobalAveragePool => Box::new(GlobalAveragePool { channels, spatial }),
             Op::Flatten => Box::new(Flatten { channels, spatial }),
-            Op::Dropout { p } => Box::new(Dropout { p: *p, seed: self.settings.seed, node: i as u32 }),
-            Op::BatchNorm { sync, eps, momentum, .. } => self.batch_norm(i, node, *sync, *eps, *momentum)?,
-            Op::GroupNorm { layer: _, groups, eps, affine } => self.group_norm(i, node, *groups, *eps, *affine)?,
+            Op::Dropout { p } => Box::new(Dropout {
+                p: *p,
+                seed: self.settings.seed,
+                node: i as u32,
+            }),
+            Op::BatchNorm {
+                sync,
+                eps,
+                momentum,
+                ..
+            } => self.batch_norm(i, node, *sync, *eps, *momentum)?,
+            Op::GroupNorm {
+                layer: _,
+                groups,
+                eps,
+                affine,
+            } => self.group_norm(i, node, *groups, *eps, *affine)?,
             Op::Add => Box::new(Residual),
         })
     }
 
     /// A node's parameter `slot` and its gradient, if it has so many.
     fn parameter(&self, node: usize, slot: usize) -> Option<(Span, Span)> {
-        let range = self.table.iter().filter(|parameter| parameter.node == node).nth(slot)?.range.clone();
-        Some((self.parameters.slice(range.clone()), self.gradients.slice(range)))
+        let range = self
+            .table
+            .iter()
+            .filter(|parameter| parameter.node == node)
+            .nth(slot)?
+            .range
+            .clone();
+        Some((
+            self.parameters.slice(range.clone()),
+            self.gradients.slice(range),
+        ))
     }
 
     fn learnable(&self, node: usize, slot: usize) -> Learnable {
-        self.parameter(node, slot).map_or(Learnable::NONE, |(value, gradient)| Learnable { value, gradient })
+        self.parameter(node, slot)
+            .map_or(Learnable::NONE, |(value, gradient)| Learnable {
+                value,
+                gradient,
+            })
     }
 
     fn linear(&self, i: usize, node: &model::Node) -> Linear {
-        let Learnable { value: weight, gradient: d_weight } = self.learnable(i, 0);
+        let Learnable {
+            value: weight,
+            gradient: d_weight,
+        } = self.learnable(i, 0);
         let (inputs, outputs) = (node.input.elements(), node.output.elements());
-        Linear { inputs, outputs, weight, d_weight, bias: self.parameter(i, 1) }
+        Linear {
+            inputs,
+            outputs,
+            weight,
+            d_weight,
+            bias: self.parameter(i, 1),
+        }
     }
 
     fn conv2d(&self, i: usize, window: Window) -> Conv2d {
-        let Learnable { value: weight, gradient: d_weight } = self.learnable(i, 0);
-        Conv2d { window, weight, d_weight, bias: self.parameter(i, 1), workspace: self.workspace }
+        let Learnable {
+            value: weight,
+            gradient: d_weight,
+        } = self.learnable(i, 0);
+        Conv2d {
+            window,
+            weight,
+            d_weight,
+            bias: self.parameter(i, 1),
+            workspace: self.workspace,
+        }
     }
 
     fn batch_norm(
@@ -237,9 +362,18 @@ impl Builder<'_> {
         momentum: Option<f32>,
     ) -> Result<Box<dyn Layer>> {
         let buffers = self.buffers;
-        let buffer = |kind| buffers.table.iter().find(|buffer| buffer.node == i && buffer.kind == kind);
-        let place = |kind, all: Span| buffer(kind).map_or(Span::EMPTY, |found| all.slice(found.range.clone()));
-        let name = buffer(BufferKind::Tracked).map_or("", |found| found.name.trim_end_matches(".num_batches_tracked"));
+        let buffer = |kind| {
+            buffers
+                .table
+                .iter()
+                .find(|buffer| buffer.node == i && buffer.kind == kind)
+        };
+        let place = |kind, all: Span| {
+            buffer(kind).map_or(Span::EMPTY, |found| all.slice(found.range.clone()))
+        };
+        let name = buffer(BufferKind::Tracked).map_or("", |found| {
+            found.name.trim_end_matches(".num_batches_tracked")
+        });
         let settings = batch::Settings {
             name: name.to_owned(),
             channels: node.input.channels(),
@@ -252,9 +386,18 @@ impl Builder<'_> {
             running_variance: place(BufferKind::RunningVariance, buffers.floats),
             tracked: place(BufferKind::Tracked, buffers.integers),
         };
-        let ProgramSettings { max_chunks, world_size, .. } = self.settings;
+        let ProgramSettings {
+            max_chunks,
+            world_size,
+            ..
+        } = self.settings;
         Ok(if sync {
-            Box::new(SyncBatchNorm::new(self.backend, settings, max_chunks, world_size)?)
+            Box::new(SyncBatchNorm::new(
+                self.backend,
+                settings,
+                max_chunks,
+                world_size,
+            )?)
         } else {
             Box::new(BatchNorm::new(self.backend, settings, max_chunks)?)
         })
@@ -278,6 +421,10 @@ impl Builder<'_> {
             beta: self.learnable(i, 1),
             kind: node.op.kind(),
         };
-        Ok(Box::new(GroupNorm::new(self.backend, settings, self.settings.max_batch)?))
+        Ok(Box::new(GroupNorm::new(
+            self.backend,
+            settings,
+            self.settings.max_batch,
+        )?))
     }
 }

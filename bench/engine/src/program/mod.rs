@@ -27,7 +27,9 @@ pub enum BuildError {
     #[error("{0} is 0: expected at least 1")]
     Zero(&'static str),
     /// More elements than can be addressed.
-    #[error("a batch of {max_batch} needs more elements than can be addressed: lower the batch size")]
+    #[error(
+        "a batch of {max_batch} needs more elements than can be addressed: lower the batch size"
+    )]
     TooLarge {
         /// Maximum batch.
         max_batch: usize,
@@ -88,7 +90,13 @@ impl Program {
         world_size: usize,
         seed: u64,
     ) -> std::result::Result<Self, BuildError> {
-        let settings = ProgramSettings { max_batch, max_chunks, world_size, seed, input_gradient: false };
+        let settings = ProgramSettings {
+            max_batch,
+            max_chunks,
+            world_size,
+            seed,
+            input_gradient: false,
+        };
         Self::with_settings(backend, model, settings)
     }
 
@@ -200,7 +208,9 @@ impl Program {
     /// # Errors
     /// As [`Program::forward`].
     pub fn backward(&mut self, step: &mut Step<'_>) -> Result<()> {
-        (0..self.len()).rev().try_for_each(|i| self.backward_node(i, step))
+        (0..self.len())
+            .rev()
+            .try_for_each(|i| self.backward_node(i, step))
     }
 
     /// Enqueues the backward pass of one node; call in reverse order.
@@ -221,8 +231,23 @@ impl Program {
 
     fn check(&self, step: &Step<'_>) {
         let s = &self.settings;
-        assert!(step.batch <= s.max_batch, "a batch of {} in a program for {}", step.batch, s.max_batch);
-        assert!(step.chunks.len() <= s.max_chunks, "{} chunks in a program for {}", step.chunks.len(), s.max_chunks);
-        assert!(step.chunks.iter().sum::<usize>() == step.batch, "chunks {:?} of a batch of {}", step.chunks, step.batch);
+        assert!(
+            step.batch <= s.max_batch,
+            "a batch of {} in a program for {}",
+            step.batch,
+            s.max_batch
+        );
+        assert!(
+            step.chunks.len() <= s.max_chunks,
+            "{} chunks in a program for {}",
+            step.chunks.len(),
+            s.max_chunks
+        );
+        assert!(
+            step.chunks.iter().sum::<usize>() == step.batch,
+            "chunks {:?} of a batch of {}",
+            step.chunks,
+            step.batch
+        );
     }
 }

@@ -20,8 +20,17 @@ pub struct GradientPlan {
 /// Plans the gradients of `model`; that of its input only if wanted.
 pub fn plan(model: &Model, input_gradient: bool) -> GradientPlan {
     let mut uses = vec![0; model.nodes.len() + 1];
-    model.nodes.iter().flat_map(|node| &node.inputs).for_each(|value| uses[*value] += 1);
-    let mut planner = Planner { slots: Vec::new(), holders: Vec::new(), values: vec![None; uses.len()], written: vec![false; uses.len()] };
+    model
+        .nodes
+        .iter()
+        .flat_map(|node| &node.inputs)
+        .for_each(|value| uses[*value] += 1);
+    let mut planner = Planner {
+        slots: Vec::new(),
+        holders: Vec::new(),
+        values: vec![None; uses.len()],
+        written: vec![false; uses.len()],
+    };
     let output = model.nodes.len();
     planner.values[output] = Some(planner.take(model.output.elements()));
     planner.written[output] = true;
@@ -41,11 +50,19 @@ pub fn plan(model: &Model, input_gradient: bool) -> GradientPlan {
             planner.holders[slot] -= 1;
         }
     }
-    GradientPlan { slots: planner.slots, values: planner.values, writes }
+    GradientPlan {
+        slots: planner.slots,
+        values: planner.values,
+        writes,
+    }
 }
 
 fn elements(model: &Model, value: usize) -> usize {
-    if value == 0 { model.input.elements() } else { model.nodes[value - 1].output.elements() }
+    if value == 0 {
+        model.input.elements()
+    } else {
+        model.nodes[value - 1].output.elements()
+    }
 }
 
 struct Planner {
@@ -60,12 +77,16 @@ impl Planner {
     /// A free slot for `elements`: the smallest that is large enough, else the largest, which grows, else a new one.
     fn take(&mut self, elements: usize) -> usize {
         let free = || (0..self.slots.len()).filter(|slot| self.holders[*slot] == 0);
-        let fitting = free().filter(|slot| self.slots[*slot] >= elements).min_by_key(|slot| self.slots[*slot]);
-        let slot = fitting.or_else(|| free().max_by_key(|slot| self.slots[*slot])).unwrap_or_else(|| {
-            self.slots.push(0);
-            self.holders.push(0);
-            self.slots.len() - 1
-        });
+        let fitting = free()
+            .filter(|slot| self.slots[*slot] >= elements)
+            .min_by_key(|slot| self.slots[*slot]);
+        let slot = fitting
+            .or_else(|| free().max_by_key(|slot| self.slots[*slot]))
+            .unwrap_or_else(|| {
+                self.slots.push(0);
+                self.holders.push(0);
+                self.slots.len() - 1
+            });
         self.slots[slot] = self.slots[slot].max(elements);
         self.holders[slot] = 1;
         slot
@@ -76,7 +97,11 @@ impl Planner {
         if self.values[value].is_none() {
             self.values[value] = Some(self.take(elements));
         }
-        if std::mem::replace(&mut self.written[value], true) { Write::Accumulate } else { Write::Overwrite }
+        if std::mem::replace(&mut self.written[value], true) {
+            Write::Accumulate
+        } else {
+            Write::Overwrite
+        }
     }
 
     /// Lets the gradient of `value` be what lies in `slot` already.

@@ -90,17 +90,37 @@ pub(super) fn tables(model: &Model) -> (Vec<Parameter>, Vec<Buffer>) {
             // The place is filled in by `place`, which goes through the nodes in reverse.
             let range = 0..slot.elements();
             let name = format!("{prefix}.{}", slot.name);
-            parameters.push(Parameter { name, node, range, shape: slot.shape, layout: slot.layout, init: slot.init });
+            parameters.push(Parameter {
+                name,
+                node,
+                range,
+                shape: slot.shape,
+                layout: slot.layout,
+                init: slot.init,
+            });
         }
         let Some(channels) = running else { continue };
-        for (name, kind) in [("running_mean", BufferKind::RunningMean), ("running_var", BufferKind::RunningVariance)] {
+        for (name, kind) in [
+            ("running_mean", BufferKind::RunningMean),
+            ("running_var", BufferKind::RunningVariance),
+        ] {
             let range = floats..floats + channels;
             floats = range.end;
-            buffers.push(Buffer { name: format!("{prefix}.{name}"), node, range, kind });
+            buffers.push(Buffer {
+                name: format!("{prefix}.{name}"),
+                node,
+                range,
+                kind,
+            });
         }
         let range = integers..integers + 1;
         integers = range.end;
-        buffers.push(Buffer { name: format!("{prefix}.num_batches_tracked"), node, range, kind: BufferKind::Tracked });
+        buffers.push(Buffer {
+            name: format!("{prefix}.num_batches_tracked"),
+            node,
+            range,
+            kind: BufferKind::Tracked,
+        });
     }
     (parameters, buffers)
 }
@@ -111,7 +131,10 @@ pub(super) fn place(parameters: &mut [Parameter], nodes: usize) -> Vec<Range<usi
     let mut next = 0;
     for node in (0..nodes).rev() {
         let start = next;
-        for parameter in parameters.iter_mut().filter(|parameter| parameter.node == node) {
+        for parameter in parameters
+            .iter_mut()
+            .filter(|parameter| parameter.node == node)
+        {
             let len = parameter.range.len();
             parameter.range = next..next + len;
             next += len;

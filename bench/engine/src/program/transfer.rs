@@ -3,8 +3,8 @@
 //! Both directions block. Tensors whose name begins with [`OPTIMIZER_PREFIX`] belong to the optimizer and are passed over.
 use std::collections::HashMap;
 
-use super::table::{Buffer, BufferKind, NamedTensor, Parameter, TensorData};
 use super::Program;
+use super::table::{Buffer, BufferKind, NamedTensor, Parameter, TensorData};
 use crate::backend::{Backend, BackendError, HostSlice, HostSliceMut, Stream};
 use crate::tensor::Span;
 
@@ -27,7 +27,9 @@ pub enum ImportError {
         name: String,
     },
     /// Shape or element type differ.
-    #[error("tensor {name} has shape {found:?} ({found_type}), the model's has {expected:?} ({expected_type})")]
+    #[error(
+        "tensor {name} has shape {found:?} ({found_type}), the model's has {expected:?} ({expected_type})"
+    )]
     Mismatch {
         /// Its name.
         name: String,
@@ -60,7 +62,10 @@ impl Program {
     /// # Errors
     /// The backend's failure.
     pub fn export(&self, backend: &mut dyn Backend) -> Result<Vec<NamedTensor>, BackendError> {
-        let mut parameters = self.export_arena(backend, self.parameters, "")?.into_iter().peekable();
+        let mut parameters = self
+            .export_arena(backend, self.parameters, "")?
+            .into_iter()
+            .peekable();
         let mut nodes = self.table.iter().map(|parameter| parameter.node).peekable();
         let mut floats = vec![0.0; self.buffers.floats.len()];
         let mut integers = vec![0; self.buffers.integers.len()];
@@ -95,9 +100,15 @@ impl Program {
         }
         let export = |parameter: &Parameter| {
             let mut file = vec![0.0; parameter.range.len()];
-            parameter.layout.to_file(&memory[parameter.range.clone()], &mut file);
+            parameter
+                .layout
+                .to_file(&memory[parameter.range.clone()], &mut file);
             let name = format!("{prefix}{}", parameter.name);
-            NamedTensor { name, shape: parameter.shape.clone(), data: TensorData::F32(file) }
+            NamedTensor {
+                name,
+                shape: parameter.shape.clone(),
+                data: TensorData::F32(file),
+            }
         };
         Ok(self.table.iter().map(export).collect())
     }
@@ -106,20 +117,37 @@ impl Program {
     ///
     /// # Errors
     /// [`ImportError`]; then nothing was changed, unless the device failed.
-    pub fn import(&self, backend: &mut dyn Backend, tensors: &[NamedTensor]) -> Result<(), ImportError> {
-        let mut given = by_name(tensors.iter().filter(|tensor| !tensor.name.starts_with(OPTIMIZER_PREFIX)));
+    pub fn import(
+        &self,
+        backend: &mut dyn Backend,
+        tensors: &[NamedTensor],
+    ) -> Result<(), ImportError> {
+        let mut given = by_name(
+            tensors
+                .iter()
+                .filter(|tensor| !tensor.name.starts_with(OPTIMIZER_PREFIX)),
+        );
         let parameters = self.arena_of(&mut given, "")?;
-        let (mut floats, mut integers) = (vec![0.0; self.buffers.floats.len()], vec![0; self.buffers.integers.len()]);
+        let (mut floats, mut integers) = (
+            vec![0.0; self.buffers.floats.len()],
+            vec![0; self.buffers.integers.len()],
+        );
         for buffer in &self.buffers.table {
             import_buffer(buffer, &mut given, &mut floats, &mut integers)?;
         }
         if let Some(name) = given.keys().min() {
-            return Err(ImportError::Unknown { name: (*name).to_owned() });
+            return Err(ImportError::Unknown {
+                name: (*name).to_owned(),
+            });
         }
         upload(backend, &parameters, self.parameters)?;
         upload(backend, &floats, self.buffers.floats)?;
         if !integers.is_empty() {
-            backend.upload(Stream::Compute, HostSlice::I64(&integers), self.buffers.integers)?;
+            backend.upload(
+                Stream::Compute,
+                HostSlice::I64(&integers),
+                self.buffers.integers,
+            )?;
         }
         Ok(())
     }
@@ -140,14 +168,24 @@ impl Program {
         upload(backend, &memory, arena)
     }
 
-    fn arena_of(&self, given: &mut HashMap<&str, &NamedTensor>, prefix: &str) -> Result<Vec<f32>, ImportError> {
+    fn arena_of(
+        &self,
+        given: &mut HashMap<&str, &NamedTensor>,
+        prefix: &str,
+    ) -> Result<Vec<f32>, ImportError> {
         let mut memory = vec![0.0; self.parameters.len()];
         for parameter in &self.table {
             let name = format!("{prefix}{}", parameter.name);
-            let tensor = given.remove(name.as_str()).ok_or(ImportError::Missing { name })?;
+            let tensor = given
+                .remove(name.as_str())
+                .ok_or(ImportError::Missing { name })?;
             match &tensor.data {
-                TensorData::F32(file) if tensor.shape == parameter.shape && file.len() == parameter.range.len() => {
-                    parameter.layout.to_memory(file, &mut memory[parameter.range.clone()]);
+                TensorData::F32(file)
+                    if tensor.shape == parameter.shape && file.len() == parameter.range.len() =>
+                {
+                    parameter
+                        .layout
+                        .to_memory(file, &mut memory[parameter.range.clone()]);
                 }
                 _ => return Err(mismatch(tensor, parameter.shape.clone(), "f32")),
             }
@@ -156,8 +194,12 @@ impl Program {
     }
 }
 
-fn by_name<'a>(tensors: impl Iterator<Item = &'a NamedTensor>) -> HashMap<&'a str, &'a NamedTensor> {
-    tensors.map(|tensor| (tensor.name.as_str(), tensor)).collect()
+fn by_name<'a>(
+    tensors: impl Iterator<Item = &'a NamedTensor>,
+) -> HashMap<&'a str, &'a NamedTensor> {
+    tensors
+        .map(|tensor| (tensor.name.as_str(), tensor))
+        .collect()
 }
 
 fn upload(backend: &mut dyn Backend, from: &[f32], to: Span) -> Result<(), ImportError> {
@@ -167,17 +209,39 @@ fn upload(backend: &mut dyn Backend, from: &[f32], to: Span) -> Result<(), Impor
     Ok(backend.upload(Stream::Compute, HostSlice::F32(from), to)?)
 }
 
-fn mismatch(tensor: &NamedTensor, expected: Vec<usize>, expected_type: &'static str) -> ImportError {
-    let (name, found, found_type) = (tensor.name.clone(), tensor.shape.clone(), tensor.data.type_name());
-    ImportError::Mismatch { name, found, found_type, expected, expected_type }
+fn mismatch(
+    tensor: &NamedTensor,
+    expected: Vec<usize>,
+    expected_type: &'static str,
+) -> ImportError {
+    let (name, found, found_type) = (
+        tensor.name.clone(),
+        tensor.shape.clone(),
+        tensor.data.type_name(),
+    );
+    ImportError::Mismatch {
+        name,
+        found,
+        found_type,
+        expected,
+        expected_type,
+    }
 }
 
 fn export_buffer(buffer: &Buffer, floats: &[f32], integers: &[i64]) -> NamedTensor {
     let name = buffer.name.clone();
     let range = buffer.range.clone();
     match buffer.kind {
-        BufferKind::Tracked => NamedTensor { name, shape: Vec::new(), data: TensorData::I64(integers[range].to_vec()) },
-        _ => NamedTensor { name, shape: vec![range.len()], data: TensorData::F32(floats[range].to_vec()) },
+        BufferKind::Tracked => NamedTensor {
+            name,
+            shape: Vec::new(),
+            data: TensorData::I64(integers[range].to_vec()),
+        },
+        _ => NamedTensor {
+            name,
+            shape: vec![range.len()],
+            data: TensorData::F32(floats[range].to_vec()),
+        },
     }
 }
 
@@ -187,11 +251,15 @@ fn import_buffer(
     floats: &mut [f32],
     integers: &mut [i64],
 ) -> Result<(), ImportError> {
-    let missing = || ImportError::Missing { name: buffer.name.clone() };
+    let missing = || ImportError::Missing {
+        name: buffer.name.clone(),
+    };
     let tensor = given.remove(buffer.name.as_str()).ok_or_else(missing)?;
     let range = buffer.range.clone();
     match (&tensor.data, buffer.kind) {
-        (TensorData::I64(value), BufferKind::Tracked) if value.len() == 1 && tensor.shape.is_empty() => {
+        (TensorData::I64(value), BufferKind::Tracked)
+            if value.len() == 1 && tensor.shape.is_empty() =>
+        {
             integers[range].copy_from_slice(value);
         }
         (TensorData::F32(values), BufferKind::RunningMean | BufferKind::RunningVariance)
