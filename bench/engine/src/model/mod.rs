@@ -3,6 +3,7 @@
 //! Nothing here needs a device, so a scenario's models are checked before anything runs.
 pub mod error;
 pub mod facts;
+mod layers;
 pub mod node;
 pub mod resolve;
 pub mod spec;

@@ -1,11 +1,11 @@
 //! From a resolved model to a program: memory is laid out, parameters are initialised, layers get their spans.
-use std::ops::Range;
-
-use super::plan::{GradientPlan, plan};
+use super::plan::plan;
 use super::table::{self, Buffer, BufferKind, Buffers, Parameter};
+use super::values::Values;
 use super::{BuildError, Node, Program, ProgramSettings};
 use crate::backend::{Backend, Category, HostSlice, Stream};
 use crate::kernel::{Affine, Window};
+use crate::layer::Layer;
 use crate::layer::conv2d::Conv2d;
 use crate::layer::dropout::Dropout;
 use crate::layer::flatten::Flatten;
@@ -14,16 +14,12 @@ use crate::layer::linear::Linear;
 use crate::layer::max_pool::MaxPool;
 use crate::layer::relu::Relu;
 use crate::layer::residual::Residual;
-use crate::layer::{Layer, Wires};
 use crate::model::{self, Init, Model, Op};
 use crate::norm::batch::{self, BatchNorm, Learnable};
 use crate::norm::group::{self, GroupNorm};
 use crate::norm::sync_batch::SyncBatchNorm;
 use crate::philox::{self, Purpose};
 use crate::tensor::{Dtype, Span};
-
-/// Elements of 64 bytes: where values begin, so that no two share a cache line.
-const ALIGNMENT: usize = 16;
 
 type Result<T> = std::result::Result<T, BuildError>;
 
@@ -92,7 +88,7 @@ pub(super) fn build(
 }
 
 /// An arena, or the empty span: devices need not know arenas of nothing.
-fn allocate(
+pub(super) fn allocate(
     backend: &mut dyn Backend,
     category: Category,
     dtype: Dtype,
@@ -176,77 +172,6 @@ fn buffers(backend: &mut dyn Backend, table: Vec<Buffer>) -> Result<Buffers> {
         integers,
         table,
     })
-}
-
-/// Spans of all values and gradients, for the maximum batch.
-struct Values {
-    forward: Vec<Span>,
-    slots: Vec<Span>,
-    sizes: Vec<usize>,
-}
-
-impl Values {
-    fn allocate(
-        backend: &mut dyn Backend,
-        model: &Model,
-        plan: &GradientPlan,
-        max_batch: usize,
-    ) -> Result<Self> {
-        let outputs = model.nodes.iter().map(|node| node.output.elements());
-        let sizes: Vec<usize> = std::iter::once(model.input.elements())
-            .chain(outputs)
-            .collect();
-        let forward = arena(backend, &sizes, max_batch)?;
-        let slots = arena(backend, &plan.slots, max_batch)?;
-        Ok(Self {
-            forward,
-            slots,
-            sizes,
-        })
-    }
-
-    /// The gradient of a value: the first elements of its slot, which may be larger.
-    fn gradient(&self, plan: &GradientPlan, value: usize, max_batch: usize) -> Option<Span> {
-        Some(self.slots[plan.values[value]?].first(self.sizes[value] * max_batch))
-    }
-
-    fn wires(&self, model: &Model, plan: &GradientPlan, i: usize, max_batch: usize) -> Wires {
-        let node = &model.nodes[i];
-        let gradients = node.inputs.iter().zip(&plan.writes[i]);
-        Wires {
-            inputs: node
-                .inputs
-                .iter()
-                .map(|value| self.forward[*value])
-                .collect(),
-            output: self.forward[i + 1],
-            d_output: self.gradient(plan, i + 1, max_batch).unwrap_or(Span::EMPTY),
-            d_inputs: gradients
-                .map(|(value, write)| Some((self.gradient(plan, *value, max_batch)?, (*write)?)))
-                .collect(),
-            max_batch,
-        }
-    }
-}
-
-/// One arena with a part of `size·max_batch` elements for each size.
-fn arena(backend: &mut dyn Backend, sizes: &[usize], max_batch: usize) -> Result<Vec<Span>> {
-    let too_large = BuildError::TooLarge { max_batch };
-    let mut ranges = Vec::<Range<usize>>::with_capacity(sizes.len());
-    let mut next = 0usize;
-    for size in sizes {
-        let len = size
-            .checked_mul(max_batch)
-            .filter(|len| *len <= isize::MAX as usize / 8)
-            .ok_or(too_large.clone())?;
-        ranges.push(next..next + len);
-        next = (next + len).next_multiple_of(ALIGNMENT);
-        if next > isize::MAX as usize / 8 {
-            return Err(too_large);
-        }
-    }
-    let all = allocate(backend, Category::Activations, Dtype::F32, next)?;
-    Ok(ranges.into_iter().map(|range| all.slice(range)).collect())
 }
 
 struct Builder<'a> {

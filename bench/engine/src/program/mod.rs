@@ -8,6 +8,7 @@ mod build;
 pub mod plan;
 pub mod table;
 pub mod transfer;
+mod values;
 
 use std::ops::Range;
 

@@ -1,0 +1,260 @@
+//! What one layer of a model file becomes, given the shape of its input: its settings checked, its geometry worked out.
+//!
+//! The defaults are PyTorch's, or those of SEMANTICS.md 3 (group norm's G); `scripts/pytorch/layers.py` has the same rules.
+use super::error::ModelError;
+use super::node::{Node, Op};
+use super::spec::{
+    BatchNormSpec, Conv2dSpec, GroupNormSpec, LayerNormAffine, LayerNormSpec, LayerSpec, Momentum,
+    PoolSpec,
+};
+use crate::kernel::{Affine, Window};
+use crate::shape::Shape;
+
+/// Whether the products that sizes and workspaces are computed from stay far from overflow.
+pub(super) fn weight_fits(node: &Node) -> bool {
+    let limit = crate::shape::MAX_ELEMENTS as u128;
+    let product = |factors: &[usize]| {
+        factors
+            .iter()
+            .try_fold(1u128, |p, f| p.checked_mul(*f as u128))
+    };
+    let fits = |factors: &[usize]| product(factors).is_some_and(|elements| elements <= limit);
+    match &node.op {
+        Op::Linear { .. } => fits(&[node.input.elements(), node.output.elements()]),
+        Op::Conv2d { window: w, .. } => {
+            fits(&[w.out_c, w.c, w.kernel, w.kernel])
+                && fits(&[2, w.out_h, w.out_w, w.kernel, w.kernel, w.c])
+        }
+        _ => true,
+    }
+}
+
+/// Whether a layer is a norm that adds a bias of its own.
+pub(super) fn has_bias(layer: &LayerSpec) -> bool {
+    match layer {
+        LayerSpec::BatchNorm(spec) | LayerSpec::SyncBatchNorm(spec) => spec.affine,
+        LayerSpec::LayerNorm(spec) => spec.affine != LayerNormAffine::None,
+        LayerSpec::GroupNorm(_) => true,
+        _ => false,
+    }
+}
+
+pub(super) fn image(
+    input: Shape,
+    here: &str,
+    kind: &str,
+) -> Result<(usize, usize, usize), ModelError> {
+    match input {
+        Shape::Image { c, h, w } => Ok((c, h, w)),
+        Shape::Features(_) => Err(ModelError::NeedsImage {
+            path: format!("{here} ({kind})"),
+            input,
+        }),
+    }
+}
+
+pub(super) fn in_range(
+    value: f32,
+    good: bool,
+    path: String,
+    key: &'static str,
+    allowed: &'static str,
+) -> Result<f32, ModelError> {
+    if good {
+        Ok(value)
+    } else {
+        Err(ModelError::Range {
+            path,
+            key,
+            value,
+            allowed,
+        })
+    }
+}
+
+fn epsilon(eps: f32, path: String) -> Result<f32, ModelError> {
+    in_range(
+        eps,
+        eps > 0.0 && eps.is_finite(),
+        path,
+        "eps",
+        "a positive number, such as 1e-5",
+    )
+}
+
+/// Output side of a window that slides over `side` with `padding` on both ends; none when it does not fit.
+fn slide(side: usize, kernel: usize, stride: usize, padding: usize) -> Option<usize> {
+    let room = side
+        .checked_add(padding.checked_mul(2)?)?
+        .checked_sub(kernel)?;
+    Some(room / stride + 1)
+}
+
+fn window(
+    input: (usize, usize, usize),
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+    path: &str,
+) -> Result<Window, ModelError> {
+    let (c, h, w) = input;
+    for (key, value) in [("kernel", kernel), ("stride", stride)] {
+        if value == 0 {
+            return Err(ModelError::Zero {
+                path: path.to_owned(),
+                key,
+            });
+        }
+    }
+    match (
+        slide(h, kernel, stride, padding),
+        slide(w, kernel, stride, padding),
+    ) {
+        (Some(out_h), Some(out_w)) => Ok(Window {
+            h,
+            w,
+            c,
+            out_h,
+            out_w,
+            out_c: c,
+            kernel,
+            stride,
+            padding,
+        }),
+        _ => {
+            let largest = h.min(w).saturating_add(padding.saturating_mul(2));
+            let input = Shape::Image { c, h, w };
+            Err(ModelError::Kernel {
+                path: path.to_owned(),
+                kernel,
+                input,
+                padding,
+                largest,
+            })
+        }
+    }
+}
+
+pub(super) fn conv2d(
+    spec: &Conv2dSpec,
+    input: Shape,
+    bias: bool,
+    here: &str,
+) -> Result<(Op, Shape), ModelError> {
+    let path = format!("{here} (conv2d)");
+    let size = image(input, here, "conv2d")?;
+    if spec.channels == 0 {
+        return Err(ModelError::Zero {
+            path,
+            key: "channels",
+        });
+    }
+    let window = Window {
+        out_c: spec.channels,
+        ..window(size, spec.kernel, spec.stride, spec.padding, &path)?
+    };
+    let output = Shape::Image {
+        c: spec.channels,
+        h: window.out_h,
+        w: window.out_w,
+    };
+    Ok((
+        Op::Conv2d {
+            window,
+            bias: spec.bias.unwrap_or(bias),
+        },
+        output,
+    ))
+}
+
+pub(super) fn max_pool(
+    spec: &PoolSpec,
+    input: Shape,
+    here: &str,
+) -> Result<(Op, Shape), ModelError> {
+    let path = format!("{here} (max-pool)");
+    let size = image(input, here, "max-pool")?;
+    let (kernel, padding) = (spec.kernel, spec.padding);
+    let window = window(size, kernel, spec.stride.unwrap_or(kernel), padding, &path)?;
+    if padding > kernel / 2 {
+        return Err(ModelError::PoolPadding {
+            path,
+            kernel,
+            padding,
+        });
+    }
+    Ok((
+        Op::MaxPool { window },
+        Shape::Image {
+            c: size.0,
+            h: window.out_h,
+            w: window.out_w,
+        },
+    ))
+}
+
+pub(super) fn batch_norm(spec: &BatchNormSpec, sync: bool, here: &str) -> Result<Op, ModelError> {
+    let kind = if sync {
+        "sync-batch-norm"
+    } else {
+        "batch-norm"
+    };
+    let path = || format!("{here} ({kind})");
+    let momentum = match spec.momentum {
+        Momentum::Cumulative => None,
+        Momentum::Exponential(m) => Some(in_range(
+            m,
+            (0.0..=1.0).contains(&m),
+            path(),
+            "momentum",
+            "0 to 1",
+        )?),
+    };
+    Ok(Op::BatchNorm {
+        sync,
+        eps: epsilon(spec.eps, path())?,
+        momentum,
+        affine: spec.affine,
+    })
+}
+
+pub(super) fn layer_norm(spec: &LayerNormSpec, here: &str) -> Result<Op, ModelError> {
+    let eps = epsilon(spec.eps, format!("{here} (layer-norm)"))?;
+    let affine = match spec.affine {
+        LayerNormAffine::Channel => Affine::Channel,
+        LayerNormAffine::Element => Affine::Element,
+        LayerNormAffine::None => Affine::None,
+    };
+    Ok(Op::GroupNorm {
+        layer: true,
+        groups: 1,
+        eps,
+        affine,
+    })
+}
+
+pub(super) fn group_norm(spec: &GroupNormSpec, input: Shape, here: &str) -> Result<Op, ModelError> {
+    let path = format!("{here} (group-norm)");
+    let channels = input.channels();
+    let groups = spec.groups.unwrap_or((channels / 4).clamp(1, 32));
+    if groups == 0 {
+        return Err(ModelError::Zero {
+            path,
+            key: "groups",
+        });
+    }
+    if !channels.is_multiple_of(groups) {
+        return Err(ModelError::Groups {
+            path,
+            groups,
+            channels,
+        });
+    }
+    let eps = epsilon(spec.eps.unwrap_or(1e-5), path)?;
+    Ok(Op::GroupNorm {
+        layer: false,
+        groups,
+        eps,
+        affine: Affine::Channel,
+    })
+}

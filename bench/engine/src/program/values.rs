@@ -1,0 +1,100 @@
+//! Memory of a program's values and of their gradients: one arena each, laid out before anything runs.
+use std::ops::Range;
+
+use super::BuildError;
+use super::build::allocate;
+use super::plan::GradientPlan;
+use crate::backend::{Backend, Category};
+use crate::layer::Wires;
+use crate::model::Model;
+use crate::tensor::{Dtype, Span};
+
+/// Elements of 64 bytes: where values begin, so that no two share a cache line.
+const ALIGNMENT: usize = 16;
+
+type Result<T> = std::result::Result<T, BuildError>;
+
+/// Spans of all values and gradients, for the maximum batch.
+pub(super) struct Values {
+    /// Each value.
+    pub(super) forward: Vec<Span>,
+    slots: Vec<Span>,
+    sizes: Vec<usize>,
+}
+
+impl Values {
+    /// Allocates the values of `model`, and the slots of its gradients.
+    pub(super) fn allocate(
+        backend: &mut dyn Backend,
+        model: &Model,
+        plan: &GradientPlan,
+        max_batch: usize,
+    ) -> Result<Self> {
+        let outputs = model.nodes.iter().map(|node| node.output.elements());
+        let sizes: Vec<usize> = std::iter::once(model.input.elements())
+            .chain(outputs)
+            .collect();
+        let forward = arena(backend, &sizes, max_batch)?;
+        let slots = arena(backend, &plan.slots, max_batch)?;
+        Ok(Self {
+            forward,
+            slots,
+            sizes,
+        })
+    }
+
+    /// The gradient of a value: the first elements of its slot, which may be larger.
+    pub(super) fn gradient(
+        &self,
+        plan: &GradientPlan,
+        value: usize,
+        max_batch: usize,
+    ) -> Option<Span> {
+        Some(self.slots[plan.values[value]?].first(self.sizes[value] * max_batch))
+    }
+
+    /// What node `i` is wired to.
+    pub(super) fn wires(
+        &self,
+        model: &Model,
+        plan: &GradientPlan,
+        i: usize,
+        max_batch: usize,
+    ) -> Wires {
+        let node = &model.nodes[i];
+        let gradients = node.inputs.iter().zip(&plan.writes[i]);
+        Wires {
+            inputs: node
+                .inputs
+                .iter()
+                .map(|value| self.forward[*value])
+                .collect(),
+            output: self.forward[i + 1],
+            d_output: self.gradient(plan, i + 1, max_batch).unwrap_or(Span::EMPTY),
+            d_inputs: gradients
+                .map(|(value, write)| Some((self.gradient(plan, *value, max_batch)?, (*write)?)))
+                .collect(),
+            max_batch,
+        }
+    }
+}
+
+/// One arena with a part of `size·max_batch` elements for each size.
+fn arena(backend: &mut dyn Backend, sizes: &[usize], max_batch: usize) -> Result<Vec<Span>> {
+    let too_large = BuildError::TooLarge { max_batch };
+    let mut ranges = Vec::<Range<usize>>::with_capacity(sizes.len());
+    let mut next = 0usize;
+    for size in sizes {
+        let len = size
+            .checked_mul(max_batch)
+            .filter(|len| *len <= isize::MAX as usize / 8)
+            .ok_or(too_large.clone())?;
+        ranges.push(next..next + len);
+        next = (next + len).next_multiple_of(ALIGNMENT);
+        if next > isize::MAX as usize / 8 {
+            return Err(too_large);
+        }
+    }
+    let all = allocate(backend, Category::Activations, Dtype::F32, next)?;
+    Ok(ranges.into_iter().map(|range| all.slice(range)).collect())
+}
