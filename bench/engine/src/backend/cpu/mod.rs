@@ -4,8 +4,18 @@
 //! its cores are those its owner pins that thread to with [`pin_to_cores`], and the progress thread shares them.
 //! Kernels are single-threaded, deterministic (same input, same bits) and allocate nothing, but for the packing buffers
 //! of the `gemm` crate (see [`matmul`]).
+mod batch_norm;
+mod columns;
+mod conv;
+mod dropout;
+mod elementwise;
+mod group_norm;
 mod launch;
+mod loss;
+mod matmul;
 pub(crate) mod memory;
+mod optimizer;
+mod pool;
 pub(crate) mod stream;
 
 use std::sync::Arc;
