@@ -35,7 +35,7 @@ CASES = (
     Case("batch_norm_2d_no_affine", NO_AFFINE, IMAGE, batch=4, fill="shifted"),
     Case("batch_norm_2d_no_affine_eval", NO_AFFINE, IMAGE, batch=4, mode="eval", fill="shifted"),
     Case("batch_norm_2d_far_mean", BN, IMAGE, batch=4, fill="far"),
-    Case("batch_norm_2d_one_sample", BN, (3, 2, 1), batch=1),
+    Case("batch_norm_2d_one_sample", BN, (3, 2, 2), batch=1),
     Case("batch_norm_2d_chunks", BN, IMAGE, batch=10, chunks=(3, 3, 3, 1), fill="shifted"),
     Case("batch_norm_1d_train", BN, (19,), batch=6, fill="shifted"),
     Case("batch_norm_1d_eval", BN, (19,), batch=6, mode="eval", fill="shifted"),

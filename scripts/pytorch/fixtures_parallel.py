@@ -1,8 +1,8 @@
 """Fixtures of DataParallel, written out by hand, and of PyTorch's own DistributedDataParallel over gloo.
 
-Contract: as fixtures_training.py, with `final.<name>` of device 0 or rank 0, parameters and buffers. DP: metadata `devices` and
-`chunks` (scatter's sizes), no first_gradient_norm; `losses` (steps,) on the gathered output. DDP: metadata `ranks` and `per_rank_batch`; step k's global
-batch is samples k·batch..(k+1)·batch, rank r takes the r-th contiguous part; `losses` (steps, ranks);
+Contract: as fixtures_training.py, with `final.<name>` of device 0 or rank 0, parameters and buffers, and no
+first_gradient_norm. DP: metadata `devices` and `chunks` (scatter's sizes); `losses` (steps,) on the gathered output. DDP:
+metadata `ranks` and `per_rank_batch`; step k's global batch is samples k·batch..(k+1)·batch, rank r takes the r-th contiguous part; `losses` (steps, ranks);
 `final_rank1.<name>` are rank 1's buffers; its parameters are checked here to be bit-equal to rank 0's.
 
 Reference: SEMANTICS 1 and 2; torch/nn/parallel/data_parallel.py; torch/nn/parallel/distributed.py. nn.DataParallel itself needs
@@ -27,11 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+import model
 import training
 from fixture import Arrays, Fixture
 from fixtures_training import DIGITS, Run, finals, fixture
 
-DP_CASES = ((10, 4), (9, 4), (8, 2), (3, 4))
+# The last has the chunks of the DDP fixture, with which it must agree (test_model.py).
+DP_CASES = ((10, 4), (9, 4), (8, 2), (3, 4), (16, 2))
 STEPS = 5
 
 
@@ -108,7 +110,7 @@ def train_ddp(ranks: int, run: Run, dtype: torch.dtype, memory: torch.memory_for
 
 def parameter_names(run: Run) -> list[str]:
     """Return the names of the trainable tensors."""
-    named = training.named_tensors(run.model(torch.float32))
+    named = model.named_tensors(run.model(torch.float32))
     return [name for name, tensor in named.items() if isinstance(tensor, nn.Parameter)]
 
 

@@ -53,7 +53,7 @@ class Run:
     jitter: int = 0
 
     def model(self, dtype: torch.dtype) -> nn.Module:
-        """Make the model with its initial parameters, moved by one unit in the last place if `jitter` is set, in training mode."""
+        """Make the model with its initial parameters, in training mode; `jitter` moves them by one unit in the last place."""
         made = model.build(model.preset(self.preset), self.norm, self.source.shape, self.source.classes)
         training.initialize(made, self.seed)
         if self.jitter:
@@ -101,7 +101,8 @@ def train(run: Run, dtype: torch.dtype, memory: torch.memory_format) -> Arrays:
     """Train on one device."""
     net = run.model(dtype).to(memory_format=memory)
     optimizer = run.sgd.optimizer(net)
-    losses, first = [], {}
+    losses: list[float] = []
+    first: Arrays = {}
     for k in range(run.steps):
         inputs, labels = run.source.batch(k * run.batch, run.batch)
         losses.append(training.step(net, optimizer, inputs.to(dtype, memory_format=memory), labels))
@@ -111,7 +112,7 @@ def train(run: Run, dtype: torch.dtype, memory: torch.memory_format) -> Arrays:
 
 def gradients(net: nn.Module) -> Arrays:
     """Copy the gradients, which the optimizer leaves as backward wrote them."""
-    named = training.named_tensors(net).items()
+    named = model.named_tensors(net).items()
     return {name: p.grad.numpy().copy() for name, p in named if isinstance(p, nn.Parameter)}
 
 

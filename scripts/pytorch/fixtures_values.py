@@ -1,8 +1,8 @@
 """Fixtures of softmax cross-entropy and of the Philox generator.
 
 Contract: `loss_<case>`: `input` logits (batch, classes) float32, `labels` int64, `output` the mean loss, `d_input` its gradient,
-both float64. `philox_words`: `kat.counter`, `kat.key`, `kat.output`, and per row of metadata `draws` (name, seed, stream, purpose,
-first, count) `words.<name>` and `uniform.<name>`. `philox_batch`: synthetic inputs and labels. `philox_convnet`: the
+both float64. `philox_words`: `kat.counter`, `kat.key`, `kat.output`, and per row of metadata `draws` (name, seed, stream,
+purpose, first, count) `words.<name>` and `uniform.<name>`. `philox_batch`: synthetic inputs and labels. `philox_convnet`: the
 initial parameters of convnet with BatchNorm at seed 7.
 
 Reference: philox.py; torch.nn.functional.cross_entropy.
@@ -55,7 +55,12 @@ def loss(name: str, batch: int, classes: int, scale: float) -> Fixture:
         return {"output": value.detach().numpy().reshape(1), "d_input": leaf.grad.numpy()}
 
     reference = evaluate(torch.float64)
-    metadata = {"kind": "loss", "layer": json.dumps("softmax-cross-entropy"), "mode": "train", "input_shape": json.dumps([classes])}
+    metadata = {
+        "kind": "loss",
+        "layer": json.dumps("softmax-cross-entropy"),
+        "mode": "train",
+        "input_shape": json.dumps([classes]),
+    }
     metadata |= {"batch": str(batch), "fp32_gap": gaps(reference, evaluate(torch.float32))}
     return Fixture(name, {"input": logits, "labels": labels} | reference, metadata)
 

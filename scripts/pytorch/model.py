@@ -103,7 +103,7 @@ class Builder:
 
     def resolve(self, layers: list[Layer]) -> list[Layer]:
         """Replace `norm` layers by what they stand for, or leave them out."""
-        replacement = [] if self.norm == "none" else [{NORMS[self.norm]: {}}]
+        replacement: list[Layer] = [] if self.norm == "none" else [{NORMS[self.norm]: {}}]
         return [new for layer in layers for new in (replacement if layer == "norm" else [layer])]
 
     def sequence(self, layers: list[Layer], shape: Shape, where: str) -> tuple[nn.Sequential, Shape]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 
 import model
 import philox
@@ -22,6 +23,8 @@ import training
 from fixture import Fixture, compare
 from fixtures_parallel import chunk_sizes, data_parallel_gradients
 from layers import ModelError
+
+GOLDEN = Path(__file__).resolve().parent.parent.parent / "bench" / "engine" / "tests" / "golden"
 
 
 def built(layers: list[model.Layer], norm: str = "batch", shape: tuple[int, ...] = (4, 6, 5)) -> torch.nn.Sequential:
@@ -61,7 +64,9 @@ def test_uniforms_have_their_moments() -> None:
 
 def test_sizes_of_the_presets() -> None:
     # He et al.'s ResNet-20 has 269,722; two projections with norms add 16·32 + 32·64 weights and 2·(32 + 64) of γ and β.
-    sizes = {name: sum(p.numel() for p in model.build(model.preset(name)).parameters()) for name in ("mlp", "convnet", "resnet20")}
+    sizes = {
+        name: sum(p.numel() for p in model.build(model.preset(name)).parameters()) for name in ("mlp", "convnet", "resnet20")
+    }
     assert sizes == {"mlp": 2_916_362, "convnet": 24_058, "resnet20": 272_474}, sizes
 
 
@@ -122,13 +127,27 @@ def test_data_parallel_equals_one_device_without_batch_statistics() -> None:
         assert torch.allclose(parameter.grad, gradient, rtol=0, atol=1e-13)
 
 
+def test_dp_and_ddp_agree_on_equal_chunks() -> None:
+    # SEMANTICS 6: DDP averages the means of equal parts where DP sums the parts of one mean, and device 0's statistics stand.
+    stored = {name: load_file(GOLDEN / f"{name}.safetensors") for name in ("dp_convnet_batch_16_over_2", "ddp_convnet_batch_2x8")}
+    dp, ddp = stored.values()
+    assert np.allclose(dp["losses"], ddp["losses"].mean(axis=1), rtol=0, atol=1e-12)
+    for name in (name for name in dp if name.startswith("final.")):
+        assert np.allclose(dp[name], ddp[name], rtol=0, atol=1e-12), name
+
+
 def test_compare_finds_what_changed() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = Fixture("x", {"a": np.ones((2, 3)), "b": np.zeros(2, dtype=np.float32), "n": np.array(3)}, {"kind": "layer"})
         made.write(Path(folder))
         path = Path(folder) / "x.safetensors"
         assert compare(made, path) == []
-        for change in ({"a": np.ones((2, 3)) + 1e-9}, {"a": np.ones((3, 2))}, {"b": np.full(2, 1e-30, np.float32)}, {"n": np.array(4)}):
+        for change in (
+            {"a": np.ones((2, 3)) + 1e-9},
+            {"a": np.ones((3, 2))},
+            {"b": np.full(2, 1e-30, np.float32)},
+            {"n": np.array(4)},
+        ):
             assert len(compare(Fixture("x", made.tensors | change, made.metadata), path)) == 1, change
         assert compare(Fixture("x", made.tensors | {"c": np.ones(1)}, made.metadata), path)
         assert compare(Fixture("x", made.tensors, {"kind": "loss"}), path)

@@ -36,9 +36,7 @@ class Sgd:
 
     def optimizer(self, model: nn.Module) -> torch.optim.SGD:
         """Make PyTorch's optimizer over the model's parameters."""
-        return torch.optim.SGD(
-            model.parameters(), lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
-        )
+        return torch.optim.SGD(model.parameters(), lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
