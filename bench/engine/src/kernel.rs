@@ -132,8 +132,7 @@ pub enum Kernel {
     // --- group norm (layer norm is one group) ---
     /// Per sample and group: mean and rstd (each [batch·groups]) kept, y = γ·x̂ + β.
     GroupNormForward { x: Span, gamma: Span, beta: Span, y: Span, mean: Span, rstd: Span, batch: usize, spatial: usize, channels: usize, groups: usize, affine: Affine, eps: f32 },
-    /// dx (+)= rstd·[g − mean(g) − x̂·mean(g·x̂)], g = γ·d_y; d_gamma and d_beta accumulate. An empty d_x is not
-    /// wanted: the model's input needs no gradient.
+    /// dx (+)= rstd·[g − mean(g) − x̂·mean(g·x̂)], g = γ·d_y; d_gamma and d_beta accumulate.
     GroupNormBackward { x: Span, d_y: Span, gamma: Span, mean: Span, rstd: Span, d_x: Span, d_gamma: Span, d_beta: Span, batch: usize, spatial: usize, channels: usize, groups: usize, affine: Affine, write: Write },
 
     // --- loss ---

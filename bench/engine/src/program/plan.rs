@@ -19,6 +19,11 @@ pub struct GradientPlan {
 
 /// Plans the gradients of `model`; that of its input only if wanted.
 pub fn plan(model: &Model, input_gradient: bool) -> GradientPlan {
+    // Group norm's backward makes the input's gradient together with those of γ and β.
+    let grouped = |node: &crate::model::Node| {
+        matches!(node.op, Op::GroupNorm { .. }) && node.inputs.contains(&0)
+    };
+    let input_gradient = input_gradient || model.nodes.iter().any(grouped);
     let mut uses = vec![0; model.nodes.len() + 1];
     model
         .nodes

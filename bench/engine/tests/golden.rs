@@ -1,0 +1,14 @@
+//! The engine against PyTorch: fixtures of every layer, norm and loss in f64, of Philox numbers, and of training runs.
+//!
+//! The fixtures and the conventions they follow are described in `scripts/pytorch/README.md`.
+mod devices;
+#[path = "golden/fixture.rs"]
+mod fixture;
+#[path = "golden/inventory.rs"]
+mod inventory;
+#[path = "golden/layer.rs"]
+mod layer;
+#[path = "golden/training.rs"]
+mod training;
+#[path = "golden/values.rs"]
+mod values;
