@@ -2,8 +2,9 @@
 
 Contract: as fixtures_training.py, with `final.<name>` of device 0 or rank 0, parameters and buffers, and no
 first_gradient_norm. DP: metadata `devices` and `chunks` (scatter's sizes); `losses` (steps,) on the gathered output. DDP:
-metadata `ranks` and `per_rank_batch`; step k's global batch is samples k·batch..(k+1)·batch, rank r takes the r-th contiguous part; `losses` (steps, ranks);
-`final_rank1.<name>` are rank 1's buffers; its parameters are checked here to be bit-equal to rank 0's.
+metadata `ranks` and `per_rank_batch`; step k's global batch is samples k·batch..(k+1)·batch, rank r takes the r-th
+contiguous part; `losses` (steps, ranks); `final_rank1.<name>` are rank 1's buffers; its parameters are checked to be
+bit-equal to rank 0's.
 
 Reference: SEMANTICS 1 and 2; torch/nn/parallel/data_parallel.py; torch/nn/parallel/distributed.py. nn.DataParallel itself needs
 several GPUs, so its step is spelled out, on copies of the model that stand for the devices.

@@ -40,11 +40,20 @@ def preset(name: str) -> Spec:
     return load(MODELS / f"{name}.toml")
 
 
-def build(spec: Spec, norm: str = "batch", input_shape: Shape | None = None, classes: int | None = None) -> nn.Sequential:
-    """Make the model; `input_shape` (per sample) and `classes` override the file, as a data source does."""
+def build(
+    spec: Spec,
+    norm: str = "batch",
+    input_shape: Shape | None = None,
+    classes: int | None = None,
+    norm_settings: Spec | None = None,
+) -> nn.Sequential:
+    """Make the model; `input_shape` (per sample) and `classes` override the file, as a data source does.
+
+    `norm_settings` are those of the layer that `norm` stands for, such as {"groups": 8}.
+    """
     if norm != "none" and norm not in NORMS:
         raise ModelError(f"norm {norm!r} is unknown: write one of none, {', '.join(NORMS)}")
-    builder = Builder(norm, spec["classes"] if classes is None else classes)
+    builder = Builder(norm, spec["classes"] if classes is None else classes, norm_settings or {})
     shape = tuple(spec["input"]) if input_shape is None else input_shape
     return builder.sequence(spec["layers"], shape, "layers")[0]
 
@@ -90,9 +99,10 @@ def has_bias(layer: Layer | None) -> bool:
 class Builder:
     """Lowers lists of layers, carrying the per-sample shape along."""
 
-    def __init__(self, norm: str, classes: int) -> None:
+    def __init__(self, norm: str, classes: int, norm_settings: Spec) -> None:
         """Take what `norm` and `"classes"` stand for."""
         self.norm = norm
+        self.norm_settings = norm_settings
         self.classes = classes
         self.makers: dict[str, Callable[[Spec, Shape, str, bool], tuple[nn.Module, Shape]]] = {
             "linear": self.linear, "conv2d": self.conv2d, "relu": self.relu, "max-pool": self.max_pool,
@@ -103,7 +113,7 @@ class Builder:
 
     def resolve(self, layers: list[Layer]) -> list[Layer]:
         """Replace `norm` layers by what they stand for, or leave them out."""
-        replacement: list[Layer] = [] if self.norm == "none" else [{NORMS[self.norm]: {}}]
+        replacement: list[Layer] = [] if self.norm == "none" else [{NORMS[self.norm]: self.norm_settings}]
         return [new for layer in layers for new in (replacement if layer == "norm" else [layer])]
 
     def sequence(self, layers: list[Layer], shape: Shape, where: str) -> tuple[nn.Sequential, Shape]:

@@ -85,6 +85,13 @@ def test_bias_follows_the_norm() -> None:
     assert built([conv, "norm", {"group-norm": {}}], "none")[0].bias is None
 
 
+def test_norm_settings_reach_the_norm() -> None:
+    spec = {"layers": [{"conv2d": {"channels": 8, "kernel": 3}}, "norm"], "input": (4, 6, 5), "classes": 10}
+    assert model.build(spec, "group", norm_settings={"groups": 4})[1].num_groups == 4
+    assert model.build(spec, "group")[1].num_groups == 2
+    assert model.build(spec, "batch", norm_settings={"affine": False})[0].bias is not None
+
+
 def test_names_count_body_before_shortcut() -> None:
     conv = {"conv2d": {"channels": 4, "kernel": 1}}
     names = list(model.named_tensors(built([{"residual": {"body": [conv, "norm"], "shortcut": [conv]}}, "relu"], "group")))
