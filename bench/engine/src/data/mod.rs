@@ -3,6 +3,7 @@
 //! Everything is a function of seed, epoch and index, so that any rank can make any sample. Inputs are written NHWC.
 pub mod digits;
 pub mod loader;
+pub mod resident;
 pub mod sampler;
 pub mod synthetic;
 
@@ -10,6 +11,7 @@ use crate::shape::Shape;
 
 pub use digits::{Digits, DigitsError, Split};
 pub use loader::{Loader, LoaderError};
+pub use resident::Resident;
 pub use sampler::{Distributed, Random, RankOrder, Sampler, Sequential};
 pub use synthetic::Synthetic;
 

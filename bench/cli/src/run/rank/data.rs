@@ -1,0 +1,98 @@
+//! Which samples a rank takes, and in which order.
+//!
+//! All strategies see the same global batches: `ddp`'s ranks take the shards of PyTorch's distributed sampler, `single` and
+//! `dp` the ranks' batches one after the other. `independent`'s replicas take the same shards as `ddp`'s ranks.
+use std::sync::Arc;
+
+use syncmark_engine::data::{
+    Dataset, Digits, Distributed, Loader, RankOrder, Resident, Sampler, Sequential, Split, Synthetic,
+};
+use syncmark_engine::shape::Shape;
+
+use super::RankError;
+use crate::plan::config::{SourceConfig, StrategyConfig, TrialConfig};
+
+const DIGITS_IMAGES: &[u8] = include_bytes!("../../../../../scenarios/data/digits.images.idx3-ubyte");
+const DIGITS_LABELS: &[u8] = include_bytes!("../../../../../scenarios/data/digits.labels.idx1-ubyte");
+
+/// Synthetic samples held in memory: many batches, but not more bytes than this.
+const SYNTHETIC_BYTES: usize = 256 << 20;
+const SYNTHETIC_SAMPLES: usize = 2048;
+
+/// The trial's data set, in host memory.
+///
+/// # Errors
+/// When the embedded data is damaged or the input shape is none.
+pub fn dataset(config: &TrialConfig) -> Result<Arc<dyn Dataset>, RankError> {
+    Ok(Arc::new(match config.data.source {
+        SourceConfig::Digits => {
+            let digits = Digits::parse(DIGITS_IMAGES, DIGITS_LABELS, Split::Train)
+                .map_err(|e| RankError::Assignment(e.to_string()))?;
+            Resident::of(&digits)
+        }
+        SourceConfig::Synthetic => {
+            let shape = Shape::new(&config.model.input).map_err(|e| RankError::Model(e.to_string()))?;
+            let fitting = SYNTHETIC_BYTES / (shape.elements() * size_of::<f32>());
+            let len = SYNTHETIC_SAMPLES.min(fitting).max(2 * config.batch.global);
+            Resident::of(&Synthetic { len, shape, classes: config.model.classes, seed: config.data.seed })
+        }
+    }))
+}
+
+/// Batches of `rank` for a timed trial.
+///
+/// # Errors
+/// When the data set holds less than one batch.
+pub fn timed(config: &TrialConfig, data: Arc<dyn Dataset>, rank: usize) -> Result<Loader, RankError> {
+    let ranks = match config.strategy {
+        StrategyConfig::Single => 1,
+        _ => config.devices,
+    };
+    let (global, seed) = (config.batch.global, Some(config.data.seed));
+    let shard = Distributed { len: data.len(), ranks, rank, seed, drop_last: true };
+    let whole = Distributed { ranks: 1, rank: 0, ..shard };
+    let (sampler, batch): (Box<dyn Sampler>, usize) = match config.strategy {
+        StrategyConfig::Independent | StrategyConfig::Ddp { .. } => (Box::new(shard), config.batch.chunks[rank]),
+        // Uneven chunks have no counterpart among ranks, whose batches are equal.
+        _ if global % ranks != 0 => (Box::new(whole), global),
+        _ => (Box::new(RankOrder { ranks: shard, batch: global / ranks }), global),
+    };
+    Loader::new(data, sampler, batch, true).map_err(|e| RankError::Assignment(e.to_string()))
+}
+
+/// Batches of `rank` for a gate: every strategy takes the same samples in the data set's own order.
+///
+/// # Errors
+/// When the data set holds less than one batch.
+pub fn gate(config: &TrialConfig, data: Arc<dyn Dataset>, rank: usize, global: usize) -> Result<Loader, RankError> {
+    let sampler: Box<dyn Sampler> = Box::new(Sequential { len: data.len() });
+    let (sampler, batch) = match config.strategy {
+        StrategyConfig::Ddp { .. } => {
+            let batch = global / config.devices;
+            (Box::new(Part { whole: data.len(), global, batch, rank }) as Box<dyn Sampler>, batch)
+        }
+        _ => (sampler, global),
+    };
+    Loader::new(data, sampler, batch, true).map_err(|e| RankError::Assignment(e.to_string()))
+}
+
+/// Part `rank` of each global batch of a sequential order.
+struct Part {
+    whole: usize,
+    global: usize,
+    batch: usize,
+    rank: usize,
+}
+
+impl Sampler for Part {
+    fn len(&self) -> usize {
+        self.whole / self.global * self.batch
+    }
+    fn indices(&self, _epoch: u64, to: &mut Vec<usize>) {
+        to.clear();
+        for step in 0..self.whole / self.global {
+            let start = step * self.global + self.rank * self.batch;
+            to.extend(start..start + self.batch);
+        }
+    }
+}
