@@ -4,6 +4,7 @@
 //! ranks a thread each, pinned to their device's cores. The first failure of any rank ends the child: nobody waits for
 //! a rank that will not come.
 mod build;
+mod data;
 mod gate;
 mod measure;
 

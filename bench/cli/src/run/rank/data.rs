@@ -31,7 +31,9 @@ pub fn dataset(config: &TrialConfig) -> Result<Arc<dyn Dataset>, RankError> {
             Resident::of(&digits)
         }
         SourceConfig::Synthetic => {
-            let shape = Shape::new(&config.model.input).map_err(|e| RankError::Model(e.to_string()))?;
+            let input = &config.model.input;
+            let shape = Shape::from_dimensions(input)
+                .ok_or_else(|| RankError::Model(format!("{input:?} is no shape of a sample")))?;
             let fitting = SYNTHETIC_BYTES / (shape.elements() * size_of::<f32>());
             let len = SYNTHETIC_SAMPLES.min(fitting).max(2 * config.batch.global);
             Resident::of(&Synthetic { len, shape, classes: config.model.classes, seed: config.data.seed })
