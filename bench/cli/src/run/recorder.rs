@@ -381,7 +381,7 @@ pub const COLLECTIVES: [Collective; 11] = [
 ];
 
 /// Algorithms in the order of their spool numbers.
-pub const ALGORITHMS: [&str; 2] = ["shared-direct", "point-to-point"];
+pub const ALGORITHMS: [&str; 2] = ["shared-direct", "peer-copy"];
 
 fn device_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<DeviceRow> {
     let memory = ranks.iter().flatten().filter_map(|event| match *event {

@@ -72,13 +72,13 @@ pub struct CommEvent {
     pub phase: u8,
     /// Index into the engine's collectives.
     pub collective: u8,
-    /// 0 `shared-direct`, 1 `point-to-point`.
+    /// 0 `shared-direct`, 1 `peer-copy`.
     pub algorithm: u8,
     /// Bytes of an element.
     pub element_bytes: u8,
     /// Root of the collective.
     pub root: u32,
-    /// Payload of one call.
+    /// Payload of one call; of `peer-copy` the payload of a step.
     pub size_bytes: u64,
     /// Calls.
     pub calls: u32,

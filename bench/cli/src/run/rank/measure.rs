@@ -3,8 +3,11 @@
 //! What may bias the figures, and what is done about it, stands in METHODOLOGY.md; the rules that this file keeps are:
 //! every pass starts from the same snapshot of parameters and with the same lead-in; no pass but the traced one records
 //! an event or synchronizes inside a step; a pass is timed from a barrier until this rank's device has finished.
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
+use syncmark_engine::comm::{Collective, Count};
 use syncmark_engine::probe::{Phase, PhaseSpan, Probe, Silent, Track, now_ns};
 use syncmark_record::rows::Pass;
 
@@ -117,23 +120,56 @@ fn after_window(participant: &mut Participant, steps: u64) -> Result<(), RankErr
 }
 
 fn counts(participant: &mut Participant, steps: u64) {
-    for (device, count) in participant.strategy.counts() {
-        let position = |name: &str| ALGORITHMS.iter().position(|a| *a == name).unwrap_or(0) as u8;
-        participant.spool.push(Event::Comm(CommEvent {
-            device: device as u16,
-            phase: count.phase as u8,
-            collective: COLLECTIVES.iter().position(|c| *c == count.collective).unwrap_or(0) as u8,
-            algorithm: position(count.algorithm),
-            element_bytes: count.element_bytes as u8,
-            root: count.root as u32,
-            size_bytes: count.size_bytes,
-            calls: count.calls as u32,
-            steps: steps as u32,
-            sent_bytes: count.sent_bytes,
-            received_bytes: count.received_bytes,
-            wait_ns: quantiles(count.wait_ns),
-            transfer_ns: quantiles(count.transfer_ns),
-        }));
+    let counts = participant.strategy.counts();
+    let (copies, calls): (Vec<_>, Vec<_>) = counts.into_iter().partition(|(_, c)| c.collective == Collective::Copy);
+    for (device, count) in calls {
+        participant.spool.push(Event::Comm(comm_event(device, count, steps)));
+    }
+    for (device, count) in by_phase(copies, steps) {
+        participant.spool.push(Event::Comm(comm_event(device, count, steps)));
+    }
+}
+
+/// DP moves a phase in pieces between several pairs of devices; what counts is a device's total of a phase. The payload is
+/// that of a step.
+fn by_phase(copies: Vec<(usize, Count)>, steps: u64) -> Vec<(usize, Count)> {
+    let mut totals: BTreeMap<(Phase, usize), Count> = BTreeMap::new();
+    let mut payloads: BTreeMap<Phase, u64> = BTreeMap::new();
+    for (device, count) in copies {
+        *payloads.entry(count.phase).or_default() += count.sent_bytes;
+        match totals.entry((count.phase, device)) {
+            Entry::Vacant(place) => {
+                place.insert(count);
+            }
+            Entry::Occupied(mut place) => {
+                let total = place.get_mut();
+                total.calls += count.calls;
+                total.sent_bytes += count.sent_bytes;
+                total.received_bytes += count.received_bytes;
+                total.wait_ns.extend(count.wait_ns);
+                total.transfer_ns.extend(count.transfer_ns);
+            }
+        }
+    }
+    let total = |((phase, device), count)| (device, Count { root: 0, size_bytes: payloads[&phase] / steps.max(1), ..count });
+    totals.into_iter().map(total).collect()
+}
+
+fn comm_event(device: usize, count: Count, steps: u64) -> CommEvent {
+    CommEvent {
+        device: device as u16,
+        phase: count.phase as u8,
+        collective: COLLECTIVES.iter().position(|c| *c == count.collective).expect("every collective is listed") as u8,
+        algorithm: ALGORITHMS.iter().position(|a| *a == count.algorithm).expect("every algorithm is listed") as u8,
+        element_bytes: count.element_bytes as u8,
+        root: count.root as u32,
+        size_bytes: count.size_bytes,
+        calls: count.calls as u32,
+        steps: steps as u32,
+        sent_bytes: count.sent_bytes,
+        received_bytes: count.received_bytes,
+        wait_ns: quantiles(count.wait_ns),
+        transfer_ns: quantiles(count.transfer_ns),
     }
 }
 
@@ -214,7 +250,7 @@ impl Participant {
     /// optimizer. Returns the samples of this rank.
     pub fn step(&mut self, probe: &mut dyn Probe) -> Result<u64, RankError> {
         let asked = if probe.tracing() { now_ns() } else { 0 };
-        let batch = self.loader.next();
+        let batch = self.loader.next_batch();
         if probe.tracing() {
             let ready = [asked, now_ns()];
             let device = self.device as u16;
