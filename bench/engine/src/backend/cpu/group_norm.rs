@@ -160,7 +160,8 @@ impl Projections {
 }
 
 widest! {
-    /// dx (+)= rstd·[g − mean(g) − x̂·mean(g·x̂)], g = γ·d_y; d_gamma += Σ d_y·x̂, d_beta += Σ d_y.
+    /// dx (+)= rstd·[g − mean(g) − x̂·mean(g·x̂)], g = γ·d_y; d_gamma += Σ d_y·x̂, d_beta += Σ d_y. An empty
+    /// `d_x` is not wanted.
     pub(super) fn backward(
         x: &[f32], d_y: &[f32], gamma: &[f32], mean: &[f32], rstd: &[f32], d_x: &mut [f32], d_gamma: &mut [f32],
         d_beta: &mut [f32], shape: Groups, write: Write,
@@ -168,10 +169,10 @@ widest! {
         let shape = shape.flattened();
         let (size, width) = (shape.sample(), shape.width());
         let mut projections = Projections { first: 0, means: [[0.0; 2]; GROUPS] };
-        for (b, d_x) in d_x.chunks_exact_mut(size).enumerate() {
+        for (b, x) in x.chunks_exact(size).enumerate() {
             let kept = b * shape.groups..(b + 1) * shape.groups;
             let (mean, rstd) = (&mean[kept.clone()], &rstd[kept]);
-            let sample = Sample { x: &x[b * size..][..size], d_y: &d_y[b * size..][..size], gamma, mean, rstd };
+            let sample = Sample { x, d_y: &d_y[b * size..][..size], gamma, mean, rstd };
             for first in (0..shape.groups).step_by(GROUPS) {
                 let groups = GROUPS.min(shape.groups - first);
                 let columns = Columns::some(shape.spatial, shape.channels, first * width, groups * width);
@@ -181,7 +182,9 @@ widest! {
                 } else {
                     project_channels(&sample, shape, columns, &mut projections, d_gamma, d_beta);
                 }
-                input_gradient(&sample, shape, columns, &projections, d_x, write);
+                if !d_x.is_empty() {
+                    input_gradient(&sample, shape, columns, &projections, &mut d_x[b * size..][..size], write);
+                }
             }
             if shape.affine == Affine::Element {
                 let of_group = |c: usize| [sample.mean[c / width], sample.rstd[c / width]];

@@ -465,16 +465,15 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                     groups,
                     affine,
                 };
-                let d_x = m.w(d_x.first(batch * spatial * channels));
-                let (x, d_y, gamma, mean, rstd) =
-                    (m.r(x), m.r(d_y), m.r(gamma), m.r(mean), m.r(rstd));
+                let x = m.r(x.first(batch * spatial * channels));
+                let (d_y, gamma, mean, rstd) = (m.r(d_y), m.r(gamma), m.r(mean), m.r(rstd));
                 group_norm::backward(
                     x,
                     d_y,
                     gamma,
                     mean,
                     rstd,
-                    d_x,
+                    m.w(d_x),
                     m.w(d_gamma),
                     m.w(d_beta),
                     shape,

@@ -28,23 +28,29 @@ pub(super) fn softmax_cross_entropy(
     for (b, (logits, &label)) in logits.chunks_exact(classes).zip(labels).enumerate() {
         let label = class(label, classes);
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = logits
-            .iter()
-            .map(|logit| f64::from((logit - largest).exp()))
-            .sum();
-        losses[b] = (sum.ln() - f64::from(logits[label] - largest)) as f32;
+        let exp = |logit: f32| f64::from((logit - largest).exp());
+        let sum_of = |logits: &[f32]| logits.iter().map(|&logit| exp(logit)).sum::<f64>();
+        // The label is summed apart: as its probability nears 1, only the others say how much is missing.
+        let (own, others) = (
+            exp(logits[label]),
+            sum_of(&logits[..label]) + sum_of(&logits[label + 1..]),
+        );
+        let sum = own + others;
+        losses[b] = if own > others {
+            (others / own).ln_1p() as f32
+        } else {
+            (sum.ln() - f64::from(logits[label] - largest)) as f32
+        };
         total += f64::from(losses[b]);
         if d_logits.is_empty() {
             continue;
         }
         let d_logits = &mut d_logits[b * classes..][..classes];
-        let share = (1.0 / sum) as f32;
-        for (d_logit, logit) in d_logits.iter_mut().zip(logits) {
-            *d_logit = scale * ((logit - largest).exp() * share);
+        let share = f64::from(scale) / sum;
+        for (d_logit, &logit) in d_logits.iter_mut().zip(logits) {
+            *d_logit = (exp(logit) * share) as f32;
         }
-        // The label's own gradient is −scale·Σ of the other probabilities: 1 − p would lose them as p nears 1.
-        let p = f64::from((logits[label] - largest).exp());
-        d_logits[label] = -scale * ((sum - p) / sum) as f32;
+        d_logits[label] = (-others * share) as f32;
     }
     if let Some(loss) = loss.first_mut() {
         *loss = (f64::from(scale) * total) as f32;

@@ -183,10 +183,8 @@ mod tests {
             memory.allocate(Dtype::I64, 1).unwrap();
         }
         // SAFETY: the mutable slice is not used any more.
-        assert_eq!(
-            unsafe { memory.clone().read::<f32>(first.slice(4..5)) },
-            [2.0]
-        );
+        let read = unsafe { memory.read::<f32>(first.slice(4..5)) };
+        assert_eq!(read, [2.0]);
     }
 
     #[test]
