@@ -1,0 +1,326 @@
+//! How ranks meet: arrivals, parking, time limits, and what happens when one does not come.
+//!
+//! A collective is a sequence of *rounds*. In a round every rank writes its slot of the round's parity, announces what
+//! it is doing, arrives (its counter grows by one) and waits until every other counter has grown as far. Then it may
+//! read the slots of all ranks. Slots of one parity are reused two rounds later, and by then everyone has arrived at
+//! the round between, which a rank only does after its last read: so two slots are enough, and no second wait is.
+//! Counters are compared modulo 2³².
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::thread::futex;
+
+use super::region::{Region, Word};
+use crate::comm::{Collective, Reduce};
+use crate::probe::now_ns;
+use crate::tensor::Dtype;
+
+/// Looks at a counter before parking. A pause takes 10 to 50 ns, so this is some tens of microseconds: the time in
+/// which a rank on a core of its own usually comes.
+const SPINS: u32 = 1000;
+/// Parked waiters look around by themselves this often, so that not even a lost wake-up can hang a rank.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Why a collective failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommError {
+    /// Someone stopped the job.
+    #[error("{} aborted the job: {reason}", who(*.by))]
+    Aborted {
+        /// The rank; none for a supervisor.
+        by: Option<usize>,
+        /// Its words.
+        reason: String,
+    },
+    /// Ranks did not come in time.
+    #[error("rank {rank} waited {seconds} s in {call} for {}", ranks(.missing))]
+    Timeout {
+        /// Who waited.
+        rank: usize,
+        /// In which call.
+        call: String,
+        /// For whom.
+        missing: Vec<usize>,
+        /// How long.
+        seconds: u64,
+    },
+    /// A rank's communicator is gone, so it will never come.
+    #[error("{} left the job while rank {rank} waited in {call}", ranks(.missing))]
+    Departed {
+        /// Who waited.
+        rank: usize,
+        /// In which call.
+        call: String,
+        /// For whom.
+        missing: Vec<usize>,
+    },
+    /// Two ranks made different calls.
+    #[error("rank {rank} called {ours} while rank {peer} called {theirs}: every rank must make the same calls in the same order")]
+    Mismatch {
+        /// Who noticed.
+        rank: usize,
+        /// The other.
+        peer: usize,
+        /// What the first called.
+        ours: String,
+        /// What the other called.
+        theirs: String,
+    },
+    /// A call that no rank can make.
+    #[error("{call}: {problem}")]
+    Invalid {
+        /// The collective.
+        call: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+fn who(rank: Option<usize>) -> String {
+    rank.map_or_else(|| "the supervisor".into(), |rank| format!("rank {rank}"))
+}
+
+fn ranks(list: &[usize]) -> String {
+    let names: Vec<String> = list.iter().map(ToString::to_string).collect();
+    format!("rank{} {}", if list.len() == 1 { "" } else { "s" }, names.join(", "))
+}
+
+/// How a rank waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    /// Whether to look for a while before parking: only where every rank has a core of its own.
+    pub spin: bool,
+    /// How long to wait for a rank in all.
+    pub timeout: Duration,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self { spin: false, timeout: Duration::from_secs(300) }
+    }
+}
+
+/// What a rank does in a round, packed into a word so that the others can compare: collective (8 bits), root (8),
+/// data type (4), combination (4), elements (40).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Signature(pub(super) u64);
+
+impl Signature {
+    pub(super) fn new(collective: Collective, root: usize, dtype: Dtype, reduce: Reduce, elements: usize) -> Self {
+        let dtype = match dtype {
+            Dtype::F32 => 0,
+            Dtype::I32 => 1,
+            Dtype::I64 => 2,
+        };
+        let reduce = match reduce {
+            Reduce::Sum => 0,
+            Reduce::ScaledSum(_) => 1,
+            Reduce::Max => 2,
+        };
+        let elements = elements as u64 & 0xff_ffff_ffff;
+        Self(((collective as u64 + 1) << 56) | ((root as u64) << 48) | (dtype << 44) | (reduce << 40) | elements)
+    }
+    fn describe(self) -> String {
+        let names = [
+            "nothing", "barrier", "broadcast", "reduce", "all_reduce", "all_gather", "reduce_scatter", "scatter",
+            "gather", "send", "receive", "copy",
+        ];
+        let name = names.get((self.0 >> 56) as usize).unwrap_or(&"something unknown");
+        let dtype = ["f32", "i32", "i64"].get((self.0 >> 44) as usize & 15).unwrap_or(&"?");
+        let reduce = ["sum", "scaled sum", "max"].get((self.0 >> 40) as usize & 15).unwrap_or(&"?");
+        format!("{name} of {} {dtype} ({reduce}, root {})", self.0 & 0xff_ffff_ffff, (self.0 >> 48) & 0xff)
+    }
+}
+
+/// Whether a counter has come as far as `target`.
+fn reached(value: u32, target: u32) -> bool {
+    value.wrapping_sub(target) as i32 >= 0
+}
+
+/// Adds one to `word` and wakes whoever is parked on it.
+pub(super) fn advance(region: &Region, word: &Word) {
+    word.value.fetch_add(1, Ordering::SeqCst);
+    // A waiter adds itself before it looks at the value and sleeps only if that has not changed; both sides are
+    // sequentially consistent, so either it sees the new value or it is seen here.
+    if word.parked.load(Ordering::SeqCst) > 0 {
+        region.wake(word);
+    }
+}
+
+/// One wait for one counter; `owner` is the rank that advances it.
+pub(super) struct Wait<'a> {
+    pub(super) region: &'a Region,
+    pub(super) owner: usize,
+    pub(super) waiting: Waiting,
+    pub(super) deadline_ns: u64,
+}
+
+/// What ended a wait without success; the caller knows what it was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missed {
+    Aborted,
+    Timeout,
+    Departed,
+}
+
+impl Wait<'_> {
+    /// Until `word` has reached `target`.
+    pub(super) fn until(&self, word: &Word, target: u32) -> Result<(), Missed> {
+        let spins = if self.waiting.spin { SPINS } else { 1 };
+        for _ in 0..spins {
+            if reached(word.value.load(Ordering::Acquire), target) {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        word.parked.fetch_add(1, Ordering::SeqCst);
+        let result = self.park(word, target);
+        word.parked.fetch_sub(1, Ordering::SeqCst);
+        result
+    }
+
+    fn park(&self, word: &Word, target: u32) -> Result<(), Missed> {
+        loop {
+            // Order matters: a rank that departs has advanced its counter before, so the value is read last.
+            let departed = self.region.line(self.owner).departed.load(Ordering::SeqCst) != 0;
+            let value = word.value.load(Ordering::SeqCst);
+            if reached(value, target) {
+                return Ok(());
+            }
+            if self.region.is_aborted() {
+                return Err(Missed::Aborted);
+            }
+            if departed {
+                return Err(Missed::Departed);
+            }
+            let now = now_ns();
+            if now >= self.deadline_ns {
+                return Err(Missed::Timeout);
+            }
+            let pause = LOOK_AGAIN.min(Duration::from_nanos(self.deadline_ns - now));
+            let pause = futex::Timespec { tv_sec: pause.as_secs() as i64, tv_nsec: i64::from(pause.subsec_nanos()) };
+            // Every way out of the call leads back to the look above.
+            let _ = futex::wait(&word.value, self.region.futex_flags(), value, Some(&pause));
+        }
+    }
+}
+
+/// Which of a rank's two counters: collectives run on the stream's thread, barriers on the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    Stream,
+    Host,
+}
+
+/// One rank's place in the meetings.
+pub(super) struct Meeting<'a> {
+    pub(super) region: &'a Region,
+    pub(super) rank: usize,
+    pub(super) waiting: Waiting,
+}
+
+impl Meeting<'_> {
+    fn word(&self, lane: Lane, rank: usize) -> &Word {
+        let line = self.region.line(rank);
+        match lane {
+            Lane::Stream => &line.arrivals,
+            Lane::Host => &line.barriers,
+        }
+    }
+
+    /// Rounds that this rank has arrived at: the number of the next one.
+    pub(super) fn round(&self, lane: Lane) -> u32 {
+        self.word(lane, self.rank).value.load(Ordering::Relaxed)
+    }
+
+    /// Arrives at the next round and waits for all others; returns the nanoseconds waited.
+    pub(super) fn meet(&self, lane: Lane, call: &dyn Fn() -> String) -> Result<u64, CommError> {
+        self.refuse_aborted()?;
+        let own = self.word(lane, self.rank);
+        let target = own.value.load(Ordering::Relaxed).wrapping_add(1);
+        let begin = now_ns();
+        self.region.line(self.rank).heartbeat_ns.store(begin, Ordering::Relaxed);
+        advance(self.region, own);
+        let deadline_ns = begin.saturating_add(self.waiting.timeout.as_nanos().min(u128::from(u64::MAX)) as u64);
+        for owner in (0..self.region.world_size()).filter(|owner| *owner != self.rank) {
+            let wait = Wait { region: self.region, owner, waiting: self.waiting, deadline_ns };
+            wait.until(self.word(lane, owner), target).map_err(|missed| self.explain(missed, lane, target, call()))?;
+        }
+        Ok(now_ns() - begin)
+    }
+
+    /// An error for everyone, once the region is aborted.
+    pub(super) fn refuse_aborted(&self) -> Result<(), CommError> {
+        if self.region.is_aborted() { Err(self.abort_error()) } else { Ok(()) }
+    }
+
+    pub(super) fn abort_error(&self) -> CommError {
+        let (by, reason) = self.region.aborted().unwrap_or((None, "no reason given".into()));
+        CommError::Aborted { by, reason }
+    }
+
+    /// The error of a missed meeting; what only this rank knows becomes the reason that all others see.
+    fn explain(&self, missed: Missed, lane: Lane, target: u32, call: String) -> CommError {
+        let missing: Vec<usize> = (0..self.region.world_size())
+            .filter(|rank| !reached(self.word(lane, *rank).value.load(Ordering::SeqCst), target))
+            .collect();
+        self.fail(missed, missing, call)
+    }
+
+    pub(super) fn fail(&self, missed: Missed, missing: Vec<usize>, call: String) -> CommError {
+        let (rank, seconds) = (self.rank, self.waiting.timeout.as_secs());
+        let error = match missed {
+            Missed::Aborted => return self.abort_error(),
+            Missed::Timeout => CommError::Timeout { rank, call, missing, seconds },
+            Missed::Departed => CommError::Departed { rank, call, missing },
+        };
+        self.region.abort(Some(rank), &error.to_string());
+        error
+    }
+
+    /// Compares what all ranks announced for the round of `parity`.
+    pub(super) fn compare(&self, parity: usize, ours: Signature) -> Result<(), CommError> {
+        for peer in 0..self.region.world_size() {
+            let theirs = Signature(announced(&self.region.line(peer).signature, parity));
+            if theirs != ours {
+                let error = CommError::Mismatch {
+                    rank: self.rank,
+                    peer,
+                    ours: ours.describe(),
+                    theirs: theirs.describe(),
+                };
+                self.region.abort(Some(self.rank), &error.to_string());
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads one of a pair of announced words. The arrival that was waited for orders it.
+pub(super) fn announced(pair: &[AtomicU64; 2], parity: usize) -> u64 {
+    pair[parity].load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_wrap_around() {
+        assert!(reached(5, 5) && reached(6, 5) && !reached(4, 5));
+        assert!(reached(2, u32::MAX) && !reached(u32::MAX, 2));
+    }
+
+    #[test]
+    fn signatures_tell_calls_apart_and_describe_them() {
+        let one = Signature::new(Collective::AllReduce, 0, Dtype::F32, Reduce::Sum, 1_000_003);
+        let other = Signature::new(Collective::AllReduce, 0, Dtype::F32, Reduce::Max, 1_000_003);
+        assert_ne!(one, other);
+        assert_eq!(one.describe(), "all_reduce of 1000003 f32 (sum, root 0)");
+        assert_eq!(
+            Signature::new(Collective::Broadcast, 3, Dtype::I64, Reduce::Sum, 2).describe(),
+            "broadcast of 2 i64 (sum, root 3)"
+        );
+    }
+}
