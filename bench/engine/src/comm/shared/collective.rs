@@ -39,7 +39,11 @@ impl Number for f32 {
     }
     fn larger(self, other: Self) -> Self {
         // A NaN must reach every rank: divergence may not be hidden by the reduction.
-        if self.is_nan() || self > other { self } else { other }
+        if self.is_nan() || self > other {
+            self
+        } else {
+            other
+        }
     }
     fn scaled(self, factor: f32) -> Self {
         self * factor
@@ -79,8 +83,23 @@ impl<'a> Exchange<'a> {
             Collective::Scatter | Collective::Gather => 0,
             _ => call.from.len(),
         };
-        let signature = Signature::new(call.collective, call.root, call.from.dtype(), call.reduce, elements);
-        Self { meeting, call, signature, met: false, tally: Tally { elements: call.from.len(), ..Tally::default() } }
+        let signature = Signature::new(
+            call.collective,
+            call.root,
+            call.from.dtype(),
+            call.reduce,
+            elements,
+        );
+        Self {
+            meeting,
+            call,
+            signature,
+            met: false,
+            tally: Tally {
+                elements: call.from.len(),
+                ..Tally::default()
+            },
+        }
     }
 
     /// Runs the call; `memory` is that of the rank's device.
@@ -102,7 +121,12 @@ impl<'a> Exchange<'a> {
     /// # Safety
     /// As [`Exchange::run`].
     unsafe fn run_typed<T: Number>(&mut self, memory: &HostMemory) -> Result<(), CommError> {
-        let CollectiveCall { collective, from, to, .. } = self.call;
+        let CollectiveCall {
+            collective,
+            from,
+            to,
+            ..
+        } = self.call;
         // SAFETY: the caller keeps others off the spans; in-place calls take one slice only, and for the others
         // `SharedCommunicator::enqueue` has refused spans that overlap.
         unsafe {
@@ -111,19 +135,36 @@ impl<'a> Exchange<'a> {
                 Collective::Broadcast => self.broadcast(memory.write::<T>(to)),
                 Collective::Reduce => self.reduce(memory.write::<T>(to)),
                 Collective::AllReduce => self.all_reduce(memory.write::<T>(to)),
-                Collective::AllGather => self.all_gather(memory.read::<T>(from), memory.write::<T>(to)),
-                Collective::ReduceScatter => self.reduce_scatter(memory.read::<T>(from), memory.write::<T>(to)),
-                Collective::Scatter => self.scatter(memory.read::<T>(self.only_on_root(from)), memory.write::<T>(to)),
-                Collective::Gather => self.gather(memory.read::<T>(from), memory.write::<T>(self.only_on_root(to))),
+                Collective::AllGather => {
+                    self.all_gather(memory.read::<T>(from), memory.write::<T>(to))
+                }
+                Collective::ReduceScatter => {
+                    self.reduce_scatter(memory.read::<T>(from), memory.write::<T>(to))
+                }
+                Collective::Scatter => self.scatter(
+                    memory.read::<T>(self.only_on_root(from)),
+                    memory.write::<T>(to),
+                ),
+                Collective::Gather => self.gather(
+                    memory.read::<T>(from),
+                    memory.write::<T>(self.only_on_root(to)),
+                ),
                 Collective::Send => self.send(memory.read::<T>(from)),
                 Collective::Receive => self.receive(memory.write::<T>(to)),
-                Collective::Copy => Err(invalid(collective, "a copy between devices is not a collective")),
+                Collective::Copy => Err(invalid(
+                    collective,
+                    "a copy between devices is not a collective",
+                )),
             }
         }
     }
 
     fn only_on_root(&self, span: Span) -> Span {
-        if self.meeting.rank == self.call.root { span } else { span.first(0) }
+        if self.meeting.rank == self.call.root {
+            span
+        } else {
+            span.first(0)
+        }
     }
 
     fn rank(&self) -> usize {
@@ -142,10 +183,16 @@ impl<'a> Exchange<'a> {
     /// Announces the call, meets all ranks, and returns the parity of the round that they met in.
     fn meet(&mut self) -> Result<usize, CommError> {
         let parity = self.parity();
-        self.meeting.region.line(self.rank()).signature[parity].store(self.signature.0, Ordering::Relaxed);
+        self.meeting.region.line(self.rank()).signature[parity]
+            .store(self.signature.0, Ordering::Relaxed);
         let (call, elements) = (self.call, self.tally.elements);
         let waited = self.meeting.meet(Lane::Stream, &|| {
-            format!("{} of {} elements ({})", call.collective.name(), elements, call.phase.name())
+            format!(
+                "{} of {} elements ({})",
+                call.collective.name(),
+                elements,
+                call.phase.name()
+            )
         })?;
         if !self.met {
             self.met = true;
@@ -157,9 +204,16 @@ impl<'a> Exchange<'a> {
 
     /// The `len` elements from element `at` of a slot.
     fn slot<T: Number>(&self, rank: usize, parity: usize, at: usize, len: usize) -> *mut T {
-        assert!((at + len) * size_of::<T>() <= self.meeting.region.slot_bytes(), "a piece leaves its slot");
+        assert!(
+            (at + len) * size_of::<T>() <= self.meeting.region.slot_bytes(),
+            "a piece leaves its slot"
+        );
         // Within the slot, as just checked; slots are page-aligned.
-        self.meeting.region.slot(rank, parity).cast::<T>().wrapping_add(at)
+        self.meeting
+            .region
+            .slot(rank, parity)
+            .cast::<T>()
+            .wrapping_add(at)
     }
 
     /// The own slot of the round that comes next.
@@ -175,7 +229,10 @@ impl<'a> Exchange<'a> {
         let reduce = self.call.reduce;
         let slot = self.own_slot::<T>(at, values.len());
         match reduce {
-            Reduce::ScaledSum(factor) => slot.iter_mut().zip(values).for_each(|(to, from)| *to = from.scaled(factor)),
+            Reduce::ScaledSum(factor) => slot
+                .iter_mut()
+                .zip(values)
+                .for_each(|(to, from)| *to = from.scaled(factor)),
             Reduce::Sum | Reduce::Max => slot.copy_from_slice(values),
         }
         self.sent::<T>(values.len(), readers);
@@ -189,7 +246,11 @@ impl<'a> Exchange<'a> {
     fn read<T: Number>(&mut self, rank: usize, parity: usize, at: usize, len: usize) -> &'a [T] {
         let bytes = (len * size_of::<T>()) as u64;
         self.tally.received_bytes += bytes;
-        self.meeting.region.line(rank).read_from.fetch_add(bytes, Ordering::Relaxed);
+        self.meeting
+            .region
+            .line(rank)
+            .read_from
+            .fetch_add(bytes, Ordering::Relaxed);
         let slot = self.slot::<T>(rank, parity, at, len);
         // SAFETY: the writer has arrived at the round, and does not write this parity again before this rank arrives
         // at the next round; the callers drop the slice before that.
@@ -248,15 +309,23 @@ impl<'a> Exchange<'a> {
         let (reduce, len) = (self.call.reduce, own.len());
         for rank in 0..self.world() {
             let mine = rank == self.rank();
-            let source = if mine { own } else { self.read(rank, parity, at, len) };
+            let source = if mine {
+                own
+            } else {
+                self.read(rank, parity, at, len)
+            };
             let result = self.own_slot::<T>(0, len).iter_mut().zip(source);
             match (reduce, rank == 0) {
-                (Reduce::ScaledSum(factor), true) if mine => result.for_each(|(to, from)| *to = from.scaled(factor)),
+                (Reduce::ScaledSum(factor), true) if mine => {
+                    result.for_each(|(to, from)| *to = from.scaled(factor))
+                }
                 (Reduce::ScaledSum(factor), false) if mine => {
                     result.for_each(|(to, from)| *to = to.add(from.scaled(factor)));
                 }
                 (_, true) => result.for_each(|(to, from)| *to = *from),
-                (Reduce::Sum | Reduce::ScaledSum(_), false) => result.for_each(|(to, from)| *to = to.add(*from)),
+                (Reduce::Sum | Reduce::ScaledSum(_), false) => {
+                    result.for_each(|(to, from)| *to = to.add(*from))
+                }
                 (Reduce::Max, false) => result.for_each(|(to, from)| *to = to.larger(*from)),
             }
         }
@@ -267,7 +336,8 @@ impl<'a> Exchange<'a> {
         if let Reduce::ScaledSum(factor) = self.call.reduce
             && factor != 1.0
         {
-            data.iter_mut().for_each(|value| *value = value.scaled(factor));
+            data.iter_mut()
+                .for_each(|value| *value = value.scaled(factor));
         }
         Ok(())
     }
@@ -277,7 +347,11 @@ impl<'a> Exchange<'a> {
         let (world, share) = (self.world(), self.share::<T>());
         let rank = self.rank();
         for peer in (0..world).filter(|peer| *peer != rank) {
-            self.publish(peer * share, &data[part(data.len(), world, peer, piece, share)], 1);
+            self.publish(
+                peer * share,
+                &data[part(data.len(), world, peer, piece, share)],
+                1,
+            );
         }
     }
 
@@ -332,7 +406,12 @@ impl<'a> Exchange<'a> {
             let parity = self.meet()?;
             for peer in (0..world).filter(|peer| *peer != rank) {
                 let start = peer * len + piece * capacity;
-                to[start..start + values.len()].copy_from_slice(self.read(peer, parity, 0, values.len()));
+                to[start..start + values.len()].copy_from_slice(self.read(
+                    peer,
+                    parity,
+                    0,
+                    values.len(),
+                ));
             }
         }
         Ok(())
@@ -352,13 +431,18 @@ impl<'a> Exchange<'a> {
         if expected == len {
             return Ok(total);
         }
-        let problem = format!("rank {rank} has {len} elements for its part of {total}, which is {expected}");
-        self.meeting.region.abort(Some(rank), &format!("{}: {problem}", self.call.collective.name()));
+        let problem =
+            format!("rank {rank} has {len} elements for its part of {total}, which is {expected}");
+        self.meeting.region.abort(
+            Some(rank),
+            &format!("{}: {problem}", self.call.collective.name()),
+        );
         Err(invalid(self.call.collective, &problem))
     }
 
     fn scatter<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError> {
-        let (world, rank, root, share) = (self.world(), self.rank(), self.call.root, self.share::<T>());
+        let (world, rank, root, share) =
+            (self.world(), self.rank(), self.call.root, self.share::<T>());
         let total = self.meet_for_total(from.len(), to.len())?;
         if rank == root {
             to.copy_from_slice(&from[chunk(total, world, rank)]);
@@ -386,7 +470,8 @@ impl<'a> Exchange<'a> {
     }
 
     fn gather<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError> {
-        let (world, rank, root, share) = (self.world(), self.rank(), self.call.root, self.share::<T>());
+        let (world, rank, root, share) =
+            (self.world(), self.rank(), self.call.root, self.share::<T>());
         let total = self.meet_for_total(to.len(), from.len())?;
         let own = chunk(total, world, rank);
         if rank == root {
@@ -426,7 +511,10 @@ impl<'a> Exchange<'a> {
 }
 
 pub(super) fn invalid(collective: Collective, problem: &str) -> CommError {
-    CommError::Invalid { call: collective.name(), problem: problem.to_owned() }
+    CommError::Invalid {
+        call: collective.name(),
+        problem: problem.to_owned(),
+    }
 }
 
 /// Pieces that `len` elements go in when a piece holds `share` elements of every rank's chunk.

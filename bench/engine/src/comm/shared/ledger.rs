@@ -35,7 +35,10 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) fn new(algorithm: &'static str) -> Self {
-        Self { algorithm, entries: Vec::with_capacity(64) }
+        Self {
+            algorithm,
+            entries: Vec::with_capacity(64),
+        }
     }
 
     /// Enters one call that took `total_ns` with its waiting.
@@ -48,22 +51,46 @@ impl Ledger {
             root: call.root,
         };
         let transfer = total_ns.saturating_sub(tally.wait_ns);
-        self.add(key, tally.sent_bytes, tally.received_bytes, [tally.wait_ns, transfer]);
+        self.add(
+            key,
+            tally.sent_bytes,
+            tally.received_bytes,
+            [tally.wait_ns, transfer],
+        );
     }
 
-    /// Enters one side of a copy between two devices of this process.
-    pub(crate) fn enter_copy(&mut self, phase: Phase, peer: usize, elements: usize, element_bytes: usize, sent: bool, ns: [u64; 2]) {
-        let (elements, element_bytes) = (elements as u64, element_bytes as u64);
-        let bytes = elements * element_bytes;
-        let key = Key { phase, collective: Collective::Copy, elements, element_bytes, root: peer };
-        self.add(key, if sent { bytes } else { 0 }, if sent { 0 } else { bytes }, ns);
+    /// Enters one copy of `bytes` from device `source` to the ledger's own.
+    pub(crate) fn enter_copy(
+        &mut self,
+        phase: Phase,
+        source: usize,
+        element_bytes: usize,
+        bytes: usize,
+        ns: u64,
+    ) {
+        let (elements, element_bytes) = ((bytes / element_bytes) as u64, element_bytes as u64);
+        let key = Key {
+            phase,
+            collective: Collective::Copy,
+            elements,
+            element_bytes,
+            root: source,
+        };
+        self.add(key, 0, bytes as u64, [0, ns]);
     }
 
     fn add(&mut self, key: Key, sent: u64, received: u64, [wait, transfer]: [u64; 2]) {
         let found = self.entries.iter().position(|entry| entry.key == key);
         let index = found.unwrap_or_else(|| {
             let ring = || vec![0; SAMPLES].into_boxed_slice();
-            let entry = Entry { key, calls: 0, sent_bytes: 0, received_bytes: 0, wait_ns: ring(), transfer_ns: ring() };
+            let entry = Entry {
+                key,
+                calls: 0,
+                sent_bytes: 0,
+                received_bytes: 0,
+                wait_ns: ring(),
+                transfer_ns: ring(),
+            };
             self.entries.push(entry);
             self.entries.len() - 1
         });

@@ -12,14 +12,20 @@ use super::rendezvous::{CommError, Meeting, Wait, advance};
 use crate::probe::now_ns;
 
 /// Sends `data` to `peer`; returns the nanoseconds waited for room. The bytes are in the mailbox when it returns.
-pub(super) fn send<T: Number>(meeting: &Meeting<'_>, peer: usize, data: &[T]) -> Result<u64, CommError> {
+pub(super) fn send<T: Number>(
+    meeting: &Meeting<'_>,
+    peer: usize,
+    data: &[T],
+) -> Result<u64, CommError> {
     let (region, rank) = (meeting.region, meeting.rank);
     meeting.refuse_aborted()?;
     let line = region.mail(rank, peer);
     let mut waited = 0;
     for piece in data.chunks(MAILBOX_BYTES / size_of::<T>()) {
         let written = line.written.value.load(Ordering::Relaxed);
-        waited += wait(meeting, peer, &line.read, written.wrapping_sub(1), || format!("send to rank {peer}"))?;
+        waited += wait(meeting, peer, &line.read, written.wrapping_sub(1), || {
+            format!("send to rank {peer}")
+        })?;
         let slot = (written & 1) as usize;
         line.message_bytes[slot].store(size_of_val(data) as u64, Ordering::Relaxed);
         // SAFETY: the receiver has read all but at most one piece, and that one lies in the other slot; only this
@@ -34,19 +40,33 @@ pub(super) fn send<T: Number>(meeting: &Meeting<'_>, peer: usize, data: &[T]) ->
 }
 
 /// Receives `data` from `peer`; returns the nanoseconds waited for it.
-pub(super) fn receive<T: Number>(meeting: &Meeting<'_>, peer: usize, data: &mut [T]) -> Result<u64, CommError> {
+pub(super) fn receive<T: Number>(
+    meeting: &Meeting<'_>,
+    peer: usize,
+    data: &mut [T],
+) -> Result<u64, CommError> {
     let (region, rank) = (meeting.region, meeting.rank);
     meeting.refuse_aborted()?;
     let line = region.mail(peer, rank);
     let (mut waited, bytes) = (0, size_of_val(data) as u64);
     for piece in data.chunks_mut(MAILBOX_BYTES / size_of::<T>()) {
         let read = line.read.value.load(Ordering::Relaxed);
-        waited += wait(meeting, peer, &line.written, read.wrapping_add(1), || format!("receive from rank {peer}"))?;
+        waited += wait(meeting, peer, &line.written, read.wrapping_add(1), || {
+            format!("receive from rank {peer}")
+        })?;
         let slot = (read & 1) as usize;
         let message = line.message_bytes[slot].load(Ordering::Relaxed);
         if message != bytes {
-            let (ours, theirs) = (format!("receive of {bytes} bytes"), format!("send of {message} bytes"));
-            let error = CommError::Mismatch { rank, peer, ours, theirs };
+            let (ours, theirs) = (
+                format!("receive of {bytes} bytes"),
+                format!("send of {message} bytes"),
+            );
+            let error = CommError::Mismatch {
+                rank,
+                peer,
+                ours,
+                theirs,
+            };
             region.abort(Some(rank), &error.to_string());
             return Err(error);
         }
@@ -55,7 +75,10 @@ pub(super) fn receive<T: Number>(meeting: &Meeting<'_>, peer: usize, data: &mut 
             let from = region.mail_slot(peer, rank, slot).cast::<T>();
             std::ptr::copy_nonoverlapping(from.cast_const(), piece.as_mut_ptr(), piece.len());
         }
-        region.line(peer).read_from.fetch_add(size_of_val(piece) as u64, Ordering::Relaxed);
+        region
+            .line(peer)
+            .read_from
+            .fetch_add(size_of_val(piece) as u64, Ordering::Relaxed);
         advance(region, &line.read);
     }
     Ok(waited)
@@ -70,14 +93,22 @@ fn wait(
     call: impl Fn() -> String,
 ) -> Result<u64, CommError> {
     let begin = now_ns();
-    meeting.region.line(meeting.rank).heartbeat_ns.store(begin, Ordering::Relaxed);
-    let limit = meeting.waiting.timeout.min(Duration::from_secs(u64::from(u32::MAX)));
+    meeting
+        .region
+        .line(meeting.rank)
+        .heartbeat_ns
+        .store(begin, Ordering::Relaxed);
+    let limit = meeting
+        .waiting
+        .timeout
+        .min(Duration::from_secs(u64::from(u32::MAX)));
     let wait = Wait {
         region: meeting.region,
         owner: peer,
         waiting: meeting.waiting,
         deadline_ns: begin + limit.as_nanos() as u64,
     };
-    wait.until(word, target).map_err(|missed| meeting.fail(missed, vec![peer], call()))?;
+    wait.until(word, target)
+        .map_err(|missed| meeting.fail(missed, vec![peer], call()))?;
     Ok(now_ns() - begin)
 }

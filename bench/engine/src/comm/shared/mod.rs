@@ -9,13 +9,16 @@ mod mailbox;
 mod region;
 mod rendezvous;
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use self::collective::{Exchange, invalid};
 use self::ledger::Ledger;
-use self::rendezvous::{Lane, Meeting};
+use self::rendezvous::{Lane, Meeting, announced};
 use crate::backend::{Backend, BackendError, Event, HostMemory, HostTask, Result, Stream};
-use crate::comm::{Aborter, Collective, CollectiveCall, Communicator, Count, HostCall, Reduce, chunk};
+use crate::comm::{
+    Aborter, Collective, CollectiveCall, Communicator, Count, HostCall, Reduce, chunk,
+};
 use crate::probe::now_ns;
 use crate::tensor::Span;
 
@@ -37,7 +40,11 @@ struct Endpoint {
 
 impl Endpoint {
     fn meeting(&self) -> Meeting<'_> {
-        Meeting { region: &self.region, rank: self.rank, waiting: self.waiting }
+        Meeting {
+            region: &self.region,
+            rank: self.rank,
+            waiting: self.waiting,
+        }
     }
 
     fn fail(&self, error: &CommError) -> String {
@@ -82,23 +89,48 @@ impl SharedCommunicator {
     ///
     /// # Errors
     /// [`CommError::Invalid`] when the region has no such rank.
-    pub fn join(region: Arc<Region>, rank: usize, waiting: Waiting) -> std::result::Result<Self, CommError> {
+    pub fn join(
+        region: Arc<Region>,
+        rank: usize,
+        waiting: Waiting,
+    ) -> std::result::Result<Self, CommError> {
         if rank >= region.world_size() {
-            let problem = format!("rank {rank} is not below the world size {}", region.world_size());
-            return Err(CommError::Invalid { call: "join", problem });
+            let problem = format!(
+                "rank {rank} is not below the world size {}",
+                region.world_size()
+            );
+            return Err(CommError::Invalid {
+                call: "join",
+                problem,
+            });
         }
         let ledger = Mutex::new(Ledger::new(ALGORITHM));
-        let endpoint = Arc::new(Endpoint { region, rank, waiting, ledger, failure: OnceLock::new() });
-        Ok(Self { task: Arc::clone(&endpoint) as Arc<dyn HostTask>, endpoint })
+        let endpoint = Arc::new(Endpoint {
+            region,
+            rank,
+            waiting,
+            ledger,
+            failure: OnceLock::new(),
+        });
+        Ok(Self {
+            task: Arc::clone(&endpoint) as Arc<dyn HostTask>,
+            endpoint,
+        })
     }
 
     /// All ranks of a new region for threads of this process.
     ///
     /// # Errors
     /// [`RegionError`].
-    pub fn for_threads(world: usize, waiting: Waiting) -> std::result::Result<Vec<Self>, RegionError> {
+    pub fn for_threads(
+        world: usize,
+        waiting: Waiting,
+    ) -> std::result::Result<Vec<Self>, RegionError> {
         let region = Arc::new(Region::for_threads(world, DEFAULT_SLOT_BYTES)?);
-        let join = |rank| Self::join(Arc::clone(&region), rank, waiting).expect("every rank is below the world size");
+        let join = |rank| {
+            Self::join(Arc::clone(&region), rank, waiting)
+                .expect("every rank is below the world size")
+        };
         Ok((0..world).map(join).collect())
     }
 
@@ -109,15 +141,28 @@ impl SharedCommunicator {
 
     fn check(&self, call: &CollectiveCall) -> std::result::Result<(), CommError> {
         let (world, rank) = (self.world_size(), self.rank());
-        let CollectiveCall { collective, from, to, root, .. } = *call;
+        let CollectiveCall {
+            collective,
+            from,
+            to,
+            root,
+            ..
+        } = *call;
         let wrong = |problem: String| Err(invalid(collective, &problem));
         if root >= world {
-            return wrong(format!("root or peer {root} is not below the world size {world}"));
+            return wrong(format!(
+                "root or peer {root} is not below the world size {world}"
+            ));
         }
         if from.dtype() != to.dtype() {
-            return wrong(format!("from holds {:?}, to {:?}", from.dtype(), to.dtype()));
+            return wrong(format!(
+                "from holds {:?}, to {:?}",
+                from.dtype(),
+                to.dtype()
+            ));
         }
-        if matches!(call.reduce, Reduce::ScaledSum(_)) && from.dtype() != crate::tensor::Dtype::F32 {
+        if matches!(call.reduce, Reduce::ScaledSum(_)) && from.dtype() != crate::tensor::Dtype::F32
+        {
             return wrong("only floats can be scaled".into());
         }
         let lengths = match collective {
@@ -131,10 +176,20 @@ impl SharedCommunicator {
             Collective::Copy => false,
         };
         if !lengths {
-            return wrong(format!("from {} to {} elements on rank {rank} of {world}", from.len(), to.len()));
+            return wrong(format!(
+                "from {} to {} elements on rank {rank} of {world}",
+                from.len(),
+                to.len()
+            ));
         }
-        let in_place = matches!(collective, Collective::Broadcast | Collective::Reduce | Collective::AllReduce);
-        let one_sided = matches!(collective, Collective::Barrier | Collective::Send | Collective::Receive);
+        let in_place = matches!(
+            collective,
+            Collective::Broadcast | Collective::Reduce | Collective::AllReduce
+        );
+        let one_sided = matches!(
+            collective,
+            Collective::Barrier | Collective::Send | Collective::Receive
+        );
         if !in_place && !one_sided && overlap(from, to) {
             return wrong("from and to overlap".into());
         }
@@ -156,23 +211,55 @@ impl Communicator for SharedCommunicator {
         self.endpoint.region.world_size()
     }
 
-    fn enqueue(&mut self, backend: &mut dyn Backend, call: CollectiveCall, after: Event) -> Result<Event> {
-        self.check(&call).map_err(|error| BackendError::Communication(error.to_string()))?;
+    fn enqueue(
+        &mut self,
+        backend: &mut dyn Backend,
+        call: CollectiveCall,
+        after: Event,
+    ) -> Result<Event> {
+        self.check(&call)
+            .map_err(|error| BackendError::Communication(error.to_string()))?;
         let after = backend.completion(after);
-        backend.enqueue_host(Stream::Communication, &after, &self.task, HostCall::Collective(call))
+        backend.enqueue_host(
+            Stream::Communication,
+            &after,
+            &self.task,
+            HostCall::Collective(call),
+        )
     }
 
     fn barrier(&mut self) -> Result<()> {
-        let met = self.endpoint.meeting().meet(Lane::Host, &|| "barrier".to_owned());
-        met.map(|_| ()).map_err(|error| BackendError::Communication(self.endpoint.fail(&error)))
+        let met = self
+            .endpoint
+            .meeting()
+            .meet(Lane::Host, &|| "barrier".to_owned());
+        met.map(|_| ())
+            .map_err(|error| BackendError::Communication(self.endpoint.fail(&error)))
+    }
+
+    fn agree(&mut self, value: u64) -> Result<u64> {
+        let meeting = self.endpoint.meeting();
+        let parity = (meeting.round(Lane::Host) & 1) as usize;
+        self.endpoint.region.line(self.endpoint.rank).word[parity].store(value, Ordering::Relaxed);
+        self.barrier()?;
+        // Two barriers later rank 0 may write this word again; before that it has to meet this rank once more.
+        Ok(announced(&self.endpoint.region.line(0).word, parity))
     }
 
     fn counts(&self) -> Vec<Count> {
-        self.endpoint.ledger.lock().unwrap_or_else(PoisonError::into_inner).counts()
+        self.endpoint
+            .ledger
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .counts()
     }
 
     fn reset_counts(&mut self) {
-        self.endpoint.ledger.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        self.endpoint
+            .ledger
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .reset();
     }
 
     fn aborter(&self) -> Aborter {

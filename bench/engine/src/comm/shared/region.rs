@@ -83,6 +83,8 @@ pub(super) struct RankLine {
     pub(super) signature: [AtomicU64; 2],
     /// Total elements of a scatter or gather, which only the root knows.
     pub(super) total: [AtomicU64; 2],
+    /// What it brings to the two latest host barriers.
+    pub(super) word: [AtomicU64; 2],
     /// When it last arrived anywhere.
     pub(super) heartbeat_ns: AtomicU64,
     /// Bytes that other ranks read from this rank's slots: added by the readers.
@@ -120,7 +122,13 @@ impl Layout {
         let slots = page(mail_lines + world * world * size_of::<MailLine>());
         let mail_slots = slots + world * 2 * slot_bytes;
         let end = mail_slots + world * world * 2 * MAILBOX_BYTES;
-        Self { lines, mail_lines, slots, mail_slots, end }
+        Self {
+            lines,
+            mail_lines,
+            slots,
+            mail_slots,
+            end,
+        }
     }
 }
 
@@ -174,7 +182,13 @@ impl Region {
     pub fn create_memfd(world: usize, slot_bytes: usize) -> Result<(OwnedFd, Self), RegionError> {
         check(world, slot_bytes)?;
         let bytes = Self::size(world, slot_bytes);
-        let system = |call| move |source| RegionError::System { call, bytes, source };
+        let system = |call| {
+            move |source| RegionError::System {
+                call,
+                bytes,
+                source,
+            }
+        };
         let fd = rustix::fs::memfd_create("syncmark-region", rustix::fs::MemfdFlags::empty())
             .map_err(system("memfd_create"))?;
         rustix::fs::ftruncate(&fd, bytes as u64).map_err(system("ftruncate"))?;
@@ -191,23 +205,29 @@ impl Region {
         let foreign = |what: String| RegionError::Foreign(what);
         let stat = rustix::fs::fstat(&fd).map_err(|error| foreign(format!("fstat: {error}")))?;
         let mut start = [0_u8; 24];
-        let read = rustix::io::pread(&fd, &mut start, 0).map_err(|error| foreign(format!("pread: {error}")))?;
+        let read = rustix::io::pread(&fd, &mut start, 0)
+            .map_err(|error| foreign(format!("pread: {error}")))?;
         if read < start.len() {
             return Err(foreign(format!("it holds {read} bytes")));
         }
         let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|i| start[at + i]));
         let half = |at: usize| u32::from_ne_bytes(std::array::from_fn(|i| start[at + i]));
-        let (magic, slot_bytes, version, world) = (word(0), word(8) as usize, half(16), half(20) as usize);
+        let (magic, slot_bytes, version, world) =
+            (word(0), word(8) as usize, half(16), half(20) as usize);
         if magic != MAGIC {
             return Err(foreign("its first bytes are not a region's".into()));
         }
         if version != VERSION {
-            return Err(foreign(format!("it has version {version}, this program reads version {VERSION}")));
+            return Err(foreign(format!(
+                "it has version {version}, this program reads version {VERSION}"
+            )));
         }
         check(world, slot_bytes)?;
         let (needed, held) = (Self::size(world, slot_bytes), stat.st_size as usize);
         if held < needed {
-            return Err(foreign(format!("it holds {held} bytes, {needed} are needed")));
+            return Err(foreign(format!(
+                "it holds {held} bytes, {needed} are needed"
+            )));
         }
         Self::map(&fd, world, slot_bytes)
     }
@@ -235,16 +255,28 @@ impl Region {
         flags: futex::Flags,
     ) -> Result<Self, RegionError> {
         let layout = Layout::new(world, slot_bytes);
-        let system = |source| RegionError::System { call: "mmap", bytes: layout.end, source };
+        let system = |source| RegionError::System {
+            call: "mmap",
+            bytes: layout.end,
+            source,
+        };
         let memory = memory.map_err(system)?;
         let memory = NonNull::new(memory.cast()).ok_or_else(|| system(rustix::io::Errno::NOMEM))?;
-        Ok(Self { memory, layout, world, slot_bytes, flags })
+        Ok(Self {
+            memory,
+            layout,
+            world,
+            slot_bytes,
+            flags,
+        })
     }
 
     /// Writes the head of a new region, its magic last.
     fn sign(&self) {
         let header = self.header();
-        header.slot_bytes.store(self.slot_bytes as u64, Ordering::Relaxed);
+        header
+            .slot_bytes
+            .store(self.slot_bytes as u64, Ordering::Relaxed);
         header.version.store(VERSION, Ordering::Relaxed);
         header.world.store(self.world as u32, Ordering::Relaxed);
         header.magic.store(MAGIC, Ordering::Release);
@@ -274,15 +306,23 @@ impl Region {
     /// gives up; a supervisor passes `None`.
     pub fn abort(&self, rank: Option<usize>, reason: &str) {
         let header = self.header();
-        if header.abort_state.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        if header
+            .abort_state
+            .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire)
+            .is_err()
+        {
             return;
         }
         let bytes = &reason.as_bytes()[..reason.floor_char_boundary(REASON_BYTES)];
         for (to, from) in header.reason.iter().zip(bytes) {
             to.store(*from, Ordering::Relaxed);
         }
-        header.reason_len.store(bytes.len() as u32, Ordering::Relaxed);
-        header.abort_rank.store(rank.map_or(0, |rank| rank as u32 + 1), Ordering::Relaxed);
+        header
+            .reason_len
+            .store(bytes.len() as u32, Ordering::Relaxed);
+        header
+            .abort_rank
+            .store(rank.map_or(0, |rank| rank as u32 + 1), Ordering::Relaxed);
         header.abort_state.store(2, Ordering::SeqCst);
         self.wake_everyone();
     }
@@ -294,7 +334,10 @@ impl Region {
             return None;
         }
         let len = (header.reason_len.load(Ordering::Relaxed) as usize).min(REASON_BYTES);
-        let bytes: Vec<u8> = header.reason[..len].iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
+        let bytes: Vec<u8> = header.reason[..len]
+            .iter()
+            .map(|byte| byte.load(Ordering::Relaxed))
+            .collect();
         let rank = (header.abort_rank.load(Ordering::Relaxed) as usize).checked_sub(1);
         Some((rank, String::from_utf8_lossy(&bytes).into_owned()))
     }
@@ -340,14 +383,30 @@ impl Region {
     pub(super) fn line(&self, rank: usize) -> &RankLine {
         assert!(rank < self.world, "rank {rank} of {}", self.world);
         // SAFETY: `lines` is page-aligned and holds `world` lines; a line is all atomic and valid for any bits.
-        unsafe { self.memory.byte_add(self.layout.lines).cast::<RankLine>().add(rank).as_ref() }
+        unsafe {
+            self.memory
+                .byte_add(self.layout.lines)
+                .cast::<RankLine>()
+                .add(rank)
+                .as_ref()
+        }
     }
 
     pub(super) fn mail(&self, sender: usize, receiver: usize) -> &MailLine {
-        assert!(sender < self.world && receiver < self.world, "ranks {sender} and {receiver} of {}", self.world);
+        assert!(
+            sender < self.world && receiver < self.world,
+            "ranks {sender} and {receiver} of {}",
+            self.world
+        );
         let index = sender * self.world + receiver;
         // SAFETY: as in `line`; there are world·world mail lines.
-        unsafe { self.memory.byte_add(self.layout.mail_lines).cast::<MailLine>().add(index).as_ref() }
+        unsafe {
+            self.memory
+                .byte_add(self.layout.mail_lines)
+                .cast::<MailLine>()
+                .add(index)
+                .as_ref()
+        }
     }
 
     /// Start of slot `parity` of `rank`: [`Region::slot_bytes`] bytes, page-aligned.
@@ -361,7 +420,9 @@ impl Region {
     pub(super) fn mail_slot(&self, sender: usize, receiver: usize, parity: usize) -> *mut u8 {
         assert!(sender < self.world && receiver < self.world && parity < 2);
         let index = (sender * self.world + receiver) * 2 + parity;
-        self.memory.as_ptr().wrapping_add(self.layout.mail_slots + index * MAILBOX_BYTES)
+        self.memory
+            .as_ptr()
+            .wrapping_add(self.layout.mail_slots + index * MAILBOX_BYTES)
     }
 }
 
@@ -373,8 +434,15 @@ impl Drop for Region {
 }
 
 fn check(world: usize, slot_bytes: usize) -> Result<(), RegionError> {
-    let fits = (1..=MAX_WORLD).contains(&world) && slot_bytes > 0 && slot_bytes.is_multiple_of(PAGE) && slot_bytes <= 1 << 30;
-    if fits { Ok(()) } else { Err(RegionError::Size { world, slot_bytes }) }
+    let fits = (1..=MAX_WORLD).contains(&world)
+        && slot_bytes > 0
+        && slot_bytes.is_multiple_of(PAGE)
+        && slot_bytes <= 1 << 30;
+    if fits {
+        Ok(())
+    } else {
+        Err(RegionError::Size { world, slot_bytes })
+    }
 }
 
 #[cfg(test)]
@@ -399,8 +467,14 @@ mod tests {
         rustix::fs::ftruncate(&fd, 4096).unwrap();
         let error = Region::from_fd(&fd).err().unwrap().to_string();
         assert!(error.contains("not a region's"), "{error}");
-        assert!(matches!(Region::for_threads(0, 4096), Err(RegionError::Size { .. })));
-        assert!(matches!(Region::for_threads(2, 100), Err(RegionError::Size { .. })));
+        assert!(matches!(
+            Region::for_threads(0, 4096),
+            Err(RegionError::Size { .. })
+        ));
+        assert!(matches!(
+            Region::for_threads(2, 100),
+            Err(RegionError::Size { .. })
+        ));
     }
 
     #[test]

@@ -55,7 +55,9 @@ pub enum CommError {
         missing: Vec<usize>,
     },
     /// Two ranks made different calls.
-    #[error("rank {rank} called {ours} while rank {peer} called {theirs}: every rank must make the same calls in the same order")]
+    #[error(
+        "rank {rank} called {ours} while rank {peer} called {theirs}: every rank must make the same calls in the same order"
+    )]
     Mismatch {
         /// Who noticed.
         rank: usize,
@@ -82,7 +84,11 @@ fn who(rank: Option<usize>) -> String {
 
 fn ranks(list: &[usize]) -> String {
     let names: Vec<String> = list.iter().map(ToString::to_string).collect();
-    format!("rank{} {}", if list.len() == 1 { "" } else { "s" }, names.join(", "))
+    format!(
+        "rank{} {}",
+        if list.len() == 1 { "" } else { "s" },
+        names.join(", ")
+    )
 }
 
 /// How a rank waits.
@@ -96,7 +102,10 @@ pub struct Waiting {
 
 impl Default for Waiting {
     fn default() -> Self {
-        Self { spin: false, timeout: Duration::from_secs(300) }
+        Self {
+            spin: false,
+            timeout: Duration::from_secs(300),
+        }
     }
 }
 
@@ -106,7 +115,13 @@ impl Default for Waiting {
 pub(super) struct Signature(pub(super) u64);
 
 impl Signature {
-    pub(super) fn new(collective: Collective, root: usize, dtype: Dtype, reduce: Reduce, elements: usize) -> Self {
+    pub(super) fn new(
+        collective: Collective,
+        root: usize,
+        dtype: Dtype,
+        reduce: Reduce,
+        elements: usize,
+    ) -> Self {
         let dtype = match dtype {
             Dtype::F32 => 0,
             Dtype::I32 => 1,
@@ -118,17 +133,43 @@ impl Signature {
             Reduce::Max => 2,
         };
         let elements = elements as u64 & 0xff_ffff_ffff;
-        Self(((collective as u64 + 1) << 56) | ((root as u64) << 48) | (dtype << 44) | (reduce << 40) | elements)
+        Self(
+            ((collective as u64 + 1) << 56)
+                | ((root as u64) << 48)
+                | (dtype << 44)
+                | (reduce << 40)
+                | elements,
+        )
     }
     fn describe(self) -> String {
         let names = [
-            "nothing", "barrier", "broadcast", "reduce", "all_reduce", "all_gather", "reduce_scatter", "scatter",
-            "gather", "send", "receive", "copy",
+            "nothing",
+            "barrier",
+            "broadcast",
+            "reduce",
+            "all_reduce",
+            "all_gather",
+            "reduce_scatter",
+            "scatter",
+            "gather",
+            "send",
+            "receive",
+            "copy",
         ];
-        let name = names.get((self.0 >> 56) as usize).unwrap_or(&"something unknown");
-        let dtype = ["f32", "i32", "i64"].get((self.0 >> 44) as usize & 15).unwrap_or(&"?");
-        let reduce = ["sum", "scaled sum", "max"].get((self.0 >> 40) as usize & 15).unwrap_or(&"?");
-        format!("{name} of {} {dtype} ({reduce}, root {})", self.0 & 0xff_ffff_ffff, (self.0 >> 48) & 0xff)
+        let name = names
+            .get((self.0 >> 56) as usize)
+            .unwrap_or(&"something unknown");
+        let dtype = ["f32", "i32", "i64"]
+            .get((self.0 >> 44) as usize & 15)
+            .unwrap_or(&"?");
+        let reduce = ["sum", "scaled sum", "max"]
+            .get((self.0 >> 40) as usize & 15)
+            .unwrap_or(&"?");
+        format!(
+            "{name} of {} {dtype} ({reduce}, root {})",
+            self.0 & 0xff_ffff_ffff,
+            (self.0 >> 48) & 0xff
+        )
     }
 }
 
@@ -198,7 +239,10 @@ impl Wait<'_> {
                 return Err(Missed::Timeout);
             }
             let pause = LOOK_AGAIN.min(Duration::from_nanos(self.deadline_ns - now));
-            let pause = futex::Timespec { tv_sec: pause.as_secs() as i64, tv_nsec: i64::from(pause.subsec_nanos()) };
+            let pause = futex::Timespec {
+                tv_sec: pause.as_secs() as i64,
+                tv_nsec: i64::from(pause.subsec_nanos()),
+            };
             // Every way out of the call leads back to the look above.
             let _ = futex::wait(&word.value, self.region.futex_flags(), value, Some(&pause));
         }
@@ -239,23 +283,40 @@ impl Meeting<'_> {
         let own = self.word(lane, self.rank);
         let target = own.value.load(Ordering::Relaxed).wrapping_add(1);
         let begin = now_ns();
-        self.region.line(self.rank).heartbeat_ns.store(begin, Ordering::Relaxed);
+        self.region
+            .line(self.rank)
+            .heartbeat_ns
+            .store(begin, Ordering::Relaxed);
         advance(self.region, own);
-        let deadline_ns = begin.saturating_add(self.waiting.timeout.as_nanos().min(u128::from(u64::MAX)) as u64);
+        let deadline_ns =
+            begin.saturating_add(self.waiting.timeout.as_nanos().min(u128::from(u64::MAX)) as u64);
         for owner in (0..self.region.world_size()).filter(|owner| *owner != self.rank) {
-            let wait = Wait { region: self.region, owner, waiting: self.waiting, deadline_ns };
-            wait.until(self.word(lane, owner), target).map_err(|missed| self.explain(missed, lane, target, call()))?;
+            let wait = Wait {
+                region: self.region,
+                owner,
+                waiting: self.waiting,
+                deadline_ns,
+            };
+            wait.until(self.word(lane, owner), target)
+                .map_err(|missed| self.explain(missed, lane, target, call()))?;
         }
         Ok(now_ns() - begin)
     }
 
     /// An error for everyone, once the region is aborted.
     pub(super) fn refuse_aborted(&self) -> Result<(), CommError> {
-        if self.region.is_aborted() { Err(self.abort_error()) } else { Ok(()) }
+        if self.region.is_aborted() {
+            Err(self.abort_error())
+        } else {
+            Ok(())
+        }
     }
 
     pub(super) fn abort_error(&self) -> CommError {
-        let (by, reason) = self.region.aborted().unwrap_or((None, "no reason given".into()));
+        let (by, reason) = self
+            .region
+            .aborted()
+            .unwrap_or((None, "no reason given".into()));
         CommError::Aborted { by, reason }
     }
 
@@ -271,8 +332,17 @@ impl Meeting<'_> {
         let (rank, seconds) = (self.rank, self.waiting.timeout.as_secs());
         let error = match missed {
             Missed::Aborted => return self.abort_error(),
-            Missed::Timeout => CommError::Timeout { rank, call, missing, seconds },
-            Missed::Departed => CommError::Departed { rank, call, missing },
+            Missed::Timeout => CommError::Timeout {
+                rank,
+                call,
+                missing,
+                seconds,
+            },
+            Missed::Departed => CommError::Departed {
+                rank,
+                call,
+                missing,
+            },
         };
         self.region.abort(Some(rank), &error.to_string());
         error
