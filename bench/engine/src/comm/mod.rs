@@ -121,7 +121,12 @@ pub trait Communicator: Send {
     ///
     /// # Errors
     /// A mismatch of lengths, or the backend's failure.
-    fn enqueue(&mut self, backend: &mut dyn Backend, call: CollectiveCall, after: Event) -> Result<Event>;
+    fn enqueue(
+        &mut self,
+        backend: &mut dyn Backend,
+        call: CollectiveCall,
+        after: Event,
+    ) -> Result<Event>;
     /// Blocks the host until all ranks are here.
     ///
     /// # Errors
@@ -146,17 +151,49 @@ pub trait Communicator: Send {
     ///
     /// # Errors
     /// As [`Communicator::enqueue`].
-    fn all_reduce(&mut self, backend: &mut dyn Backend, phase: Phase, span: Span, reduce: Reduce, after: Event) -> Result<Event> {
-        self.enqueue(backend, CollectiveCall { collective: Collective::AllReduce, phase, from: span, to: span, reduce, root: 0 }, after)
+    fn all_reduce(
+        &mut self,
+        backend: &mut dyn Backend,
+        phase: Phase,
+        span: Span,
+        reduce: Reduce,
+        after: Event,
+    ) -> Result<Event> {
+        self.enqueue(
+            backend,
+            CollectiveCall {
+                collective: Collective::AllReduce,
+                phase,
+                from: span,
+                to: span,
+                reduce,
+                root: 0,
+            },
+            after,
+        )
     }
     /// In-place broadcast.
     ///
     /// # Errors
     /// As [`Communicator::enqueue`].
-    fn broadcast(&mut self, backend: &mut dyn Backend, phase: Phase, span: Span, root: usize, after: Event) -> Result<Event> {
+    fn broadcast(
+        &mut self,
+        backend: &mut dyn Backend,
+        phase: Phase,
+        span: Span,
+        root: usize,
+        after: Event,
+    ) -> Result<Event> {
         self.enqueue(
             backend,
-            CollectiveCall { collective: Collective::Broadcast, phase, from: span, to: span, reduce: Reduce::Sum, root },
+            CollectiveCall {
+                collective: Collective::Broadcast,
+                phase,
+                from: span,
+                to: span,
+                reduce: Reduce::Sum,
+                root,
+            },
             after,
         )
     }
@@ -164,10 +201,24 @@ pub trait Communicator: Send {
     ///
     /// # Errors
     /// As [`Communicator::enqueue`].
-    fn all_gather(&mut self, backend: &mut dyn Backend, phase: Phase, from: Span, to: Span, after: Event) -> Result<Event> {
+    fn all_gather(
+        &mut self,
+        backend: &mut dyn Backend,
+        phase: Phase,
+        from: Span,
+        to: Span,
+        after: Event,
+    ) -> Result<Event> {
         self.enqueue(
             backend,
-            CollectiveCall { collective: Collective::AllGather, phase, from, to, reduce: Reduce::Sum, root: 0 },
+            CollectiveCall {
+                collective: Collective::AllGather,
+                phase,
+                from,
+                to,
+                reduce: Reduce::Sum,
+                root: 0,
+            },
             after,
         )
     }
