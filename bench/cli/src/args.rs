@@ -23,6 +23,8 @@ pub struct Cli {
 pub enum Command {
     //     /// Show the trials, what is left out and why, and the expected time; run nothing.
     //     Plan(PlanArgs),
+    /// Show what this machine can run, and for what it cannot, why.
+    Doctor(DoctorArgs),
     /// Print the JSON Schema of scenario files.
     Schema,
     /// Print a completion script for a shell.
@@ -109,6 +111,14 @@ pub struct ReportArgs {
     /// Leave report.pdf out.
     #[arg(long)]
     pub no_pdf: bool,
+}
+
+/// `syncmark doctor`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DoctorArgs {
+    /// Folder that runs would be written to.
+    #[arg(long, value_name = "DIR", default_value = "reports")]
+    pub out: PathBuf,
 }
 
 /// `syncmark completions`.

@@ -3,6 +3,7 @@
 //! Data flows one way: scenario file, scenario, plan, run, records. See ARCHITECTURE.md.
 pub mod args;
 pub mod cmd;
+pub mod environment;
 pub mod error;
 pub mod plan;
 pub mod scenario;

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<Status> {
     match command {
+        Command::Doctor(args) => cmd::doctor::execute(args),
         Command::Schema => cmd::schema::execute(),
         Command::Completions(args) => cmd::completions::execute(args),
         Command::Man => cmd::man::execute(),

@@ -1,0 +1,136 @@
+//! Which devices, kernels, transports and outputs this machine and this build have.
+//!
+//! Contract: pure; see [`super`]. Reference: "A device" in ARCHITECTURE.md.
+use super::{Finding, Level};
+use crate::cmd::doctor::facts::Facts;
+
+/// Cores that can work at once: those of the affinity mask, or fewer where a control group limits CPU time.
+fn usable_cores(facts: &Facts) -> usize {
+    let cores = facts.environment.affinity.len();
+    match facts.environment.cpu_limit_cores {
+        // Half a core is a device that is throttled, so a fraction does not count.
+        Some(limit) => cores.min(limit.floor() as usize),
+        None => cores,
+    }
+}
+
+pub(super) fn devices(facts: &Facts) -> Finding {
+    let environment = &facts.environment;
+    let usable = usable_cores(facts);
+    let mut found = format!(
+        "{} of {} logical cores ({} physical), {}",
+        environment.affinity.len(),
+        environment.logical_cores,
+        facts.physical_cores,
+        environment.cpu_model
+    );
+    if let Some(limit) = environment.cpu_limit_cores {
+        found.push_str(&format!(
+            "; the control group allows {limit:.2} cores of CPU time"
+        ));
+    }
+    let judge = |level, meaning: String| Finding::new(level, "CPU devices", found.clone(), meaning);
+    if usable < 2 {
+        let meaning = "one device; two or more share a core, are recorded as oversubscribed and say nothing about \
+                       scaling: give the process more cores";
+        return judge(Level::Warning, meaning.to_string());
+    }
+    if usable < environment.affinity.len() {
+        let meaning = format!(
+            "up to {usable} devices without oversubscription; cores are throttled by the CPU limit, which \
+             step times show as pauses: raise the limit or pin the process to {usable} cores"
+        );
+        return judge(Level::Warning, meaning);
+    }
+    if facts.physical_cores < usable {
+        let meaning = format!(
+            "up to {usable} devices without oversubscription, but more than {} of them share physical cores, which \
+             looks like communication in efficiency",
+            facts.physical_cores
+        );
+        return judge(Level::Warning, meaning);
+    }
+    judge(
+        Level::Ok,
+        format!("up to {usable} devices without oversubscription"),
+    )
+}
+
+pub(super) fn simd(facts: &Facts) -> Finding {
+    let features = &facts.environment.simd_features;
+    let has = |name: &str| features.iter().any(|feature| feature == name);
+    let found = if features.is_empty() {
+        "none that is known".to_string()
+    } else {
+        features.join(" ")
+    };
+    let (level, meaning) = if has("avx512f") {
+        (Level::Ok, "matrix products use AVX-512")
+    } else if has("avx2") && has("fma") {
+        (Level::Ok, "matrix products use AVX2 with FMA")
+    } else if has("neon") {
+        (Level::Ok, "matrix products use NEON")
+    } else {
+        (
+            Level::Warning,
+            "kernels run without vectors: compute takes several times longer and hides communication",
+        )
+    };
+    Finding::new(level, "SIMD", found, meaning)
+}
+
+pub(super) fn cuda(facts: &Facts) -> Finding {
+    let found = if facts.nvidia_driver {
+        "an NVIDIA driver is loaded"
+    } else {
+        "no NVIDIA driver"
+    };
+    Finding::new(
+        Level::No,
+        "CUDA backend",
+        found,
+        "not in this build: it has the CPU backend only, so `--backend cuda` is refused",
+    )
+}
+
+pub(super) fn processes(facts: &Facts) -> Finding {
+    match &facts.memfd {
+        Ok(()) => Finding::new(
+            Level::Ok,
+            "shared memory",
+            "memfd_create works",
+            "ranks can be threads or processes of this host",
+        ),
+        Err(reason) => Finding::new(
+            Level::No,
+            "shared memory",
+            format!("memfd_create fails: {reason}"),
+            "ranks as processes cannot talk; thread ranks can: use `--filter parallel.launch=threads`, or allow the \
+             call (a container's seccomp profile may forbid it)",
+        ),
+    }
+}
+
+pub(super) fn machines() -> Finding {
+    Finding::new(
+        Level::No,
+        "several machines",
+        "transport `shared` only",
+        "not in this build: ranks must be on one host until the transports `tcp` and `nccl` are there",
+    )
+}
+
+pub(super) fn pdf(facts: &Facts) -> Finding {
+    if facts.pdf {
+        Finding::new(
+            Level::Ok,
+            "PDF reports",
+            "built in",
+            "report.pdf is written beside report.html and report.md",
+        )
+    } else {
+        let meaning =
+            "report.html and report.md only: build with the feature `pdf`, which is on by default";
+        Finding::new(Level::No, "PDF reports", "not built in", meaning)
+    }
+}

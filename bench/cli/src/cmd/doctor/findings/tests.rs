@@ -1,0 +1,240 @@
+//! Each judgement of the doctor, on made-up machines.
+//!
+//! Contract: the quiet machine below has nothing but `ok`, apart from what this build lacks; each test spoils one
+//! fact. Reference: [`super`].
+use super::space::bytes;
+use super::*;
+use crate::environment::cores::Turbo;
+use crate::environment::{Root, describe};
+
+/// Eight cores, tuned, idle, on bare metal.
+fn quiet() -> Facts {
+    let mut environment = describe(&Root::at("/nonexistent"), []);
+    environment.cpu_model = "Example CPU".into();
+    environment.logical_cores = 8;
+    environment.affinity = (0..8).collect();
+    environment.memory_bytes = 64 << 30;
+    environment.simd_features = ["avx2", "fma", "avx512f"].map(String::from).to_vec();
+    environment.load_average = Some([0.1, 0.1, 0.1]);
+    Facts {
+        environment,
+        physical_cores: 8,
+        governors: vec!["performance".into(); 8],
+        turbo: Turbo::Off,
+        is_virtual: false,
+        steal: Some(0.0),
+        memory_available_bytes: Some(60 << 30),
+        memfd: Ok(()),
+        shm_free_bytes: Some(32 << 30),
+        tmp: "/tmp".into(),
+        tmp_free_bytes: Some(100 << 30),
+        out: "reports".into(),
+        out_free_bytes: Ok(100 << 30),
+        nvidia_driver: false,
+        pdf: true,
+    }
+}
+
+/// The finding about `subject` on the quiet machine after `spoil`.
+fn found(subject: &str, spoil: impl FnOnce(&mut Facts)) -> Finding {
+    let mut facts = quiet();
+    spoil(&mut facts);
+    examine(&facts)
+        .into_iter()
+        .find(|finding| finding.subject == subject)
+        .expect("a subject of the table")
+}
+
+#[test]
+fn a_quiet_machine_lacks_only_what_this_build_lacks() {
+    let findings = examine(&quiet());
+    let others: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.level != Level::Ok)
+        .collect();
+    assert_eq!(
+        others
+            .iter()
+            .map(|finding| finding.subject)
+            .collect::<Vec<_>>(),
+        ["CUDA backend", "several machines"]
+    );
+    assert!(
+        others
+            .iter()
+            .all(|finding| finding.level == Level::No
+                && finding.meaning.contains("not in this build"))
+    );
+}
+
+#[test]
+fn devices_are_counted_by_cores_limits_and_siblings() {
+    let devices = |spoil: fn(&mut Facts)| found("CPU devices", spoil);
+    assert!(devices(|_| {}).meaning.contains("up to 8 devices"));
+
+    let one = devices(|facts| facts.environment.affinity = vec![3]);
+    assert_eq!(one.level, Level::Warning);
+    assert!(one.meaning.contains("oversubscribed"), "{one:?}");
+
+    let limited = devices(|facts| facts.environment.cpu_limit_cores = Some(2.5));
+    assert_eq!(limited.level, Level::Warning);
+    assert!(
+        limited.meaning.contains("up to 2 devices") && limited.found.contains("2.50 cores"),
+        "{limited:?}"
+    );
+
+    let threads = devices(|facts| facts.physical_cores = 4);
+    assert_eq!(threads.level, Level::Warning);
+    assert!(
+        threads
+            .meaning
+            .contains("more than 4 of them share physical cores"),
+        "{threads:?}"
+    );
+}
+
+#[test]
+fn the_vector_path_is_named() {
+    let simd = |features: &[&str]| {
+        let features = features.iter().map(|name| name.to_string()).collect();
+        found("SIMD", |facts| facts.environment.simd_features = features)
+    };
+    assert!(
+        simd(&["avx2", "fma", "avx512f"])
+            .meaning
+            .contains("AVX-512")
+    );
+    assert!(simd(&["avx2", "fma"]).meaning.contains("AVX2"));
+    assert!(simd(&["neon"]).meaning.contains("NEON"));
+    assert_eq!(
+        simd(&["avx2"]).level,
+        Level::Warning,
+        "AVX2 without FMA has no kernel"
+    );
+    assert_eq!(simd(&[]).level, Level::Warning);
+}
+
+#[test]
+fn without_memory_files_process_ranks_do_not_run_and_threads_do() {
+    let finding = found("shared memory", |facts| {
+        facts.memfd = Err("Operation not permitted".into())
+    });
+    assert_eq!((finding.level, finding.needed_by_all), (Level::No, false));
+    assert!(
+        finding.found.contains("Operation not permitted") && finding.meaning.contains("threads"),
+        "{finding:?}"
+    );
+}
+
+#[test]
+fn memory_counts_what_the_control_group_leaves() {
+    assert_eq!(found("memory", |_| {}).level, Level::Ok);
+    assert_eq!(
+        found("memory", |facts| facts.memory_available_bytes =
+            Some(1 << 30))
+        .level,
+        Level::Warning
+    );
+    let limited = found("memory", |facts| {
+        facts.environment.memory_limit_bytes = Some(1 << 30)
+    });
+    assert_eq!(limited.level, Level::Warning);
+    assert!(limited.found.contains("1.0 GiB"), "{limited:?}");
+}
+
+#[test]
+fn folders_without_space_are_warned_about_and_an_unwritable_output_stops_runs() {
+    assert_eq!(
+        found("temporary files", |facts| facts.tmp_free_bytes =
+            Some(1 << 20))
+        .level,
+        Level::Warning
+    );
+    assert_eq!(
+        found("temporary files", |facts| facts.tmp_free_bytes = None).level,
+        Level::Warning
+    );
+    assert_eq!(
+        found("output folder", |facts| facts.out_free_bytes = Ok(1 << 20)).level,
+        Level::Warning
+    );
+    let denied = found("output folder", |facts| {
+        facts.out_free_bytes = Err("Permission denied".into())
+    });
+    assert_eq!((denied.level, denied.needed_by_all), (Level::No, true));
+    assert!(
+        denied.found.contains("reports: Permission denied"),
+        "{denied:?}"
+    );
+}
+
+#[test]
+fn a_changing_clock_is_warned_about() {
+    let slow = found("frequency governor", |facts| {
+        facts.governors[5] = "powersave".into()
+    });
+    assert_eq!(slow.level, Level::Warning);
+    assert!(slow.found.contains("`powersave` on 1 of 8"), "{slow:?}");
+    assert_eq!(
+        found("frequency governor", |facts| facts.governors.clear()).level,
+        Level::Warning
+    );
+    assert_eq!(
+        found("turbo", |facts| facts.turbo = Turbo::On).level,
+        Level::Warning
+    );
+    assert_eq!(
+        found("turbo", |facts| facts.turbo = Turbo::Unknown).level,
+        Level::Warning
+    );
+}
+
+#[test]
+fn other_work_on_the_machine_is_warned_about() {
+    let load = |load| {
+        found("other load", move |facts| {
+            facts.environment.load_average = load
+        })
+    };
+    assert_eq!(
+        load(Some([2.0, 0.0, 0.0])).level,
+        Level::Ok,
+        "0.25 per core"
+    );
+    assert_eq!(
+        load(Some([4.0, 0.0, 0.0])).level,
+        Level::Warning,
+        "0.5 per core"
+    );
+    assert_eq!(load(None).level, Level::Warning);
+    assert_eq!(
+        found("virtual machine", |facts| facts.is_virtual = true).level,
+        Level::Warning
+    );
+    let stolen = found("virtual machine", |facts| facts.steal = Some(0.05));
+    assert_eq!(stolen.level, Level::Warning);
+    assert!(stolen.found.contains("5.00 %"), "{stolen:?}");
+}
+
+#[test]
+fn a_build_without_pdf_says_so() {
+    assert_eq!(
+        found("PDF reports", |facts| facts.pdf = false).level,
+        Level::No
+    );
+}
+
+#[test]
+fn a_loaded_driver_does_not_pretend_a_backend() {
+    let cuda = found("CUDA backend", |facts| facts.nvidia_driver = true);
+    assert_eq!(cuda.level, Level::No);
+    assert!(cuda.found.contains("driver is loaded"), "{cuda:?}");
+}
+
+#[test]
+fn sizes_are_rounded_to_one_decimal() {
+    assert_eq!(
+        [bytes(512), bytes(1536), bytes(3 << 30)],
+        ["512 B", "1.5 KiB", "3.0 GiB"]
+    );
+}
