@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use crate::backend::cpu::memory::HostMemory;
-use crate::backend::cpu::stream::{Command, Completion, HostData, Worker, WorkerSettings};
+use crate::backend::cpu::stream::Completion;
+use crate::backend::cpu::worker::{Command, HostData, Worker, WorkerSettings};
 use crate::backend::cpu::{Allocator, download};
 use crate::backend::{
     Backend, BackendError, Category, Event, HostSlice, HostSliceMut, HostTask, MemoryUse, Result,

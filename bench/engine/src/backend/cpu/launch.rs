@@ -52,6 +52,7 @@ impl<'a> Operands<'a> {
 ///
 /// # Safety
 /// Nobody else touches what the kernel writes, nobody writes what it reads.
+#[rustfmt::skip]
 #[allow(clippy::too_many_lines, reason = "one arm per kernel")]
 pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
     let m = Operands(memory);
@@ -76,63 +77,19 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 disjoint(&[d_x], &[y, d_y]);
                 elementwise::relu_backward(m.r(y), m.r(d_y), m.w(d_x), write);
             }
-            Kernel::Transpose {
-                from,
-                to,
-                batch,
-                rows,
-                columns,
-                write,
-            } => {
+            Kernel::Transpose { from, to, batch, rows, columns, write } => {
                 disjoint(&[to], &[from]);
                 elementwise::transpose(m.r(from), m.w(to), batch, rows, columns, write);
             }
-            Kernel::Dropout {
-                x,
-                y,
-                p,
-                seed,
-                node,
-                state,
-                batch,
-                write,
-            } => {
+            Kernel::Dropout { x, y, p, seed, node, state, batch, write } => {
                 disjoint(&[y], &[x, state]);
                 let state = memory.read::<i32>(state);
                 let (step, first_sample) = (state[0] as u32, state[1] as u32);
-                dropout::dropout(
-                    m.r(x),
-                    m.w(y),
-                    dropout::Mask {
-                        p,
-                        seed,
-                        node,
-                        step,
-                        first_sample,
-                    },
-                    batch,
-                    write,
-                );
+                dropout::dropout(m.r(x), m.w(y), dropout::Mask { p, seed, node, step, first_sample }, batch, write);
             }
-            Kernel::Matmul {
-                a,
-                b,
-                c,
-                m: rows,
-                n,
-                k,
-                transpose_a,
-                transpose_b,
-                write,
-            } => {
+            Kernel::Matmul { a, b, c, m: rows, n, k, transpose_a, transpose_b, write } => {
                 disjoint(&[c], &[a, b]);
-                let product = matmul::Product {
-                    m: rows,
-                    n,
-                    k,
-                    transpose_a,
-                    transpose_b,
-                };
+                let product = matmul::Product { m: rows, n, k, transpose_a, transpose_b };
                 matmul::matmul(product, m.r(a), m.r(b), m.w(c), write);
             }
             Kernel::AddBias { y, bias, rows } => {
@@ -143,269 +100,79 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 disjoint(&[d_bias], &[d_y]);
                 matmul::bias_backward(m.r(d_y), m.w(d_bias), rows);
             }
-            Kernel::Conv2dForward {
-                x,
-                weight,
-                bias,
-                y,
-                window,
-                batch,
-                workspace,
-            } => {
+            Kernel::Conv2dForward { x, weight, bias, y, window, batch, workspace } => {
                 disjoint(&[y, workspace], &[x, weight, bias]);
-                conv::forward(
-                    m.r(x),
-                    m.r(weight),
-                    m.r(bias),
-                    m.w(y),
-                    &window,
-                    batch,
-                    m.w(workspace),
-                );
+                conv::forward(m.r(x), m.r(weight), m.r(bias), m.w(y), &window, batch, m.w(workspace));
             }
-            Kernel::Conv2dBackwardInput {
-                d_y,
-                weight,
-                d_x,
-                window,
-                batch,
-                workspace,
-                write,
-            } => {
+            Kernel::Conv2dBackwardInput { d_y, weight, d_x, window, batch, workspace, write } => {
                 disjoint(&[d_x, workspace], &[d_y, weight]);
-                conv::backward_input(
-                    m.r(d_y),
-                    m.r(weight),
-                    m.w(d_x),
-                    &window,
-                    batch,
-                    m.w(workspace),
-                    write,
-                );
+                conv::backward_input(m.r(d_y), m.r(weight), m.w(d_x), &window, batch, m.w(workspace), write);
             }
-            Kernel::Conv2dBackwardWeight {
-                x,
-                d_y,
-                d_weight,
-                window,
-                batch,
-                workspace,
-            } => {
+            Kernel::Conv2dBackwardWeight { x, d_y, d_weight, window, batch, workspace } => {
                 disjoint(&[d_weight, workspace], &[x, d_y]);
-                conv::backward_weight(
-                    m.r(x),
-                    m.r(d_y),
-                    m.w(d_weight),
-                    &window,
-                    batch,
-                    m.w(workspace),
-                );
+                conv::backward_weight(m.r(x), m.r(d_y), m.w(d_weight), &window, batch, m.w(workspace));
             }
-            Kernel::MaxPoolForward {
-                x,
-                y,
-                index,
-                window,
-                batch,
-            } => {
+            Kernel::MaxPoolForward { x, y, index, window, batch } => {
                 disjoint(&[y, index], &[x]);
                 pool::max_forward(m.r(x), m.w(y), memory.write(index), &window, batch);
             }
-            Kernel::MaxPoolBackward {
-                d_y,
-                index,
-                d_x,
-                window,
-                batch,
-                write,
-            } => {
+            Kernel::MaxPoolBackward { d_y, index, d_x, window, batch, write } => {
                 disjoint(&[d_x], &[d_y, index]);
-                pool::max_backward(
-                    m.r(d_y),
-                    memory.read(index),
-                    m.w(d_x),
-                    &window,
-                    batch,
-                    write,
-                );
+                pool::max_backward(m.r(d_y), memory.read(index), m.w(d_x), &window, batch, write);
             }
-            Kernel::GlobalAveragePoolForward {
-                x,
-                y,
-                batch,
-                spatial,
-                channels,
-            } => {
+            Kernel::GlobalAveragePoolForward { x, y, batch, spatial, channels } => {
                 disjoint(&[y], &[x]);
                 let x = m.r(x.first(batch * spatial * channels));
                 pool::average_forward(x, m.w(y), spatial, channels);
             }
-            Kernel::GlobalAveragePoolBackward {
-                d_y,
-                d_x,
-                batch,
-                spatial,
-                channels,
-                write,
-            } => {
+            Kernel::GlobalAveragePoolBackward { d_y, d_x, batch, spatial, channels, write } => {
                 disjoint(&[d_x], &[d_y]);
                 let d_x = m.w(d_x.first(batch * spatial * channels));
                 pool::average_backward(m.r(d_y), d_x, spatial, channels, write);
             }
-            Kernel::BatchStatistics {
-                x,
-                mean,
-                variance,
-                rows,
-            } => {
+            Kernel::BatchStatistics { x, mean, variance, rows } => {
                 disjoint(&[mean, variance], &[x]);
                 batch_norm::statistics(m.r(x), m.w(mean), m.w(variance), rows);
             }
-            Kernel::ReciprocalDeviation {
-                variance,
-                rstd,
-                eps,
-            } => {
+            Kernel::ReciprocalDeviation { variance, rstd, eps } => {
                 disjoint(&[rstd], &[variance]);
                 batch_norm::reciprocal_deviation(m.r(variance), m.w(rstd), eps);
             }
-            Kernel::UpdateRunning {
-                mean,
-                variance,
-                count,
-                running_mean,
-                running_variance,
-                tracked,
-                momentum,
-            } => {
-                disjoint(
-                    &[running_mean, running_variance, tracked],
-                    &[mean, variance, count],
-                );
+            Kernel::UpdateRunning { mean, variance, count, running_mean, running_variance, tracked, momentum } => {
+                disjoint(&[running_mean, running_variance, tracked], &[mean, variance, count]);
                 let tracked = &mut memory.write::<i64>(tracked)[0];
-                let running = batch_norm::Running {
-                    mean: m.w(running_mean),
-                    variance: m.w(running_variance),
-                    tracked,
-                };
-                batch_norm::update_running(
-                    m.r(mean),
-                    m.r(variance),
-                    m.r(count)[0],
-                    running,
-                    momentum,
-                );
+                let running = batch_norm::Running { mean: m.w(running_mean), variance: m.w(running_variance), tracked };
+                batch_norm::update_running(m.r(mean), m.r(variance), m.r(count)[0], running, momentum);
             }
-            Kernel::BatchNormalize {
-                x,
-                mean,
-                rstd,
-                gamma,
-                beta,
-                y,
-                rows,
-            } => {
+            Kernel::BatchNormalize { x, mean, rstd, gamma, beta, y, rows } => {
                 disjoint(&[y], &[x, mean, rstd, gamma, beta]);
-                batch_norm::normalize(
-                    m.r(x),
-                    m.r(mean),
-                    m.r(rstd),
-                    m.r(gamma),
-                    m.r(beta),
-                    m.w(y),
-                    rows,
-                );
+                batch_norm::normalize(m.r(x), m.r(mean), m.r(rstd), m.r(gamma), m.r(beta), m.w(y), rows);
             }
-            Kernel::BatchBackwardReduce {
-                x,
-                d_y,
-                mean,
-                sums,
-                rows,
-            } => {
+            Kernel::BatchBackwardReduce { x, d_y, mean, sums, rows } => {
                 disjoint(&[sums], &[x, d_y, mean]);
                 batch_norm::backward_reduce(m.r(x), m.r(d_y), m.r(mean), m.w(sums), rows);
             }
-            Kernel::BatchBackwardAffine {
-                sums,
-                rstd,
-                d_gamma,
-                d_beta,
-            } => {
+            Kernel::BatchBackwardAffine { sums, rstd, d_gamma, d_beta } => {
                 disjoint(&[d_gamma, d_beta], &[sums, rstd]);
                 batch_norm::backward_affine(m.r(sums), m.r(rstd), m.w(d_gamma), m.w(d_beta));
             }
-            Kernel::BatchBackwardInput {
-                x,
-                d_y,
-                mean,
-                rstd,
-                gamma,
-                sums,
-                count,
-                d_x,
-                rows,
-                write,
-            } => {
+            Kernel::BatchBackwardInput { x, d_y, mean, rstd, gamma, sums, count, d_x, rows, write } => {
                 disjoint(&[d_x], &[x, d_y, mean, rstd, gamma, sums, count]);
                 let (mean, rstd, gamma, sums) = (m.r(mean), m.r(rstd), m.r(gamma), m.r(sums));
                 let count = m.r(count)[0];
-                batch_norm::backward_input(
-                    m.r(x),
-                    m.r(d_y),
-                    mean,
-                    rstd,
-                    gamma,
-                    sums,
-                    count,
-                    m.w(d_x),
-                    rows,
-                    write,
-                );
+                batch_norm::backward_input(m.r(x), m.r(d_y), mean, rstd, gamma, sums, count, m.w(d_x), rows, write);
             }
-            Kernel::BatchBackwardEval {
-                d_y,
-                rstd,
-                gamma,
-                d_x,
-                rows,
-                write,
-            } => {
+            Kernel::BatchBackwardEval { d_y, rstd, gamma, d_x, rows, write } => {
                 disjoint(&[d_x], &[d_y, rstd, gamma]);
                 batch_norm::backward_eval(m.r(d_y), m.r(rstd), m.r(gamma), m.w(d_x), rows, write);
             }
-            Kernel::SyncMerge {
-                gathered,
-                ranks,
-                channels,
-                eps,
-                mean,
-                variance,
-                rstd,
-                count,
-            } => {
+            Kernel::SyncMerge { gathered, ranks, channels, eps, mean, variance, rstd, count } => {
                 disjoint(&[mean, variance, rstd, count], &[gathered]);
                 let gathered = m.r(gathered.first(ranks * (2 * channels + 1)));
-                let (mean, variance, rstd, count) =
-                    (m.w(mean), m.w(variance), m.w(rstd), m.w(count));
-                batch_norm::sync_merge(
-                    gathered,
-                    channels,
-                    eps,
-                    batch_norm::Merged {
-                        mean,
-                        variance,
-                        rstd,
-                        count,
-                    },
-                );
+                let (mean, variance, rstd, count) = (m.w(mean), m.w(variance), m.w(rstd), m.w(count));
+                batch_norm::sync_merge(gathered, channels, eps, batch_norm::Merged { mean, variance, rstd, count });
             }
-            Kernel::SyncPack {
-                mean,
-                rstd,
-                rows,
-                packed,
-            } => {
+            Kernel::SyncPack { mean, rstd, rows, packed } => {
                 disjoint(&[packed], &[mean, rstd]);
                 batch_norm::sync_pack(m.r(mean), m.r(rstd), rows, m.w(packed));
             }
@@ -424,23 +191,9 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 eps,
             } => {
                 disjoint(&[y, mean, rstd], &[x, gamma, beta]);
-                let shape = group_norm::Groups {
-                    spatial,
-                    channels,
-                    groups,
-                    affine,
-                };
+                let shape = group_norm::Groups { spatial, channels, groups, affine };
                 let x = m.r(x.first(batch * spatial * channels));
-                group_norm::forward(
-                    x,
-                    m.r(gamma),
-                    m.r(beta),
-                    m.w(y),
-                    m.w(mean),
-                    m.w(rstd),
-                    shape,
-                    eps,
-                );
+                group_norm::forward(x, m.r(gamma), m.r(beta), m.w(y), m.w(mean), m.w(rstd), shape, eps);
             }
             Kernel::GroupNormBackward {
                 x,
@@ -459,80 +212,26 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 write,
             } => {
                 disjoint(&[d_x, d_gamma, d_beta], &[x, d_y, gamma, mean, rstd]);
-                let shape = group_norm::Groups {
-                    spatial,
-                    channels,
-                    groups,
-                    affine,
-                };
+                let shape = group_norm::Groups { spatial, channels, groups, affine };
                 let x = m.r(x.first(batch * spatial * channels));
                 let (d_y, gamma, mean, rstd) = (m.r(d_y), m.r(gamma), m.r(mean), m.r(rstd));
-                group_norm::backward(
-                    x,
-                    d_y,
-                    gamma,
-                    mean,
-                    rstd,
-                    m.w(d_x),
-                    m.w(d_gamma),
-                    m.w(d_beta),
-                    shape,
-                    write,
-                );
+                group_norm::backward(x, d_y, gamma, mean, rstd, m.w(d_x), m.w(d_gamma), m.w(d_beta), shape, write);
             }
-            Kernel::SoftmaxCrossEntropy {
-                logits,
-                labels,
-                losses,
-                loss,
-                d_logits,
-                batch,
-                classes,
-                scale,
-            } => {
+            Kernel::SoftmaxCrossEntropy { logits, labels, losses, loss, d_logits, batch, classes, scale } => {
                 disjoint(&[losses, loss, d_logits], &[logits, labels]);
                 let logits = m.r(logits.first(batch * classes));
                 let (losses, loss, d_logits) = (m.w(losses), m.w(loss), m.w(d_logits));
-                loss::softmax_cross_entropy(
-                    logits,
-                    memory.read(labels),
-                    losses,
-                    loss,
-                    d_logits,
-                    classes,
-                    scale,
-                );
+                loss::softmax_cross_entropy(logits, memory.read(labels), losses, loss, d_logits, classes, scale);
             }
-            Kernel::CountErrors {
-                logits,
-                labels,
-                errors,
-                batch,
-                classes,
-            } => {
+            Kernel::CountErrors { logits, labels, errors, batch, classes } => {
                 disjoint(&[errors], &[logits, labels]);
                 let logits = m.r(logits.first(batch * classes));
-                memory.write::<i32>(errors)[0] =
-                    loss::count_errors(logits, memory.read(labels), classes);
+                memory.write::<i32>(errors)[0] = loss::count_errors(logits, memory.read(labels), classes);
             }
-            Kernel::Sgd {
-                parameter,
-                gradient,
-                buffer,
-                rates,
-                momentum,
-                weight_decay,
-            } => {
+            Kernel::Sgd { parameter, gradient, buffer, rates, momentum, weight_decay } => {
                 disjoint(&[parameter, buffer], &[gradient, rates]);
                 let rate = m.r(rates)[0];
-                optimizer::sgd(
-                    m.w(parameter),
-                    m.r(gradient),
-                    m.w(buffer),
-                    rate,
-                    momentum,
-                    weight_decay,
-                );
+                optimizer::sgd(m.w(parameter), m.r(gradient), m.w(buffer), rate, momentum, weight_decay);
             }
         }
     }

@@ -17,6 +17,7 @@ pub(crate) mod memory;
 mod optimizer;
 mod pool;
 pub(crate) mod stream;
+pub(crate) mod worker;
 
 use std::sync::Arc;
 
@@ -30,7 +31,8 @@ use crate::comm::HostCall;
 use crate::kernel::Kernel;
 use crate::tensor::{Dtype, Span};
 use memory::HostMemory;
-use stream::{Command, Completion, HostData, Progress, Worker, WorkerSettings};
+use stream::{Completion, Progress};
+use worker::{Command, HostData, Worker, WorkerSettings};
 
 /// What a CPU device is made of.
 #[derive(Clone, Debug, Default)]

@@ -1,0 +1,492 @@
+//! A kernel that has run once allocates nothing when it runs again, on the thread that runs it.
+//!
+//! The exception is named: matrix products, and convolutions through them, are the `gemm` crate's, which allocates its
+//! packing buffers in each call and frees them before it returns. For them the test bounds the number of allocations and
+//! checks that all is given back.
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
+use syncmark_engine::backend::{Backend, Category, HostSlice, Stream};
+use syncmark_engine::kernel::{Affine, Kernel, Window, Write};
+use syncmark_engine::tensor::{Dtype, Span};
+
+struct Counting;
+
+thread_local! {
+    /// Allocations of this thread, and bytes that it holds.
+    static COUNTS: Cell<(usize, isize)> = const { Cell::new((0, 0)) };
+}
+
+fn count(calls: usize, bytes: isize) {
+    // The thread may be past its locals' end; nobody asks any more then.
+    let _ = COUNTS.try_with(|counts| {
+        let (n, held) = counts.get();
+        counts.set((n + calls, held + bytes));
+    });
+}
+
+// SAFETY: everything is handed to the system's allocator; counting neither allocates nor unwinds.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(1, layout.size() as isize);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(0, -(layout.size() as isize));
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations and bytes kept by `work`.
+fn allocations_of(work: impl FnOnce()) -> (usize, isize) {
+    let before = COUNTS.get();
+    work();
+    let after = COUNTS.get();
+    (after.0 - before.0, after.1 - before.1)
+}
+
+struct Spans {
+    backend: CpuBackend,
+}
+
+impl Spans {
+    fn f32(&mut self, len: usize) -> Span {
+        self.backend
+            .allocate(Category::Workspace, Dtype::F32, len)
+            .unwrap()
+    }
+    fn i32(&mut self, len: usize) -> Span {
+        self.backend
+            .allocate(Category::Workspace, Dtype::I32, len)
+            .unwrap()
+    }
+}
+
+const BATCH: usize = 3;
+const SPATIAL: usize = 64;
+const CHANNELS: usize = 16;
+const ROWS: usize = BATCH * SPATIAL;
+
+fn products(spans: &mut Spans) -> Vec<Kernel> {
+    let (m, n, k) = (96, 80, 120);
+    let (a, b, c) = (spans.f32(m * k), spans.f32(k * n), spans.f32(m * n));
+    let (transpose_a, transpose_b, write) = (false, true, Write::Accumulate);
+    let window = Window {
+        h: 8,
+        w: 8,
+        c: CHANNELS,
+        out_h: 8,
+        out_w: 8,
+        out_c: 8,
+        kernel: 3,
+        stride: 1,
+        padding: 1,
+    };
+    let batch = BATCH;
+    let (x, y) = (spans.f32(ROWS * CHANNELS), spans.f32(ROWS * 8));
+    let (weight, bias, workspace) = (
+        spans.f32(8 * 9 * CHANNELS),
+        spans.f32(8),
+        spans.f32(window.workspace()),
+    );
+    let (d_x, d_y, d_weight) = (
+        spans.f32(x.len()),
+        spans.f32(y.len()),
+        spans.f32(weight.len()),
+    );
+    vec![
+        Kernel::Matmul {
+            a,
+            b,
+            c,
+            m,
+            n,
+            k,
+            transpose_a,
+            transpose_b,
+            write,
+        },
+        Kernel::Conv2dForward {
+            x,
+            weight,
+            bias,
+            y,
+            window,
+            batch,
+            workspace,
+        },
+        Kernel::Conv2dBackwardInput {
+            d_y,
+            weight,
+            d_x,
+            window,
+            batch,
+            workspace,
+            write,
+        },
+        Kernel::Conv2dBackwardWeight {
+            x,
+            d_y,
+            d_weight,
+            window,
+            batch,
+            workspace,
+        },
+    ]
+}
+
+fn elementwise_and_pooling(spans: &mut Spans) -> Vec<Kernel> {
+    let [x, y, z] = [(); 3].map(|()| spans.f32(ROWS * CHANNELS));
+    let (bias, state, write) = (spans.f32(CHANNELS), spans.i32(2), Write::Accumulate);
+    let window = Window {
+        h: 8,
+        w: 8,
+        c: CHANNELS,
+        out_h: 4,
+        out_w: 4,
+        out_c: CHANNELS,
+        kernel: 2,
+        stride: 2,
+        padding: 0,
+    };
+    let (batch, spatial, channels) = (BATCH, SPATIAL, CHANNELS);
+    let pooled = spans.f32(BATCH * 16 * CHANNELS);
+    let index = spans.i32(pooled.len());
+    let averaged = spans.f32(BATCH * CHANNELS);
+    vec![
+        Kernel::Fill { to: x, value: 1.0 },
+        Kernel::Copy {
+            from: x,
+            to: y,
+            write,
+        },
+        Kernel::Add { a: x, b: y, to: z },
+        Kernel::Scale { to: x, factor: 0.5 },
+        Kernel::ReluForward { x, y },
+        Kernel::ReluBackward {
+            y,
+            d_y: x,
+            d_x: z,
+            write,
+        },
+        Kernel::Transpose {
+            from: x,
+            to: y,
+            batch,
+            rows: SPATIAL,
+            columns: CHANNELS,
+            write,
+        },
+        Kernel::Dropout {
+            x,
+            y,
+            p: 0.5,
+            seed: 1,
+            node: 2,
+            state,
+            batch,
+            write,
+        },
+        Kernel::AddBias {
+            y,
+            bias,
+            rows: ROWS,
+        },
+        Kernel::BiasBackward {
+            d_y: y,
+            d_bias: bias,
+            rows: ROWS,
+        },
+        Kernel::MaxPoolForward {
+            x,
+            y: pooled,
+            index,
+            window,
+            batch,
+        },
+        Kernel::MaxPoolBackward {
+            d_y: pooled,
+            index,
+            d_x: y,
+            window,
+            batch,
+            write,
+        },
+        Kernel::GlobalAveragePoolForward {
+            x,
+            y: averaged,
+            batch,
+            spatial,
+            channels,
+        },
+        Kernel::GlobalAveragePoolBackward {
+            d_y: averaged,
+            d_x: y,
+            batch,
+            spatial,
+            channels,
+            write,
+        },
+    ]
+}
+
+fn batch_norm(spans: &mut Spans) -> Vec<Kernel> {
+    let [x, d_y, y] = [(); 3].map(|()| spans.f32(ROWS * CHANNELS));
+    let [
+        mean,
+        variance,
+        rstd,
+        gamma,
+        beta,
+        running_mean,
+        running_variance,
+        d_gamma,
+        d_beta,
+    ] = [(); 9].map(|()| spans.f32(CHANNELS));
+    let (sums, count) = (spans.f32(2 * CHANNELS), spans.f32(1));
+    let tracked = spans
+        .backend
+        .allocate(Category::Buffers, Dtype::I64, 1)
+        .unwrap();
+    let gathered = spans.f32(2 * (2 * CHANNELS + 1));
+    let (rows, eps, channels, write) = (ROWS, 1e-5, CHANNELS, Write::Accumulate);
+    let momentum = Some(0.1);
+    vec![
+        Kernel::BatchStatistics {
+            x,
+            mean,
+            variance,
+            rows,
+        },
+        Kernel::ReciprocalDeviation {
+            variance,
+            rstd,
+            eps,
+        },
+        Kernel::UpdateRunning {
+            mean,
+            variance,
+            count,
+            running_mean,
+            running_variance,
+            tracked,
+            momentum,
+        },
+        Kernel::BatchNormalize {
+            x,
+            mean,
+            rstd,
+            gamma,
+            beta,
+            y,
+            rows,
+        },
+        Kernel::BatchBackwardReduce {
+            x,
+            d_y,
+            mean,
+            sums,
+            rows,
+        },
+        Kernel::BatchBackwardAffine {
+            sums,
+            rstd,
+            d_gamma,
+            d_beta,
+        },
+        Kernel::BatchBackwardInput {
+            x,
+            d_y,
+            mean,
+            rstd,
+            gamma,
+            sums,
+            count,
+            d_x: y,
+            rows,
+            write,
+        },
+        Kernel::BatchBackwardEval {
+            d_y,
+            rstd,
+            gamma,
+            d_x: y,
+            rows,
+            write,
+        },
+        Kernel::SyncPack {
+            mean,
+            rstd,
+            rows,
+            packed: gathered.first(2 * CHANNELS + 1),
+        },
+        Kernel::SyncMerge {
+            gathered,
+            ranks: 2,
+            channels,
+            eps,
+            mean,
+            variance,
+            rstd,
+            count,
+        },
+    ]
+}
+
+fn group_norm(spans: &mut Spans, affine: Affine) -> Vec<Kernel> {
+    let [x, d_y, y] = [(); 3].map(|()| spans.f32(ROWS * CHANNELS));
+    let len = match affine {
+        Affine::None => 0,
+        Affine::Channel => CHANNELS,
+        Affine::Element => SPATIAL * CHANNELS,
+    };
+    let [gamma, beta, d_gamma, d_beta] = [(); 4].map(|()| spans.f32(len));
+    let (batch, spatial, channels, groups, eps, write) =
+        (BATCH, SPATIAL, CHANNELS, 4, 1e-5, Write::Accumulate);
+    let [mean, rstd] = [(); 2].map(|()| spans.f32(BATCH * groups));
+    vec![
+        Kernel::GroupNormForward {
+            x,
+            gamma,
+            beta,
+            y,
+            mean,
+            rstd,
+            batch,
+            spatial,
+            channels,
+            groups,
+            affine,
+            eps,
+        },
+        Kernel::GroupNormBackward {
+            x,
+            d_y,
+            gamma,
+            mean,
+            rstd,
+            d_x: y,
+            d_gamma,
+            d_beta,
+            batch,
+            spatial,
+            channels,
+            groups,
+            affine,
+            write,
+        },
+    ]
+}
+
+fn loss_and_optimizer(spans: &mut Spans) -> Vec<Kernel> {
+    let (batch, classes) = (7, 10);
+    let (logits, d_logits) = (spans.f32(batch * classes), spans.f32(batch * classes));
+    let (losses, loss, labels, errors) = (
+        spans.f32(batch),
+        spans.f32(1),
+        spans.i32(batch),
+        spans.i32(1),
+    );
+    let [parameter, gradient, buffer] = [(); 3].map(|()| spans.f32(1000));
+    let rates = spans.f32(1);
+    vec![
+        Kernel::SoftmaxCrossEntropy {
+            logits,
+            labels,
+            losses,
+            loss,
+            d_logits,
+            batch,
+            classes,
+            scale: 0.1,
+        },
+        Kernel::CountErrors {
+            logits,
+            labels,
+            errors,
+            batch,
+            classes,
+        },
+        Kernel::Sgd {
+            parameter,
+            gradient,
+            buffer,
+            rates,
+            momentum: 0.9,
+            weight_decay: 1e-4,
+        },
+    ]
+}
+
+#[test]
+fn the_second_launch_of_a_kernel_allocates_nothing() {
+    let mut spans = Spans {
+        backend: CpuBackend::new(CpuDevice::default()).unwrap(),
+    };
+    let mut kernels = elementwise_and_pooling(&mut spans);
+    kernels.extend(batch_norm(&mut spans));
+    for affine in [Affine::None, Affine::Channel, Affine::Element] {
+        kernels.extend(group_norm(&mut spans, affine));
+    }
+    kernels.extend(loss_and_optimizer(&mut spans));
+    for kernel in kernels {
+        spans.backend.launch(Stream::Compute, kernel).unwrap();
+        let found = allocations_of(|| spans.backend.launch(Stream::Compute, kernel).unwrap());
+        assert_eq!(found, (0, 0), "allocations and bytes kept by {kernel:?}");
+    }
+}
+
+#[test]
+fn products_give_back_what_they_allocate() {
+    let mut spans = Spans {
+        backend: CpuBackend::new(CpuDevice::default()).unwrap(),
+    };
+    for kernel in products(&mut spans) {
+        spans.backend.launch(Stream::Compute, kernel).unwrap();
+        let (calls, kept) =
+            allocations_of(|| spans.backend.launch(Stream::Compute, kernel).unwrap());
+        println!("{calls} allocations in {kernel:?}");
+        // Two a product (packing buffer, list of packed blocks), and a product for each group of samples.
+        assert!(calls <= 2 * BATCH, "{calls} allocations in {kernel:?}");
+        assert_eq!(kept, 0, "bytes kept by {kernel:?}");
+    }
+}
+
+#[test]
+fn uploads_events_and_waits_allocate_nothing() {
+    let mut backend = CpuBackend::new(CpuDevice::default()).unwrap();
+    let span = backend
+        .allocate(Category::Workspace, Dtype::F32, 8)
+        .unwrap();
+    let step = |backend: &mut CpuBackend| {
+        backend
+            .upload(Stream::Compute, HostSlice::F32(&[1.0; 8]), span)
+            .unwrap();
+        let filled = backend.record(Stream::Compute);
+        backend.wait(Stream::Communication, filled).unwrap();
+        backend
+            .launch(
+                Stream::Communication,
+                Kernel::Scale {
+                    to: span,
+                    factor: 2.0,
+                },
+            )
+            .unwrap();
+        let scaled = backend.record(Stream::Communication);
+        let completion = backend.completion(scaled);
+        backend.wait_for(Stream::Compute, &completion).unwrap();
+        backend.synchronize().unwrap();
+    };
+    step(&mut backend);
+    assert_eq!(
+        allocations_of(|| (0..100).for_each(|_| step(&mut backend))),
+        (0, 0)
+    );
+}
