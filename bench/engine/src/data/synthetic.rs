@@ -43,20 +43,20 @@ impl Dataset for Synthetic {
         if channels == 1 || spatial == 1 {
             return philox::fill_symmetric(self.seed, Purpose::Inputs, 0, first, BOUND, to);
         }
-        // Written to its place element by element: no second buffer, so that loading allocates nothing.
-        for channel in 0..channels {
-            let mut element = first + (channel * spatial) as u64;
-            for position in 0..spatial {
-                let value = &mut to[position * channels + channel];
-                philox::fill_symmetric(
-                    self.seed,
-                    Purpose::Inputs,
-                    0,
-                    element,
-                    BOUND,
-                    std::slice::from_mut(value),
-                );
-                element += 1;
+        // In pieces on the stack, each written to its place: no second buffer, so that loading allocates nothing.
+        let mut piece = [0.0; 256];
+        for start in (0..to.len()).step_by(piece.len()) {
+            let values = &mut piece[..(to.len() - start).min(256)];
+            philox::fill_symmetric(
+                self.seed,
+                Purpose::Inputs,
+                0,
+                first + start as u64,
+                BOUND,
+                values,
+            );
+            for (element, value) in (start..).zip(values) {
+                to[element % spatial * channels + element / spatial] = *value;
             }
         }
     }

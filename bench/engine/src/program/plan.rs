@@ -117,3 +117,103 @@ impl Planner {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::spec::{LayerSpec, ModelSpec, Norm};
+    use crate::model::{NormOptions, lower};
+
+    const NESTED: &str = r#"["relu",
+        {"residual":{"body":[{"residual":{"body":["relu"]}},{"conv2d":{"channels":4,"kernel":1}},"relu"]}},
+        {"residual":{"body":["relu"],"shortcut":[{"residual":{"body":["relu","relu"],"shortcut":["relu"]}}]}},
+        "relu",{"max-pool":{"kernel":2}},"relu","flatten",{"linear":{"features":100}},"relu"]"#;
+
+    fn model(layers: &str) -> Model {
+        let layers: Vec<LayerSpec> = serde_json::from_str(layers).expect("layers");
+        let spec = ModelSpec {
+            name: String::new(),
+            input: vec![4, 4, 4],
+            classes: 2,
+            layers,
+        };
+        lower(&spec, &[4, 4, 4], 2, Norm::None, &NormOptions::default()).expect("a model")
+    }
+
+    /// Plays backward: at every write, no other gradient that is still to be read may lie in the slot.
+    fn play(model: &Model, plan: &GradientPlan) {
+        let slot = |value: usize| {
+            plan.values[value].expect("a value whose gradient is written has a slot")
+        };
+        let mut pending = vec![model.nodes.len()];
+        for (i, node) in model.nodes.iter().enumerate().rev() {
+            assert!(
+                pending.contains(&(i + 1)),
+                "node {i} reads a gradient that nobody wrote"
+            );
+            for (value, write) in node.inputs.iter().zip(&plan.writes[i]) {
+                match write {
+                    Some(write) => {
+                        let first = !pending.contains(value);
+                        assert_eq!(
+                            *write == Write::Overwrite,
+                            first,
+                            "node {i} and value {value}"
+                        );
+                        let clash = pending
+                            .iter()
+                            .find(|other| *other != value && slot(**other) == slot(*value));
+                        assert_eq!(clash, None, "node {i} writes value {value} over another");
+                        assert!(plan.slots[slot(*value)] >= elements(model, *value));
+                    }
+                    None if *value == 0 => continue,
+                    None => assert_eq!(
+                        slot(*value),
+                        slot(i + 1),
+                        "value {value} shares its sum's gradient"
+                    ),
+                }
+                if !pending.contains(value) {
+                    pending.push(*value);
+                }
+            }
+            pending.retain(|value| *value != i + 1);
+        }
+        pending.retain(|value| *value != 0);
+        assert_eq!(pending, [0; 0], "gradients that nobody reads");
+    }
+
+    #[test]
+    fn no_gradient_is_overwritten_before_it_is_read() {
+        for input_gradient in [false, true] {
+            let model = model(NESTED);
+            let plan = plan(&model, input_gradient);
+            play(&model, &plan);
+            assert_eq!(plan.values[0].is_some(), input_gradient);
+        }
+    }
+
+    #[test]
+    fn slots_are_used_again() {
+        let chain = model(r#"["relu","relu","relu","relu","relu","relu"]"#);
+        assert_eq!(plan(&chain, true).slots, [64, 64]);
+    }
+
+    #[test]
+    fn a_branch_of_its_own_is_not_copied() {
+        let residual = model(r#"["relu",{"residual":{"body":["relu"]}}]"#);
+        let plan = plan(&residual, false);
+        // Value 1 feeds the body and the sum; value 2 the sum alone.
+        assert_eq!(plan.writes[2], [None, Some(Write::Overwrite)]);
+        assert_eq!(plan.writes[1], [Some(Write::Accumulate)]);
+        assert_eq!(plan.values[2], plan.values[3]);
+    }
+
+    #[test]
+    fn group_norm_at_the_input_has_an_input_gradient() {
+        let grouped = model(r#"[{"group-norm":{}}]"#);
+        assert_eq!(plan(&grouped, false).writes[0], [Some(Write::Overwrite)]);
+        let batched = model(r#"[{"batch-norm":{}}]"#);
+        assert_eq!(plan(&batched, false).writes[0], [None]);
+    }
+}
