@@ -121,7 +121,7 @@ impl Program {
     pub fn output(&self) -> Span {
         self.output
     }
-    /// Gradient of the output: written from outside before backward.
+    /// Gradient of the output: written from outside before each backward, which uses its memory again.
     pub fn d_output(&self) -> Span {
         self.d_output
     }
