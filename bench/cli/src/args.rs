@@ -21,8 +21,8 @@ pub struct Cli {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    //     /// Show the trials, what is left out and why, and the expected time; run nothing.
-    //     Plan(PlanArgs),
+    /// Show the trials, what is left out and why, and the expected time; run nothing.
+    Plan(PlanArgs),
     /// Show what this machine can run, and for what it cannot, why.
     Doctor(DoctorArgs),
     /// Print the JSON Schema of scenario files.

@@ -4,6 +4,7 @@
 pub mod completions;
 pub mod doctor;
 pub mod man;
+pub mod plan;
 pub mod schema;
 
 use std::io::Write;

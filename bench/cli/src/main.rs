@@ -19,6 +19,7 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<Status> {
     match command {
+        Command::Plan(args) => cmd::plan::execute(&args),
         Command::Doctor(args) => cmd::doctor::execute(args),
         Command::Schema => cmd::schema::execute(),
         Command::Completions(args) => cmd::completions::execute(args),

@@ -2,11 +2,22 @@
 //!
 //! Contract: a plan does no I/O and depends on nothing but the scenario and the command line: the same
 //! input gives the same plan, ids and order on every machine. See "Data flows one way" in ARCHITECTURE.md.
+pub mod build;
+pub mod combine;
 pub mod config;
+pub mod estimate;
+pub mod identity;
+pub mod model;
 pub mod schedule;
+pub mod settings;
 
-use crate::plan::config::TrialConfig;
+use crate::args::ScenarioArgs;
+use crate::error::{CliError, Result};
+use crate::plan::build::{Request, build};
+use crate::plan::config::{Backend, TrialConfig};
+use crate::plan::settings::Settings;
 use crate::scenario::file::Scenario;
+use crate::scenario::preset;
 
 /// An ordered list of trials, and what is not in it.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +47,8 @@ pub struct Trial {
     pub model: String,
     /// What the child receives.
     pub config: TrialConfig,
+    /// Its effective settings as dotted keys, for filters and tables.
+    pub settings: Settings,
     /// Scalar parameters of the model.
     pub parameters: u64,
     /// What a reader must know, such as devices that get no samples.
@@ -58,4 +71,49 @@ pub struct Merged {
     pub what: String,
     /// Id of the trial that stands for it.
     pub into: String,
+}
+
+/// The plans of the scenarios on a command line, in their order.
+///
+/// # Errors
+/// A scenario that cannot be read, and anything wrong with it or with the arguments.
+pub fn plans(args: &ScenarioArgs) -> Result<Vec<Plan>> {
+    let backend = args
+        .backend
+        .map(|backend| ("--backend", format!("parallel.backend={}", backend.name())));
+    let set = args.overrides.iter().map(|text| ("--set", text.clone()));
+    let overrides: Vec<(String, String)> = set
+        .chain(backend)
+        .map(|(name, text)| (name.to_owned(), text))
+        .collect();
+    args.scenarios
+        .iter()
+        .map(|argument| {
+            let (name, text) = preset::scenario(argument)?;
+            build(&Request {
+                name,
+                text,
+                overrides: overrides.clone(),
+                filters: args.filters.clone(),
+            })
+        })
+        .collect()
+}
+
+impl Plan {
+    /// Whether this build has the backends that the plan asks for; `run` and `verify` ask before they start.
+    ///
+    /// # Errors
+    /// Exit status 4, when a trial asks for a backend that this build does not have.
+    pub fn require_backend(&self) -> Result<()> {
+        if self
+            .trials
+            .iter()
+            .any(|trial| trial.config.backend == Backend::Cuda)
+        {
+            return Err(CliError::nothing_runs("this build has no CUDA backend yet")
+                .help("leave out `--backend cuda`, or write `parallel.backend = \"auto\"`"));
+        }
+        Ok(())
+    }
 }

@@ -11,6 +11,9 @@ use crate::scenario::file::{DpLoss, Launch, Optimizer, Scaling};
 /// Version of [`TrialConfig`]'s JSON; a child refuses any other.
 pub const PROTOCOL_VERSION: u32 = 1;
 
+/// More devices than this cannot be meant, and a rank each would exhaust the machine.
+pub const MAX_DEVICES: usize = 1024;
+
 /// Everything a child needs in order to run one trial.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,0 +1,165 @@
+//! From one effective scenario to a trial, or to the reason why it means nothing.
+//!
+//! Contract: keys that the combination does not use do not reach the configuration, so equal work is an equal
+//! configuration. What means nothing is named, never silently dropped. Reference: SEMANTICS.md 1, 2 and 6 as
+//! summarised under "Strategies" in METHODOLOGY.md.
+use crate::plan::config::{
+    Backend, Batch, DataConfig, MeasureConfig, PROTOCOL_VERSION, SourceConfig, StrategyConfig,
+    TrialConfig,
+};
+use crate::plan::model;
+use crate::scenario::check::{Checker, check};
+use crate::scenario::file::{BackendChoice, Scaling, Scenario, Source, Strategy};
+use crate::scenario::problem::Problem;
+use crate::scenario::tree::Node;
+
+/// What became of a combination.
+pub enum Combination {
+    /// A trial: its configuration, the model's parameters and what a reader must know.
+    Trial {
+        /// What the child receives.
+        config: Box<TrialConfig>,
+        /// Scalar parameters of the model.
+        parameters: u64,
+        /// What a reader must know.
+        notes: Vec<String>,
+    },
+    /// It means nothing, for this reason.
+    LeftOut(String),
+}
+
+/// Resolves one effective scenario; `tree` is what it was read from.
+///
+/// # Errors
+/// When the scenario is wrong, as opposed to meaningless.
+pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem> {
+    check(scenario, tree)?;
+    let checker = Checker(tree);
+    let spec = model::spec(scenario, &checker)?;
+    let norm = model::norm(scenario, &spec);
+    if let Some(why) = meaningless(scenario, model::synchronizes(&spec, norm.0)) {
+        return Ok(Combination::LeftOut(why));
+    }
+    let batch = batch(scenario);
+    let smallest = batch.chunks.iter().copied().min().unwrap_or(0);
+    let parameters = model::parameters(&spec, norm, smallest, &checker)?;
+    let notes = notes(scenario, &batch);
+    let config = TrialConfig {
+        protocol: PROTOCOL_VERSION,
+        model: spec,
+        norm: norm.0,
+        norm_groups: norm.1,
+        data: data(scenario),
+        optimizer: scenario.train.optimizer.clone(),
+        train_seed: scenario.train.seed,
+        strategy: strategy(scenario),
+        backend: match scenario.parallel.backend {
+            // This build computes on CPUs alone, so they are the fastest that it has.
+            BackendChoice::Auto | BackendChoice::Cpu => Backend::Cpu,
+            BackendChoice::Cuda => Backend::Cuda,
+        },
+        devices: scenario.parallel.devices,
+        scaling: scenario.parallel.scaling,
+        batch,
+        measure: measure(scenario),
+    };
+    Ok(Combination::Trial {
+        config: Box::new(config),
+        parameters,
+        notes,
+    })
+}
+
+fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<String> {
+    let (devices, batch) = (scenario.parallel.devices, scenario.data.batch_size);
+    let divides = scenario.parallel.scaling == Scaling::Weak || batch.is_multiple_of(devices);
+    match scenario.parallel.strategy {
+        Strategy::Single if devices > 1 => Some(format!("single is one device, not {devices}")),
+        Strategy::Dp if synchronizes => {
+            Some("SyncBatchNorm needs ranks, and DP has none: PyTorch refuses it too".to_owned())
+        }
+        Strategy::Independent if synchronizes => {
+            Some("SyncBatchNorm synchronizes, and independent replicas do not".to_owned())
+        }
+        Strategy::Ddp if !divides => Some(format!(
+            "{devices} ranks cannot share a global batch of {batch} evenly, and DDP averages ranks, not samples"
+        )),
+        Strategy::Independent if !divides => Some(format!(
+            "{devices} replicas cannot share a global batch of {batch} evenly"
+        )),
+        _ => None,
+    }
+}
+
+fn strategy(scenario: &Scenario) -> StrategyConfig {
+    match scenario.parallel.strategy {
+        Strategy::Single => StrategyConfig::Single,
+        Strategy::Independent => StrategyConfig::Independent,
+        Strategy::Dp => StrategyConfig::Dp {
+            loss: scenario.parallel.dp_loss,
+        },
+        Strategy::Ddp => StrategyConfig::Ddp {
+            launch: scenario.parallel.launch,
+        },
+    }
+}
+
+/// The samples of a step. DP scatters chunks of ceil(B/N), as torch.chunk does, so the last can be smaller and
+/// some devices can get none; the others share evenly.
+fn batch(scenario: &Scenario) -> Batch {
+    let (devices, batch) = (scenario.parallel.devices, scenario.data.batch_size);
+    let global = match scenario.parallel.scaling {
+        Scaling::Weak => batch * devices,
+        Scaling::Strong => batch,
+    };
+    let chunk = global.div_ceil(devices);
+    let chunks = (0..global)
+        .step_by(chunk)
+        .map(|start| chunk.min(global - start))
+        .collect();
+    Batch { global, chunks }
+}
+
+fn data(scenario: &Scenario) -> DataConfig {
+    let source = match scenario.data.source {
+        Source::Digits => SourceConfig::Digits,
+        Source::Synthetic => SourceConfig::Synthetic,
+    };
+    DataConfig {
+        source,
+        seed: scenario.data.seed,
+    }
+}
+
+fn measure(scenario: &Scenario) -> MeasureConfig {
+    let measure = &scenario.measure;
+    let synchronizes = matches!(scenario.parallel.strategy, Strategy::Dp | Strategy::Ddp);
+    MeasureConfig {
+        steps: measure.steps,
+        min_time_ns: measure.min_time.as_ns(),
+        warmup_steps: measure.warmup_steps,
+        warmup_time_ns: measure.warmup_time.as_ns(),
+        timeout_ns: measure.timeout.as_ns(),
+        trace_steps: measure.trace_steps,
+        unsynchronized: measure.unsynchronized && synchronizes && scenario.parallel.devices > 1,
+        smoke: measure.smoke,
+    }
+}
+
+fn notes(scenario: &Scenario, batch: &Batch) -> Vec<String> {
+    let mut notes = Vec::new();
+    let (devices, chunks) = (scenario.parallel.devices, &batch.chunks);
+    if chunks.len() < devices {
+        notes.push(format!(
+            "{} of {devices} devices get no samples",
+            devices - chunks.len()
+        ));
+    }
+    if chunks.first() != chunks.last() {
+        notes.push(format!("uneven chunks: {chunks:?}"));
+    }
+    if scenario.measure.smoke {
+        notes.push("smoke size: too short to cite".to_owned());
+    }
+    notes
+}

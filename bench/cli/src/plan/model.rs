@@ -1,0 +1,167 @@
+//! The model of a trial: its layers with the data's input and classes, and what the engine says of them.
+//!
+//! Contract: what the engine refuses is shown at the layer in the user's file, or at the preset's name. The
+//! engine's `model` needs no device, so shapes are checked before anything runs.
+use syncmark_engine::model::spec::{GroupNormSpec, LayerSpec, ModelSpec, Norm};
+use syncmark_engine::model::{ModelError, NormOptions, resolve};
+
+use crate::scenario::check::Checker;
+use crate::scenario::file::{Scenario, Source};
+use crate::scenario::preset;
+use crate::scenario::problem::Problem;
+use crate::scenario::tree::Segment;
+
+/// Name of a model whose layers stand in the scenario.
+pub const IN_PLACE: &str = "in-place";
+
+/// Per-sample shape and classes of the digits.
+const DIGITS: ([usize; 3], usize) = ([1, 8, 8], 10);
+
+/// The layers of a checked scenario with the input and classes that they get.
+///
+/// # Errors
+/// When neither the data nor the model says what a sample is.
+pub fn spec(scenario: &Scenario, checker: &Checker) -> Result<ModelSpec, Problem> {
+    let model = &scenario.model;
+    let preset = model.preset.as_deref().and_then(preset::model);
+    let (input, classes) = match (&preset, scenario.data.source) {
+        (_, Source::Digits) => (Some(DIGITS.0.to_vec()), Some(DIGITS.1)),
+        (Some(preset), _) => (Some(preset.input.clone()), Some(preset.classes)),
+        (None, _) => (model.input.clone(), model.classes),
+    };
+    let (mut shape, mut number) = (None, None);
+    if scenario.data.source == Source::Synthetic {
+        (shape, number) = (scenario.data.shape.clone(), scenario.data.classes);
+    }
+    let input = shape.or(input).ok_or_else(|| {
+        checker.problem(
+            "data",
+            "nothing says what a synthetic sample is",
+            "write shape = [channels, height, width]",
+        )
+    })?;
+    let classes = number.or(classes).ok_or_else(|| {
+        checker.problem(
+            "data",
+            "nothing says how many classes synthetic samples have",
+            "write classes = 10",
+        )
+    })?;
+    Ok(match preset {
+        Some(preset) => ModelSpec {
+            input,
+            classes,
+            ..preset
+        },
+        None => {
+            let layers = model.layers.clone().unwrap_or_default();
+            ModelSpec {
+                name: IN_PLACE.to_owned(),
+                input,
+                classes,
+                layers,
+            }
+        }
+    })
+}
+
+/// What the model's `norm` layers become, and their groups: none where there are no such layers.
+pub fn norm(scenario: &Scenario, spec: &ModelSpec) -> (Norm, Option<usize>) {
+    let norm = match any(&spec.layers, &|layer| *layer == LayerSpec::Norm) {
+        true => scenario.model.norm,
+        false => Norm::None,
+    };
+    (
+        norm,
+        scenario.model.norm_groups.filter(|_| norm == Norm::Group),
+    )
+}
+
+/// Whether a collective runs inside a layer.
+pub fn synchronizes(spec: &ModelSpec, norm: Norm) -> bool {
+    norm == Norm::SyncBatch
+        || any(&spec.layers, &|layer| {
+            matches!(layer, LayerSpec::SyncBatchNorm(_))
+        })
+}
+
+fn any(layers: &[LayerSpec], is: &impl Fn(&LayerSpec) -> bool) -> bool {
+    layers.iter().any(|layer| {
+        is(layer)
+            || match layer {
+                LayerSpec::Residual(residual) => {
+                    any(&residual.body, is) || any(&residual.shortcut, is)
+                }
+                LayerSpec::Repeat(repeat) => any(&repeat.layers, is),
+                _ => false,
+            }
+    })
+}
+
+/// Scalar parameters of the model.
+///
+/// # Errors
+/// Shapes that do not chain, groups that do not divide, batch statistics of a single element.
+pub fn parameters(
+    spec: &ModelSpec,
+    norm: (Norm, Option<usize>),
+    smallest_chunk: usize,
+    checker: &Checker,
+) -> Result<u64, Problem> {
+    let (norm, groups) = norm;
+    let options = NormOptions {
+        group: GroupNormSpec {
+            groups,
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let model = resolve(spec, &spec.input, spec.classes, norm, &options)
+        .map_err(|error| located(&error, spec, groups, checker))?;
+    model
+        .check_chunk(smallest_chunk)
+        .map_err(|error| located(&error, spec, groups, checker))?;
+    Ok(model.facts().parameters as u64)
+}
+
+/// The engine's message at the value that it is about. It starts with the layer's path in the model file.
+fn located(
+    error: &ModelError,
+    spec: &ModelSpec,
+    groups: Option<usize>,
+    checker: &Checker,
+) -> Problem {
+    let message = error.to_string();
+    let (what, help) = match message.rsplit_once(": ") {
+        Some((what, help)) => (what.to_owned(), help.to_owned()),
+        None => (message, "see the model's layers".to_owned()),
+    };
+    let message = match spec.name.as_str() {
+        IN_PLACE => what,
+        preset => format!("model `{preset}`: {what}"),
+    };
+    let key = |key: &str| Segment::Key(key.to_owned());
+    let path = match error {
+        ModelError::OneElement { .. } => vec![key("data"), key("batch_size")],
+        ModelError::Groups { .. } if groups.is_some() => vec![key("model"), key("norm_groups")],
+        ModelError::Output { .. } if spec.name == IN_PLACE => vec![key("model"), key("layers")],
+        _ if spec.name == IN_PLACE => layer_path(&error.to_string()),
+        _ => vec![key("model"), key("preset")],
+    };
+    checker.problem_at(&path, message, help)
+}
+
+/// `model`, `layers`, 3, `residual`, `body`, 1 for `layers[3].residual.body[1] (conv2d): ...`.
+fn layer_path(message: &str) -> Vec<Segment> {
+    let mut path = vec![Segment::Key("model".to_owned())];
+    let end = message.find([' ', ':']).unwrap_or(message.len());
+    for part in message[..end].split('.') {
+        let (name, index) = match part.split_once('[') {
+            Some((name, index)) => (name, index.trim_end_matches(']').parse().ok()),
+            None => (part, None),
+        };
+        path.push(Segment::Key(name.to_owned()));
+        path.extend(index.map(Segment::Index));
+    }
+    path
+}

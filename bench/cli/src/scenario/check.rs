@@ -1,0 +1,297 @@
+//! What a well-formed scenario must mean: ranges, and keys that contradict each other.
+//!
+//! Contract: `check` sees one effective configuration (a sweep's values and overrides are in the tree) and
+//! points at the value that is wrong, wherever it came from. It does no I/O. Shapes are the engine's to check.
+use crate::plan::config::MAX_DEVICES;
+use crate::scenario::file::{Measure, Optimizer, Scaling, Scenario, Source, Strategy, TimeSpan};
+use crate::scenario::preset::MODELS;
+use crate::scenario::problem::{Problem, ProblemKind};
+use crate::scenario::tree::{Node, Segment};
+
+/// Shortest window of a figure that may be cited, on CPUs.
+pub const MIN_TIME: TimeSpan = TimeSpan::seconds(5);
+/// Shortest warm-up of a figure that may be cited, on CPUs.
+pub const WARMUP_TIME: TimeSpan = TimeSpan::seconds(2);
+/// Training images of the digits: a step draws from these.
+pub const DIGITS: usize = 1437;
+/// The engine counts samples of a step in 32 bits.
+const MAX_BATCH: usize = i32::MAX as usize;
+
+type Outcome = Result<(), Problem>;
+
+/// Where to point, while values are checked.
+pub struct Checker<'a>(pub &'a Node);
+
+impl Checker<'_> {
+    /// A problem with the value of a dotted key; where the key is left out, with the table that lacks it.
+    pub fn problem(
+        &self,
+        key: &str,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Problem {
+        let path: Vec<Segment> = key
+            .split('.')
+            .map(|part| Segment::Key(part.to_owned()))
+            .collect();
+        self.problem_at(&path, message, help)
+    }
+
+    /// As [`Checker::problem`], for a path with indices.
+    pub fn problem_at(
+        &self,
+        path: &[Segment],
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Problem {
+        let kind = ProblemKind::Meaningless {
+            message: message.into(),
+            help: help.into(),
+        };
+        Problem::new(kind).at(self.0.nearest(path).place)
+    }
+
+    fn at_least_one(&self, key: &str, value: usize) -> Outcome {
+        match value {
+            0 => Err(self.problem(key, format!("`{key}` is 0"), "write at least 1")),
+            _ => Ok(()),
+        }
+    }
+
+    fn not_negative(&self, key: &str, value: f64) -> Outcome {
+        if value.is_finite() && value >= 0.0 {
+            return Ok(());
+        }
+        Err(self.problem(
+            key,
+            format!("`{key}` is {value}"),
+            "write a finite number, zero or more",
+        ))
+    }
+
+    fn shape(&self, key: &str, shape: &[usize]) -> Outcome {
+        if matches!(shape.len(), 1 | 3) && !shape.contains(&0) {
+            return Ok(());
+        }
+        let message = format!("`{key}` is {shape:?}");
+        Err(self.problem(
+            key,
+            message,
+            "write [features] or [channels, height, width], each at least 1",
+        ))
+    }
+}
+
+/// Checks one effective configuration; `tree` is what it was read from.
+///
+/// # Errors
+/// The first problem.
+pub fn check(scenario: &Scenario, tree: &Node) -> Outcome {
+    let checker = Checker(tree);
+    head(&checker, scenario)?;
+    model(&checker, scenario)?;
+    data(&checker, scenario)?;
+    train(&checker, scenario)?;
+    parallel(&checker, scenario)?;
+    measure(&checker, &scenario.measure)
+}
+
+fn head(checker: &Checker, scenario: &Scenario) -> Outcome {
+    let name = &scenario.name;
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty()
+        || name.len() > 100
+        || !name.chars().all(fits)
+        || name.starts_with(['.', '-'])
+    {
+        let help = "it names folders: write up to 100 letters, digits, `-`, `_` and `.`, starting with a letter or digit";
+        return Err(checker.problem(
+            "name",
+            format!("the name {name:?} cannot name a folder"),
+            help,
+        ));
+    }
+    Ok(())
+}
+
+fn model(checker: &Checker, scenario: &Scenario) -> Outcome {
+    let model = &scenario.model;
+    match (&model.preset, &model.layers) {
+        (None, None) => {
+            let help = format!(
+                "write preset = \"...\" ({}) or layers = [...]",
+                preset_names().join(", ")
+            );
+            return Err(checker.problem(
+                "model",
+                "the model has neither a preset nor layers",
+                help,
+            ));
+        }
+        (Some(_), Some(_)) => {
+            let message = "the model has both a preset and layers";
+            return Err(checker.problem("model.layers", message, "leave out one of them"));
+        }
+        (Some(preset), None) if !preset_names().contains(preset) => {
+            let kind = ProblemKind::UnknownName {
+                name: preset.clone(),
+                allowed: preset_names(),
+            };
+            let path = [
+                Segment::Key("model".to_owned()),
+                Segment::Key("preset".to_owned()),
+            ];
+            return Err(Problem {
+                kind,
+                place: Some(checker.0.nearest(&path).place),
+                path: path.to_vec(),
+            });
+        }
+        _ => {}
+    }
+    for (key, given) in [
+        ("model.input", model.input.is_some()),
+        ("model.classes", model.classes.is_some()),
+    ] {
+        if given && model.preset.is_some() {
+            let help = format!(
+                "a preset brings its own; for synthetic samples of another size set {}",
+                if key == "model.input" {
+                    "data.shape"
+                } else {
+                    "data.classes"
+                }
+            );
+            return Err(checker.problem(key, format!("`{key}` goes with layers in place"), help));
+        }
+    }
+    model
+        .input
+        .as_deref()
+        .map_or(Ok(()), |input| checker.shape("model.input", input))?;
+    checker.at_least_one("model.classes", model.classes.unwrap_or(1))?;
+    checker.at_least_one("model.norm_groups", model.norm_groups.unwrap_or(1))
+}
+
+fn preset_names() -> Vec<String> {
+    MODELS.iter().map(|(name, _)| (*name).to_owned()).collect()
+}
+
+fn data(checker: &Checker, scenario: &Scenario) -> Outcome {
+    let data = &scenario.data;
+    checker.at_least_one("data.batch_size", data.batch_size)?;
+    if data.workers != 0 {
+        let message = format!(
+            "`data.workers` is {}; only 0 is supported now",
+            data.workers
+        );
+        return Err(checker.problem(
+            "data.workers",
+            message,
+            "write 0: the training thread loads its batches",
+        ));
+    }
+    data.shape
+        .as_deref()
+        .map_or(Ok(()), |shape| checker.shape("data.shape", shape))?;
+    checker.at_least_one("data.classes", data.classes.unwrap_or(1))
+}
+
+fn train(checker: &Checker, scenario: &Scenario) -> Outcome {
+    let Optimizer::Sgd(sgd) = &scenario.train.optimizer;
+    checker.not_negative("train.optimizer.sgd.learning_rate", sgd.learning_rate)?;
+    checker.not_negative("train.optimizer.sgd.momentum", sgd.momentum)?;
+    checker.not_negative("train.optimizer.sgd.weight_decay", sgd.weight_decay)
+}
+
+fn parallel(checker: &Checker, scenario: &Scenario) -> Outcome {
+    let (devices, batch) = (scenario.parallel.devices, scenario.data.batch_size);
+    checker.at_least_one("parallel.devices", devices)?;
+    if devices > MAX_DEVICES {
+        let message = format!("`parallel.devices` is {devices}");
+        return Err(checker.problem(
+            "parallel.devices",
+            message,
+            format!("write at most {MAX_DEVICES}"),
+        ));
+    }
+    let devices = if scenario.parallel.strategy == Strategy::Single {
+        1
+    } else {
+        devices
+    };
+    let strong = scenario.parallel.scaling == Scaling::Strong;
+    if strong && batch < devices {
+        let message =
+            format!("a global batch of {batch} leaves some of {devices} devices without a sample");
+        let help = format!(
+            "write a batch_size of at least {devices}, fewer devices, or scaling = \"weak\""
+        );
+        return Err(checker.problem("data.batch_size", message, help));
+    }
+    let global = if strong {
+        Some(batch)
+    } else {
+        batch.checked_mul(devices)
+    };
+    let (limit, whose) = match scenario.data.source {
+        Source::Digits => (DIGITS, "training images of digits"),
+        Source::Synthetic => (MAX_BATCH, "that the engine can count"),
+    };
+    if global.is_none_or(|global| global > limit) {
+        let message = format!(
+            "a step of {batch} samples on {devices} devices takes more than the {limit} {whose}"
+        );
+        return Err(checker.problem(
+            "data.batch_size",
+            message,
+            "write a smaller batch_size, or fewer devices",
+        ));
+    }
+    Ok(())
+}
+
+fn measure(checker: &Checker, measure: &Measure) -> Outcome {
+    checker.at_least_one("measure.steps", measure.steps)?;
+    checker.at_least_one("measure.repeats", measure.repeats)?;
+    let times = [
+        ("measure.min_time", measure.min_time, MIN_TIME, "a window"),
+        (
+            "measure.warmup_time",
+            measure.warmup_time,
+            WARMUP_TIME,
+            "a warm-up",
+        ),
+    ];
+    for (key, time, least, what) in times {
+        if time < least && !measure.smoke {
+            let message = format!(
+                "`{key}` is {}; {what} worth citing takes at least {}",
+                words(time),
+                words(least)
+            );
+            let help = "write more, or `measure.smoke = true`, which labels every figure as too short to cite";
+            return Err(checker.problem(key, message, help));
+        }
+    }
+    let windows = if measure.unsynchronized { 2 } else { 1 };
+    let shortest = measure
+        .min_time
+        .0
+        .checked_mul(windows)
+        .and_then(|time| time.checked_add(measure.warmup_time.0));
+    if shortest.is_none_or(|shortest| shortest >= measure.timeout.0) {
+        let message = format!(
+            "a timeout of {} ends before warm-up and windows can",
+            words(measure.timeout)
+        );
+        let help = "write a longer timeout, or shorter times; the window and its arm without synchronization take min_time each";
+        return Err(checker.problem("measure.timeout", message, help));
+    }
+    Ok(())
+}
+
+fn words(time: TimeSpan) -> String {
+    jiff::SignedDuration::try_from(time.0)
+        .map_or_else(|_| format!("{:?}", time.0), |signed| format!("{signed:#}"))
+}

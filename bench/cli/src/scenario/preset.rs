@@ -1,0 +1,105 @@
+//! What is shipped in the binary: model presets and scenarios, so that a copied binary needs no files.
+//!
+//! Contract: a scenario is named, or given as a path; a name of a shipped one wins over a file of that name
+//! (`./name` reaches the file). Models are named only. The texts are those of the folder `scenarios`.
+use std::io::ErrorKind;
+use std::path::Path;
+
+use syncmark_engine::model::spec::ModelSpec;
+
+use crate::error::{CliError, Result};
+use crate::scenario::problem::closest;
+use crate::scenario::read::read;
+use crate::scenario::tree::Node;
+
+/// Names and texts of the model presets.
+pub const MODELS: [(&str, &str); 3] = [
+    ("mlp", include_str!("../../../../scenarios/models/mlp.toml")),
+    (
+        "convnet",
+        include_str!("../../../../scenarios/models/convnet.toml"),
+    ),
+    (
+        "resnet20",
+        include_str!("../../../../scenarios/models/resnet20.toml"),
+    ),
+];
+
+/// Names and texts of the shipped scenarios.
+pub const SCENARIOS: [(&str, &str); 3] = [
+    (
+        "quickstart",
+        include_str!("../../../../scenarios/quickstart.toml"),
+    ),
+    (
+        "dp-vs-ddp",
+        include_str!("../../../../scenarios/dp-vs-ddp.toml"),
+    ),
+    (
+        "dp-vs-ddp-smoke",
+        include_str!("../../../../scenarios/dp-vs-ddp-smoke.toml"),
+    ),
+];
+
+/// The model of a preset; none for an unknown name.
+pub fn model(name: &str) -> Option<ModelSpec> {
+    let (_, text) = MODELS.iter().find(|(preset, _)| *preset == name)?;
+    // A test reads every preset, so a shipped one is never silently unknown.
+    Node::parse(text, 0).and_then(|tree| read(&tree)).ok()
+}
+
+/// Name (for messages) and text of a scenario that was named or given as a path.
+///
+/// # Errors
+/// When it is neither a shipped scenario nor a readable UTF-8 file.
+pub fn scenario(argument: &str) -> Result<(String, String)> {
+    if let Some((name, text)) = SCENARIOS.iter().find(|(name, _)| *name == argument) {
+        return Ok((format!("{name}.toml (shipped)"), (*text).to_owned()));
+    }
+    match std::fs::read_to_string(Path::new(argument)) {
+        Ok(text) => Ok((argument.to_owned(), text)),
+        Err(error) => Err(unreadable(argument, &error)),
+    }
+}
+
+fn unreadable(argument: &str, error: &std::io::Error) -> CliError {
+    let names: Vec<String> = SCENARIOS
+        .iter()
+        .map(|(name, _)| (*name).to_owned())
+        .collect();
+    match error.kind() {
+        ErrorKind::NotFound => {
+            let guess = closest(argument, &names).map(|name| format!("did you mean `{name}`? "));
+            CliError::usage(format!(
+                "there is no scenario `{argument}`: no such file, and none of that name is shipped"
+            ))
+            .help(format!(
+                "{}shipped scenarios: {}",
+                guess.unwrap_or_default(),
+                names.join(", ")
+            ))
+        }
+        ErrorKind::InvalidData => {
+            CliError::usage(format!("the scenario `{argument}` is no UTF-8 text"))
+        }
+        ErrorKind::IsADirectory => {
+            CliError::usage(format!("the scenario `{argument}` is a folder"))
+                .help("give a TOML file; to render a run folder again, use `syncmark report`")
+        }
+        _ => CliError::usage(format!("the scenario `{argument}` cannot be read: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_reads_and_bears_its_name() {
+        for (name, text) in MODELS {
+            let tree = Node::parse(text, 0).unwrap();
+            let spec: ModelSpec = read(&tree).unwrap_or_else(|problem| panic!("{name}: {problem}"));
+            assert_eq!(spec.name, name);
+        }
+    }
+}

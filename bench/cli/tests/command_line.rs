@@ -1,0 +1,159 @@
+//! The binary from outside: its exit statuses, help and output.
+use std::process::Output;
+
+use assert_cmd::Command;
+
+fn syncmark(arguments: &[&str]) -> Output {
+    let mut command = Command::cargo_bin("syncmark").expect("the binary is built");
+    command
+        .env("COLUMNS", "100")
+        .args(arguments)
+        .output()
+        .expect("the binary starts")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("output is UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("output is UTF-8")
+}
+
+#[test]
+fn a_plan_goes_to_stdout_and_nothing_to_stderr() {
+    let output = syncmark(&["plan", "quickstart"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(stdout(&output).contains("ddp-processes ×2"));
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn several_scenarios_are_planned_in_their_order() {
+    let text = stdout(&syncmark(&["plan", "quickstart", "dp-vs-ddp-smoke"]));
+    let positions = [text.find("quickstart: "), text.find("dp-vs-ddp-smoke: ")];
+    assert!(
+        positions[0].is_some() && positions[0] < positions[1],
+        "{positions:?}"
+    );
+}
+
+#[test]
+fn a_scenario_is_read_from_a_path() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let path = folder.path().join("mine.toml");
+    let text = "name = \"mine\"\nquestion = \"?\"\nkind = \"train\"\n[model]\npreset = \"mlp\"\n[data]\nsource = \"digits\"\nbatch_size = 4\n";
+    std::fs::write(&path, text).expect("the scenario is written");
+    let output = syncmark(&["plan", path.to_str().expect("the path is UTF-8")]);
+    assert_eq!(
+        (output.status.code(), stderr(&output)),
+        (Some(0), String::new())
+    );
+
+    std::fs::write(&path, text.replace("mlp", "mpl")).expect("the scenario is written");
+    let output = syncmark(&["plan", path.to_str().expect("the path is UTF-8")]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("did you mean \"mlp\"?"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(
+        stderr(&output).contains("mine.toml:5:10"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn a_scenario_that_is_not_there_is_bad_usage() {
+    let output = syncmark(&["plan", "quikstart"]);
+    assert_eq!(
+        (output.status.code(), stdout(&output)),
+        (Some(2), String::new())
+    );
+    insta::assert_snapshot!(stderr(&output));
+}
+
+#[test]
+fn a_folder_is_no_scenario() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let output = syncmark(&["plan", folder.path().to_str().expect("the path is UTF-8")]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("is a folder"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn bytes_that_are_no_text_are_no_scenario() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let path = folder.path().join("bytes.toml");
+    std::fs::write(&path, [0xff, 0xfe, 0x00]).expect("the file is written");
+    let output = syncmark(&["plan", path.to_str().expect("the path is UTF-8")]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("no UTF-8 text"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn unknown_verbs_and_options_are_bad_usage() {
+    for arguments in [
+        &["plam", "quickstart"][..],
+        &["plan"],
+        &["plan", "quickstart", "--nothing"],
+        &[],
+    ] {
+        assert_eq!(syncmark(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn an_override_that_is_wrong_is_shown_where_it_was_written() {
+    let output = syncmark(&["plan", "quickstart", "--set", "measure.repeats=0"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("--set:1:17"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn the_schema_is_json_and_knows_the_keys() {
+    let output = syncmark(&["schema"]);
+    assert_eq!(output.status.code(), Some(0));
+    let schema: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("the schema is JSON");
+    for key in [
+        "name", "question", "kind", "model", "data", "train", "parallel", "measure", "sweep",
+        "variant",
+    ] {
+        assert!(schema["properties"][key].is_object(), "{key}");
+    }
+}
+
+#[test]
+fn completions_and_the_manual_name_the_verbs() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = syncmark(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(stdout(&output).contains("completions"), "{shell}");
+    }
+    let page = stdout(&syncmark(&["man"]));
+    assert!(
+        page.starts_with(".ie") && page.contains(".TH") && page.contains("SCENARIO"),
+        "{page}"
+    );
+    assert_eq!(syncmark(&["completions", "tcsh"]).status.code(), Some(2));
+}
+
+#[test]
+fn the_help_of_plan() {
+    insta::assert_snapshot!(stdout(&syncmark(&["plan", "--help"])));
+}

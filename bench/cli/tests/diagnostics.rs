@@ -1,0 +1,158 @@
+//! One test for each way in which a scenario or an argument can be wrong: what, where, and what to write instead.
+use syncmark::error::Status;
+use syncmark::plan::build::{Request, build};
+
+const GOOD: &str = r#"name = "test"
+question = "Does it run?"
+kind = "train"
+[model]
+preset = "convnet"
+[data]
+source = "digits"
+batch_size = 8
+[parallel]
+strategy = "ddp"
+devices = 2
+[measure]
+smoke = true
+min_time = "1s"
+"#;
+
+/// The message for a scenario that is good but for one replacement.
+fn replaced(old: &str, new: &str) -> String {
+    assert!(GOOD.contains(old), "the replacement changes nothing");
+    message(&GOOD.replace(old, new), &[], &[])
+}
+
+/// The message for a good scenario with more below it.
+fn appended(more: &str) -> String {
+    message(&format!("{GOOD}{more}"), &[], &[])
+}
+
+fn set(argument: &str) -> String {
+    message(GOOD, &[argument], &[])
+}
+
+fn message(text: &str, overrides: &[&str], filters: &[&str]) -> String {
+    let request = Request {
+        name: "test.toml".to_owned(),
+        text: text.to_owned(),
+        overrides: overrides
+            .iter()
+            .map(|text| ("--set".to_owned(), (*text).to_owned()))
+            .collect(),
+        filters: filters.iter().map(|text| (*text).to_owned()).collect(),
+    };
+    let error = build(&request).expect_err("the scenario is wrong");
+    assert_eq!(error.status(), Status::Usage);
+    error.render(false)
+}
+
+#[test]
+fn the_scenario_that_the_others_break_is_good() {
+    let request = Request {
+        name: "test.toml".to_owned(),
+        text: GOOD.to_owned(),
+        ..Request::default()
+    };
+    assert_eq!(build(&request).expect("it is good").trials.len(), 1);
+}
+
+/// A snapshot of the message of each case, under the case's name.
+macro_rules! cases {
+    ($($name:ident: $message:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            insta::assert_snapshot!(stringify!($name), $message);
+        }
+    )*};
+}
+
+cases! {
+    no_toml: replaced("devices = 2", "devices = = 2");
+    duplicate_key: replaced("devices = 2", "devices = 2\ndevices = 3");
+    whole_number_too_large: replaced("devices = 2", "devices = 99999999999999999999");
+    misspelt_key: replaced("strategy", "stratgy");
+    misspelt_section: replaced("[parallel]", "[paralel]");
+    unknown_key_without_a_likeness: replaced("devices = 2", "devices = 2\nzzz = 1");
+    missing_key: replaced("batch_size = 8\n", "");
+    missing_section: replaced("[data]\nsource = \"digits\"\nbatch_size = 8\n", "");
+    wrong_type: replaced("devices = 2", "devices = \"two\"");
+    negative_number: replaced("devices = 2", "devices = -1");
+    fraction: replaced("batch_size = 8", "batch_size = 8.5");
+    table_in_place_of_a_value: replaced("devices = 2", "devices = { n = 2 }");
+    unknown_kind: replaced("\"train\"", "\"trian\"");
+    unknown_strategy: replaced("\"ddp\"", "\"dpp\"");
+    unknown_norm: replaced("preset = \"convnet\"", "preset = \"convnet\"\nnorm = \"bach\"");
+    unknown_preset: replaced("\"convnet\"", "\"convnets\"");
+    no_model: replaced("preset = \"convnet\"", "norm = \"batch\"");
+    preset_and_layers: replaced("preset = \"convnet\"", "preset = \"convnet\"\nlayers = [\"relu\"]");
+    input_of_a_preset: replaced("preset = \"convnet\"", "preset = \"convnet\"\ninput = [1, 8, 8]");
+    unknown_layer: replaced("preset = \"convnet\"", "layers = [\"flatten\", { liner = { features = 10 } }]");
+    unknown_key_of_a_layer: replaced("preset = \"convnet\"", "layers = [\"flatten\", { linear = { feature = 10 } }]");
+    layer_without_its_settings: replaced("preset = \"convnet\"", "layers = [\"conv2d\"]");
+    layer_with_settings_it_does_not_take: replaced("preset = \"convnet\"", "layers = [{ relu = {} }]");
+    shapes_that_do_not_chain: replaced(
+        "preset = \"convnet\"",
+        "layers = [\n  \"flatten\",\n  { linear = { features = 32 } },\n  { conv2d = { channels = 8, kernel = 3 } },\n]"
+    );
+    shapes_that_do_not_chain_within_a_residual: replaced(
+        "preset = \"convnet\"",
+        "layers = [\n  { residual = { body = [\n    { conv2d = { channels = 8, kernel = 3, padding = 1 } },\n    { conv2d = { channels = 8, kernel = 30 } },\n  ] } },\n]"
+    );
+    output_that_is_not_the_classes: replaced("preset = \"convnet\"", "layers = [\"flatten\", { linear = { features = 7 } }]");
+    groups_that_do_not_divide: replaced("preset = \"convnet\"", "preset = \"convnet\"\nnorm = \"group\"\nnorm_groups = 3");
+    no_groups: replaced("preset = \"convnet\"", "preset = \"convnet\"\nnorm = \"group\"\nnorm_groups = 0");
+    one_element_per_statistic: replaced(
+        "preset = \"convnet\"\n[data]\nsource = \"digits\"\nbatch_size = 8",
+        "preset = \"mlp\"\n[data]\nsource = \"digits\"\nbatch_size = 1"
+    );
+    synthetic_samples_of_no_shape: replaced(
+        "preset = \"convnet\"\n[data]\nsource = \"digits\"",
+        "layers = [\"flatten\", { linear = { features = \"classes\" } }]\n[data]\nsource = \"synthetic\""
+    );
+    shape_with_a_zero: replaced("source = \"digits\"", "source = \"synthetic\"\nshape = [1, 0, 8]");
+    no_devices: replaced("devices = 2", "devices = 0");
+    too_many_devices: replaced("devices = 2", "devices = 100000");
+    no_batch: replaced("batch_size = 8", "batch_size = 0");
+    batch_smaller_than_devices: replaced("devices = 2", "devices = 9\nscaling = \"strong\"");
+    batch_larger_than_the_data: replaced("batch_size = 8", "batch_size = 1000");
+    workers: replaced("batch_size = 8", "batch_size = 8\nworkers = 2");
+    no_repeats: replaced("smoke = true", "smoke = true\nrepeats = 0");
+    no_steps: replaced("smoke = true", "smoke = true\nsteps = 0");
+    negative_learning_rate: appended("[train]\noptimizer = { sgd = { learning_rate = -0.1 } }\n");
+    learning_rate_that_is_no_number: appended("[train]\noptimizer = { sgd = { learning_rate = nan } }\n");
+    unknown_optimizer: appended("[train]\noptimizer = { adam = { learning_rate = 0.1 } }\n");
+    bad_duration: replaced("\"1s\"", "\"1 parsec\"");
+    negative_duration: replaced("\"1s\"", "\"-1s\"");
+    duration_without_a_unit: replaced("\"1s\"", "1");
+    window_too_short_to_cite: replaced("smoke = true\n", "");
+    timeout_shorter_than_the_window: replaced("smoke = true", "smoke = true\ntimeout = \"2s\"");
+    name_that_names_no_folder: replaced("\"test\"", "\"a/b\"");
+    empty_sweep: appended("[sweep]\n");
+    empty_list_in_a_sweep: appended("[sweep]\n\"parallel.devices\" = []\n");
+    no_list_in_a_sweep: appended("[sweep]\n\"parallel.devices\" = 2\n");
+    misspelt_key_in_a_sweep: appended("[sweep]\n\"parallel.device\" = [1, 2]\n");
+    bad_value_in_a_sweep: appended("[sweep]\n\"parallel.devices\" = [1, 2, 0]\n");
+    unknown_name_in_a_sweep: appended("[sweep]\n\"parallel.strategy\" = [\"dp\", \"dddp\"]\n");
+    key_of_the_whole_run_in_a_sweep: appended("[sweep]\n\"measure.repeats\" = [1, 2]\n");
+    sweep_too_large: appended(&format!(
+        "[sweep]\n\"data.seed\" = {0:?}\n\"train.seed\" = {0:?}\n", (0..101).collect::<Vec<_>>()
+    ));
+    misspelt_key_in_a_variant: appended("[[variant]]\nname = \"a\"\nset = { \"parallel.lunch\" = \"threads\" }\n");
+    bad_value_in_a_variant: appended("[[variant]]\nname = \"a\"\nset = { \"parallel.launch\" = \"thread\" }\n");
+    two_variants_of_one_name: appended("[[variant]]\nname = \"a\"\nset = {}\n[[variant]]\nname = \"a\"\nset = {}\n");
+    everything_left_out: replaced("\"ddp\"", "\"single\"");
+    answer_about_an_unknown_key: appended("[answer]\nfactor = \"parallel.strateg\"\nbaseline = \"dp\"\nmetric = \"step_ms\"\n");
+    answer_without_its_baseline: appended("[answer]\nfactor = \"parallel.strategy\"\nbaseline = \"dp\"\nmetric = \"step_ms\"\n");
+    answer_about_an_unknown_metric: appended("[answer]\nfactor = \"parallel.strategy\"\nbaseline = \"ddp\"\nmetric = \"speed\"\n");
+    set_without_a_value: set("parallel.devices");
+    set_of_an_unknown_key: set("parallel.device=2");
+    set_to_a_bad_value: set("parallel.devices=0");
+    set_to_an_unknown_name: set("parallel.strategy=ddq");
+    set_to_no_toml: set("sweep.\"parallel.devices\"=[1, 2");
+    filter_without_a_value: message(GOOD, &[], &["parallel.devices"]);
+    filter_by_an_unknown_key: message(GOOD, &[], &["parallel.device=2"]);
+    filter_that_leaves_nothing: message(GOOD, &[], &["parallel.devices=3"]);
+    filter_by_a_key_that_no_trial_uses: message(GOOD, &[], &["parallel.dp_loss=gathered"]);
+}

@@ -1,0 +1,292 @@
+//! Plans: their trials, what is merged and left out, their ids, and their order.
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+use syncmark::args::ScenarioArgs;
+use syncmark::cmd::plan::describe;
+use syncmark::plan::build::{Request, build};
+use syncmark::plan::config::{StrategyConfig, TrialConfig};
+use syncmark::plan::{Plan, plans};
+use syncmark::scenario::file::Launch;
+
+fn shipped(name: &str, overrides: &[&str], filters: &[&str]) -> Plan {
+    let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+    let scenarios = vec![name.to_owned()];
+    let args = ScenarioArgs {
+        scenarios,
+        backend: None,
+        filters: owned(filters),
+        overrides: owned(overrides),
+    };
+    plans(&args).expect("a shipped scenario is good").remove(0)
+}
+
+fn plan(text: &str) -> Plan {
+    build(&Request {
+        name: "test.toml".to_owned(),
+        text: text.to_owned(),
+        ..Request::default()
+    })
+    .unwrap_or_else(|error| panic!("{}", error.render(false)))
+}
+
+#[test]
+fn quickstart() {
+    insta::assert_snapshot!(describe(&shipped("quickstart", &[], &[])));
+}
+
+#[test]
+fn dp_vs_ddp() {
+    insta::assert_snapshot!(describe(&shipped("dp-vs-ddp", &[], &[])));
+}
+
+#[test]
+fn dp_vs_ddp_smoke() {
+    insta::assert_snapshot!(describe(&shipped("dp-vs-ddp-smoke", &[], &[])));
+}
+
+const DIGITS: &str = "name = \"t\"\nquestion = \"?\"\nkind = \"train\"\n[model]\npreset = \"convnet\"\n[data]\nsource = \"digits\"\nbatch_size = 8\n";
+
+#[test]
+fn keys_that_a_strategy_does_not_use_are_dropped_and_equal_trials_merged() {
+    let plan = plan(&format!(
+        "{DIGITS}[sweep]\n\"parallel.strategy\" = [\"single\", \"dp\", \"ddp\"]\n\"parallel.launch\" = [\"threads\", \"processes\"]\n\"parallel.dp_loss\" = [\"gathered\", \"replica\"]\n"
+    ));
+    let strategies: Vec<StrategyConfig> = plan
+        .trials
+        .iter()
+        .map(|trial| trial.config.strategy)
+        .collect();
+    assert_eq!(
+        strategies.len(),
+        5,
+        "one single, dp with two losses, ddp with two launches"
+    );
+    assert_eq!(plan.merged.len(), 12 - 5);
+    assert!(strategies.contains(&StrategyConfig::Ddp {
+        launch: Launch::Threads
+    }));
+    insta::assert_snapshot!(describe(&plan));
+}
+
+#[test]
+fn what_means_nothing_is_left_out_and_named() {
+    let plan = plan(&format!(
+        "{DIGITS}[parallel]\nscaling = \"strong\"\n[sweep]\n\"model.norm\" = [\"batch\", \"sync-batch\"]\n\"parallel.strategy\" = [\"single\", \"independent\", \"dp\", \"ddp\"]\n\"parallel.devices\" = [1, 3]\n"
+    ));
+    insta::assert_snapshot!(describe(&plan));
+}
+
+#[test]
+fn dp_scatters_uneven_chunks_as_torch_does() {
+    let chunks = |batch: usize, devices: usize| {
+        let text = format!(
+            "{DIGITS}[parallel]\nstrategy = \"dp\"\nscaling = \"strong\"\n[sweep]\n\"data.batch_size\" = [{batch}]\n\"parallel.devices\" = [{devices}]\n"
+        );
+        let trial = plan(&text).trials.remove(0);
+        (trial.config.batch.chunks, trial.notes)
+    };
+    assert_eq!(chunks(10, 4).0, [3, 3, 3, 1]);
+    let (nine, notes) = chunks(9, 4);
+    assert_eq!(nine, [3, 3, 3]);
+    assert_eq!(notes, ["1 of 4 devices get no samples"]);
+    assert_eq!(chunks(8, 4), (vec![2; 4], Vec::new()));
+}
+
+#[test]
+fn weak_scaling_gives_each_device_the_whole_batch() {
+    let plan = shipped("quickstart", &[], &["parallel.devices=2"]);
+    for trial in plan.trials {
+        assert_eq!(
+            (trial.config.batch.global, trial.config.batch.chunks),
+            (64, vec![32, 32])
+        );
+    }
+}
+
+#[test]
+fn norms_that_the_model_does_not_have_make_no_trials() {
+    let text = DIGITS.replace(
+        "preset = \"convnet\"",
+        "layers = [\"flatten\", { linear = { features = \"classes\" } }]",
+    );
+    let plan = plan(&format!(
+        "{text}[sweep]\n\"model.norm\" = [\"batch\", \"group\", \"none\"]\n"
+    ));
+    assert_eq!((plan.trials.len(), plan.merged.len()), (1, 2));
+    assert_eq!(plan.trials[0].parameters, 64 * 10 + 10);
+}
+
+#[test]
+fn set_wins_over_sweep_and_variants() {
+    let plan = shipped(
+        "quickstart",
+        &["parallel.devices=2", "parallel.strategy=dp"],
+        &[],
+    );
+    assert_eq!(plan.trials.len(), 1);
+    assert_eq!(plan.trials[0].config.devices, 2);
+    assert_eq!(plan.trials[0].config.strategy.name(), "dp");
+}
+
+#[test]
+fn set_can_replace_a_sweep() {
+    let plan = shipped(
+        "dp-vs-ddp",
+        &["sweep.\"parallel.devices\"=[2, 4]"],
+        &["model.preset=mlp"],
+    );
+    let devices: HashSet<usize> = plan
+        .trials
+        .iter()
+        .map(|trial| trial.config.devices)
+        .collect();
+    assert_eq!(devices, HashSet::from([2, 4]));
+}
+
+#[test]
+fn filters_of_one_key_widen_and_of_several_narrow() {
+    let filters = [
+        "parallel.strategy=dp",
+        "parallel.strategy=single",
+        "parallel.devices=1",
+    ];
+    let plan = shipped("quickstart", &[], &filters);
+    let labels: Vec<&str> = plan
+        .trials
+        .iter()
+        .map(|trial| trial.label.as_str())
+        .collect();
+    assert_eq!(labels, ["single", "dp ×1"]);
+}
+
+#[test]
+fn the_scenario_as_run_gives_the_same_plan() {
+    let plan = shipped(
+        "dp-vs-ddp",
+        &[
+            "parallel.devices=2",
+            "measure.repeats=7",
+            "measure.min_time=6s",
+        ],
+        &[],
+    );
+    let again = build(&Request {
+        name: "again.toml".to_owned(),
+        text: plan.toml.clone(),
+        ..Request::default()
+    })
+    .unwrap_or_else(|error| panic!("{}", error.render(false)));
+    assert_eq!(again.trials, plan.trials);
+    assert_eq!(again.scenario, plan.scenario);
+    assert!(
+        plan.toml
+            .starts_with("# dp-vs-ddp.toml (shipped), as run with --set parallel.devices=2")
+    );
+}
+
+#[test]
+fn a_scenario_without_overrides_is_kept_as_written() {
+    assert_eq!(plan(DIGITS).toml, DIGITS);
+}
+
+#[test]
+fn a_configuration_survives_its_journey_to_the_child() {
+    for trial in shipped("dp-vs-ddp", &[], &[]).trials {
+        let json = serde_json::to_string(&trial.config).expect("it is JSON");
+        assert_eq!(
+            serde_json::from_str::<TrialConfig>(&json).expect("it reads back"),
+            trial.config
+        );
+    }
+}
+
+#[test]
+fn there_is_nothing_to_switch_off_without_synchronization() {
+    for trial in shipped("quickstart", &[], &[]).trials {
+        let synchronizes = matches!(
+            trial.config.strategy,
+            StrategyConfig::Dp { .. } | StrategyConfig::Ddp { .. }
+        );
+        assert_eq!(
+            trial.config.measure.unsynchronized,
+            synchronizes && trial.config.devices == 2,
+            "{}",
+            trial.label
+        );
+    }
+}
+
+#[test]
+fn cuda_is_planned_and_cannot_run() {
+    let plan = shipped("quickstart", &["parallel.backend=cuda"], &[]);
+    let error = plan
+        .require_backend()
+        .expect_err("this build has no CUDA backend");
+    assert_eq!(error.status() as u8, 4);
+    assert!(shipped("quickstart", &[], &[]).require_backend().is_ok());
+}
+
+#[test]
+fn the_id_of_a_known_trial_does_not_change() {
+    // Runs of different days are compared by id: a change here breaks every such comparison and belongs in the changelog.
+    insta::assert_snapshot!(plan(DIGITS).trials[0].id);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn ids_are_unique_and_complete(
+        strategies in proptest::sample::subsequence(vec!["single", "independent", "dp", "ddp"], 1..=4),
+        norms in proptest::sample::subsequence(vec!["none", "batch", "sync-batch", "layer", "group"], 1..=5),
+        devices in proptest::collection::vec(1_usize..5, 1..4),
+        batches in proptest::collection::vec(4_usize..40, 1..3),
+        strong: bool,
+    ) {
+        let combinations = strategies.len() * norms.len() * devices.len() * batches.len();
+        let scaling = if strong { "strong" } else { "weak" };
+        let text = format!(
+            "{DIGITS}[parallel]\nscaling = \"{scaling}\"\n[sweep]\n\"parallel.strategy\" = {strategies:?}\n\"model.norm\" = {norms:?}\n\"parallel.devices\" = {devices:?}\n\"data.batch_size\" = {batches:?}\n"
+        );
+        let request = Request { name: "test.toml".to_owned(), text, ..Request::default() };
+        // Only a plan without any trial is refused: single on several devices alone.
+        let Ok(plan) = build(&request) else {
+            prop_assert!(!strategies.contains(&"ddp") || strong);
+            return Ok(());
+        };
+        let ids: HashSet<&str> = plan.trials.iter().map(|trial| trial.id.as_str()).collect();
+        let labels: HashSet<&str> = plan.trials.iter().map(|trial| trial.label.as_str()).collect();
+        prop_assert_eq!(ids.len(), plan.trials.len());
+        prop_assert_eq!(labels.len(), plan.trials.len());
+        prop_assert_eq!(plan.trials.len() + plan.merged.len() + plan.left_out.len(), combinations);
+        for trial in &plan.trials {
+            let batch = &trial.config.batch;
+            prop_assert_eq!(batch.chunks.iter().sum::<usize>(), batch.global);
+            prop_assert!(batch.chunks.len() <= trial.config.devices && !batch.chunks.contains(&0));
+        }
+        for merged in &plan.merged {
+            prop_assert!(ids.contains(merged.into.as_str()));
+        }
+    }
+
+    #[test]
+    fn the_order_of_keys_does_not_change_an_id(
+        order in Just((0..5_usize).collect::<Vec<_>>()).prop_shuffle(),
+        parallel in Just(vec!["strategy = \"ddp\"", "devices = 2", "launch = \"threads\""]).prop_shuffle(),
+        data in Just(vec!["source = \"digits\"", "batch_size = 8", "seed = 4"]).prop_shuffle(),
+        sgd in Just(vec!["learning_rate = 0.3", "momentum = 0.5", "weight_decay = 0.0"]).prop_shuffle(),
+    ) {
+        let sections = [
+            "[model]\npreset = \"convnet\"\n".to_owned(),
+            format!("[data]\n{}\n", data.join("\n")),
+            format!("[train]\noptimizer = {{ sgd = {{ {} }} }}\n", sgd.join(", ")),
+            format!("[parallel]\n{}\n", parallel.join("\n")),
+            "[measure]\nsteps = 40\n".to_owned(),
+        ];
+        let head = "kind = \"train\"\nquestion = \"?\"\nname = \"t\"\n";
+        let text = |order: &[usize]| order.iter().fold(head.to_owned(), |text, index| text + &sections[*index]);
+        let id = |text: &str| plan(text).trials[0].id.clone();
+        prop_assert_eq!(id(&text(&order)), id(&text(&[0, 1, 2, 3, 4])));
+    }
+}
