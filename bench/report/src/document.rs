@@ -71,7 +71,10 @@ pub enum Block {
 impl Block {
     /// A heading of a section (level 1) or of a part of one (level 2).
     pub fn heading(level: u8, text: impl Into<String>) -> Self {
-        Self::Heading { level, text: text.into() }
+        Self::Heading {
+            level,
+            text: text.into(),
+        }
     }
 
     /// A paragraph.
@@ -81,12 +84,18 @@ impl Block {
 
     /// A note that is no warning.
     pub fn note(text: impl Into<String>) -> Self {
-        Self::Callout { kind: CalloutKind::Note, text: text.into() }
+        Self::Callout {
+            kind: CalloutKind::Note,
+            text: text.into(),
+        }
     }
 
     /// A warning.
     pub fn warning(text: impl Into<String>) -> Self {
-        Self::Callout { kind: CalloutKind::Warning, text: text.into() }
+        Self::Callout {
+            kind: CalloutKind::Warning,
+            text: text.into(),
+        }
     }
 }
 
@@ -128,7 +137,10 @@ impl Table {
     pub fn new(caption: impl Into<String>, columns: &[(&str, Alignment)]) -> Self {
         Self {
             caption: caption.into(),
-            headers: columns.iter().map(|(header, _)| (*header).to_string()).collect(),
+            headers: columns
+                .iter()
+                .map(|(header, _)| (*header).to_string())
+                .collect(),
             alignment: columns.iter().map(|(_, alignment)| *alignment).collect(),
             rows: Vec::new(),
         }
@@ -164,7 +176,10 @@ mod tests {
 
     #[test]
     fn a_table_keeps_every_row_as_wide_as_its_header() {
-        let mut table = Table::new("made up", &[("a", Alignment::Left), ("b", Alignment::Right)]);
+        let mut table = Table::new(
+            "made up",
+            &[("a", Alignment::Left), ("b", Alignment::Right)],
+        );
         table.push(vec!["1".into()]);
         table.push(vec!["1".into(), "2".into(), "3".into()]);
         assert!(table.rows.iter().all(|row| row.len() == 2));

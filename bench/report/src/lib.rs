@@ -2,7 +2,25 @@
 //!
 //! Contract: everything here is computed from the run folder alone, so a report can be rebuilt on a
 //! machine without the hardware. The crate never imports the engine or the runner.
+pub mod analyse;
+pub mod answer;
+pub mod chart;
+pub mod compose;
 pub mod document;
+pub mod error;
+pub mod format;
+pub mod html;
+pub mod markdown;
+pub mod render;
+pub mod run_data;
+pub mod scenario;
+pub mod stats;
+pub mod trace;
+
+pub use analyse::summarise;
+pub use document::Document;
+pub use error::ReportError;
+pub use render::{Rendered, render};
 
 /// DejaVu Sans, the font of every chart; its licence stands in `fonts/LICENSE`.
 pub const SANS_FONT: &[u8] = include_bytes!("../fonts/DejaVuSans.ttf");

@@ -1,0 +1,376 @@
+//! From repeats to the figures of a trial.
+//!
+//! Contract: a figure stands only where the outcome allows one, and every ratio is taken within blocks (equal repeat
+//! numbers). A trial without finished repeats keeps what its row says. Applying [`summarise`] twice changes nothing.
+//! Reference: METHODOLOGY.md, "Figures".
+use std::collections::BTreeMap;
+
+use syncmark_record::{
+    Outcome,
+    rows::{CommRow, DeviceRow, RepeatRow, TrialRow},
+};
+
+use crate::stats::{Estimate, estimate, estimate_ratio, median};
+
+/// The least slowdown of the traced pass that is worth a warning.
+const SLOW_TRACE: f64 = 1.10;
+
+/// Per-block values of one trial.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Blocks {
+    /// Window time per step in milliseconds, by repeat.
+    pub step_ms: BTreeMap<u32, f64>,
+    /// Samples over window time, by repeat.
+    pub samples_per_s: BTreeMap<u32, f64>,
+    /// Step time minus that without synchronization in milliseconds, by repeat.
+    pub exposed_ms: BTreeMap<u32, f64>,
+    /// Traced step time over window step time, by repeat.
+    pub tracing: BTreeMap<u32, f64>,
+}
+
+impl Blocks {
+    /// Collects the blocks of a trial from its finished repeats.
+    pub fn of(trial: &str, repeats: &[RepeatRow]) -> Self {
+        let mut blocks = Self::default();
+        for row in repeats
+            .iter()
+            .filter(|row| row.trial == trial && row.outcome.has_figures())
+        {
+            let Some(step_ms) = per_step_ms(row.window_ns, Some(row.steps)) else {
+                continue;
+            };
+            let window_s = step_ms * row.steps as f64 / 1e3;
+            blocks.step_ms.insert(row.repeat, step_ms);
+            blocks
+                .samples_per_s
+                .insert(row.repeat, row.samples as f64 / window_s);
+            if let Some(alone) = per_step_ms(row.unsynchronized_window_ns, row.unsynchronized_steps)
+            {
+                blocks.exposed_ms.insert(row.repeat, step_ms - alone);
+            }
+            if let Some(traced) = per_step_ms(row.traced_window_ns, row.traced_steps) {
+                blocks.tracing.insert(row.repeat, traced / step_ms);
+            }
+        }
+        blocks
+    }
+}
+
+fn per_step_ms(window_ns: Option<u64>, steps: Option<u64>) -> Option<f64> {
+    match (window_ns, steps) {
+        (Some(ns), Some(steps)) if ns > 0 && steps > 0 => Some(ns as f64 / steps as f64 / 1e6),
+        _ => None,
+    }
+}
+
+/// The values of a metric, without their block numbers.
+pub fn values(blocks: &BTreeMap<u32, f64>) -> Vec<f64> {
+    blocks.values().copied().collect()
+}
+
+/// Pairs of the blocks that both have.
+pub fn paired(above: &BTreeMap<u32, f64>, below: &BTreeMap<u32, f64>) -> Vec<(f64, f64)> {
+    above
+        .iter()
+        .filter_map(|(block, value)| Some((*value, *below.get(block)?)))
+        .collect()
+}
+
+/// Fills the figures of every trial from its repeats, communication and devices. Identity columns, outcome and
+/// reason stay, except that a trial recorded as interrupted, whose finished repeats all passed, is shown with those
+/// repeats and a warning that says so.
+pub fn summarise(
+    trials: &[TrialRow],
+    repeats: &[RepeatRow],
+    comm: &[CommRow],
+    devices: &[DeviceRow],
+) -> Vec<TrialRow> {
+    let blocks: BTreeMap<&str, Blocks> = trials
+        .iter()
+        .map(|trial| (trial.trial.as_str(), Blocks::of(&trial.trial, repeats)))
+        .collect();
+    let settled: Vec<TrialRow> = trials.iter().map(|trial| settle(trial, repeats)).collect();
+    settled
+        .iter()
+        .map(|trial| {
+            let own = &blocks[trial.trial.as_str()];
+            if own.step_ms.is_empty() {
+                return without_repeats(trial);
+            }
+            let mut row = without_figures(trial);
+            if trial.outcome.has_figures() {
+                fill_times(&mut row, own);
+                fill_efficiency(&mut row, own, &settled, &blocks);
+                fill_bytes(&mut row, comm);
+                row.peak_memory_bytes = devices
+                    .iter()
+                    .filter(|d| d.trial == row.trial)
+                    .map(|d| d.peak_memory_bytes)
+                    .max();
+                fill_warnings(&mut row, repeats);
+            }
+            row
+        })
+        .collect()
+}
+
+/// Gives an interrupted trial the outcome of its finished repeats.
+fn settle(trial: &TrialRow, repeats: &[RepeatRow]) -> TrialRow {
+    let mut row = trial.clone();
+    if row.outcome != Outcome::Interrupted {
+        return row;
+    }
+    let own = || repeats.iter().filter(|repeat| repeat.trial == row.trial);
+    let finished = own().filter(|repeat| repeat.outcome.has_figures()).count();
+    let failed = own().find(|repeat| repeat.outcome.is_failure());
+    if let Some(failed) = failed {
+        (row.outcome, row.reason) = (failed.outcome, failed.reason.clone());
+    } else if finished > 0 {
+        let unsteady = own().any(|repeat| repeat.outcome == Outcome::Unsteady);
+        row.outcome = if unsteady {
+            Outcome::Unsteady
+        } else {
+            Outcome::Passed
+        };
+        row.reason = None;
+        let text = format!(
+            "the run was interrupted: figures are of the {} that finished",
+            crate::format::count(finished, "repeat")
+        );
+        row.warnings = Some(with_warning(row.warnings.take(), &text));
+    }
+    row
+}
+
+/// A row without repeats keeps figures that its writer had, if its outcome allows any.
+fn without_repeats(trial: &TrialRow) -> TrialRow {
+    if trial.outcome.has_figures() {
+        trial.clone()
+    } else {
+        without_figures(trial)
+    }
+}
+
+fn without_figures(trial: &TrialRow) -> TrialRow {
+    TrialRow {
+        repeats: 0,
+        spread: None,
+        step_ms: None,
+        step_ms_low: None,
+        step_ms_high: None,
+        samples_per_s: None,
+        samples_per_s_low: None,
+        samples_per_s_high: None,
+        efficiency_single: None,
+        efficiency_single_low: None,
+        efficiency_single_high: None,
+        efficiency_independent: None,
+        efficiency_independent_low: None,
+        efficiency_independent_high: None,
+        exposed_communication_ms: None,
+        exposed_communication_ms_low: None,
+        exposed_communication_ms_high: None,
+        predicted_bytes_per_step: None,
+        counted_bytes_per_step: None,
+        measured_bytes_per_step: None,
+        peak_memory_bytes: None,
+        tracing_slowdown: None,
+        ..trial.clone()
+    }
+}
+
+/// Spreads an estimate over the three columns of a figure.
+fn columns(estimate: Option<Estimate>) -> (Option<f64>, Option<f64>, Option<f64>) {
+    (
+        estimate.map(|e| e.value),
+        estimate.map(|e| e.low),
+        estimate.map(|e| e.high),
+    )
+}
+
+fn fill_times(row: &mut TrialRow, own: &Blocks) {
+    let step = estimate(&values(&own.step_ms));
+    row.repeats = own.step_ms.len() as u32;
+    row.spread = step.map(|e| e.spread.name().into());
+    (row.step_ms, row.step_ms_low, row.step_ms_high) = columns(step);
+    (
+        row.samples_per_s,
+        row.samples_per_s_low,
+        row.samples_per_s_high,
+    ) = columns(estimate(&values(&own.samples_per_s)));
+    (
+        row.exposed_communication_ms,
+        row.exposed_communication_ms_low,
+        row.exposed_communication_ms_high,
+    ) = columns(estimate(&values(&own.exposed_ms)));
+    row.tracing_slowdown = median(&values(&own.tracing));
+}
+
+fn fill_efficiency(
+    row: &mut TrialRow,
+    own: &Blocks,
+    trials: &[TrialRow],
+    blocks: &BTreeMap<&str, Blocks>,
+) {
+    let against = |other: Option<&TrialRow>, times: f64| {
+        let other = &blocks[other?.trial.as_str()].samples_per_s;
+        let pairs: Vec<_> = paired(&own.samples_per_s, other)
+            .into_iter()
+            .map(|(above, below)| (above, below * times))
+            .collect();
+        estimate_ratio(&pairs)
+    };
+    let single = against(reference(row, trials, "single"), f64::from(row.devices));
+    (
+        row.efficiency_single,
+        row.efficiency_single_low,
+        row.efficiency_single_high,
+    ) = columns(single);
+    let independent = against(reference(row, trials, "independent"), 1.0);
+    (
+        row.efficiency_independent,
+        row.efficiency_independent_low,
+        row.efficiency_independent_high,
+    ) = columns(independent);
+}
+
+/// The trial that efficiency is taken against: `single` on one device, or `independent` on as many devices, of the
+/// same model, norm, data and backend, with the same work a device (weak) or the same whole (strong).
+fn reference<'a>(row: &TrialRow, trials: &'a [TrialRow], strategy: &str) -> Option<&'a TrialRow> {
+    let devices = if strategy == "single" { 1 } else { row.devices };
+    let work = |trial: &TrialRow| {
+        if row.scaling == "strong" {
+            trial.global_batch
+        } else {
+            trial.global_batch / u64::from(trial.devices.max(1))
+        }
+    };
+    let same_setting = |other: &&TrialRow| {
+        (
+            &other.kind,
+            &other.model,
+            &other.norm,
+            &other.data,
+            &other.backend,
+        ) == (&row.kind, &row.model, &row.norm, &row.data, &row.backend)
+    };
+    let mut matching = trials.iter().filter(same_setting).filter(|other| {
+        other.strategy == strategy
+            && other.outcome.has_figures()
+            && other.devices == devices
+            && work(other) == work(row)
+    });
+    let first = matching.next()?;
+    // Two candidates differ in something that the columns do not show: none is a fair reference, unless one of them
+    // belongs to the same variant.
+    match matching.next() {
+        None => Some(first),
+        Some(second) => [first, second]
+            .into_iter()
+            .chain(matching)
+            .find(|other| other.variant == row.variant),
+    }
+}
+
+/// Bytes sent per step over all ranks. Each repeat has its own number of steps.
+fn fill_bytes(row: &mut TrialRow, comm: &[CommRow]) {
+    let own: Vec<&CommRow> = comm
+        .iter()
+        .filter(|c| c.trial == row.trial && c.steps > 0)
+        .collect();
+    let per_step = |bytes: &dyn Fn(&CommRow) -> Option<u64>| {
+        let mut repeats: BTreeMap<u32, f64> = BTreeMap::new();
+        for c in &own {
+            *repeats.entry(c.repeat).or_default() += bytes(c)? as f64 / c.steps as f64;
+        }
+        median(&values(&repeats))
+    };
+    row.counted_bytes_per_step = per_step(&|c| Some(c.sent_bytes));
+    row.predicted_bytes_per_step = per_step(&|c| c.predicted_sent_bytes);
+    row.measured_bytes_per_step = per_step(&|c| c.measured_sent_bytes);
+}
+
+fn fill_warnings(row: &mut TrialRow, repeats: &[RepeatRow]) {
+    let mut add = |text: &str| row.warnings = Some(with_warning(row.warnings.take(), text));
+    if row.oversubscribed {
+        add("oversubscribed: more devices than cores, so devices wait for each other's cores");
+    }
+    if repeats
+        .iter()
+        .any(|r| r.trial == row.trial && r.parameters_equal == Some(false))
+    {
+        add("ranks ended with different parameters");
+    }
+    if let (Some(predicted), Some(counted)) =
+        (row.predicted_bytes_per_step, row.counted_bytes_per_step)
+        && (predicted - counted).abs() > 0.5
+    {
+        add("counted bytes differ from predicted bytes");
+    }
+    if row
+        .tracing_slowdown
+        .is_some_and(|slowdown| slowdown > SLOW_TRACE)
+    {
+        add("tracing slowed steps by more than 10 %: read phase times as shares, not as durations");
+    }
+}
+
+/// Adds a warning to a list separated by `; `, once.
+fn with_warning(list: Option<String>, text: &str) -> String {
+    match list {
+        Some(list) if list.split("; ").any(|known| known == text) => list,
+        Some(list) if !list.is_empty() => format!("{list}; {text}"),
+        _ => text.into(),
+    }
+}
+
+/// A trial of which only the id is known, because the run ended before `trials.csv` was written.
+pub fn placeholder_trial(id: &str) -> TrialRow {
+    let unknown = || "unknown".to_string();
+    TrialRow {
+        trial: id.into(),
+        label: format!("trial {id}"),
+        scenario: String::new(),
+        kind: unknown(),
+        variant: Some(id.into()),
+        model: unknown(),
+        norm: unknown(),
+        data: unknown(),
+        strategy: unknown(),
+        launch: None,
+        transport: None,
+        dp_loss: None,
+        backend: unknown(),
+        devices: 1,
+        scaling: "weak".into(),
+        global_batch: 0,
+        device_batch: 0,
+        parameters: 0,
+        oversubscribed: false,
+        outcome: Outcome::Interrupted,
+        reason: Some("the run ended before the trial's description was written".into()),
+        repeats: 0,
+        spread: None,
+        step_ms: None,
+        step_ms_low: None,
+        step_ms_high: None,
+        samples_per_s: None,
+        samples_per_s_low: None,
+        samples_per_s_high: None,
+        efficiency_single: None,
+        efficiency_single_low: None,
+        efficiency_single_high: None,
+        efficiency_independent: None,
+        efficiency_independent_low: None,
+        efficiency_independent_high: None,
+        exposed_communication_ms: None,
+        exposed_communication_ms_low: None,
+        exposed_communication_ms_high: None,
+        predicted_bytes_per_step: None,
+        counted_bytes_per_step: None,
+        measured_bytes_per_step: None,
+        peak_memory_bytes: None,
+        tracing_slowdown: None,
+        warnings: None,
+    }
+}

@@ -1,0 +1,387 @@
+//! The answer in words: every fair comparison of the factor that the scenario's `[answer]` names.
+//!
+//! Contract: two trials are compared only if they are equal in everything but the factor and what follows from it (a
+//! strategy brings its launch and its transport). Ratios are taken within blocks. A sentence claims a difference only
+//! where the 95 % interval of the ratio leaves out 1, and fewer than 6 repeats give a range and no verdict.
+//! Reference: METHODOLOGY.md, "Verdicts".
+use syncmark_record::rows::TrialRow;
+
+use crate::{
+    analyse::{Blocks, paired},
+    chart::series::name,
+    format::{count, percent, ratio},
+    run_data::RunData,
+    scenario::AnswerSpec,
+    stats::{Estimate, bootstrap::Verdict, estimate_ratio},
+};
+
+/// A figure that can be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Metric {
+    SamplesPerS,
+    StepMs,
+}
+
+impl Metric {
+    fn of(name: &str) -> Option<Self> {
+        match name {
+            "samples_per_s" => Some(Self::SamplesPerS),
+            "step_ms" => Some(Self::StepMs),
+            _ => None,
+        }
+    }
+
+    fn blocks(self, trial: &TrialRow, data: &RunData) -> std::collections::BTreeMap<u32, f64> {
+        let blocks = Blocks::of(&trial.trial, &data.repeats);
+        match self {
+            Self::SamplesPerS => blocks.samples_per_s,
+            Self::StepMs => blocks.step_ms,
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::SamplesPerS => "throughput",
+            Self::StepMs => "step time",
+        }
+    }
+
+    /// The word for a ratio on this side of 1.
+    fn better(self, verdict: Verdict) -> Option<bool> {
+        match (self, verdict) {
+            (Self::SamplesPerS, Verdict::Above) | (Self::StepMs, Verdict::Below) => Some(true),
+            (Self::SamplesPerS, Verdict::Below) | (Self::StepMs, Verdict::Above) => Some(false),
+            _ => None,
+        }
+    }
+}
+
+/// One trial held against one baseline trial.
+#[derive(Clone, Debug)]
+pub struct Comparison<'a> {
+    /// The trial.
+    pub trial: &'a TrialRow,
+    /// The baseline.
+    pub baseline: &'a TrialRow,
+    /// The trial's metric over the baseline's.
+    pub ratio: Estimate,
+    /// What both share, in words.
+    pub shared: String,
+    /// `faster`, `slower`, `no difference can be told` or `no verdict`.
+    pub verdict: String,
+}
+
+/// The answer and the comparisons that it rests on.
+#[derive(Clone, Debug)]
+pub struct Answer<'a> {
+    /// Sentences; never empty.
+    pub sentences: Vec<String>,
+    /// All fair comparisons, in the report's order.
+    pub comparisons: Vec<Comparison<'a>>,
+}
+
+/// Answers the scenario's question from the records.
+pub fn answer(data: &RunData) -> Answer<'_> {
+    let only = |sentence: String| Answer {
+        sentences: vec![sentence],
+        comparisons: Vec::new(),
+    };
+    let Some(spec) = &data.scenario.answer else {
+        return only("The scenario has no [answer], so nothing is compared in words; the figures below stand for themselves.".into());
+    };
+    let Some(metric) = Metric::of(&spec.metric) else {
+        return only(format!(
+            "The metric `{}` cannot be compared in words: use samples_per_s or step_ms.",
+            spec.metric
+        ));
+    };
+    if factor_value(&spec.factor, data.trials.first()).is_none() {
+        return only(format!(
+            "The factor `{}` is no column of the records, so nothing can be compared.",
+            spec.factor
+        ));
+    }
+    let comparisons = compare(data, spec, metric);
+    if comparisons.is_empty() {
+        return only(nothing_to_compare(data, spec));
+    }
+    let mut sentences = Vec::new();
+    let headline = headline(&comparisons, &spec.factor);
+    sentences.extend(summary(&headline, spec, metric));
+    sentences.extend(headline.iter().map(|c| sentence(c, metric)));
+    sentences.extend(headline.iter().filter_map(|c| bytes_sentence(c)).take(2));
+    if headline.len() < comparisons.len() {
+        sentences.push(format!(
+            "All {} fair comparisons stand in the section Comparisons.",
+            comparisons.len()
+        ));
+    }
+    Answer {
+        sentences,
+        comparisons,
+    }
+}
+
+fn nothing_to_compare(data: &RunData, spec: &AnswerSpec) -> String {
+    let measured = data.measured().count();
+    if measured == 0 {
+        return "No trial has figures, so the question cannot be answered; the reasons stand in the section Trials.".into();
+    }
+    format!(
+        "No two measured trials differ in {} alone with {} as baseline ({} with figures), so nothing can be compared fairly.",
+        spec.factor,
+        spec.baseline,
+        count(measured, "trial")
+    )
+}
+
+/// The value of a factor in a trial's row; the outer `None` says that the factor is unknown.
+fn factor_value(factor: &str, trial: Option<&TrialRow>) -> Option<String> {
+    let trial = trial?;
+    let optional = |value: &Option<String>| value.clone().unwrap_or_default();
+    Some(match factor {
+        "parallel.strategy" => trial.strategy.clone(),
+        "parallel.launch" => optional(&trial.launch),
+        "parallel.devices" => trial.devices.to_string(),
+        "parallel.scaling" => trial.scaling.clone(),
+        "parallel.backend" => trial.backend.clone(),
+        "parallel.dp_loss" => optional(&trial.dp_loss),
+        "model.preset" => trial.model.clone(),
+        "model.norm" => trial.norm.clone(),
+        "data.source" => trial.data.clone(),
+        "data.batch_size" => batch_size(trial).to_string(),
+        "variant" => optional(&trial.variant),
+        _ => return None,
+    })
+}
+
+fn batch_size(trial: &TrialRow) -> u64 {
+    if trial.scaling == "strong" {
+        trial.global_batch
+    } else {
+        trial.global_batch / u64::from(trial.devices.max(1))
+    }
+}
+
+/// Every column that must be equal, with the factors that bring a change in it along.
+fn settings(trial: &TrialRow) -> [(&'static str, String); 11] {
+    let optional = |value: &Option<String>| value.clone().unwrap_or_default();
+    [
+        ("kind", trial.kind.clone()),
+        ("model.preset", trial.model.clone()),
+        ("model.norm", trial.norm.clone()),
+        ("data.source", trial.data.clone()),
+        ("data.batch_size", batch_size(trial).to_string()),
+        ("parallel.strategy", trial.strategy.clone()),
+        ("parallel.launch", optional(&trial.launch)),
+        ("parallel.dp_loss", optional(&trial.dp_loss)),
+        ("parallel.backend", trial.backend.clone()),
+        ("parallel.devices", trial.devices.to_string()),
+        ("parallel.scaling", trial.scaling.clone()),
+    ]
+}
+
+/// Settings that may differ when this factor does.
+fn free(factor: &str) -> &'static [&'static str] {
+    match factor {
+        // A strategy has its own launch and loss; how many ways to run it there are is no unfairness.
+        "parallel.strategy" | "variant" => {
+            &["parallel.strategy", "parallel.launch", "parallel.dp_loss"]
+        }
+        "parallel.launch" => &["parallel.launch"],
+        "parallel.dp_loss" => &["parallel.dp_loss"],
+        "parallel.devices" => &["parallel.devices"],
+        "parallel.scaling" => &["parallel.scaling", "data.batch_size"],
+        "parallel.backend" => &["parallel.backend"],
+        "model.preset" => &["model.preset"],
+        "model.norm" => &["model.norm"],
+        "data.source" => &["data.source"],
+        "data.batch_size" => &["data.batch_size"],
+        _ => &[],
+    }
+}
+
+fn fair(a: &TrialRow, b: &TrialRow, factor: &str) -> bool {
+    let variants = a.variant == b.variant
+        || free(factor).contains(&"parallel.launch")
+        || !variant_is_setting(a, b);
+    variants
+        && settings(a)
+            .iter()
+            .zip(settings(b).iter())
+            .all(|((key, left), (_, right))| left == right || free(factor).contains(key))
+}
+
+/// Whether two variant names stand for something that no column shows: rows that are equal but for the variant.
+fn variant_is_setting(a: &TrialRow, b: &TrialRow) -> bool {
+    settings(a) == settings(b)
+}
+
+fn compare<'a>(data: &'a RunData, spec: &AnswerSpec, metric: Metric) -> Vec<Comparison<'a>> {
+    let value = |trial: &TrialRow| factor_value(&spec.factor, Some(trial)).unwrap_or_default();
+    let mut comparisons = Vec::new();
+    for baseline in data
+        .measured()
+        .filter(|trial| value(trial) == spec.baseline)
+    {
+        for trial in data
+            .measured()
+            .filter(|trial| value(trial) != spec.baseline)
+        {
+            if !fair(trial, baseline, &spec.factor) {
+                continue;
+            }
+            let pairs = paired(&metric.blocks(trial, data), &metric.blocks(baseline, data));
+            if let Some(ratio) = estimate_ratio(&pairs) {
+                let verdict = verdict_words(&ratio, metric);
+                let shared = shared_words(trial, baseline, &spec.factor);
+                comparisons.push(Comparison {
+                    trial,
+                    baseline,
+                    ratio,
+                    shared,
+                    verdict,
+                });
+            }
+        }
+    }
+    comparisons
+}
+
+fn verdict_words(ratio: &Estimate, metric: Metric) -> String {
+    match (ratio.verdict(), metric.better(ratio.verdict())) {
+        (_, Some(true)) => "faster".into(),
+        (_, Some(false)) => "slower".into(),
+        (Verdict::TooFew, _) => format!("no verdict: {}", count(ratio.blocks, "repeat")),
+        _ => "no difference can be told".into(),
+    }
+}
+
+/// What two compared trials have in common.
+fn shared_words(a: &TrialRow, b: &TrialRow, factor: &str) -> String {
+    let mut words = Vec::new();
+    if a.model == b.model {
+        words.push(a.model.clone());
+    }
+    if a.norm == b.norm {
+        words.push(if a.norm == "none" {
+            "no norm".into()
+        } else {
+            format!("{} norm", a.norm)
+        });
+    }
+    if factor != "parallel.devices" {
+        words.push(count(a.devices as usize, "device"));
+    }
+    if batch_size(a) == batch_size(b) && a.scaling == b.scaling {
+        let per = if a.scaling == "strong" {
+            "in all"
+        } else {
+            "a device"
+        };
+        words.push(format!("{} samples {per}", batch_size(a)));
+    }
+    if a.backend == b.backend {
+        words.push(a.backend.clone());
+    }
+    words.join(", ")
+}
+
+/// The comparisons that the answer speaks of: those on the most devices, and not of `single` and `independent`, which
+/// are yardsticks, unless there is nothing else.
+fn headline<'a, 'b>(comparisons: &'b [Comparison<'a>], factor: &str) -> Vec<&'b Comparison<'a>> {
+    let yardstick =
+        |c: &&Comparison<'_>| !matches!(c.trial.strategy.as_str(), "single" | "independent");
+    let mut chosen: Vec<&Comparison<'_>> = comparisons.iter().filter(yardstick).collect();
+    if chosen.is_empty() {
+        chosen = comparisons.iter().collect();
+    }
+    if factor != "parallel.devices" {
+        let most = chosen.iter().map(|c| c.trial.devices).max().unwrap_or(1);
+        chosen.retain(|c| c.trial.devices == most);
+    }
+    chosen
+}
+
+/// How many comparisons went which way, when there is more than one.
+fn summary(headline: &[&Comparison<'_>], spec: &AnswerSpec, metric: Metric) -> Option<String> {
+    let told = |wanted: Option<bool>| {
+        headline
+            .iter()
+            .filter(|c| metric.better(c.ratio.verdict()) == wanted)
+            .count()
+    };
+    let too_few = headline
+        .iter()
+        .filter(|c| c.ratio.verdict() == Verdict::TooFew)
+        .count();
+    if headline.len() < 2 {
+        return None;
+    }
+    if too_few == headline.len() {
+        let blocks = headline.iter().map(|c| c.ratio.blocks).max().unwrap_or(0);
+        return Some(format!(
+            "No verdict: {} give a range, not an interval. Run at least 6 repeats (10 is the default) for an answer that can be cited.",
+            count(blocks, "repeat")
+        ));
+    }
+    let undecided = told(None);
+    Some(format!(
+        "Against {} = {}, {} of {} comparisons are faster, {} slower, and in {} no difference can be told.",
+        spec.factor,
+        spec.baseline,
+        told(Some(true)),
+        headline.len(),
+        told(Some(false)),
+        undecided
+    ))
+}
+
+fn sentence(c: &Comparison<'_>, metric: Metric) -> String {
+    let (value, low, high) = (
+        ratio(c.ratio.value),
+        ratio(c.ratio.low),
+        ratio(c.ratio.high),
+    );
+    let facts = format!(
+        "{} has {value} the {} of {}",
+        name(c.trial),
+        metric.words(),
+        name(c.baseline)
+    );
+    let judged = match c.ratio.verdict() {
+        Verdict::TooFew => format!(
+            "range {low} to {high}; no verdict: {}",
+            count(c.ratio.blocks, "repeat")
+        ),
+        Verdict::NoDifference => format!(
+            "95 % interval {low} to {high}, {}; the interval includes 1, so no difference can be told",
+            count(c.ratio.blocks, "repeat")
+        ),
+        Verdict::Above | Verdict::Below => {
+            let change = percent((c.ratio.value - 1.0).abs());
+            format!(
+                "95 % interval {low} to {high}, {}: it is {} by {change}",
+                count(c.ratio.blocks, "repeat"),
+                c.verdict
+            )
+        }
+    };
+    format!("{}: {facts} ({judged}).", c.shared)
+}
+
+/// What each moves, where both were counted.
+fn bytes_sentence(c: &Comparison<'_>) -> Option<String> {
+    let (a, b) = (
+        c.trial.counted_bytes_per_step?,
+        c.baseline.counted_bytes_per_step?,
+    );
+    Some(format!(
+        "{}: per step and over all devices {} sends {} and {} sends {}.",
+        c.shared,
+        name(c.trial),
+        crate::format::bytes(a),
+        name(c.baseline),
+        crate::format::bytes(b)
+    ))
+}

@@ -1,0 +1,259 @@
+//! Facets and series: which trials share a chart, and which share a line in it.
+//!
+//! Contract: a facet holds trials of equal model, norm, data, backend, scaling and work per device, so only what a
+//! chart compares differs inside it. A series is one way to run that model, over device counts; it keeps its colour
+//! and marker in every chart.
+use syncmark_record::rows::TrialRow;
+
+use super::{canvas::Marker, palette::Color};
+
+/// Trials that belong in one chart.
+#[derive(Clone, Debug)]
+pub struct Facet<'a> {
+    /// File-name part: lower-case letters, digits and hyphens.
+    pub slug: String,
+    /// For the subtitle, such as `resnet20 · batch norm · synthetic · 32 samples a device (weak scaling) · cpu`.
+    pub title: String,
+    /// Trials in the report's order, those without figures included.
+    pub trials: Vec<&'a TrialRow>,
+}
+
+/// One line of a chart.
+#[derive(Clone, Debug)]
+pub struct Series<'a> {
+    /// Name for the legend.
+    pub name: String,
+    /// Its mark.
+    pub marker: Marker,
+    /// Its colour.
+    pub color: Color,
+    /// Trials with figures, by device count.
+    pub trials: Vec<&'a TrialRow>,
+}
+
+/// Samples that fix the work: a device's with weak scaling, all with strong.
+fn work(trial: &TrialRow) -> u64 {
+    if trial.scaling == "strong" {
+        trial.global_batch
+    } else {
+        trial.global_batch / u64::from(trial.devices.max(1))
+    }
+}
+
+type FacetKey<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str, u64);
+
+fn facet_key(trial: &TrialRow) -> FacetKey<'_> {
+    (
+        &trial.model,
+        &trial.norm,
+        &trial.data,
+        &trial.backend,
+        &trial.scaling,
+        work(trial),
+    )
+}
+
+/// What a facet's trials have in common, in words.
+pub fn shared_setting(trial: &TrialRow) -> String {
+    let norm = if trial.norm == "none" {
+        "no norm".into()
+    } else {
+        format!("{} norm", trial.norm)
+    };
+    let work = if trial.scaling == "strong" {
+        format!("{} samples in all (strong scaling)", work(trial))
+    } else {
+        format!("{} samples a device (weak scaling)", work(trial))
+    };
+    [
+        trial.model.as_str(),
+        &norm,
+        &trial.data,
+        &work,
+        &trial.backend,
+    ]
+    .join(" · ")
+}
+
+/// The facets in the order of their first trials.
+pub fn facets(trials: &[TrialRow]) -> Vec<Facet<'_>> {
+    let mut keys: Vec<FacetKey<'_>> = Vec::new();
+    for trial in trials {
+        if !keys.contains(&facet_key(trial)) {
+            keys.push(facet_key(trial));
+        }
+    }
+    let models = |model: &str| keys.iter().filter(|key| key.0 == model).count();
+    keys.iter()
+        .enumerate()
+        .map(|(index, key)| {
+            let trials: Vec<_> = trials
+                .iter()
+                .filter(|trial| facet_key(trial) == *key)
+                .collect();
+            let name = if models(key.0) == 1 {
+                key.0.to_string()
+            } else {
+                format!("{}-{}-{}", key.0, key.1, index + 1)
+            };
+            Facet {
+                slug: slug(&name),
+                title: shared_setting(trials[0]),
+                trials,
+            }
+        })
+        .collect()
+}
+
+/// Lower-case letters, digits and hyphens.
+pub fn slug(text: &str) -> String {
+    let mapped: String = text
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    let parts: Vec<&str> = mapped.split('-').filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() {
+        "unnamed".into()
+    } else {
+        parts.join("-")
+    }
+}
+
+/// How a trial runs its model, without the device count: `ddp-processes`, `dp`, or its variant's name.
+pub fn way(trial: &TrialRow) -> String {
+    let mut derived = trial.strategy.clone();
+    if let Some(launch) = &trial.launch {
+        derived = format!("{derived}-{launch}");
+    }
+    if trial.dp_loss.as_deref() == Some("replica") {
+        derived = format!("{derived}-replica-loss");
+    }
+    match &trial.variant {
+        Some(variant) if variant.contains(&trial.strategy) || trial.strategy == "unknown" => {
+            variant.clone()
+        }
+        Some(variant) if derived.contains(variant.as_str()) => derived,
+        Some(variant) => format!("{derived} · {variant}"),
+        None => derived,
+    }
+}
+
+/// [`way`] with the device count: `ddp-processes ×2`.
+pub fn name(trial: &TrialRow) -> String {
+    format!("{} ×{}", way(trial), trial.devices)
+}
+
+/// The look that a strategy has in every chart.
+fn usual_look(trial: &TrialRow) -> Option<(Marker, Color)> {
+    match (
+        trial.strategy.as_str(),
+        trial.launch.as_deref(),
+        trial.dp_loss.as_deref(),
+    ) {
+        ("single", ..) => Some((Marker::Circle, Color::BLACK)),
+        ("independent", ..) => Some((Marker::Diamond, Color::SILVER)),
+        ("dp", _, Some("replica")) => Some((Marker::Bar, Color::ORANGE)),
+        ("dp", ..) => Some((Marker::Square, Color::VERMILION)),
+        ("ddp", Some("threads"), _) => Some((Marker::Down, Color::GREEN)),
+        ("ddp", ..) => Some((Marker::Up, Color::BLUE)),
+        _ => None,
+    }
+}
+
+const SPARE_LOOKS: [(Marker, Color); 6] = [
+    (Marker::Diamond, Color::PURPLE),
+    (Marker::Circle, Color::SKY),
+    (Marker::Bar, Color::YELLOW),
+    (Marker::Square, Color::GREY),
+    (Marker::Up, Color::ORANGE),
+    (Marker::Down, Color::PURPLE),
+];
+
+/// The series of a facet: all ways to run, also those without figures, so that colours do not depend on failures.
+pub fn series<'a>(facet: &Facet<'a>) -> Vec<Series<'a>> {
+    let mut all: Vec<Series<'a>> = Vec::new();
+    for trial in &facet.trials {
+        let name = way(trial);
+        let index = all
+            .iter()
+            .position(|series| series.name == name)
+            .unwrap_or_else(|| {
+                let (marker, color) = look(trial, &all);
+                all.push(Series {
+                    name,
+                    marker,
+                    color,
+                    trials: Vec::new(),
+                });
+                all.len() - 1
+            });
+        if trial.outcome.has_figures() && trial.step_ms.is_some() {
+            all[index].trials.push(trial);
+        }
+    }
+    all.iter_mut()
+        .for_each(|series| series.trials.sort_by_key(|trial| trial.devices));
+    all.retain(|series| !series.trials.is_empty());
+    all
+}
+
+/// The usual look, unless another series has it already.
+fn look(trial: &TrialRow, taken: &[Series<'_>]) -> (Marker, Color) {
+    let free = |look: &(Marker, Color)| {
+        taken
+            .iter()
+            .all(|series| (series.marker, series.color) != *look)
+    };
+    let usual = usual_look(trial).filter(|look| free(look));
+    usual
+        .or_else(|| SPARE_LOOKS.into_iter().find(|look| free(look)))
+        .unwrap_or(SPARE_LOOKS[taken.len() % 6])
+}
+
+/// The warning that every chart carries beside an oversubscribed trial.
+pub fn alert(trial: &TrialRow) -> String {
+    if trial.oversubscribed {
+        "oversubscribed".into()
+    } else {
+        String::new()
+    }
+}
+
+/// A sentence on the facet's trials that show no figures; empty if there is none.
+pub fn not_shown(facet: &Facet<'_>) -> String {
+    let excluded: Vec<String> = facet
+        .trials
+        .iter()
+        .filter_map(|trial| {
+            Some(format!(
+                "{} ({})",
+                name(trial),
+                crate::run_data::excluded_reason(trial)?
+            ))
+        })
+        .collect();
+    if excluded.is_empty() {
+        String::new()
+    } else {
+        format!(" Not shown: {}.", excluded.join("; "))
+    }
+}
+
+/// What every CPU caption that shows DP must say.
+pub fn dp_on_cpu(facet: &Facet<'_>) -> &'static str {
+    if facet
+        .trials
+        .iter()
+        .any(|trial| trial.strategy == "dp" && trial.backend == "cpu" && trial.devices > 1)
+    {
+        " CPU devices model separate memories: DP's copies are required by its semantics, not by this hardware."
+    } else {
+        ""
+    }
+}

@@ -1,0 +1,251 @@
+//! One traced step on a time axis: a row for every rank and track.
+//!
+//! Contract: spans of one step of one repeat, on the recorded clock, shifted so that the earliest starts at 0. Trials
+//! of a facet share the axis, so lengths compare across panels.
+use syncmark_record::rows::{PhaseRow, TrialRow};
+
+use super::{
+    WIDTH,
+    axis::{Area, Scale, horizontal, tick_label},
+    canvas::{self, Anchor, Canvas, Type, text_width},
+    legend::{self, Entry, Sign},
+    palette::{ALERT, Color, PANEL, PHASES, SMALL, phase_fill, phase_name},
+    series::{Facet, alert, dp_on_cpu, name},
+};
+use crate::{document::Figure, run_data::RunData};
+
+const MARGIN: f64 = 16.0;
+const LANE: f64 = 17.0;
+const LANE_GAP: f64 = 3.0;
+const PANEL_TITLE: f64 = 22.0;
+const PANEL_GAP: f64 = 10.0;
+
+/// The spans of one rank (or device) and track.
+struct Lane<'a> {
+    label: String,
+    spans: Vec<&'a PhaseRow>,
+}
+
+struct Panel<'a> {
+    trial: &'a TrialRow,
+    lanes: Vec<Lane<'a>>,
+    start_ns: u64,
+    end_ns: u64,
+}
+
+/// The timelines of the facet's trials on the most devices.
+pub fn timeline(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
+    let traced = |trial: &&&TrialRow| {
+        trial.outcome.has_figures() && data.timelines.contains_key(&trial.trial)
+    };
+    let most = facet
+        .trials
+        .iter()
+        .filter(traced)
+        .map(|trial| trial.devices)
+        .max()?;
+    let panels: Vec<Panel<'_>> = facet
+        .trials
+        .iter()
+        .filter(|trial| trial.devices == most)
+        .filter(traced)
+        .filter_map(|trial| panel(trial, &data.timelines[&trial.trial]))
+        .collect();
+    let longest = panels
+        .iter()
+        .map(|panel| panel.end_ns - panel.start_ns)
+        .max()? as f64
+        / 1e6;
+    let used = |phase: &str| {
+        panels
+            .iter()
+            .flat_map(|p| &p.lanes)
+            .flat_map(|l| &l.spans)
+            .any(|s| s.phase == phase)
+    };
+    let entries: Vec<Entry> = PHASES
+        .iter()
+        .filter(|(phase, _)| used(phase))
+        .map(|(phase, fill)| Entry::new(Sign::Area(*fill), phase_name(phase)))
+        .collect();
+    let width = f64::from(WIDTH);
+    let top = legend::HEADING + legend::height(&entries, width - 2.0 * MARGIN) + 6.0;
+    let rows: f64 = panels.iter().map(Panel::height).sum();
+    let height = (top + rows + 48.0).ceil() as u32;
+    let title = "Timeline of one step";
+    let svg = canvas::draw(
+        WIDTH,
+        height,
+        &format!("{title}: {}", facet.title),
+        |canvas| {
+            legend::heading(canvas, width, title, &facet.title);
+            legend::draw(
+                canvas,
+                MARGIN,
+                legend::HEADING,
+                width - 2.0 * MARGIN,
+                &entries,
+            );
+            let lanes = panels.iter().flat_map(|panel| &panel.lanes);
+            let labels = lanes
+                .map(|lane| text_width(&lane.label, SMALL))
+                .fold(0.0, f64::max);
+            let area = Area {
+                left: MARGIN + labels + 10.0,
+                top,
+                right: width - MARGIN,
+                bottom: top + rows,
+            };
+            let x = horizontal(
+                canvas,
+                area,
+                longest,
+                "time since the step's first span (ms)",
+                tick_label,
+            );
+            let mut y = top;
+            for panel in &panels {
+                panel.paint(canvas, y, area, &x);
+                y += panel.height();
+            }
+        },
+    );
+    let caption = format!(
+        "One traced step of each trial on {most} device{}, the middle one of the first repeat's traced pass, per rank and track. Numbers on \
+         communication spans are DDP buckets, in launch order. Where communication lies under backward it is hidden; `wait (exposed)` on \
+         the compute track is what is left.{}",
+        if most == 1 { "" } else { "s" },
+        dp_on_cpu(facet)
+    );
+    Some(Figure {
+        name: format!("timeline-{}", facet.slug),
+        title: title.into(),
+        caption,
+        svg,
+        width: WIDTH,
+        height,
+    })
+}
+
+fn panel<'a>(trial: &'a TrialRow, spans: &'a [PhaseRow]) -> Option<Panel<'a>> {
+    let start_ns = spans.iter().map(|span| span.start_ns).min()?;
+    let end_ns = spans.iter().map(|span| span.end_ns).max()?.max(start_ns);
+    let mut lanes: Vec<Lane<'a>> = Vec::new();
+    for span in spans {
+        let label = lane_label(trial, span);
+        match lanes.iter_mut().find(|lane| lane.label == label) {
+            Some(lane) => lane.spans.push(span),
+            None => lanes.push(Lane {
+                label,
+                spans: vec![span],
+            }),
+        }
+    }
+    // Compute above communication, as the step flows; labels sort that way but for this.
+    lanes.sort_by_key(|lane| {
+        (
+            lane.spans[0].rank,
+            lane.spans[0].device,
+            track_order(&lane.spans[0].track),
+        )
+    });
+    Some(Panel {
+        trial,
+        lanes,
+        start_ns,
+        end_ns,
+    })
+}
+
+fn track_order(track: &str) -> usize {
+    ["host", "compute", "communication"]
+        .iter()
+        .position(|known| *known == track)
+        .unwrap_or(3)
+}
+
+/// DP has one rank with several devices; everything else has a device a rank.
+fn lane_label(trial: &TrialRow, span: &PhaseRow) -> String {
+    let (noun, index) = if trial.strategy == "dp" {
+        ("device", span.device)
+    } else {
+        ("rank", span.rank)
+    };
+    format!("{noun} {index} {}", span.track)
+}
+
+impl Panel<'_> {
+    fn height(&self) -> f64 {
+        PANEL_TITLE + self.lanes.len() as f64 * (LANE + LANE_GAP) + PANEL_GAP
+    }
+
+    fn paint(&self, canvas: &mut Canvas<'_>, top: f64, area: Area, x: &Scale) {
+        let title = name(self.trial);
+        canvas.text(MARGIN, top + 12.0, &title, Anchor::Start, PANEL);
+        canvas.text(
+            MARGIN + text_width(&title, PANEL) + 12.0,
+            top + 12.0,
+            &alert(self.trial),
+            Anchor::Start,
+            ALERT,
+        );
+        let mut y = top + PANEL_TITLE;
+        for lane in &self.lanes {
+            canvas.text(
+                area.left - 8.0,
+                y + LANE / 2.0,
+                &lane.label,
+                Anchor::End,
+                SMALL,
+            );
+            canvas.rect(
+                area.left,
+                y,
+                area.right - area.left,
+                LANE,
+                super::palette::Fill::solid(Color(246, 246, 246)),
+            );
+            for span in &lane.spans {
+                let at = |ns: u64| x.at(ns.saturating_sub(self.start_ns) as f64 / 1e6);
+                paint_span(
+                    canvas,
+                    (at(span.start_ns), at(span.end_ns.max(span.start_ns))),
+                    y,
+                    span,
+                );
+            }
+            y += LANE + LANE_GAP;
+        }
+    }
+}
+
+fn paint_span(canvas: &mut Canvas<'_>, (left, right): (f64, f64), y: f64, span: &PhaseRow) {
+    // A span shorter than half a pixel would vanish; it is drawn half a pixel wide.
+    let width = (right - left).max(0.5);
+    let fill = phase_fill(&span.phase);
+    canvas.rect(left, y, width, LANE, fill);
+    if width > 2.0 {
+        canvas.outline(left, y, width, LANE, Color::WHITE, 0.6);
+    }
+    if let Some(bucket) = span.bucket {
+        let label = bucket.to_string();
+        let look = Type {
+            size: 9.5,
+            bold: true,
+            color: Color::BLACK,
+        };
+        let needed = text_width(&label, look);
+        if width > needed + 5.0 {
+            let middle = left + width / 2.0;
+            let back = super::palette::Fill::solid(Color::WHITE);
+            canvas.rect(
+                middle - needed / 2.0 - 2.0,
+                y + 3.0,
+                needed + 4.0,
+                LANE - 6.0,
+                back,
+            );
+            canvas.text(middle, y + LANE / 2.0, &label, Anchor::Middle, look);
+        }
+    }
+}

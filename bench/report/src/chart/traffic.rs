@@ -1,0 +1,217 @@
+//! Bytes by phase and direction through device 0, predicted beside counted.
+//!
+//! Contract: bytes per step of rank (for DP: device) 0, which carries the most under DP and as much as any under DDP.
+//! Counted are bytes at our own copies, predicted is the formula of the named algorithm over its actual chunks, and
+//! measured is a counter that is not ours, where there is one.
+use std::collections::BTreeMap;
+
+use syncmark_record::rows::{CommRow, TrialRow};
+
+use super::{
+    WIDTH,
+    axis::nice_step,
+    bars::{Bar, BarChart, Group, Segment},
+    legend::{Entry, Sign},
+    palette::{PHASES, phase_name},
+    series::{Facet, alert, dp_on_cpu, name, not_shown},
+};
+use crate::{document::Figure, format, run_data::RunData};
+
+/// Bytes per step of one phase through one rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PhaseBytes {
+    /// Counted, out of the rank.
+    pub sent: f64,
+    /// Counted, into it.
+    pub received: f64,
+    /// Predicted, out; `None` where a row has no prediction.
+    pub predicted_sent: Option<f64>,
+    /// Predicted, in.
+    pub predicted_received: Option<f64>,
+    /// Independent counter, out.
+    pub measured_sent: Option<f64>,
+}
+
+/// Bytes per step by phase: of one rank, or with `None` over all ranks. The mean over repeats.
+pub fn bytes_by_phase(
+    comm: &[CommRow],
+    trial: &str,
+    rank: Option<u32>,
+) -> BTreeMap<String, PhaseBytes> {
+    let rows: Vec<&CommRow> = comm
+        .iter()
+        .filter(|c| c.trial == trial && c.steps > 0)
+        .collect();
+    let mut repeats: Vec<u32> = rows.iter().map(|c| c.repeat).collect();
+    repeats.sort_unstable();
+    repeats.dedup();
+    let mut phases: BTreeMap<String, Vec<&CommRow>> = BTreeMap::new();
+    for row in rows
+        .into_iter()
+        .filter(|row| rank.is_none_or(|rank| row.rank == rank))
+    {
+        phases.entry(row.phase.clone()).or_default().push(row);
+    }
+    let per_step = |rows: &[&CommRow], bytes: fn(&CommRow) -> Option<u64>| -> Option<f64> {
+        let sums = rows
+            .iter()
+            .map(|row| Some(bytes(row)? as f64 / row.steps as f64));
+        Some(sums.sum::<Option<f64>>()? / repeats.len() as f64)
+    };
+    let fold = |rows: Vec<&CommRow>| PhaseBytes {
+        sent: per_step(&rows, |c| Some(c.sent_bytes)).unwrap_or(0.0),
+        received: per_step(&rows, |c| Some(c.received_bytes)).unwrap_or(0.0),
+        predicted_sent: per_step(&rows, |c| c.predicted_sent_bytes),
+        predicted_received: per_step(&rows, |c| c.predicted_received_bytes),
+        measured_sent: per_step(&rows, |c| c.measured_sent_bytes),
+    };
+    phases
+        .into_iter()
+        .map(|(phase, rows)| (phase, fold(rows)))
+        .collect()
+}
+
+/// The chart of a facet's bytes.
+pub fn bytes(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
+    let shown: Vec<(&TrialRow, BTreeMap<String, PhaseBytes>)> = facet
+        .trials
+        .iter()
+        .filter(|trial| trial.outcome.has_figures())
+        .map(|trial| (*trial, bytes_by_phase(&data.comm, &trial.trial, Some(0))))
+        .filter(|(_, phases)| {
+            phases
+                .values()
+                .any(|phase| phase.sent + phase.received > 0.0)
+        })
+        .collect();
+    if shown.is_empty() {
+        return None;
+    }
+    let groups: Vec<Group> = shown
+        .iter()
+        .map(|(trial, phases)| group(trial, phases))
+        .collect();
+    let occurs = |phase: &str| shown.iter().any(|(_, phases)| phases.contains_key(phase));
+    let legend = PHASES
+        .iter()
+        .filter(|(phase, _)| occurs(phase))
+        .map(|(phase, fill)| Entry::new(Sign::Area(*fill), phase_name(phase)))
+        .collect();
+    let title = "Bytes by phase and direction";
+    let longest = groups
+        .iter()
+        .flat_map(|g| &g.bars)
+        .map(|b| b.segments.iter().map(|s| s.value).sum::<f64>())
+        .fold(0.0, f64::max);
+    let (divisor, unit) = unit(longest);
+    let axis = format!("bytes per step through device 0 ({unit})");
+    let chart = BarChart {
+        title: title.into(),
+        subtitle: facet.title.clone(),
+        axis,
+        legend,
+        groups,
+    };
+    let (svg, height) =
+        chart.draw(|tick, step| super::axis::tick_label(tick / divisor, step / divisor));
+    let measured = shown
+        .iter()
+        .any(|(_, phases)| phases.values().any(|phase| phase.measured_sent.is_some()));
+    let counter = if measured {
+        "`measured` is a counter that is not ours."
+    } else {
+        "Ranks here exchange bytes in shared memory or by copies, for which there is no independent counter."
+    };
+    let caption = format!(
+        "What device 0 sends and receives in a step. `counted` is taken at our own copies; `predicted` sums the actual chunks of the \
+         named algorithm; they must agree to the byte, and a trial where they do not is named under its bars. {counter}{}{}",
+        dp_on_cpu(facet),
+        not_shown(facet)
+    );
+    Some(Figure {
+        name: format!("bytes-{}", facet.slug),
+        title: title.into(),
+        caption,
+        svg,
+        width: WIDTH,
+        height,
+    })
+}
+
+/// The decimal unit of an axis that reaches to `high` bytes.
+fn unit(high: f64) -> (f64, &'static str) {
+    let top = nice_step(high, 1);
+    [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")]
+        .into_iter()
+        .find(|(size, _)| top >= *size)
+        .unwrap_or((1.0, "B"))
+}
+
+fn group(trial: &TrialRow, phases: &BTreeMap<String, PhaseBytes>) -> Group {
+    let ordered = || {
+        PHASES
+            .iter()
+            .filter_map(|(phase, fill)| Some((*fill, phases.get(*phase)?)))
+    };
+    let segments = |bytes: &dyn Fn(&PhaseBytes) -> f64| -> Vec<Segment> {
+        ordered()
+            .map(|(fill, phase)| Segment {
+                value: bytes(phase),
+                fill,
+            })
+            .filter(|s| s.value > 0.0)
+            .collect()
+    };
+    let predicted = |bytes: &dyn Fn(&PhaseBytes) -> Option<f64>| -> Option<f64> {
+        ordered().map(|(_, phase)| bytes(phase)).sum()
+    };
+    let total = |segments: &[Segment]| segments.iter().map(|s| s.value).sum::<f64>();
+    let mut bars = Vec::new();
+    let directions: [(
+        &str,
+        &dyn Fn(&PhaseBytes) -> f64,
+        &dyn Fn(&PhaseBytes) -> Option<f64>,
+    ); 2] = [
+        ("sent", &|p| p.sent, &|p| p.predicted_sent),
+        ("received", &|p| p.received, &|p| p.predicted_received),
+    ];
+    for (direction, counted, forecast) in directions {
+        let pieces = segments(counted);
+        let sum = total(&pieces);
+        bars.push(Bar {
+            label: format!("{direction}, counted"),
+            segments: pieces,
+            note: format::bytes(sum),
+            height: 12.0,
+        });
+        let Some(expected) = predicted(forecast) else {
+            continue;
+        };
+        let pieces = segments(&|phase| forecast(phase).unwrap_or(0.0));
+        let verdict = if (expected - sum).abs() < 0.5 {
+            "equal".into()
+        } else {
+            format!("differs: {}", format::bytes(expected))
+        };
+        bars.push(Bar {
+            label: "predicted".into(),
+            segments: pieces,
+            note: verdict,
+            height: 8.0,
+        });
+    }
+    if let Some(measured) = predicted(&|phase| phase.measured_sent) {
+        let pieces = segments(&|phase| phase.measured_sent.unwrap_or(0.0));
+        bars.push(Bar {
+            label: "sent, measured".into(),
+            segments: pieces,
+            note: format::bytes(measured),
+            height: 8.0,
+        });
+    }
+    Group {
+        label: name(trial),
+        alert: alert(trial),
+        bars,
+    }
+}

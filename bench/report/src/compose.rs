@@ -1,0 +1,210 @@
+//! Puts the report together: the order of its sections and what each says.
+//!
+//! Contract: pure; the same [`RunData`] gives the same [`Document`]. The answer comes first, warnings before the
+//! figures that they weaken, and every trial of the plan is listed, whatever became of it.
+mod definitions;
+mod tables;
+
+use crate::{
+    answer::{Answer, answer},
+    chart::{
+        memory::memory,
+        scaling::{efficiency, throughput},
+        series::{Facet, facets},
+        time::time_by_phase,
+        timeline::timeline,
+        traffic::bytes,
+    },
+    document::{Block, Document, Figure},
+    format::count,
+    run_data::{RunData, excluded_reason},
+};
+
+type Chart = fn(&RunData, &Facet<'_>) -> Option<Figure>;
+
+/// Composes the whole report.
+pub fn compose(data: &RunData) -> Document {
+    let answer = answer(data);
+    let mut blocks = cautions(data);
+    blocks.push(Block::heading(1, "Results"));
+    blocks.push(Block::Table(tables::headline(data)));
+    blocks.push(Block::note(tables::SPREAD_NOTE));
+    blocks.extend(comparisons(&answer));
+    blocks.extend(charts(data));
+    blocks.extend(tables::bytes_section(data));
+    blocks.extend(tables::trials_section(data));
+    blocks.extend(tables::environment_section(data));
+    blocks.extend(definitions::section());
+    blocks.extend(reproduce(data));
+    Document {
+        title: title(data),
+        subtitle: subtitle(data),
+        question: data.scenario.question.clone(),
+        answer: answer.sentences,
+        blocks,
+    }
+}
+
+fn title(data: &RunData) -> String {
+    let from_environment = || data.environment.as_ref().map(|e| e.scenario.clone());
+    let from_trials = || data.trials.first().map(|trial| trial.scenario.clone());
+    let name = Some(data.scenario.name.clone()).filter(|name| !name.is_empty());
+    let name = name
+        .or_else(from_environment)
+        .or_else(from_trials)
+        .filter(|name| !name.is_empty());
+    name.unwrap_or_else(|| "run without a scenario".into())
+}
+
+fn subtitle(data: &RunData) -> String {
+    data.environment.as_ref().map_or_else(
+        || "environment not recorded".into(),
+        |e| {
+            format!(
+                "{} · {} · {} · syncmark {}",
+                e.host, e.started, e.cpu_model, e.syncmark_version
+            )
+        },
+    )
+}
+
+/// What a reader must know before any figure.
+fn cautions(data: &RunData) -> Vec<Block> {
+    let mut cautions = Vec::new();
+    if data.trials_missing {
+        cautions.push(Block::warning(
+            "trials.csv is missing: the run ended before its trials were described. They are listed by their ids, with the figures of \
+             the repeats that finished.",
+        ));
+    }
+    if !data.torn.is_empty() {
+        let files = data.torn.join(", ");
+        cautions.push(Block::warning(format!(
+            "The last row of {files} was torn by an interruption and is left out."
+        )));
+    }
+    let excluded = data
+        .trials
+        .iter()
+        .filter(|trial| excluded_reason(trial).is_some())
+        .count();
+    if excluded > 0 {
+        let trials = count(data.trials.len(), "trial");
+        cautions.push(Block::warning(format!(
+            "{excluded} of {trials} show no figures: they failed, were skipped or were invalid. The section Trials gives every reason."
+        )));
+    }
+    if data.measured().any(|trial| trial.oversubscribed) {
+        cautions.push(Block::warning(
+            "Some trials are oversubscribed: more devices than cores. Their times show contention for cores, not how a strategy scales; \
+             every chart labels them.",
+        ));
+    }
+    if data
+        .measured()
+        .any(|trial| trial.spread.as_deref() == Some("range"))
+    {
+        cautions.push(Block::warning(
+            "Some trials have fewer than 6 repeats. Their spread is the range of the repeats, not an interval, and no verdict is drawn from it.",
+        ));
+    }
+    if let Some(load) = data
+        .environment
+        .as_ref()
+        .and_then(syncmark_record::Environment::load_per_core)
+        && load > 0.3
+    {
+        cautions.push(Block::warning(format!(
+            "The machine was not idle when the run started: its load average was {load:.2} per usable core.",
+        )));
+    }
+    cautions
+}
+
+fn comparisons(answer: &Answer<'_>) -> Vec<Block> {
+    if answer.comparisons.is_empty() {
+        return Vec::new();
+    }
+    vec![
+        Block::heading(1, "Comparisons"),
+        Block::Table(tables::comparisons(&answer.comparisons)),
+    ]
+}
+
+fn charts(data: &RunData) -> Vec<Block> {
+    const CHARTS: [(&str, Chart); 6] = [
+        ("Throughput", throughput),
+        ("Efficiency", efficiency),
+        ("Time by phase", time_by_phase),
+        ("Bytes by phase and direction", bytes),
+        ("Timeline of a step", timeline),
+        ("Memory", memory),
+    ];
+    let facets = facets(&data.trials);
+    let mut blocks = Vec::new();
+    for (heading, chart) in CHARTS {
+        let figures: Vec<Figure> = facets
+            .iter()
+            .filter_map(|facet| chart(data, facet))
+            .collect();
+        if !figures.is_empty() {
+            blocks.push(Block::heading(1, heading));
+            blocks.extend(figures.into_iter().map(Block::Figure));
+        }
+    }
+    blocks
+}
+
+fn reproduce(data: &RunData) -> Vec<Block> {
+    let mut blocks = vec![Block::heading(1, "Reproduce")];
+    if let Some(environment) = &data.environment {
+        blocks.push(Block::paragraph("The run was started with:"));
+        let words: Vec<String> = environment
+            .command
+            .iter()
+            .map(|word| quoted(word))
+            .collect();
+        blocks.push(Block::Code {
+            language: Some("sh".into()),
+            text: words.join(" "),
+        });
+    }
+    blocks.push(Block::paragraph(
+        "This report can be rendered again from the run folder alone, on any machine, with `syncmark report` and the folder. The scenario as run, \
+         with every override applied:"
+            .replace('`', ""),
+    ));
+    if !data.scenario.text.is_empty() {
+        blocks.push(Block::Code {
+            language: Some("toml".into()),
+            text: data.scenario.text.trim_end().into(),
+        });
+    }
+    blocks
+}
+
+/// A word as a shell would need it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn words_are_quoted_for_a_shell_only_where_needed() {
+        assert_eq!(
+            quoted("scenarios/quickstart.toml"),
+            "scenarios/quickstart.toml"
+        );
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}

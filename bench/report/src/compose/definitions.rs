@@ -1,0 +1,41 @@
+//! How each figure of a report is defined, in the words that every report carries.
+use crate::document::Block;
+
+const DEFINITIONS: [&str; 11] = [
+    "Step: starts when the loop asks for a batch in host memory and ends when every rank's optimizer update is complete on its device. It \
+     includes data wait, host-to-device copy, forward, loss, backward, communication, optimizer and zeroing; it leaves out loss read-back, \
+     evaluation and recording.",
+    "Step time and samples/s: from the whole window, from a barrier until the last rank finishes, over its steps and samples, with no \
+     synchronization of the host per step. Step times of single steps are distribution data and never the headline.",
+    "Repeats are blocks: within a block all trials run once, in a recorded random order and in fresh processes. The figure of a trial is the \
+     median over its repeats.",
+    "Interval: a 95 % bootstrap over blocks (expanded percentile interval of the median, 4000 resamples, fixed seed). Below 6 repeats the \
+     smallest and largest repeat are given instead, and no verdict. Intervals of several comparisons are not corrected for their number: of \
+     twenty comparisons without any difference, one is expected to look like one.",
+    "Ratios, efficiencies and verdicts: taken within blocks first, then the median and interval over blocks. A difference is claimed only if \
+     the interval leaves out 1.",
+    "Efficiency against single: throughput over N times that of single on one device with the same work. Against independent: throughput over \
+     that of N replicas on the same N devices that never synchronize, so what the hardware loses by running N at once is not blamed on the \
+     strategy.",
+    "Exposed communication: step time minus that of the same step with synchronization switched off, both measured in the same repeat. It can \
+     be negative by chance where communication is hidden.",
+    "Bytes, three ways: predicted sums the actual chunks of the named algorithm; counted is taken at our own copies and system calls; measured \
+     comes from a counter that is not ours (kernel or device). Shared memory and copies have no independent counter, and none is claimed. Sent \
+     means written for others or read by others; over all ranks, sent equals received.",
+    "Memory: the peak of what the engine itself allocated on a device, by category.",
+    "Phases and timelines: from a separate traced pass; its slowdown against the window is printed.",
+    "Gates: before any timing, every trial is checked against a single-device reference; a trial that fails is invalid and shows no figures. \
+     Unsteady: the first and last third of a window differ by more than 2 %. Disturbed: something else used the machine. Outliers are never dropped.",
+];
+
+/// The section.
+pub(super) fn section() -> Vec<Block> {
+    let items = DEFINITIONS.iter().map(|text| (*text).to_string()).collect();
+    vec![
+        Block::heading(1, "How each figure is defined"),
+        Block::List {
+            ordered: false,
+            items,
+        },
+    ]
+}

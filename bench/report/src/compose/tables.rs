@@ -1,0 +1,366 @@
+//! The tables of a report.
+//!
+//! Contract: an empty measurement is a dash, never a zero, and a trial without figures has its outcome in their place.
+use syncmark_record::{Environment, rows::TrialRow};
+
+use crate::{
+    answer::Comparison,
+    chart::{
+        series::{name, shared_setting},
+        traffic::bytes_by_phase,
+    },
+    document::{
+        Alignment::{Left, Right},
+        Block, Table,
+    },
+    format::{bytes, count, number, or_dash, percent, ratio, with_spread},
+    run_data::{RunData, excluded_reason, outcome_name},
+};
+
+/// Says what the brackets are.
+pub(super) const SPREAD_NOTE: &str = "Brackets hold the 95 % bootstrap interval over blocks, or, for fewer than 6 repeats, the smallest and largest \
+     repeat. A dash was not measured or has no meaning for the trial. Bytes are sent per step over all devices; memory is the peak of the fullest device.";
+
+/// Rows need their model's name only where there are several.
+fn several_models(data: &RunData) -> bool {
+    data.trials
+        .iter()
+        .any(|trial| (&trial.model, &trial.norm) != (&data.trials[0].model, &data.trials[0].norm))
+}
+
+fn label(trial: &TrialRow, with_model: bool) -> String {
+    if with_model {
+        format!("{} ({}): {}", trial.model, trial.norm, name(trial))
+    } else {
+        name(trial)
+    }
+}
+
+/// The headline table.
+pub(super) fn headline(data: &RunData) -> Table {
+    let setting = data.trials.first().map(shared_setting).unwrap_or_default();
+    let with_model = several_models(data);
+    let caption = if with_model {
+        String::new()
+    } else {
+        format!("All trials: {setting}.")
+    };
+    let mut table = Table::new(
+        caption,
+        &[
+            ("trial", Left),
+            ("outcome", Left),
+            ("repeats", Right),
+            ("step (ms)", Right),
+            ("samples/s", Right),
+            ("efficiency vs single", Right),
+            ("efficiency vs independent", Right),
+            ("exposed communication (ms)", Right),
+            ("bytes/step", Right),
+            ("memory", Right),
+        ],
+    );
+    for trial in &data.trials {
+        let mark = if trial.oversubscribed {
+            " (oversubscribed)"
+        } else {
+            ""
+        };
+        let mut row = vec![
+            format!("{}{mark}", label(trial, with_model)),
+            outcome_name(trial.outcome).to_string(),
+        ];
+        if excluded_reason(trial).is_none() {
+            row.extend(figures(trial));
+        } else {
+            row.extend(std::iter::repeat_n("–".to_string(), 8));
+        }
+        table.push(row);
+    }
+    table
+}
+
+fn figures(t: &TrialRow) -> [String; 8] {
+    [
+        t.repeats.to_string(),
+        with_spread(t.step_ms, t.step_ms_low, t.step_ms_high, number),
+        with_spread(
+            t.samples_per_s,
+            t.samples_per_s_low,
+            t.samples_per_s_high,
+            number,
+        ),
+        with_spread(
+            t.efficiency_single,
+            t.efficiency_single_low,
+            t.efficiency_single_high,
+            percent,
+        ),
+        with_spread(
+            t.efficiency_independent,
+            t.efficiency_independent_low,
+            t.efficiency_independent_high,
+            percent,
+        ),
+        with_spread(
+            t.exposed_communication_ms,
+            t.exposed_communication_ms_low,
+            t.exposed_communication_ms_high,
+            |ms| crate::format::significant(ms, 3),
+        ),
+        or_dash(t.counted_bytes_per_step, bytes),
+        or_dash(t.peak_memory_bytes.map(|b| b as f64), bytes),
+    ]
+}
+
+/// All fair comparisons.
+pub(super) fn comparisons(comparisons: &[Comparison<'_>]) -> Table {
+    let mut table = Table::new(
+        "Pairs that are equal in everything but the compared factor. The ratio is the first trial's figure over the second's, taken within blocks.",
+        &[
+            ("trial", Left),
+            ("against", Left),
+            ("both", Left),
+            ("ratio", Right),
+            ("repeats", Right),
+            ("verdict", Left),
+        ],
+    );
+    for c in comparisons {
+        let spread = with_spread(
+            Some(c.ratio.value),
+            Some(c.ratio.low),
+            Some(c.ratio.high),
+            ratio,
+        );
+        table.push(vec![
+            name(c.trial),
+            name(c.baseline),
+            c.shared.clone(),
+            spread,
+            c.ratio.blocks.to_string(),
+            c.verdict.clone(),
+        ]);
+    }
+    table
+}
+
+/// Bytes of every trial and phase over all ranks.
+pub(super) fn bytes_section(data: &RunData) -> Vec<Block> {
+    let mut table = Table::new(
+        "Bytes sent per step over all devices. Predicted and counted must agree to the byte.",
+        &[
+            ("trial", Left),
+            ("phase", Left),
+            ("algorithm", Left),
+            ("predicted", Right),
+            ("counted", Right),
+            ("measured", Right),
+            ("agreement", Left),
+        ],
+    );
+    let with_model = several_models(data);
+    for trial in data.measured() {
+        for (phase, figures) in bytes_by_phase(&data.comm, &trial.trial, None) {
+            table.push(vec![
+                label(trial, with_model),
+                phase.replace('_', " "),
+                algorithms(data, &trial.trial, &phase),
+                or_dash(figures.predicted_sent, exact),
+                exact(figures.sent),
+                figures
+                    .measured_sent
+                    .map_or_else(|| "no independent counter".into(), exact),
+                agreement(figures.predicted_sent, figures.sent),
+            ]);
+        }
+    }
+    if table.rows.is_empty() {
+        return Vec::new();
+    }
+    vec![Block::heading(1, "Bytes"), Block::Table(table)]
+}
+
+/// Bytes to the byte where they are whole: this table is for checking.
+fn exact(bytes: f64) -> String {
+    if bytes.fract() == 0.0 {
+        crate::format::significant(bytes, 15)
+    } else {
+        format!("{bytes:.2}")
+    }
+}
+
+fn agreement(predicted: Option<f64>, counted: f64) -> String {
+    match predicted {
+        None => "not predicted".into(),
+        Some(predicted) if (predicted - counted).abs() < 0.5 => "equal".into(),
+        Some(predicted) => format!("counted is {} of predicted", ratio(counted / predicted)),
+    }
+}
+
+fn algorithms(data: &RunData, trial: &str, phase: &str) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for row in data
+        .comm
+        .iter()
+        .filter(|row| row.trial == trial && row.phase == phase)
+    {
+        let name = format!("{} {}", row.collective.replace('_', "-"), row.algorithm);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.join(", ")
+}
+
+/// Every trial, with its outcome, reason and warnings.
+pub(super) fn trials_section(data: &RunData) -> Vec<Block> {
+    let mut table = Table::new(
+        "",
+        &[
+            ("id", Left),
+            ("trial", Left),
+            ("setting", Left),
+            ("parameters", Right),
+            ("transport", Left),
+            ("outcome", Left),
+            ("reason and warnings", Left),
+        ],
+    );
+    for trial in &data.trials {
+        let remarks: Vec<&str> = [trial.reason.as_deref(), trial.warnings.as_deref()]
+            .into_iter()
+            .flatten()
+            .filter(|t| !t.is_empty())
+            .collect();
+        let parameters = if trial.parameters == 0 {
+            "–".into()
+        } else {
+            crate::format::significant(trial.parameters as f64, 12)
+        };
+        table.push(vec![
+            trial.trial.clone(),
+            name(trial),
+            shared_setting(trial),
+            parameters,
+            trial.transport.clone().unwrap_or_else(|| "–".into()),
+            outcome_name(trial.outcome).to_string(),
+            if remarks.is_empty() {
+                "–".into()
+            } else {
+                remarks.join("; ")
+            },
+        ]);
+    }
+    let failed: Vec<String> = failed_repeats(data);
+    let mut blocks = vec![Block::heading(1, "Trials"), Block::Table(table)];
+    if !failed.is_empty() {
+        blocks.push(Block::paragraph("Repeats that did not pass:"));
+        blocks.push(Block::List {
+            ordered: false,
+            items: failed,
+        });
+    }
+    blocks
+}
+
+fn failed_repeats(data: &RunData) -> Vec<String> {
+    let label = |id: &str| {
+        data.trials
+            .iter()
+            .find(|t| t.trial == id)
+            .map_or_else(|| id.to_string(), name)
+    };
+    data.repeats
+        .iter()
+        .filter(|repeat| repeat.outcome != syncmark_record::Outcome::Passed)
+        .map(|repeat| {
+            let reason = repeat
+                .reason
+                .as_deref()
+                .map(|r| format!(": {r}"))
+                .unwrap_or_default();
+            format!(
+                "{}, repeat {}: {}{reason}",
+                label(&repeat.trial),
+                repeat.repeat,
+                outcome_name(repeat.outcome)
+            )
+        })
+        .collect()
+}
+
+/// The machine and the build.
+pub(super) fn environment_section(data: &RunData) -> Vec<Block> {
+    let mut blocks = vec![Block::heading(1, "Environment")];
+    match &data.environment {
+        Some(environment) => blocks.push(Block::Table(environment_table(environment))),
+        None => blocks.push(Block::warning(
+            "environment.json is missing: these figures cannot be tied to a machine.",
+        )),
+    }
+    blocks
+}
+
+fn environment_table(e: &Environment) -> Table {
+    let mut table = Table::new("", &[("property", Left), ("value", Left)]);
+    let unknown = || "not known".to_string();
+    let gib = |bytes: u64| {
+        format!(
+            "{} GiB",
+            crate::format::significant(bytes as f64 / (1u64 << 30) as f64, 3)
+        )
+    };
+    let cores: Vec<String> = e.affinity.iter().map(u32::to_string).collect();
+    let rows = [
+        ("host", e.host.clone()),
+        ("start (UTC)", e.started.clone()),
+        ("CPU", e.cpu_model.clone()),
+        (
+            "cores",
+            format!(
+                "{} online; this process may use {} ({})",
+                e.logical_cores,
+                count(e.affinity.len(), "core"),
+                cores.join(", ")
+            ),
+        ),
+        (
+            "CPU limit",
+            e.cpu_limit_cores
+                .map_or_else(|| "none".into(), |limit| format!("{} cores", number(limit))),
+        ),
+        ("memory", gib(e.memory_bytes)),
+        (
+            "memory limit",
+            e.memory_limit_bytes.map_or_else(|| "none".into(), gib),
+        ),
+        ("governor", e.governor.clone().unwrap_or_else(unknown)),
+        (
+            "vector instructions",
+            if e.simd_features.is_empty() {
+                unknown()
+            } else {
+                e.simd_features.join(", ")
+            },
+        ),
+        (
+            "load average at start",
+            e.load_average.map_or_else(unknown, |l| {
+                format!("{:.2}, {:.2}, {:.2}", l[0], l[1], l[2])
+            }),
+        ),
+        ("operating system", e.operating_system.clone()),
+        ("kernel", e.kernel.clone()),
+        ("syncmark", e.syncmark_version.clone()),
+        ("commit", e.git_commit.clone().unwrap_or_else(unknown)),
+        ("rustc", e.rustc_version.clone().unwrap_or_else(unknown)),
+    ];
+    for (property, value) in rows {
+        table.push(vec![property.into(), value]);
+    }
+    for (variable, value) in &e.variables {
+        table.push(vec![format!("variable {variable}"), value.clone()]);
+    }
+    table
+}

@@ -1,0 +1,159 @@
+//! Numbers as a reader wants them: three or four significant digits, units, no false precision.
+//!
+//! Contract: every figure of a report that a person reads goes through here, so equal quantities look equal.
+
+/// A number with `digits` significant digits, with thousands separated by commas.
+pub fn significant(x: f64, digits: i32) -> String {
+    if !x.is_finite() {
+        return "–".into();
+    }
+    if x == 0.0 {
+        return "0".into();
+    }
+    let magnitude = x.abs().log10().floor() as i32;
+    let scale = 10f64.powi((digits - 1 - magnitude).clamp(-300, 300));
+    let rounded = (x * scale).round() / scale;
+    // Rounding can carry into another digit (9.996 becomes 10.00), so the magnitude is taken again.
+    let decimals = (digits - 1 - rounded.abs().log10().floor() as i32).max(0) as usize;
+    group_thousands(&format!("{rounded:.decimals$}"))
+}
+
+/// Puts commas between groups of three digits before the decimal point, from five digits on.
+fn group_thousands(text: &str) -> String {
+    let (number, fraction) = text
+        .split_once('.')
+        .map_or((text, None), |(n, f)| (n, Some(f)));
+    let (sign, digits) = number
+        .strip_prefix('-')
+        .map_or(("", number), |rest| ("−", rest));
+    let mut grouped = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if digits.len() > 4 && index > 0 && (digits.len() - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    match fraction {
+        Some(fraction) => format!("{sign}{grouped}.{fraction}"),
+        None => format!("{sign}{grouped}"),
+    }
+}
+
+/// A number with 4 significant digits.
+pub fn number(x: f64) -> String {
+    significant(x, 4)
+}
+
+/// Bytes with a decimal unit, 4 significant digits; whole below 1000.
+pub fn bytes(x: f64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = x;
+    let mut unit = 0;
+    while value.abs() >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 && value.fract() == 0.0 {
+        format!("{value} B")
+    } else {
+        format!("{} {}", number(value), UNITS[unit])
+    }
+}
+
+/// A duration in milliseconds with the unit that suits it.
+pub fn milliseconds(ms: f64) -> String {
+    match ms.abs() {
+        0.0 => "0 ms".into(),
+        a if a < 0.1 => format!("{} µs", significant(ms * 1e3, 3)),
+        a if a < 10_000.0 => format!("{} ms", number(ms)),
+        _ => format!("{} s", number(ms / 1e3)),
+    }
+}
+
+/// A fraction as a percentage with one decimal.
+pub fn percent(fraction: f64) -> String {
+    if fraction.is_finite() {
+        format!("{:.1} %", fraction * 100.0)
+    } else {
+        "–".into()
+    }
+}
+
+/// A ratio with 3 significant digits and a multiplication sign.
+pub fn ratio(x: f64) -> String {
+    format!("{}×", significant(x, 3))
+}
+
+/// `value [low, high]` in one format.
+pub fn with_spread(
+    value: Option<f64>,
+    low: Option<f64>,
+    high: Option<f64>,
+    show: impl Fn(f64) -> String,
+) -> String {
+    match (value, low, high) {
+        (Some(value), Some(low), Some(high)) => {
+            format!("{} [{}, {}]", show(value), show(low), show(high))
+        }
+        (Some(value), ..) => show(value),
+        _ => "–".into(),
+    }
+}
+
+/// A value, or a dash where there is none.
+pub fn or_dash(value: Option<f64>, show: impl Fn(f64) -> String) -> String {
+    value.map_or_else(|| "–".into(), show)
+}
+
+/// `1 step`, `2 steps`.
+pub fn count(n: usize, noun: &str) -> String {
+    if n == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{n} {noun}s")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn significant_digits_round_and_carry() {
+        for (x, expected) in [
+            (12.3456, "12.35"),
+            (9.99961, "10.00"),
+            (0.000123456, "0.0001235"),
+            (12345.6, "12,350"),
+            (1234.4, "1234"),
+            (-5.0, "−5.000"),
+            (0.0, "0"),
+            (f64::NAN, "–"),
+            (9_999_999.0, "10,000,000"),
+        ] {
+            assert_eq!(number(x), expected, "{x}");
+        }
+    }
+
+    #[test]
+    fn units_follow_the_size() {
+        assert_eq!(bytes(999.0), "999 B");
+        assert_eq!(bytes(102_228_128.0), "102.2 MB");
+        assert_eq!(bytes(999_960.0), "1.000 MB");
+        assert_eq!(milliseconds(0.0123), "12.3 µs");
+        assert_eq!(milliseconds(12.345), "12.35 ms");
+        assert_eq!(milliseconds(90_000.0), "90.00 s");
+        assert_eq!(percent(0.9333), "93.3 %");
+        assert_eq!(ratio(0.71234), "0.712×");
+    }
+
+    #[test]
+    fn spreads_need_both_ends() {
+        assert_eq!(
+            with_spread(Some(2.0), Some(1.0), Some(3.0), percent),
+            "200.0 % [100.0 %, 300.0 %]"
+        );
+        assert_eq!(with_spread(Some(2.0), None, None, number), "2.000");
+        assert_eq!(with_spread(None, None, None, number), "–");
+    }
+}

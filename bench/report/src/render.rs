@@ -1,0 +1,111 @@
+//! Renders a run folder: charts, HTML, Markdown and trace are written into it, and the document is handed on.
+//!
+//! Contract: the records are only read. Rendering twice writes the same bytes. Charts of an earlier rendering that no
+//! longer exist are removed, so the folder never shows a chart that the report does not.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use syncmark_record::RunFolder;
+
+use crate::{
+    chart::raster::png, compose::compose, document::Document, error::ReportError, html::html,
+    markdown::markdown, run_data::RunData, trace::trace,
+};
+
+/// What rendering gave.
+#[derive(Clone, Debug)]
+pub struct Rendered {
+    /// The report, for the PDF.
+    pub document: Document,
+    /// The records that it was made from, with their figures.
+    pub data: RunData,
+    /// Every file that was written.
+    pub files: Vec<PathBuf>,
+}
+
+/// Reads the records in `folder` and writes `charts/*.svg`, `charts/*.png`, `report.html`, `report.md` and
+/// `trace.json` into it.
+///
+/// # Errors
+/// [`ReportError::Folder`] when the folder is missing, empty or has a bad row; [`ReportError::Write`] when a file
+/// cannot be written.
+pub fn render(folder: &Path) -> Result<Rendered, ReportError> {
+    let data = RunData::load(&RunFolder::open(folder)?)?;
+    let document = compose(&data);
+    let mut files = Vec::new();
+    let charts = folder.join("charts");
+    fs::create_dir_all(&charts).map_err(|source| ReportError::Write {
+        path: charts.clone(),
+        source,
+    })?;
+    remove_old_charts(&charts, &document)?;
+    for figure in document.figures() {
+        let pixels = png(&figure.svg).map_err(|source| ReportError::Raster {
+            name: figure.name.clone(),
+            source,
+        })?;
+        write(
+            &mut files,
+            charts.join(format!("{}.svg", figure.name)),
+            figure.svg.as_bytes(),
+        )?;
+        write(
+            &mut files,
+            charts.join(format!("{}.png", figure.name)),
+            &pixels,
+        )?;
+    }
+    write(
+        &mut files,
+        folder.join("report.html"),
+        html(&document).as_bytes(),
+    )?;
+    write(
+        &mut files,
+        folder.join("report.md"),
+        markdown(&document).as_bytes(),
+    )?;
+    write(
+        &mut files,
+        folder.join("trace.json"),
+        trace(&data).as_bytes(),
+    )?;
+    Ok(Rendered {
+        document,
+        data,
+        files,
+    })
+}
+
+fn write(files: &mut Vec<PathBuf>, path: PathBuf, bytes: &[u8]) -> Result<(), ReportError> {
+    fs::write(&path, bytes).map_err(|source| ReportError::Write {
+        path: path.clone(),
+        source,
+    })?;
+    files.push(path);
+    Ok(())
+}
+
+/// Removes SVG and PNG files of charts that this document does not have; anything else is left alone.
+fn remove_old_charts(charts: &Path, document: &Document) -> Result<(), ReportError> {
+    let error = |source| ReportError::Write {
+        path: charts.into(),
+        source,
+    };
+    for entry in fs::read_dir(charts).map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        let chart = path
+            .extension()
+            .is_some_and(|extension| extension == "svg" || extension == "png");
+        let current = document.figures().any(|figure| {
+            path.file_stem()
+                .is_some_and(|stem| stem == figure.name.as_str())
+        });
+        if chart && !current {
+            fs::remove_file(&path).map_err(|source| ReportError::Write { path, source })?;
+        }
+    }
+    Ok(())
+}

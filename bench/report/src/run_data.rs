@@ -1,0 +1,311 @@
+//! Everything that a report reads from a run folder, loaded once.
+//!
+//! Contract: `steps.csv` and `phases.csv` are streamed, because they can have hundreds of thousands of rows: of the
+//! first only sums are kept, of the second one traced step a trial. A folder of an interrupted run loads too.
+use std::{collections::BTreeMap, path::PathBuf};
+
+use syncmark_record::{
+    Environment, FolderError, Outcome, RunFolder,
+    rows::{CommRow, DeviceRow, Pass, PhaseRow, RepeatRow, StepRow, TrialRow},
+};
+
+use crate::{
+    analyse::{placeholder_trial, summarise},
+    chart::palette::PHASES,
+    error::ReportError,
+    scenario::ScenarioHead,
+};
+
+/// Sums over the traced steps of a trial, all ranks and repeats.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PhaseTotals {
+    /// Steps summed over ranks and repeats.
+    pub steps: u64,
+    /// Their time.
+    pub step_ns: u64,
+    /// Time in each phase, in the order of [`PHASES`].
+    pub phase_ns: [u64; PHASES.len()],
+}
+
+impl PhaseTotals {
+    /// Mean time of a phase per step in milliseconds; 0 for a phase that does not occur.
+    pub fn mean_ms(&self, phase: &str) -> f64 {
+        let index = PHASES.iter().position(|(name, _)| *name == phase);
+        index.map_or(0.0, |index| {
+            self.phase_ns[index] as f64 / self.steps.max(1) as f64 / 1e6
+        })
+    }
+
+    /// Mean time of a step in milliseconds.
+    pub fn step_ms(&self) -> f64 {
+        self.step_ns as f64 / self.steps.max(1) as f64 / 1e6
+    }
+
+    fn add(&mut self, row: &StepRow) {
+        self.steps += 1;
+        self.step_ns += row.step_ns;
+        for (total, value) in self.phase_ns.iter_mut().zip(phases_of(row)) {
+            *total += value.unwrap_or(0);
+        }
+    }
+}
+
+/// The phase columns of a step in the order of [`PHASES`].
+fn phases_of(row: &StepRow) -> [Option<u64>; PHASES.len()] {
+    [
+        row.data_ns,
+        row.host_to_device_ns,
+        row.scatter_ns,
+        row.replicate_ns,
+        row.buffer_broadcast_ns,
+        row.forward_ns,
+        row.gather_ns,
+        row.loss_ns,
+        row.scatter_gradients_ns,
+        row.backward_ns,
+        row.sync_batch_norm_ns,
+        row.all_reduce_ns,
+        row.reduce_ns,
+        row.wait_ns,
+        row.optimizer_ns,
+        row.zero_ns,
+    ]
+}
+
+/// The records of one run.
+#[derive(Clone, Debug)]
+pub struct RunData {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Where the run took place.
+    pub environment: Option<Environment>,
+    /// What was asked.
+    pub scenario: ScenarioHead,
+    /// Trials with their figures, in the order in which a report lists them.
+    pub trials: Vec<TrialRow>,
+    /// Repeats.
+    pub repeats: Vec<RepeatRow>,
+    /// Communication.
+    pub comm: Vec<CommRow>,
+    /// Devices.
+    pub devices: Vec<DeviceRow>,
+    /// Phase sums by trial.
+    pub phases: BTreeMap<String, PhaseTotals>,
+    /// Spans of one traced step by trial.
+    pub timelines: BTreeMap<String, Vec<PhaseRow>>,
+    /// Files whose last row an interruption tore.
+    pub torn: Vec<&'static str>,
+    /// `trials.csv` was missing, so trials are known by their ids only.
+    pub trials_missing: bool,
+}
+
+impl RunData {
+    /// Loads a run folder.
+    ///
+    /// # Errors
+    /// [`FolderError::NoRecords`] for a folder without trials and repeats; otherwise as the folder's readers.
+    pub fn load(folder: &RunFolder) -> Result<Self, ReportError> {
+        let mut torn = Vec::new();
+        let path = folder.path().to_path_buf();
+        let recorded: Vec<TrialRow> = read(folder, &mut torn)?;
+        let repeats: Vec<RepeatRow> = read(folder, &mut torn)?;
+        if recorded.is_empty() && repeats.is_empty() {
+            return Err(FolderError::NoRecords { path }.into());
+        }
+        let comm: Vec<CommRow> = read(folder, &mut torn)?;
+        let devices: Vec<DeviceRow> = read(folder, &mut torn)?;
+        let scenario = match folder.scenario()? {
+            Some(text) => {
+                ScenarioHead::parse(&path.join(syncmark_record::folder::SCENARIO_FILE), &text)?
+            }
+            None => ScenarioHead::default(),
+        };
+        let trials_missing = recorded.is_empty();
+        let known = if trials_missing {
+            placeholders(&repeats)
+        } else {
+            recorded
+        };
+        let mut trials = summarise(&known, &repeats, &comm, &devices);
+        sort_trials(&mut trials);
+        let phases = phase_totals(folder, &mut torn)?;
+        let timelines = timelines(folder, &mut torn)?;
+        let environment = folder.environment()?;
+        Ok(Self {
+            folder: path,
+            environment,
+            scenario,
+            trials,
+            repeats,
+            comm,
+            devices,
+            phases,
+            timelines,
+            torn,
+            trials_missing,
+        })
+    }
+
+    /// Trials that show figures.
+    pub fn measured(&self) -> impl Iterator<Item = &TrialRow> {
+        self.trials
+            .iter()
+            .filter(|trial| trial.outcome.has_figures() && trial.step_ms.is_some())
+    }
+
+    /// Repeats of a trial that have a window.
+    pub fn repeats_of<'a>(&'a self, trial: &'a str) -> impl Iterator<Item = &'a RepeatRow> {
+        self.repeats
+            .iter()
+            .filter(move |row| row.trial == trial && row.outcome.has_figures())
+    }
+}
+
+fn read<R: syncmark_record::table::Row>(
+    folder: &RunFolder,
+    torn: &mut Vec<&'static str>,
+) -> Result<Vec<R>, FolderError> {
+    let rows = folder.rows::<R>()?;
+    if rows.torn() {
+        torn.push(R::FILE);
+    }
+    rows.collect()
+}
+
+/// Trials that only their repeats are left of.
+fn placeholders(repeats: &[RepeatRow]) -> Vec<TrialRow> {
+    let mut ids: Vec<&str> = Vec::new();
+    for row in repeats {
+        if !ids.contains(&row.trial.as_str()) {
+            ids.push(&row.trial);
+        }
+    }
+    ids.into_iter().map(placeholder_trial).collect()
+}
+
+fn phase_totals(
+    folder: &RunFolder,
+    torn: &mut Vec<&'static str>,
+) -> Result<BTreeMap<String, PhaseTotals>, FolderError> {
+    let rows = folder.rows::<StepRow>()?;
+    if rows.torn() {
+        torn.push("steps.csv");
+    }
+    let mut totals: BTreeMap<String, PhaseTotals> = BTreeMap::new();
+    for row in rows {
+        let row = row?;
+        if row.pass == Pass::Traced {
+            totals.entry(row.trial.clone()).or_default().add(&row);
+        }
+    }
+    Ok(totals)
+}
+
+/// One traced step of each trial: the middle one of its first traced repeat, past the pass's first steps, which
+/// still warm up, and before its last, which has no successor to overlap with.
+fn timelines(
+    folder: &RunFolder,
+    torn: &mut Vec<&'static str>,
+) -> Result<BTreeMap<String, Vec<PhaseRow>>, FolderError> {
+    let mut first: BTreeMap<String, (u32, Vec<PhaseRow>)> = BTreeMap::new();
+    let rows = folder.rows::<PhaseRow>()?;
+    if rows.torn() {
+        torn.push("phases.csv");
+    }
+    for row in rows {
+        let row = row?;
+        let (repeat, spans) = first
+            .entry(row.trial.clone())
+            .or_insert_with(|| (row.repeat, Vec::new()));
+        if row.repeat < *repeat {
+            (*repeat, *spans) = (row.repeat, Vec::new());
+        }
+        if row.repeat == *repeat {
+            spans.push(row);
+        }
+    }
+    Ok(first
+        .into_iter()
+        .map(|(trial, (_, spans))| (trial, middle_step(spans)))
+        .collect())
+}
+
+fn middle_step(mut spans: Vec<PhaseRow>) -> Vec<PhaseRow> {
+    let mut steps: Vec<u64> = spans.iter().map(|span| span.step).collect();
+    steps.sort_unstable();
+    steps.dedup();
+    let chosen = steps.get(steps.len() / 2).copied();
+    spans.retain(|span| Some(span.step) == chosen);
+    spans.sort_by(|a, b| {
+        (a.rank, a.device, &a.track, a.start_ns).cmp(&(b.rank, b.device, &b.track, b.start_ns))
+    });
+    spans
+}
+
+/// Strategies from the plainest to the one that is asked about most.
+pub fn strategy_order(strategy: &str) -> usize {
+    ["single", "independent", "dp", "ddp"]
+        .iter()
+        .position(|known| *known == strategy)
+        .unwrap_or(usize::MAX)
+}
+
+/// Models and norms in the order in which they first appear; within them by strategy, launch and device count.
+fn sort_trials(trials: &mut [TrialRow]) {
+    let mut facets: Vec<(String, String)> = Vec::new();
+    for trial in trials.iter() {
+        let facet = (trial.model.clone(), trial.norm.clone());
+        if !facets.contains(&facet) {
+            facets.push(facet);
+        }
+    }
+    trials.sort_by_cached_key(|trial| {
+        let facet = facets
+            .iter()
+            .position(|(model, norm)| *model == trial.model && *norm == trial.norm);
+        let batch = trial.global_batch / u64::from(trial.devices.max(1));
+        let order = strategy_order(&trial.strategy);
+        (
+            facet,
+            trial.scaling.clone(),
+            order,
+            trial.launch.clone(),
+            trial.dp_loss.clone(),
+            trial.variant.clone(),
+            trial.devices,
+            batch,
+        )
+    });
+}
+
+/// Whether a trial failed in a way that a reader must see.
+pub fn excluded_reason(trial: &TrialRow) -> Option<String> {
+    if trial.outcome.has_figures() {
+        return trial
+            .step_ms
+            .is_none()
+            .then(|| "no finished repeat".to_string());
+    }
+    let outcome = outcome_name(trial.outcome);
+    Some(match &trial.reason {
+        Some(reason) => format!("{outcome}: {reason}"),
+        None => outcome.to_string(),
+    })
+}
+
+/// An outcome as it stands in the files.
+pub fn outcome_name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Passed => "passed",
+        Outcome::Failed => "failed",
+        Outcome::Timeout => "timeout",
+        Outcome::RankFailed => "rank-failed",
+        Outcome::OutOfMemory => "out-of-memory",
+        Outcome::Diverged => "diverged",
+        Outcome::Invalid => "invalid",
+        Outcome::Unsteady => "unsteady",
+        Outcome::Disturbed => "disturbed",
+        Outcome::Skipped => "skipped",
+        Outcome::Interrupted => "interrupted",
+    }
+}

@@ -1,0 +1,436 @@
+//! Whole reports from made-up run folders: what they say, and that they are whole.
+mod fixtures;
+
+use std::fs;
+
+use fixtures::{SMALL, Way, trial, way, write};
+use syncmark_record::{Outcome, RunFolder, rows::TrialRow};
+use syncmark_report::{
+    Rendered, ReportError,
+    document::{Block, Table},
+    html::html,
+    markdown::markdown,
+    render, summarise,
+};
+
+/// Renders into a folder that stays, so that a person can look at the charts.
+fn rendered(name: &str, ways: &[Way], repeats: u32) -> (std::path::PathBuf, Rendered) {
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&path);
+    write(&path, ways, repeats);
+    let rendered = render(&path).unwrap();
+    (path, rendered)
+}
+
+fn table<'a>(rendered: &'a Rendered, header: &str) -> &'a Table {
+    let tables = rendered
+        .document
+        .blocks
+        .iter()
+        .filter_map(|block| match block {
+            Block::Table(table) => Some(table),
+            _ => None,
+        });
+    tables
+        .into_iter()
+        .find(|table| table.headers.iter().any(|h| h == header))
+        .expect("the table is there")
+}
+
+#[test]
+fn a_usual_run_has_every_chart_and_file() {
+    let (path, rendered) = rendered("small", &SMALL, 8);
+    let names: Vec<&str> = rendered
+        .document
+        .figures()
+        .map(|figure| figure.name.as_str())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "throughput-convnet",
+            "efficiency-convnet",
+            "time-convnet",
+            "bytes-convnet",
+            "timeline-convnet",
+            "memory-convnet"
+        ]
+    );
+    for name in names {
+        assert!(path.join(format!("charts/{name}.svg")).exists());
+        let png = fs::read(path.join(format!("charts/{name}.png"))).unwrap();
+        assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
+    }
+    insta::assert_snapshot!("small_markdown", markdown(&rendered.document));
+    // The charts have snapshots of their own.
+    let page = rendered
+        .document
+        .figures()
+        .fold(html(&rendered.document), |page, figure| page.replace(&figure.svg, "[SVG]\n"));
+    insta::assert_snapshot!("small_html", page);
+    for figure in rendered.document.figures() {
+        insta::assert_snapshot!(format!("small_{}", figure.name), figure.svg);
+    }
+}
+
+#[test]
+fn the_answer_names_the_direction_the_interval_and_the_bytes() {
+    let (_, rendered) = rendered("answer", &SMALL, 8);
+    let answer = rendered.document.answer.join("\n");
+    assert!(
+        answer.contains("0 of 2 comparisons are faster, 2 slower"),
+        "{answer}"
+    );
+    assert!(
+        answer.contains("dp ×2 has 0.77") && answer.contains("of ddp-threads ×2"),
+        "{answer}"
+    );
+    assert!(
+        answer.contains("95 % interval") && answer.contains("it is slower by"),
+        "{answer}"
+    );
+    assert!(answer.contains("dp ×2 sends"), "{answer}");
+}
+
+#[test]
+fn equal_strategies_cannot_be_told_apart() {
+    let ways = [
+        way("dp", None, 2, 24.0, 2.0),
+        way("ddp", Some("processes"), 2, 24.0, 2.0),
+    ];
+    let (_, rendered) = rendered("equal", &ways, 10);
+    let answer = rendered.document.answer.join("\n");
+    assert!(answer.contains("no difference can be told"), "{answer}");
+    assert!(!answer.contains("it is"), "{answer}");
+}
+
+#[test]
+fn three_repeats_give_a_range_and_no_verdict() {
+    let (_, rendered) = rendered("three", &SMALL, 3);
+    let answer = rendered.document.answer.join("\n");
+    assert!(
+        answer.contains("no verdict: 3 repeats") && answer.contains("range"),
+        "{answer}"
+    );
+    assert!(
+        !answer.contains("95 % interval") && !answer.contains("it is slower"),
+        "{answer}"
+    );
+    let text = markdown(&rendered.document);
+    assert!(text.contains("fewer than 6 repeats"));
+    assert!(
+        rendered
+            .data
+            .trials
+            .iter()
+            .all(|trial| trial.spread.as_deref() == Some("range"))
+    );
+}
+
+#[test]
+fn one_device_and_one_repeat_still_make_sense() {
+    let ways = [
+        way("single", None, 1, 20.0, 0.0),
+        way("ddp", Some("threads"), 1, 20.1, 0.0),
+    ];
+    let (_, rendered) = rendered("one", &ways, 1);
+    assert!(
+        rendered
+            .document
+            .figures()
+            .any(|figure| figure.name == "throughput-convnet")
+    );
+    assert!(
+        !rendered
+            .document
+            .figures()
+            .any(|figure| figure.name == "bytes-convnet"),
+        "nothing was moved"
+    );
+}
+
+#[test]
+fn several_models_and_oversubscription_are_kept_apart_and_labelled() {
+    let mut ways: Vec<Way> = SMALL.to_vec();
+    ways.extend([
+        way("independent", None, 4, 45.0, 0.0),
+        way("dp", None, 4, 70.0, 20.0),
+        way("ddp", Some("threads"), 4, 52.0, 5.0),
+    ]);
+    let other = ways.iter().map(|w| Way {
+        model: "resnet20",
+        step_ms: w.step_ms * 9.0,
+        exposed_ms: w.exposed_ms * 6.0,
+        ..*w
+    });
+    let all: Vec<Way> = ways
+        .iter()
+        .copied()
+        .chain(other.collect::<Vec<_>>())
+        .collect();
+    let (_, rendered) = rendered("models", &all, 10);
+    for model in ["convnet", "resnet20"] {
+        assert!(
+            rendered
+                .document
+                .figures()
+                .any(|figure| figure.name == format!("throughput-{model}"))
+        );
+    }
+    for figure in rendered.document.figures() {
+        assert!(
+            figure.svg.contains("oversubscribed"),
+            "{} does not label oversubscription",
+            figure.name
+        );
+    }
+    let captions: Vec<&str> = rendered
+        .document
+        .figures()
+        .filter(|figure| figure.name.starts_with("throughput"))
+        .map(|figure| figure.caption.as_str())
+        .collect();
+    assert_eq!(captions.len(), 2);
+    assert!(
+        captions
+            .iter()
+            .all(|caption| caption.contains("CPU devices model separate memories"))
+    );
+    assert!(
+        rendered
+            .document
+            .answer
+            .iter()
+            .any(|s| s.starts_with("resnet20")),
+        "{:?}",
+        rendered.document.answer
+    );
+}
+
+#[test]
+fn a_failed_trial_shows_no_figures_but_is_listed_with_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = write(dir.path(), &SMALL, 8);
+    let mut trials: Vec<TrialRow> = folder.read().unwrap();
+    let dead = trials
+        .iter_mut()
+        .find(|t| t.strategy == "dp" && t.devices == 2)
+        .unwrap();
+    *dead = trial(&SMALL[3], Outcome::RankFailed);
+    folder.write_trials(&trials).unwrap();
+    let rendered = render(dir.path()).unwrap();
+    let dead = rendered
+        .data
+        .trials
+        .iter()
+        .find(|t| t.outcome == Outcome::RankFailed)
+        .unwrap();
+    assert_eq!(
+        (
+            dead.step_ms,
+            dead.samples_per_s,
+            dead.counted_bytes_per_step
+        ),
+        (None, None, None)
+    );
+    let row = table(&rendered, "step (ms)")
+        .rows
+        .iter()
+        .find(|row| row[0] == "dp ×2")
+        .unwrap()
+        .clone();
+    assert_eq!(row[1..4], ["rank-failed", "–", "–"]);
+    let text = markdown(&rendered.document);
+    assert!(text.contains("killed by signal 9"), "the reason is listed");
+    let throughput = rendered
+        .document
+        .figures()
+        .find(|f| f.name == "throughput-convnet")
+        .unwrap();
+    assert!(
+        throughput.caption.contains("Not shown: dp ×2 (rank-failed"),
+        "{}",
+        throughput.caption
+    );
+}
+
+#[test]
+fn an_interrupted_run_renders_with_the_repeats_that_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = write(dir.path(), &SMALL, 7);
+    let interrupted: Vec<TrialRow> = SMALL
+        .iter()
+        .map(|way| trial(way, Outcome::Interrupted))
+        .collect();
+    folder.write_trials(&interrupted).unwrap();
+    let shown = render(dir.path()).unwrap();
+    assert!(
+        shown
+            .data
+            .trials
+            .iter()
+            .all(|trial| trial.step_ms.is_some())
+    );
+    assert!(shown.data.trials.iter().all(|t| {
+        t.warnings
+            .as_deref()
+            .unwrap()
+            .contains("the 7 repeats that finished")
+    }));
+
+    fs::remove_file(dir.path().join("trials.csv")).unwrap();
+    let repeats = fs::read_to_string(dir.path().join("repeats.csv")).unwrap();
+    fs::write(
+        dir.path().join("repeats.csv"),
+        &repeats[..repeats.len() - 9],
+    )
+    .unwrap();
+    let shown = render(dir.path()).unwrap();
+    let text = markdown(&shown.document);
+    assert!(
+        text.contains("trials.csv is missing")
+            && text.contains("The last row of repeats.csv was torn"),
+        "{text}"
+    );
+    assert_eq!(shown.data.trials.len(), SMALL.len());
+}
+
+#[test]
+fn an_empty_or_missing_folder_is_a_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = render(dir.path()).unwrap_err();
+    assert!(
+        matches!(error, ReportError::Folder(_)) && error.to_string().contains("holds no records"),
+        "{error}"
+    );
+    let error = render(&dir.path().join("none")).unwrap_err().to_string();
+    assert!(error.contains("no run folder at"), "{error}");
+}
+
+#[test]
+fn rendering_twice_writes_the_same_bytes_and_drops_charts_that_are_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &SMALL, 6);
+    let first = render(dir.path()).unwrap();
+    let read = |files: &[std::path::PathBuf]| {
+        files
+            .iter()
+            .map(|file| fs::read(file).unwrap())
+            .collect::<Vec<_>>()
+    };
+    let before = read(&first.files);
+    fs::write(dir.path().join("charts/throughput-gone.svg"), "old").unwrap();
+    fs::write(dir.path().join("charts/notes.txt"), "mine").unwrap();
+    let second = render(dir.path()).unwrap();
+    assert_eq!(before, read(&second.files));
+    assert!(!dir.path().join("charts/throughput-gone.svg").exists());
+    assert!(
+        dir.path().join("charts/notes.txt").exists(),
+        "only old charts are removed"
+    );
+}
+
+#[test]
+fn summarising_twice_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = write(dir.path(), &SMALL, 8);
+    let (repeats, comm, devices) = (
+        folder.read().unwrap(),
+        folder.read().unwrap(),
+        folder.read().unwrap(),
+    );
+    let once = summarise(
+        &folder.read::<TrialRow>().unwrap(),
+        &repeats,
+        &comm,
+        &devices,
+    );
+    assert_eq!(once, summarise(&once, &repeats, &comm, &devices));
+    // Known by construction of the fixture.
+    let dp = once
+        .iter()
+        .find(|t| t.strategy == "dp" && t.devices == 2)
+        .unwrap();
+    assert!((dp.exposed_communication_ms.unwrap() - 8.0).abs() < 1e-3);
+    assert!((dp.tracing_slowdown.unwrap() - 1.04).abs() < 1e-3);
+    assert!((dp.efficiency_single.unwrap() - 20.0 / 31.0).abs() < 0.01);
+    assert!((dp.efficiency_independent.unwrap() - 22.0 / 31.0).abs() < 0.01);
+    let parameters = 4.0 * fixtures::PARAMETERS as f64;
+    assert_eq!(
+        dp.counted_bytes_per_step,
+        Some(32.0 * 256.0 + 2.0 * parameters + 792.0 + 2.0 * 32.0 * 40.0)
+    );
+    let ddp = once
+        .iter()
+        .find(|t| t.strategy == "ddp" && t.devices == 2)
+        .unwrap();
+    assert_eq!(ddp.counted_bytes_per_step, Some(2.0 * parameters));
+    assert_eq!(ddp.predicted_bytes_per_step, ddp.counted_bytes_per_step);
+}
+
+#[test]
+fn hostile_text_stays_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = write(dir.path(), &SMALL, 3);
+    let mut trials: Vec<TrialRow> = folder.read().unwrap();
+    trials[0].variant = Some("single <script>alert(1)</script> | *x* & `y".into());
+    folder.write_trials(&trials).unwrap();
+    let rendered = render(dir.path()).unwrap();
+    let page = html(&rendered.document);
+    assert!(!page.contains("<script>"), "a name became markup");
+    assert!(page.contains("&lt;script&gt;"));
+    let text = markdown(&rendered.document);
+    for line in text
+        .lines()
+        .filter(|line| line.starts_with('|') && line.contains("alert"))
+    {
+        let bars = line.replace("\\|", "").matches('|').count();
+        assert!(
+            [7, 8, 11].contains(&bars),
+            "a bar in a name broke the table: {line}"
+        );
+    }
+    for figure in rendered.document.figures() {
+        assert!(!figure.svg.contains("<script>"));
+    }
+}
+
+#[test]
+fn the_trace_is_json_with_a_process_for_every_traced_trial() {
+    let (path, _) = rendered("trace", &SMALL, 2);
+    let text = fs::read_to_string(path.join("trace.json")).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let events = value["traceEvents"].as_array().unwrap();
+    let processes = events
+        .iter()
+        .filter(|event| event["name"] == "process_name")
+        .count();
+    assert_eq!(processes, SMALL.len());
+    assert!(
+        events
+            .iter()
+            .any(|event| event["args"]["bucket"] == 2 && event["ph"] == "X")
+    );
+    let earliest = events
+        .iter()
+        .filter_map(|event| event["ts"].as_f64())
+        .fold(f64::INFINITY, f64::min);
+    assert_eq!(earliest, 0.0);
+}
+
+#[test]
+fn a_bad_cell_stops_the_report_with_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder: RunFolder = write(dir.path(), &SMALL, 2);
+    let path = folder.path().join("comm.csv");
+    let text =
+        fs::read_to_string(&path)
+            .unwrap()
+            .replacen("shared-direct,50", "shared-direct,many", 1);
+    fs::write(&path, text).unwrap();
+    let error = render(dir.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("comm.csv, line ") && error.contains("column `calls`"),
+        "{error}"
+    );
+}
