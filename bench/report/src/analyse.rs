@@ -258,6 +258,7 @@ fn reference<'a>(row: &TrialRow, trials: &'a [TrialRow], strategy: &str) -> Opti
         other.strategy == strategy
             && other.outcome.has_figures()
             && other.devices == devices
+            && other.trial != row.trial
             && work(other) == work(row)
     });
     let first = matching.next()?;

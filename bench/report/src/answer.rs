@@ -105,15 +105,18 @@ pub fn answer(data: &RunData) -> Answer<'_> {
     if comparisons.is_empty() {
         return only(nothing_to_compare(data, spec));
     }
-    let mut sentences = Vec::new();
-    let headline = headline(&comparisons, &spec.factor);
-    sentences.extend(summary(&headline, spec, metric));
-    sentences.extend(headline.iter().map(|c| sentence(c, metric)));
-    sentences.extend(headline.iter().filter_map(|c| bytes_sentence(c)).take(2));
+    let asked = asked(&comparisons);
+    let headline = headline(&asked, &spec.factor);
+    let mut sentences: Vec<String> = summary(&asked, spec, metric).into_iter().collect();
+    for group in headline.chunk_by(|a, b| a.shared == b.shared) {
+        let facts: Vec<String> = group.iter().map(|c| fact(c, metric)).collect();
+        sentences.push(format!("{}: {}.", group[0].shared, facts.join("; ")));
+        sentences.extend(bytes_sentence(group));
+    }
     if headline.len() < comparisons.len() {
+        let all = comparisons.len();
         sentences.push(format!(
-            "All {} fair comparisons stand in the section Comparisons.",
-            comparisons.len()
+            "All {all} fair comparisons stand in the section Comparisons."
         ));
     }
     Answer {
@@ -287,101 +290,144 @@ fn shared_words(a: &TrialRow, b: &TrialRow, factor: &str) -> String {
     words.join(", ")
 }
 
-/// The comparisons that the answer speaks of: those on the most devices, and not of `single` and `independent`, which
-/// are yardsticks, unless there is nothing else.
-fn headline<'a, 'b>(comparisons: &'b [Comparison<'a>], factor: &str) -> Vec<&'b Comparison<'a>> {
+/// The comparisons that the question is about: not those of `single` and `independent`, which are yardsticks, unless
+/// there is nothing else.
+fn asked<'a, 'b>(comparisons: &'b [Comparison<'a>]) -> Vec<&'b Comparison<'a>> {
     let yardstick =
-        |c: &&Comparison<'_>| !matches!(c.trial.strategy.as_str(), "single" | "independent");
-    let mut chosen: Vec<&Comparison<'_>> = comparisons.iter().filter(yardstick).collect();
-    if chosen.is_empty() {
-        chosen = comparisons.iter().collect();
+        |c: &&Comparison<'_>| matches!(c.trial.strategy.as_str(), "single" | "independent");
+    let asked: Vec<_> = comparisons.iter().filter(|c| !yardstick(c)).collect();
+    if asked.is_empty() {
+        comparisons.iter().collect()
+    } else {
+        asked
     }
-    if factor != "parallel.devices" {
-        let most = chosen.iter().map(|c| c.trial.devices).max().unwrap_or(1);
-        chosen.retain(|c| c.trial.devices == most);
-    }
+}
+
+/// Of those, the ones that get a sentence: on the most devices, in groups of equal setting.
+fn headline<'a, 'b>(asked: &[&'b Comparison<'a>], factor: &str) -> Vec<&'b Comparison<'a>> {
+    let most = asked.iter().map(|c| c.trial.devices).max().unwrap_or(1);
+    let mut chosen: Vec<&'b Comparison<'a>> = asked
+        .iter()
+        .copied()
+        .filter(|c| factor == "parallel.devices" || c.trial.devices == most)
+        .collect();
+    let first = |shared: &str| asked.iter().position(|c| c.shared == shared);
+    chosen.sort_by_key(|c| first(&c.shared));
     chosen
 }
 
-/// How many comparisons went which way, when there is more than one.
-fn summary(headline: &[&Comparison<'_>], spec: &AnswerSpec, metric: Metric) -> Option<String> {
+/// How many comparisons went which way.
+fn summary(asked: &[&Comparison<'_>], spec: &AnswerSpec, metric: Metric) -> Option<String> {
     let told = |wanted: Option<bool>| {
-        headline
+        asked
             .iter()
             .filter(|c| metric.better(c.ratio.verdict()) == wanted)
             .count()
     };
-    let too_few = headline
+    let too_few = asked
         .iter()
         .filter(|c| c.ratio.verdict() == Verdict::TooFew)
         .count();
-    if headline.len() < 2 {
-        return None;
-    }
-    if too_few == headline.len() {
-        let blocks = headline.iter().map(|c| c.ratio.blocks).max().unwrap_or(0);
+    if too_few == asked.len() {
+        let blocks = asked.iter().map(|c| c.ratio.blocks).max().unwrap_or(0);
+        let gives = if blocks == 1 { "gives" } else { "give" };
         return Some(format!(
-            "No verdict: {} give a range, not an interval. Run at least 6 repeats (10 is the default) for an answer that can be cited.",
+            "No verdict: {} {gives} a range, not an interval. Run at least 6 repeats (10 is the default) for an answer that can be cited.",
             count(blocks, "repeat")
         ));
     }
-    let undecided = told(None);
+    if asked.len() < 2 {
+        return None;
+    }
+    let mut values: Vec<String> = asked
+        .iter()
+        .filter_map(|c| factor_value(&spec.factor, Some(c.trial)))
+        .collect();
+    values.dedup();
+    let subject = if values.iter().all(|value| *value == values[0]) {
+        values[0].clone()
+    } else {
+        "The others".into()
+    };
+    let (faster, slower, undecided) = (told(Some(true)), told(Some(false)), told(None) - too_few);
+    let mut parts = vec![
+        format!("faster in {}", none_or(faster)),
+        format!("slower in {}", none_or(slower)),
+    ];
+    if undecided > 0 {
+        parts.push(format!("not to be told apart in {undecided}"));
+    }
+    if too_few > 0 {
+        parts.push(format!("without a verdict (too few repeats) in {too_few}"));
+    }
+    let all = count(asked.len(), "comparison");
     Some(format!(
-        "Against {} = {}, {} of {} comparisons are faster, {} slower, and in {} no difference can be told.",
-        spec.factor,
+        "{subject} against {}, over all device counts and settings ({all}): {}.",
         spec.baseline,
-        told(Some(true)),
-        headline.len(),
-        told(Some(false)),
-        undecided
+        parts.join(", ")
     ))
 }
 
-fn sentence(c: &Comparison<'_>, metric: Metric) -> String {
+fn none_or(n: usize) -> String {
+    if n == 0 { "none".into() } else { n.to_string() }
+}
+
+/// One comparison in words, without its setting.
+fn fact(c: &Comparison<'_>, metric: Metric) -> String {
     let (value, low, high) = (
         ratio(c.ratio.value),
         ratio(c.ratio.low),
         ratio(c.ratio.high),
     );
-    let facts = format!(
-        "{} has {value} the {} of {}",
-        name(c.trial),
-        metric.words(),
-        name(c.baseline)
-    );
+    let repeats = count(c.ratio.blocks, "repeat");
     let judged = match c.ratio.verdict() {
-        Verdict::TooFew => format!(
-            "range {low} to {high}; no verdict: {}",
-            count(c.ratio.blocks, "repeat")
-        ),
-        Verdict::NoDifference => format!(
-            "95 % interval {low} to {high}, {}; the interval includes 1, so no difference can be told",
-            count(c.ratio.blocks, "repeat")
-        ),
+        Verdict::TooFew => format!("range {low} to {high}; no verdict: {repeats}"),
+        Verdict::NoDifference => {
+            format!(
+                "95 % interval {low} to {high}, {repeats}; it includes 1, so no difference can be told"
+            )
+        }
         Verdict::Above | Verdict::Below => {
             let change = percent((c.ratio.value - 1.0).abs());
             format!(
-                "95 % interval {low} to {high}, {}: it is {} by {change}",
-                count(c.ratio.blocks, "repeat"),
-                c.verdict
+                "95 % interval {low} to {high}, {repeats}; {} is {change} {}",
+                metric.words(),
+                side(c.ratio.verdict())
             )
         }
     };
-    format!("{}: {facts} ({judged}).", c.shared)
+    format!(
+        "{} is at {value} the {} of {} ({judged})",
+        name(c.trial),
+        metric.words(),
+        name(c.baseline)
+    )
 }
 
-/// What each moves, where both were counted.
-fn bytes_sentence(c: &Comparison<'_>) -> Option<String> {
-    let (a, b) = (
-        c.trial.counted_bytes_per_step?,
-        c.baseline.counted_bytes_per_step?,
-    );
+fn side(verdict: Verdict) -> &'static str {
+    if verdict == Verdict::Above {
+        "higher"
+    } else {
+        "lower"
+    }
+}
+
+/// What each trial of a group moves, where all were counted.
+fn bytes_sentence(group: &[&Comparison<'_>]) -> Option<String> {
+    let mut moved: Vec<String> = Vec::new();
+    for trial in group.iter().flat_map(|c| [c.trial, c.baseline]) {
+        let words = format!(
+            "{} sends {}",
+            name(trial),
+            crate::format::bytes(trial.counted_bytes_per_step?)
+        );
+        if !moved.contains(&words) {
+            moved.push(words);
+        }
+    }
     Some(format!(
-        "{}: per step and over all devices {} sends {} and {} sends {}.",
-        c.shared,
-        name(c.trial),
-        crate::format::bytes(a),
-        name(c.baseline),
-        crate::format::bytes(b)
+        "{}: per step, over all devices, {}.",
+        group[0].shared,
+        moved.join(", ")
     ))
 }

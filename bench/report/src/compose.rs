@@ -170,9 +170,8 @@ fn reproduce(data: &RunData) -> Vec<Block> {
         });
     }
     blocks.push(Block::paragraph(
-        "This report can be rendered again from the run folder alone, on any machine, with `syncmark report` and the folder. The scenario as run, \
+        "This report can be rendered again from the run folder alone, on any machine, with syncmark report and the folder's path. The scenario as run, \
          with every override applied:"
-            .replace('`', ""),
     ));
     if !data.scenario.text.is_empty() {
         blocks.push(Block::Code {

@@ -79,9 +79,22 @@ pub fn percent(fraction: f64) -> String {
     }
 }
 
-/// A ratio with 3 significant digits and a multiplication sign.
+/// A ratio with 3 decimals (an interval that includes 1 must not look as if it ended there), fewer when it is large.
 pub fn ratio(x: f64) -> String {
-    format!("{}×", significant(x, 3))
+    if x.abs() < 10.0 {
+        format!("{x:.3}×")
+    } else {
+        format!("{}×", number(x))
+    }
+}
+
+/// A whole number with thousands separated; one that is not whole keeps two decimals.
+pub fn whole(x: f64) -> String {
+    group_thousands(&if x.fract() == 0.0 {
+        format!("{x:.0}")
+    } else {
+        format!("{x:.2}")
+    })
 }
 
 /// `value [low, high]` in one format.
@@ -145,6 +158,10 @@ mod tests {
         assert_eq!(milliseconds(90_000.0), "90.00 s");
         assert_eq!(percent(0.9333), "93.3 %");
         assert_eq!(ratio(0.71234), "0.712×");
+        assert_eq!(ratio(1.0004), "1.000×");
+        assert_eq!(ratio(123.456), "123.5×");
+        assert_eq!(whole(1_234_567.0), "1,234,567");
+        assert_eq!(whole(1234.5), "1234.50");
     }
 
     #[test]

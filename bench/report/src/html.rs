@@ -26,29 +26,6 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// Escapes text and sets `words in backticks` as code.
-fn inline(text: &str) -> String {
-    let mut out = String::new();
-    for (index, part) in split_code(text).into_iter().enumerate() {
-        if index % 2 == 1 {
-            let _ = write!(out, "<code>{}</code>", escape(part));
-        } else {
-            out.push_str(&escape(part));
-        }
-    }
-    out
-}
-
-/// Splits at backticks; an odd number of them means that they are no quotes, and the text stays whole.
-fn split_code(text: &str) -> Vec<&str> {
-    let parts: Vec<&str> = text.split('`').collect();
-    if parts.len() % 2 == 1 {
-        parts
-    } else {
-        vec![text]
-    }
-}
-
 /// Renders the document.
 pub fn html(document: &Document) -> String {
     let mut out = String::new();
@@ -64,12 +41,12 @@ pub fn html(document: &Document) -> String {
         let _ = writeln!(
             out,
             "<p class=\"question\">{}</p>",
-            inline(&document.question)
+            escape(&document.question)
         );
     }
     out.push_str("<section class=\"answer\">\n<h2>Answer</h2>\n");
     for sentence in &document.answer {
-        let _ = writeln!(out, "<p>{}</p>", inline(sentence));
+        let _ = writeln!(out, "<p>{}</p>", escape(sentence));
     }
     out.push_str("</section>\n");
     let mut figures = 0;
@@ -86,7 +63,7 @@ fn push_block(out: &mut String, block: &Block, figures: &mut usize) {
             let level = level + 1;
             writeln!(out, "<h{level}>{}</h{level}>", escape(text))
         }
-        Block::Paragraph(text) => writeln!(out, "<p>{}</p>", inline(text)),
+        Block::Paragraph(text) => writeln!(out, "<p>{}</p>", escape(text)),
         Block::Table(table) => {
             push_table(out, table);
             Ok(())
@@ -100,7 +77,7 @@ fn push_block(out: &mut String, block: &Block, figures: &mut usize) {
             let tag = if *ordered { "ol" } else { "ul" };
             let items: String = items
                 .iter()
-                .map(|item| format!("<li>{}</li>\n", inline(item)))
+                .map(|item| format!("<li>{}</li>\n", escape(item)))
                 .collect();
             writeln!(out, "<{tag}>\n{items}</{tag}>")
         }
@@ -113,7 +90,7 @@ fn push_block(out: &mut String, block: &Block, figures: &mut usize) {
             writeln!(
                 out,
                 "<p class=\"{class}\"><strong>{word}.</strong> {}</p>",
-                inline(text)
+                escape(text)
             )
         }
     };
@@ -126,14 +103,14 @@ fn push_figure(out: &mut String, figure: &Figure, number: usize) {
         escape(&figure.name),
         figure.svg,
         escape(&figure.title),
-        inline(&figure.caption)
+        escape(&figure.caption)
     );
 }
 
 fn push_table(out: &mut String, table: &Table) {
     out.push_str("<div class=\"scroll\"><table>\n");
     if !table.caption.is_empty() {
-        let _ = writeln!(out, "<caption>{}</caption>", inline(&table.caption));
+        let _ = writeln!(out, "<caption>{}</caption>", escape(&table.caption));
     }
     out.push_str("<thead><tr>");
     for (header, alignment) in table.headers.iter().zip(&table.alignment) {
@@ -143,7 +120,7 @@ fn push_table(out: &mut String, table: &Table) {
     for row in &table.rows {
         out.push_str("<tr>");
         for (cell, alignment) in row.iter().zip(&table.alignment) {
-            let _ = write!(out, "<td{}>{}</td>", class(*alignment), inline(cell));
+            let _ = write!(out, "<td{}>{}</td>", class(*alignment), escape(cell));
         }
         out.push_str("</tr>\n");
     }
@@ -168,7 +145,5 @@ mod tests {
             escape("<a href='x'>\"&\u{7}"),
             "&lt;a href=&#39;x&#39;&gt;&quot;&amp;\u{fffd}"
         );
-        assert_eq!(inline("use `a<b>` now"), "use <code>a&lt;b&gt;</code> now");
-        assert_eq!(inline("one ` alone"), "one ` alone");
     }
 }

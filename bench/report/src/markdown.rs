@@ -6,23 +6,7 @@ use std::fmt::Write as _;
 
 use crate::document::{Alignment, Block, CalloutKind, Document, Table};
 
-/// Escapes what Markdown would read as markup; words in backticks stay code.
-fn inline(text: &str) -> String {
-    let parts: Vec<&str> = text.split('`').collect();
-    if parts.len() % 2 == 0 {
-        return escape(text);
-    }
-    let mut out = String::new();
-    for (index, part) in parts.into_iter().enumerate() {
-        if index % 2 == 1 {
-            let _ = write!(out, "`{}`", part.replace('\n', " "));
-        } else {
-            out.push_str(&escape(part));
-        }
-    }
-    out
-}
-
+/// Escapes what Markdown would read as markup.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut before = ' ';
@@ -46,17 +30,16 @@ fn escape(text: &str) -> String {
         }
         before = c;
     }
-    // `1.` at the start of a line would begin a list.
+    // `1. ` at the start of a line would begin a list, and `1.5` would not.
     let digits = out.chars().take_while(char::is_ascii_digit).count();
-    if digits > 0 && out[digits..].starts_with(['.', ')']) {
+    let mut marker = out[digits..].chars();
+    if digits > 0
+        && matches!(marker.next(), Some('.' | ')'))
+        && matches!(marker.next(), None | Some(' '))
+    {
         out.insert(digits, '\\');
     }
     out
-}
-
-/// In a cell even code must not hold a bar.
-fn cell(text: &str) -> String {
-    inline(text).replace("\\|", "|").replace('|', "\\|")
 }
 
 /// Renders the document; charts are linked as `charts/<name>.svg`.
@@ -67,11 +50,11 @@ pub fn markdown(document: &Document) -> String {
         escape(&document.subtitle)
     );
     if !document.question.is_empty() {
-        let _ = write!(out, "> {}\n\n", inline(&document.question));
+        let _ = write!(out, "> {}\n\n", escape(&document.question));
     }
     out.push_str("## Answer\n\n");
     for sentence in &document.answer {
-        let _ = write!(out, "{}\n\n", inline(sentence));
+        let _ = write!(out, "{}\n\n", escape(sentence));
     }
     let mut figures = 0;
     for block in &document.blocks {
@@ -91,7 +74,7 @@ fn push_block(out: &mut String, block: &Block, figures: &mut usize) {
             "#".repeat(usize::from(*level) + 1),
             escape(text)
         ),
-        Block::Paragraph(text) => writeln!(out, "{}", inline(text)),
+        Block::Paragraph(text) => writeln!(out, "{}", escape(text)),
         Block::Table(table) => {
             push_table(out, table);
             Ok(())
@@ -99,7 +82,7 @@ fn push_block(out: &mut String, block: &Block, figures: &mut usize) {
         Block::Figure(figure) => {
             *figures += 1;
             let (name, title, caption) =
-                (&figure.name, escape(&figure.title), inline(&figure.caption));
+                (&figure.name, escape(&figure.title), escape(&figure.caption));
             writeln!(
                 out,
                 "![{title}](charts/{name}.svg)\n\n**Figure {figures}. {title}.** {caption}"
@@ -112,7 +95,7 @@ fn push_block(out: &mut String, block: &Block, figures: &mut usize) {
                 } else {
                     "-".into()
                 };
-                let _ = writeln!(out, "{mark} {}", inline(item));
+                let _ = writeln!(out, "{mark} {}", escape(item));
             }
             Ok(())
         }
@@ -129,7 +112,7 @@ fn push_block(out: &mut String, block: &Block, figures: &mut usize) {
                 CalloutKind::Note => "NOTE",
                 CalloutKind::Warning => "WARNING",
             };
-            writeln!(out, "> [!{word}]\n> {}", inline(text))
+            writeln!(out, "> [!{word}]\n> {}", escape(text))
         }
     };
 }
@@ -142,11 +125,11 @@ fn fence(text: &str) -> String {
 
 fn push_table(out: &mut String, table: &Table) {
     if !table.caption.is_empty() {
-        let _ = write!(out, "{}\n\n", inline(&table.caption));
+        let _ = write!(out, "{}\n\n", escape(&table.caption));
     }
     let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
     out.push_str(&line(
-        table.headers.iter().map(|header| cell(header)).collect(),
+        table.headers.iter().map(|header| escape(header)).collect(),
     ));
     let rule = |alignment: &Alignment| match alignment {
         Alignment::Left => "---",
@@ -161,7 +144,7 @@ fn push_table(out: &mut String, table: &Table) {
             .collect(),
     ));
     for row in &table.rows {
-        out.push_str(&line(row.iter().map(|text| cell(text)).collect()));
+        out.push_str(&line(row.iter().map(|text| escape(text)).collect()));
     }
 }
 
@@ -177,12 +160,8 @@ mod tests {
         );
         assert_eq!(escape("# no heading"), "\\# no heading");
         assert_eq!(escape("1. no list"), "1\\. no list");
+        assert_eq!(escape("20.02 [19.22]"), "20.02 \\[19.22\\]");
         assert_eq!(escape("two\nlines"), "two lines");
-    }
-
-    #[test]
-    fn cells_keep_their_bars_to_themselves() {
-        assert_eq!(cell("a|b `c|d`"), "a\\|b `c\\|d`");
     }
 
     #[test]

@@ -128,7 +128,7 @@ impl RunData {
         };
         let mut trials = summarise(&known, &repeats, &comm, &devices);
         sort_trials(&mut trials);
-        let phases = phase_totals(folder, &mut torn)?;
+        let phases = phase_totals(folder, &trials, &mut torn)?;
         let timelines = timelines(folder, &mut torn)?;
         let environment = folder.environment()?;
         Ok(Self {
@@ -185,16 +185,23 @@ fn placeholders(repeats: &[RepeatRow]) -> Vec<TrialRow> {
 
 fn phase_totals(
     folder: &RunFolder,
+    trials: &[TrialRow],
     torn: &mut Vec<&'static str>,
 ) -> Result<BTreeMap<String, PhaseTotals>, FolderError> {
     let rows = folder.rows::<StepRow>()?;
     if rows.torn() {
         torn.push("steps.csv");
     }
+    let dp: Vec<&str> = trials
+        .iter()
+        .filter(|trial| trial.strategy == "dp")
+        .map(|trial| trial.trial.as_str())
+        .collect();
     let mut totals: BTreeMap<String, PhaseTotals> = BTreeMap::new();
     for row in rows {
         let row = row?;
-        if row.pass == Pass::Traced {
+        // DP has a row a device, and only device 0 has every phase: a mean over devices would be of no device.
+        if row.pass == Pass::Traced && (row.rank == 0 || !dp.contains(&row.trial.as_str())) {
             totals.entry(row.trial.clone()).or_default().add(&row);
         }
     }

@@ -52,13 +52,16 @@ pub fn nice_step(high: f64, most: usize) -> f64 {
     step.unwrap_or(10.0) * power
 }
 
-/// Ticks from 0 to the first step at or above `high`.
-pub fn ticks(high: f64, most: usize) -> Vec<f64> {
+/// Round ticks from 0 up to `high`, and the step between them.
+pub fn ticks(high: f64, most: usize) -> (Vec<f64>, f64) {
     let high = if high > 0.0 { high } else { 1.0 };
     let step = nice_step(high, most);
-    let last = (high / step - 1e-9).ceil().max(1.0) as usize;
-    (0..=last).map(|index| index as f64 * step).collect()
+    let last = (high / step + 1e-9).floor() as usize;
+    ((0..=last).map(|index| index as f64 * step).collect(), step)
 }
+
+/// Room above the largest value, as a share of it.
+const HEADROOM: f64 = 1.05;
 
 /// As many decimals as the step between ticks needs.
 pub fn tick_label(value: f64, step: f64) -> String {
@@ -94,9 +97,9 @@ pub fn vertical(
     title: &str,
     show: impl Fn(f64, f64) -> String,
 ) -> Scale {
-    let ticks = ticks(high, 6);
-    let (top, step) = (ticks[ticks.len() - 1], ticks[1]);
-    let scale = Scale::new(0.0, top, area.bottom, area.top);
+    let high = high * HEADROOM;
+    let (ticks, step) = ticks(high, 6);
+    let scale = Scale::new(0.0, high, area.bottom, area.top);
     for tick in ticks {
         let y = scale.at(tick);
         canvas.line(
@@ -128,9 +131,8 @@ pub fn horizontal(
     title: &str,
     show: impl Fn(f64, f64) -> String,
 ) -> Scale {
-    let ticks = ticks(high, 8);
-    let (top, step) = (ticks[ticks.len() - 1], ticks[1]);
-    let scale = Scale::new(0.0, top, area.left, area.right);
+    let (ticks, step) = ticks(high, 8);
+    let scale = Scale::new(0.0, high, area.left, area.right);
     for tick in ticks {
         let x = scale.at(tick);
         canvas.line(
@@ -166,13 +168,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_are_round_and_cover_the_data() {
-        assert_eq!(ticks(97.0, 6), [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
+    fn ticks_are_round_and_stay_below_the_end() {
+        assert_eq!(ticks(97.0, 6), (vec![0.0, 20.0, 40.0, 60.0, 80.0], 20.0));
         assert_eq!(ticks(0.0, 6), ticks(1.0, 6));
         for high in [0.003, 1.0, 12.0, 37.5, 8_123.0, 2.0e9] {
-            let ticks = ticks(high, 6);
+            let (ticks, _) = ticks(high, 6);
             assert!(
-                *ticks.last().unwrap() >= high * 0.999_999 && ticks.len() <= 8,
+                *ticks.last().unwrap() <= high * 1.000_001 && (3..=7).contains(&ticks.len()),
                 "{high}: {ticks:?}"
             );
         }

@@ -60,6 +60,7 @@ pub struct BarChart {
 
 const BAR_GAP: f64 = 2.0;
 const GROUP_GAP: f64 = 14.0;
+const NOTE_GAP: f64 = 6.0;
 const MARGIN: f64 = 16.0;
 /// Room for an alert below a group's label.
 const TALLEST_LABEL: f64 = 30.0;
@@ -95,11 +96,12 @@ impl BarChart {
         let top = legend::HEADING + legend_height + 12.0;
         let bottom = top + rows + 2.0;
         let height = (bottom + 46.0).ceil() as u32;
-        let (groups, sub, note) = self.columns();
+        let (groups, sub) = self.columns();
+        let left = MARGIN + groups + sub + 14.0;
         let area = Area {
-            left: MARGIN + groups + sub + 14.0,
+            left,
             top,
-            right: width - MARGIN - note,
+            right: self.right_edge(left, width - MARGIN),
             bottom,
         };
         let svg = canvas::draw(
@@ -126,23 +128,39 @@ impl BarChart {
         (svg, height)
     }
 
-    /// Widths of the columns for group labels, bar labels and notes.
-    fn columns(&self) -> (f64, f64, f64) {
-        let widest = |texts: &mut dyn Iterator<Item = f64>| texts.fold(0.0, f64::max);
-        let bars = || self.groups.iter().flat_map(|group| &group.bars);
-        let groups = widest(
-            &mut self
-                .groups
-                .iter()
-                .map(|group| text_width(&group.label, LABEL).max(text_width(&group.alert, ALERT))),
-        );
-        let sub = widest(&mut bars().map(|bar| text_width(&bar.label, SMALL)));
-        let note = widest(&mut bars().map(|bar| text_width(&bar.note, SMALL)));
-        (
-            groups.min(220.0),
-            if sub > 0.0 { sub + 8.0 } else { 0.0 },
-            note + 10.0,
-        )
+    /// Widths of the columns for group labels and bar labels.
+    fn columns(&self) -> (f64, f64) {
+        let groups = self
+            .groups
+            .iter()
+            .map(|group| text_width(&group.label, LABEL).max(text_width(&group.alert, ALERT)));
+        let bars = self
+            .groups
+            .iter()
+            .flat_map(|group| &group.bars)
+            .map(|bar| text_width(&bar.label, SMALL));
+        let (groups, sub) = (groups.fold(0.0, f64::max), bars.fold(0.0, f64::max));
+        (groups.min(220.0), if sub > 0.0 { sub + 14.0 } else { 0.0 })
+    }
+
+    /// The furthest right that the axis may end so that every note after its bar still fits before `limit`.
+    fn right_edge(&self, left: f64, limit: f64) -> f64 {
+        let longest = self.longest().max(f64::MIN_POSITIVE);
+        let bars = self.groups.iter().flat_map(|group| &group.bars);
+        let room = bars.map(|bar| {
+            let share = bar.segments.iter().map(|s| s.value).sum::<f64>() / longest;
+            let note = if bar.note.is_empty() {
+                0.0
+            } else {
+                NOTE_GAP + text_width(&bar.note, SMALL)
+            };
+            if share > 0.0 {
+                left + (limit - note - left) / share
+            } else {
+                limit
+            }
+        });
+        room.fold(limit - 8.0, f64::min).max(left + 100.0)
     }
 
     fn group(
@@ -178,7 +196,13 @@ impl BarChart {
                 }
                 start += segment.value;
             }
-            canvas.text(at(start) + 6.0, middle, &bar.note, Anchor::Start, SMALL);
+            canvas.text(
+                at(start) + NOTE_GAP,
+                middle,
+                &bar.note,
+                Anchor::Start,
+                SMALL,
+            );
             y += bar.height + BAR_GAP;
         }
     }

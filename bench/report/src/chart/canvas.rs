@@ -24,6 +24,8 @@ pub const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";
 const GRID: f64 = 10.0;
 /// plotters divides the size it is given by this before it writes it.
 const PLOTTERS_FONT_SCALE: f64 = 1.24;
+/// Ascent plus descent of DejaVu Sans over its em square: plotters measures at a size that means this height.
+const LINE_HEIGHT: f64 = 1.164;
 
 /// Where a text stands relative to its point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,8 +246,8 @@ impl Canvas<'_> {
 
     /// A series' mark, about 9 pixels wide, with a white edge so that overlapping marks stay apart.
     pub fn marker(&mut self, x: f64, y: f64, marker: Marker, color: Color) {
-        self.mark(x, y, 6.0, marker, Color::WHITE);
-        self.mark(x, y, 4.6, marker, color);
+        self.mark(x, y, 5.2, marker, Color::WHITE);
+        self.mark(x, y, 4.0, marker, color);
     }
 
     fn mark(&mut self, x: f64, y: f64, r: f64, marker: Marker, color: Color) {
@@ -294,14 +296,16 @@ impl Canvas<'_> {
             Anchor::End => HPos::Right,
         };
         let color = rgba(look.color, 1.0);
-        let style = TextStyle::from(font(look).transform(transform))
-            .color(&color)
-            .pos(Pos::new(horizontal, VPos::Center));
+        let style =
+            TextStyle::from(font(look, look.size * PLOTTERS_FONT_SCALE).transform(transform))
+                .color(&color)
+                .pos(Pos::new(horizontal, VPos::Center));
         in_memory(self.backend.draw_text(text, &style, grid(x, y)));
     }
 }
 
-fn font(look: Type) -> FontDesc<'static> {
+/// The font of a look at `size` pixels, in plotters' sense of size.
+fn font(look: Type, size: f64) -> FontDesc<'static> {
     static REGISTERED: OnceLock<()> = OnceLock::new();
     REGISTERED.get_or_init(|| {
         for (style, bytes) in [
@@ -317,19 +321,14 @@ fn font(look: Type) -> FontDesc<'static> {
     } else {
         FontStyle::Normal
     };
-    FontDesc::new(
-        FontFamily::Name(FAMILY),
-        look.size * GRID * PLOTTERS_FONT_SCALE,
-        style,
-    )
+    FontDesc::new(FontFamily::Name(FAMILY), size * GRID, style)
 }
 
 /// Width of a text in pixels.
 pub fn text_width(text: &str, look: Type) -> f64 {
-    // plotters measures at the size before its own division, which is too wide by the same factor.
-    font(look).layout_box(text).map_or(
+    font(look, look.size * LINE_HEIGHT).layout_box(text).map_or(
         text.chars().count() as f64 * look.size * 0.6,
-        |((left, _), (right, _))| f64::from(right - left) / GRID / PLOTTERS_FONT_SCALE,
+        |((left, _), (right, _))| f64::from(right - left) / GRID,
     )
 }
 
@@ -341,4 +340,56 @@ pub fn fitted(text: &str, width: f64, look: Type) -> String {
     let mut cut: String = text.into();
     while cut.pop().is_some() && text_width(&cut, look) + look.size > width {}
     format!("{}…", cut.trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widths_are_those_of_the_font() {
+        // Advances of DejaVu Sans in units of 1/2048 em: M 1767, i 569.
+        let look = Type {
+            size: 20.48,
+            bold: false,
+            color: Color::BLACK,
+        };
+        assert!(
+            (text_width("MMMM", look) - 4.0 * 17.67).abs() < 0.3,
+            "{}",
+            text_width("MMMM", look)
+        );
+        assert!(
+            (text_width("iiii", look) - 4.0 * 5.69).abs() < 0.3,
+            "{}",
+            text_width("iiii", look)
+        );
+    }
+
+    #[test]
+    fn a_long_text_is_cut_to_its_room() {
+        let look = Type {
+            size: 10.0,
+            bold: true,
+            color: Color::BLACK,
+        };
+        let cut = fitted("a very long label that has no room", 80.0, look);
+        assert!(
+            cut.ends_with('…') && text_width(&cut, look) <= 80.0,
+            "{cut}"
+        );
+        assert_eq!(fitted("short", 80.0, look), "short");
+    }
+
+    #[test]
+    fn titles_are_escaped_and_dimensions_are_pixels() {
+        let svg = draw(100, 50, "a < b & c", |_| {});
+        assert!(
+            svg.starts_with(
+                "<svg width=\"100\" height=\"50\" role=\"img\" viewBox=\"0 0 1000 500\""
+            ),
+            "{svg}"
+        );
+        assert!(svg.contains("<title>a &lt; b &amp; c</title>"));
+    }
 }

@@ -19,6 +19,8 @@ use syncmark_record::rows::TrialRow;
 
 const MARGIN: f64 = 16.0;
 const PLOT_HEIGHT: f64 = 290.0;
+/// Repeats stand beside their median, or its marker would cover them.
+const RAW_SHIFT: f64 = 9.0;
 
 /// One point of a series.
 struct Point {
@@ -82,7 +84,7 @@ pub fn throughput(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     let ideal =
         alone.map(|alone| Box::new(move |devices: f64| alone * devices) as Box<dyn Fn(f64) -> f64>);
     let line = if ideal.is_some() {
-        "The dashed line is N times `single` on one device. "
+        "The dashed line is N times single on one device. "
     } else {
         ""
     };
@@ -143,8 +145,8 @@ pub fn efficiency(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     let title = "Efficiency against devices";
     let (svg, height) = draw(title, &facet.title, &all, facet, &panels, "100 %")?;
     let caption = format!(
-        "Left to lose: against `single` the figure contains what the hardware itself loses when N devices run at once; against \
-         `independent` (N replicas that never synchronize) only what the strategy adds is left. Ratios are taken within blocks. {}{}{}",
+        "What is lost: against single the figure contains what the hardware itself loses when N devices run at once; against \
+         independent (N replicas that never synchronize) only what the strategy adds is left. Ratios are taken within blocks. {}{}{}",
         spread_words(facet),
         dp_on_cpu(facet),
         not_shown(facet)
@@ -365,49 +367,51 @@ fn paint_panel(
     }
 }
 
-/// Pixels between series at one device count: at most 16, and at most what keeps device counts apart.
+/// Pixels between series at one device count: at most 22, and at most what keeps device counts apart.
 fn dodge_step(x: &Scale, counts: &[u32], series: usize) -> f64 {
     let gap = counts
         .windows(2)
         .map(|pair| x.at(f64::from(pair[1])) - x.at(f64::from(pair[0])))
         .fold(f64::INFINITY, f64::min);
-    (gap * 0.7 / series.max(1) as f64).min(if counts.len() == 1 { 34.0 } else { 16.0 })
+    (gap * 0.7 / series.max(1) as f64).min(if counts.len() == 1 { 44.0 } else { 22.0 })
 }
 
+/// Device counts below the plot. A star marks those with an oversubscribed trial, and the axis' title explains it, so
+/// that labels of neighbouring counts cannot run into each other.
 fn device_axis(canvas: &mut Canvas<'_>, area: Area, x: &Scale, facet: &Facet<'_>, counts: &[u32]) {
-    let mut free_from = f64::NEG_INFINITY;
-    for &devices in counts {
-        let at = x.at(f64::from(devices));
-        canvas.line((at, area.bottom), (at, area.bottom + 4.0), Color::GREY, 1.0);
-        canvas.text(
-            at,
-            area.bottom + 13.0,
-            &devices.to_string(),
-            Anchor::Middle,
-            SMALL,
-        );
-        if facet
+    let crowded = |devices: u32| {
+        facet
             .trials
             .iter()
             .any(|trial| trial.devices == devices && trial.oversubscribed)
-        {
-            let half = canvas::text_width("oversubscribed", ALERT) / 2.0;
-            let words = if at - half < free_from {
-                ""
-            } else {
-                "oversubscribed"
-            };
-            canvas.text(at, area.bottom + 26.0, words, Anchor::Middle, ALERT);
-            free_from = at + half + 4.0;
-        }
+    };
+    for &devices in counts {
+        let at = x.at(f64::from(devices));
+        canvas.line((at, area.bottom), (at, area.bottom + 4.0), Color::GREY, 1.0);
+        let (label, look) = if crowded(devices) {
+            (format!("{devices}*"), ALERT)
+        } else {
+            (devices.to_string(), SMALL)
+        };
+        canvas.text(at, area.bottom + 13.0, &label, Anchor::Middle, look);
     }
+    let middle = (area.left + area.right) / 2.0;
     canvas.text(
-        (area.left + area.right) / 2.0,
-        area.bottom + 42.0,
+        middle,
+        area.bottom + 30.0,
         "devices N",
         Anchor::Middle,
         LABEL,
     );
+    if counts.iter().any(|&devices| crowded(devices)) {
+        canvas.text(
+            middle,
+            area.bottom + 46.0,
+            "* oversubscribed: more devices than cores",
+            Anchor::Middle,
+            ALERT,
+        );
+    }
 }
 
 fn paint_series(
@@ -427,12 +431,12 @@ fn paint_series(
     for point in points {
         let at = x(point.devices);
         for &raw in point.raw.iter().filter(|&&raw| y.clip(raw).is_some()) {
-            canvas.disc(at, y.at(raw), 2.0, series.color, 0.4);
+            canvas.disc(at + RAW_SHIFT, y.at(raw), 1.9, series.color, 0.45);
         }
         let (low, high) = (y.at(point.low), y.at(point.high));
         canvas.line((at, low), (at, high), series.color, 1.5);
         for end in [low, high] {
-            canvas.line((at - 4.5, end), (at + 4.5, end), series.color, 1.5);
+            canvas.line((at - 5.0, end), (at + 5.0, end), series.color, 1.5);
         }
         canvas.marker(at, y.at(point.value), series.marker, series.color);
     }

@@ -65,9 +65,9 @@ pub fn time_by_phase(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     };
     let (svg, height) = chart.draw(tick_label);
     let caption = format!(
-        "Mean over traced steps and ranks. This is the traced pass, a separate pass with spans recorded: {}. Headline figures do not \
+        "Mean over traced steps and ranks (of DP: device 0, which has every phase). This is the traced pass, a separate pass with spans recorded: {}. Headline figures do not \
          come from it. The thick bar is the compute track; a thin hatched bar below it is communication on its own track, which \
-         overlaps computation: only the part shown as `wait (exposed)` lengthens the step.{}{}",
+         overlaps computation: only the part shown as wait (exposed) lengthens the step.{}{}",
         slowdown_words(&shown),
         dp_on_cpu(facet),
         not_shown(facet)
@@ -114,7 +114,7 @@ fn group(trial: &TrialRow, totals: &PhaseTotals) -> Group {
     }];
     if !overlapping.is_empty() {
         let total: f64 = overlapping.iter().map(|s| s.value).sum();
-        let note = format!("{} on the communication track", milliseconds(total));
+        let note = format!("communication {}", milliseconds(total));
         bars.push(Bar {
             label: String::new(),
             segments: overlapping,
@@ -137,6 +137,9 @@ fn slowdown_words(shown: &[(&TrialRow, &PhaseTotals)]) -> String {
         .collect();
     slowdowns.sort_by(f64::total_cmp);
     match (slowdowns.first(), slowdowns.last()) {
+        (Some(low), Some(high)) if percent(*low) == percent(*high) => {
+            format!("its steps took {} of the window's", percent(*low))
+        }
         (Some(low), Some(high)) => {
             format!(
                 "its steps took between {} and {} of the window's",

@@ -112,7 +112,7 @@ pub fn timeline(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     );
     let caption = format!(
         "One traced step of each trial on {most} device{}, the middle one of the first repeat's traced pass, per rank and track. Numbers on \
-         communication spans are DDP buckets, in launch order. Where communication lies under backward it is hidden; `wait (exposed)` on \
+         communication spans are DDP buckets, in launch order. Where communication lies under backward it is hidden; wait (exposed) on \
          the compute track is what is left.{}",
         if most == 1 { "" } else { "s" },
         dp_on_cpu(facet)
@@ -181,6 +181,9 @@ impl Panel<'_> {
 
     fn paint(&self, canvas: &mut Canvas<'_>, top: f64, area: Area, x: &Scale) {
         let title = name(self.trial);
+        // The title stands before the grid, not across it.
+        let paper = super::palette::Fill::solid(Color::WHITE);
+        canvas.rect(0.0, top + 1.0, area.right, PANEL_TITLE - 2.0, paper);
         canvas.text(MARGIN, top + 12.0, &title, Anchor::Start, PANEL);
         canvas.text(
             MARGIN + text_width(&title, PANEL) + 12.0,

@@ -32,6 +32,14 @@ pub struct PhaseBytes {
     pub measured_sent: Option<f64>,
 }
 
+impl PhaseBytes {
+    /// Whether the phase moved nothing and was not expected to: a barrier has no payload.
+    fn nothing(&self) -> bool {
+        let expected = self.predicted_sent.unwrap_or(0.0) + self.predicted_received.unwrap_or(0.0);
+        self.sent + self.received + expected == 0.0
+    }
+}
+
 /// Bytes per step by phase: of one rank, or with `None` over all ranks. The mean over repeats.
 pub fn bytes_by_phase(
     comm: &[CommRow],
@@ -68,6 +76,7 @@ pub fn bytes_by_phase(
     phases
         .into_iter()
         .map(|(phase, rows)| (phase, fold(rows)))
+        .filter(|(_, bytes)| !bytes.nothing())
         .collect()
 }
 
@@ -118,12 +127,12 @@ pub fn bytes(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
         .iter()
         .any(|(_, phases)| phases.values().any(|phase| phase.measured_sent.is_some()));
     let counter = if measured {
-        "`measured` is a counter that is not ours."
+        "measured is a counter that is not ours."
     } else {
         "Ranks here exchange bytes in shared memory or by copies, for which there is no independent counter."
     };
     let caption = format!(
-        "What device 0 sends and receives in a step. `counted` is taken at our own copies; `predicted` sums the actual chunks of the \
+        "What device 0 sends and receives in a step. counted is taken at our own copies; predicted sums the actual chunks of the \
          named algorithm; they must agree to the byte, and a trial where they do not is named under its bars. {counter}{}{}",
         dp_on_cpu(facet),
         not_shown(facet)
@@ -182,7 +191,7 @@ fn group(trial: &TrialRow, phases: &BTreeMap<String, PhaseBytes>) -> Group {
             label: format!("{direction}, counted"),
             segments: pieces,
             note: format::bytes(sum),
-            height: 12.0,
+            height: 13.0,
         });
         let Some(expected) = predicted(forecast) else {
             continue;
@@ -197,7 +206,7 @@ fn group(trial: &TrialRow, phases: &BTreeMap<String, PhaseBytes>) -> Group {
             label: "predicted".into(),
             segments: pieces,
             note: verdict,
-            height: 8.0,
+            height: 9.0,
         });
     }
     if let Some(measured) = predicted(&|phase| phase.measured_sent) {
@@ -206,7 +215,7 @@ fn group(trial: &TrialRow, phases: &BTreeMap<String, PhaseBytes>) -> Group {
             label: "sent, measured".into(),
             segments: pieces,
             note: format::bytes(measured),
-            height: 8.0,
+            height: 9.0,
         });
     }
     Group {

@@ -6,6 +6,7 @@ use syncmark_record::{Environment, rows::TrialRow};
 use crate::{
     answer::Comparison,
     chart::{
+        palette::phase_name,
         series::{name, shared_setting},
         traffic::bytes_by_phase,
     },
@@ -13,7 +14,7 @@ use crate::{
         Alignment::{Left, Right},
         Block, Table,
     },
-    format::{bytes, count, number, or_dash, percent, ratio, with_spread},
+    format::{bytes, count, number, or_dash, percent, ratio, whole, with_spread},
     run_data::{RunData, excluded_reason, outcome_name},
 };
 
@@ -164,13 +165,13 @@ pub(super) fn bytes_section(data: &RunData) -> Vec<Block> {
         for (phase, figures) in bytes_by_phase(&data.comm, &trial.trial, None) {
             table.push(vec![
                 label(trial, with_model),
-                phase.replace('_', " "),
+                phase_name(&phase),
                 algorithms(data, &trial.trial, &phase),
-                or_dash(figures.predicted_sent, exact),
-                exact(figures.sent),
+                or_dash(figures.predicted_sent, whole),
+                whole(figures.sent),
                 figures
                     .measured_sent
-                    .map_or_else(|| "no independent counter".into(), exact),
+                    .map_or_else(|| "no independent counter".into(), whole),
                 agreement(figures.predicted_sent, figures.sent),
             ]);
         }
@@ -179,15 +180,6 @@ pub(super) fn bytes_section(data: &RunData) -> Vec<Block> {
         return Vec::new();
     }
     vec![Block::heading(1, "Bytes"), Block::Table(table)]
-}
-
-/// Bytes to the byte where they are whole: this table is for checking.
-fn exact(bytes: f64) -> String {
-    if bytes.fract() == 0.0 {
-        crate::format::significant(bytes, 15)
-    } else {
-        format!("{bytes:.2}")
-    }
 }
 
 fn agreement(predicted: Option<f64>, counted: f64) -> String {
@@ -227,7 +219,10 @@ pub(super) fn trials_section(data: &RunData) -> Vec<Block> {
             ("reason and warnings", Left),
         ],
     );
-    for trial in &data.trials {
+    let mut settings: Vec<String> = data.trials.iter().map(shared_setting).collect();
+    settings.dedup();
+    for (index, trial) in data.trials.iter().enumerate() {
+        let one_setting = settings.len() == 1 && index > 0;
         let remarks: Vec<&str> = [trial.reason.as_deref(), trial.warnings.as_deref()]
             .into_iter()
             .flatten()
@@ -236,12 +231,16 @@ pub(super) fn trials_section(data: &RunData) -> Vec<Block> {
         let parameters = if trial.parameters == 0 {
             "–".into()
         } else {
-            crate::format::significant(trial.parameters as f64, 12)
+            whole(trial.parameters as f64)
         };
         table.push(vec![
             trial.trial.clone(),
             name(trial),
-            shared_setting(trial),
+            if one_setting {
+                "as above".into()
+            } else {
+                shared_setting(trial)
+            },
             parameters,
             trial.transport.clone().unwrap_or_else(|| "–".into()),
             outcome_name(trial.outcome).to_string(),
