@@ -1,0 +1,391 @@
+//! DistributedDataParallel: one rank per device, gradients all-reduced in buckets while backward goes on.
+//!
+//! This is one rank; whether the others are threads or processes is the communicator's matter. Ranks weigh equally:
+//! each gradient is scaled by 1/N, whatever the rank's batch, as in PyTorch. Reference:
+//! `torch/nn/parallel/distributed.py` and `torch/csrc/distributed/c10d/reducer.cpp`.
+use std::ops::Range;
+
+use super::bucket::Buckets;
+use super::replica::{Replica, ReplicaSettings};
+use super::tracing::{Trace, Watched};
+use super::{Evaluation, Result, Strategy, StrategyError};
+use crate::backend::{Backend, BackendError, Category, Event, HostSlice, HostSliceMut, Stream};
+use crate::comm::{Communicator, Count, Reduce};
+use crate::data::HostBatch;
+use crate::model::Model;
+use crate::optim::SgdSettings;
+use crate::probe::{Phase, Probe, now_ns};
+use crate::program::NamedTensor;
+use crate::tensor::{Dtype, Span};
+
+/// Settings of [`Ddp`].
+#[derive(Clone, Debug)]
+pub struct DdpSettings {
+    /// Most samples of this rank's step.
+    pub max_batch: usize,
+    /// Index of this rank's first sample in the global batch: the samples of the ranks before it.
+    pub sample_offset: usize,
+    /// Seed of parameters and dropout masks.
+    pub seed: u64,
+    /// The optimizer.
+    pub optimizer: SgdSettings,
+    /// Cap of a bucket; none for 25 MiB with a first bucket of 1 MiB.
+    pub bucket_cap_bytes: Option<usize>,
+}
+
+/// One rank.
+pub struct Ddp {
+    replica: Replica,
+    communicator: Box<dyn Communicator>,
+    sample_offset: usize,
+    bucket_cap_bytes: Option<usize>,
+    buckets: Buckets,
+    /// Whether the buckets still wait for their rebuild after the first step.
+    first: bool,
+    synchronize: bool,
+    /// Whether the next forward begins with rank 0's buffers: the last training forward synchronized.
+    stale_buffers: bool,
+    /// Ends of the all-reduces of the present step.
+    pending: Vec<Event>,
+    /// i64 words for what ranks tell each other: one to send, one from each rank.
+    word: Span,
+    words: Span,
+    /// i64 `[1 + parameters]`: number of buckets, and their ends.
+    layout: Span,
+}
+
+impl Ddp {
+    /// Builds this rank's replica, checks that all ranks have the same model, and takes over the parameters and
+    /// buffers of rank 0. Blocks; every rank must call it.
+    ///
+    /// # Errors
+    /// [`StrategyError::Model`] when ranks differ, or a device's or rank's failure.
+    pub fn new(
+        mut backend: Box<dyn Backend>,
+        communicator: Box<dyn Communicator>,
+        model: &Model,
+        settings: &DdpSettings,
+    ) -> Result<Self> {
+        let (rank, world) = (communicator.rank(), communicator.world_size());
+        let word = backend.allocate(Category::Workspace, Dtype::I64, 1)?;
+        let words = backend.allocate(Category::Workspace, Dtype::I64, world)?;
+        let replica = Replica::new(
+            backend,
+            model,
+            &ReplicaSettings {
+                device: rank,
+                max_batch: settings.max_batch,
+                loss_batch: settings.max_batch,
+                chunks: &[],
+                world_size: world,
+                seed: settings.seed,
+                optimizer: settings.optimizer,
+                optimizes: true,
+            },
+        )?;
+        let mut ddp = Self {
+            buckets: Buckets::unlimited(replica.program.gradients().len()),
+            replica,
+            communicator,
+            sample_offset: settings.sample_offset,
+            bucket_cap_bytes: settings.bucket_cap_bytes,
+            first: true,
+            synchronize: true,
+            stale_buffers: true,
+            pending: Vec::new(),
+            word,
+            words,
+            layout: Span::EMPTY,
+        };
+        let parameters = ddp.replica.program.table().len();
+        ddp.layout = ddp.replica.backend.allocate(Category::Workspace, Dtype::I64, 1 + parameters)?;
+        ddp.pending.reserve(parameters);
+        ddp.set_up()?;
+        Ok(ddp)
+    }
+
+    fn set_up(&mut self) -> Result<()> {
+        let own = self.description();
+        let all = self.exchange(own)?;
+        if let Some(rank) = all.iter().position(|theirs| *theirs != all[0]) {
+            let error = StrategyError::Model { rank };
+            self.communicator.aborter().abort(&error.to_string());
+            return Err(error);
+        }
+        let (program, after) = (&self.replica.program, self.replica.backend.record(Stream::Compute));
+        for span in [program.parameters(), program.buffers().floats, program.buffers().integers] {
+            broadcast(&mut *self.communicator, &mut *self.replica.backend, Phase::Setup, span, after)?;
+        }
+        Ok(self.replica.backend.synchronize()?)
+    }
+
+    /// A hash of the names and shapes of all parameters and buffers.
+    fn description(&self) -> u64 {
+        let mut hash = Fnv::default();
+        for parameter in self.replica.program.table() {
+            hash.add(parameter.name.as_bytes());
+            parameter.shape.iter().for_each(|size| hash.add(&size.to_le_bytes()));
+        }
+        for buffer in &self.replica.program.buffers().table {
+            hash.add(buffer.name.as_bytes());
+            hash.add(&buffer.range.len().to_le_bytes());
+        }
+        hash.0
+    }
+
+    /// Every rank's word, in rank order. Blocks.
+    fn exchange(&mut self, word: u64) -> Result<Vec<i64>> {
+        let backend = &mut *self.replica.backend;
+        backend.upload(Stream::Compute, HostSlice::I64(&[word as i64]), self.word)?;
+        let after = backend.record(Stream::Compute);
+        self.communicator.all_gather(backend, Phase::Setup, self.word, self.words, after)?;
+        let mut all = vec![0; self.words.len()];
+        backend.download(self.words, HostSliceMut::I64(&mut all))?;
+        Ok(all)
+    }
+
+    fn take_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
+        self.replica.host_to_device(&batch, self.sample_offset)?;
+        self.broadcast_buffers()?;
+        self.forward(batch.len)?;
+        self.replica.compute_loss(batch.len)?;
+        self.backward(batch.len)?;
+        self.wait_for_gradients()?;
+        self.replica.optimize()?;
+        self.rebuild_buckets()
+    }
+
+    /// Rank 0's buffers for all, if the last training forward synchronized.
+    fn broadcast_buffers(&mut self) -> Result<()> {
+        let wanted = self.synchronize && std::mem::replace(&mut self.stale_buffers, self.synchronize);
+        if !wanted {
+            return Ok(());
+        }
+        let Replica { backend, program, trace, .. } = &mut self.replica;
+        let after = backend.record(Stream::Compute);
+        let mut last = None;
+        for span in [program.buffers().floats, program.buffers().integers] {
+            let since = if trace.on() { now_ns() } else { 0 };
+            if let Some(event) = broadcast(&mut *self.communicator, &mut **backend, Phase::BufferBroadcast, span, after)? {
+                trace.collective(Phase::BufferBroadcast, None, event, since);
+                last = Some(event);
+            }
+        }
+        if let Some(event) = last {
+            let opened = trace.open(&mut **backend);
+            backend.wait(Stream::Compute, event)?;
+            trace.close(&mut **backend, Phase::Wait, opened);
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, len: usize) -> Result<()> {
+        let Self { replica, communicator, synchronize, .. } = self;
+        let opened = replica.trace.open(&mut *replica.backend);
+        with_group(replica, &mut **communicator, *synchronize, |replica, group| replica.forward(len, group))?;
+        replica.trace.close(&mut *replica.backend, Phase::Forward, opened);
+        Ok(())
+    }
+
+    /// Backward node by node; each bucket's all-reduce starts as soon as its last gradient is enqueued.
+    fn backward(&mut self, len: usize) -> Result<()> {
+        self.pending.clear();
+        let (mut ready, mut next) = (0, 0);
+        let opened = self.replica.trace.open(&mut *self.replica.backend);
+        for i in (0..self.replica.program.len()).rev() {
+            let Self { replica, communicator, synchronize, .. } = self;
+            with_group(replica, &mut **communicator, *synchronize, |replica, group| {
+                replica.backward_node(i, len, group)
+            })?;
+            ready = in_order(ready, self.replica.program.ready_after(i))?;
+            while self.synchronize && next < self.buckets.len() && self.buckets.range(next).end <= ready {
+                self.reduce_bucket(next)?;
+                next += 1;
+            }
+        }
+        self.replica.trace.close(&mut *self.replica.backend, Phase::Backward, opened);
+        Ok(())
+    }
+
+    fn reduce_bucket(&mut self, index: usize) -> Result<()> {
+        let Replica { backend, program, trace, .. } = &mut self.replica;
+        let since = if trace.on() { now_ns() } else { 0 };
+        let mean = Reduce::ScaledSum(1.0 / self.communicator.world_size() as f32);
+        let gradients = program.gradients().slice(self.buckets.range(index));
+        let after = backend.record(Stream::Compute);
+        let event = self.communicator.all_reduce(&mut **backend, Phase::AllReduce, gradients, mean, after)?;
+        trace.collective(Phase::AllReduce, Some(index as u16), event, since);
+        self.pending.push(event);
+        Ok(())
+    }
+
+    /// What backward did not hide of the communication is waited for here.
+    fn wait_for_gradients(&mut self) -> Result<()> {
+        let Replica { backend, trace, .. } = &mut self.replica;
+        let opened = trace.open(&mut **backend);
+        for event in self.pending.drain(..) {
+            backend.wait(Stream::Compute, event)?;
+        }
+        trace.close(&mut **backend, Phase::Wait, opened);
+        Ok(())
+    }
+
+    /// After the first synchronized step: buckets with caps, in the order in which gradients became ready, as rank 0
+    /// sees it. Blocks that once.
+    fn rebuild_buckets(&mut self) -> Result<()> {
+        if !(self.first && self.synchronize) {
+            return Ok(());
+        }
+        self.first = false;
+        let mut ranges: Vec<Range<usize>> =
+            self.replica.program.table().iter().map(|parameter| parameter.range.clone()).collect();
+        ranges.sort_by_key(|range| range.start);
+        let sizes: Vec<usize> = ranges.iter().map(Range::len).collect();
+        let own = Buckets::assign(&sizes, self.bucket_cap_bytes);
+        let mut words = vec![0_i64; self.layout.len()];
+        words[0] = own.len() as i64;
+        words[1..=own.len()].iter_mut().zip(own.ends()).for_each(|(word, end)| *word = *end as i64);
+        let backend = &mut *self.replica.backend;
+        backend.upload(Stream::Compute, HostSlice::I64(&words), self.layout)?;
+        let after = backend.record(Stream::Compute);
+        self.communicator.broadcast(backend, Phase::Setup, self.layout, 0, after)?;
+        backend.download(self.layout, HostSliceMut::I64(&mut words))?;
+        self.buckets = Buckets::from_ends(words[1..=words[0] as usize].iter().map(|end| *end as usize).collect());
+        Ok(())
+    }
+
+    /// The buckets in use: one until the first step is over.
+    pub fn buckets(&self) -> &Buckets {
+        &self.buckets
+    }
+
+    /// A failure of this rank ends the job of all.
+    fn report<T>(&self, result: Result<T>) -> Result<T> {
+        result.inspect_err(|error| self.communicator.aborter().abort(&error.to_string()))
+    }
+}
+
+impl Strategy for Ddp {
+    fn step(&mut self, batch: HostBatch<'_>, probe: &mut dyn Probe) -> Result<()> {
+        self.replica.check(&batch, self.replica.max_batch())?;
+        self.replica.trace.start(probe.tracing());
+        let done = self.take_step(batch);
+        self.report(done)?;
+        Ok(self.replica.trace.emit(&mut *self.replica.backend, probe)?)
+    }
+
+    fn master(&mut self) -> &mut Replica {
+        &mut self.replica
+    }
+
+    /// Off: no all-reduce, no buffers, and SyncBN is local.
+    fn set_synchronize(&mut self, on: bool) {
+        self.synchronize = on;
+    }
+
+    fn evaluate(&mut self, batch: HostBatch<'_>) -> Result<Evaluation> {
+        let broadcast = self.broadcast_buffers();
+        self.report(broadcast)?;
+        // A forward that is not training does not make the buffers differ.
+        self.stale_buffers = false;
+        self.replica.evaluate(batch)
+    }
+
+    fn import(&mut self, tensors: &[NamedTensor]) -> Result<()> {
+        self.stale_buffers = true;
+        self.replica.import(tensors)
+    }
+
+    fn restore(&mut self) -> Result<()> {
+        self.stale_buffers = true;
+        self.replica.restore()
+    }
+
+    fn parameters_equal(&mut self) -> Result<Option<bool>> {
+        let parameters = self.replica.download(self.replica.program.parameters())?;
+        let mut hash = Fnv::default();
+        parameters.iter().for_each(|value| hash.add(&value.to_bits().to_le_bytes()));
+        let all = self.exchange(hash.0)?;
+        Ok(Some(all.iter().all(|theirs| *theirs == all[0])))
+    }
+
+    fn barrier(&mut self) -> Result<()> {
+        Ok(self.communicator.barrier()?)
+    }
+
+    fn agree(&mut self, value: u64) -> Result<u64> {
+        Ok(self.communicator.agree(value)?)
+    }
+
+    /// Without what set-up moved, which is no part of a step.
+    fn counts(&self) -> Vec<(usize, Count)> {
+        let counts = self.communicator.counts().into_iter().filter(|count| count.phase != Phase::Setup);
+        counts.map(|count| (self.communicator.rank(), count)).collect()
+    }
+
+    fn reset_counts(&mut self) {
+        self.communicator.reset_counts();
+    }
+}
+
+/// Enqueues a broadcast from rank 0, of a span that may be empty.
+fn broadcast(
+    communicator: &mut dyn Communicator,
+    backend: &mut dyn Backend,
+    phase: Phase,
+    span: Span,
+    after: Event,
+) -> std::result::Result<Option<Event>, BackendError> {
+    if span.is_empty() {
+        return Ok(None);
+    }
+    communicator.broadcast(backend, phase, span, 0, after).map(Some)
+}
+
+/// Calls `work` with the ranks that SyncBN meets: none while nothing synchronizes, watched ones in a traced step.
+fn with_group(
+    replica: &mut Replica,
+    communicator: &mut dyn Communicator,
+    synchronize: bool,
+    work: impl FnOnce(&mut Replica, Option<&mut dyn Communicator>) -> std::result::Result<(), BackendError>,
+) -> std::result::Result<(), BackendError> {
+    if !synchronize {
+        return work(replica, None);
+    }
+    if !replica.trace.on() {
+        return work(replica, Some(communicator));
+    }
+    // The trace is put back below; the replica itself does not trace while layers run.
+    let mut trace = std::mem::replace(&mut replica.trace, Trace::new(0));
+    let result = work(replica, Some(&mut Watched { inner: communicator, trace: &mut trace }));
+    replica.trace = trace;
+    result
+}
+
+/// Where the next gradients must begin, after `found` became ready.
+fn in_order(expected: usize, found: Range<usize>) -> Result<usize> {
+    if found.is_empty() {
+        Ok(expected)
+    } else if found.start == expected {
+        Ok(found.end)
+    } else {
+        Err(StrategyError::Order { found, expected })
+    }
+}
+
+/// FNV-1a, 64 bits: equal inputs give equal words on every rank; nobody is kept out by it.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! A replica: one device with a whole copy of the model, its loss and its optimizer. Strategies are made of these.
+//!
+//! Each method enqueues one phase of a step on the compute stream and traces it; none exchanges anything.
+use super::tracing::Trace;
+use super::{Evaluation, Result, StrategyError};
+use crate::backend::{Backend, BackendError, Category, HostSlice, HostSliceMut, Stream};
+use crate::comm::Communicator;
+use crate::data::HostBatch;
+use crate::layer::{Mode, State, Step};
+use crate::loss::Loss;
+use crate::model::Model;
+use crate::optim::{Sgd, SgdSettings};
+use crate::probe::Phase;
+use crate::program::{NamedTensor, Program};
+use crate::tensor::{Dtype, Span};
+
+/// What a replica is made for.
+pub(super) struct ReplicaSettings<'a> {
+    /// Device number in traces.
+    pub(super) device: usize,
+    /// Most samples that it computes at once.
+    pub(super) max_batch: usize,
+    /// Most samples of its loss: under DP device 0 computes that of all.
+    pub(super) loss_batch: usize,
+    /// Normalization chunks of a training step; empty for the whole batch as one.
+    pub(super) chunks: &'a [usize],
+    pub(super) world_size: usize,
+    pub(super) seed: u64,
+    pub(super) optimizer: SgdSettings,
+    /// Whether it holds the optimizer's state: under DP only device 0 does.
+    pub(super) optimizes: bool,
+}
+
+/// State that a snapshot keeps, in host memory.
+struct Saved {
+    parameters: Vec<f32>,
+    momentum: Vec<f32>,
+    floats: Vec<f32>,
+    integers: Vec<i64>,
+    step: i32,
+}
+
+/// One device with a whole copy of the model.
+pub struct Replica {
+    pub(super) backend: Box<dyn Backend>,
+    pub(super) program: Program,
+    pub(super) loss: Loss,
+    optimizer: Option<Sgd>,
+    state: State,
+    chunks: Vec<usize>,
+    max_batch: usize,
+    learning_rate: f32,
+    /// Steps taken: part of the dropout masks.
+    pub(super) step: i32,
+    /// Where the loss to report lies.
+    pub(super) reported: Span,
+    pub(super) trace: Trace,
+    saved: Option<Saved>,
+}
+
+impl Replica {
+    pub(super) fn new(mut backend: Box<dyn Backend>, model: &Model, settings: &ReplicaSettings<'_>) -> Result<Self> {
+        let s = settings;
+        let chunks = s.chunks.len().max(1);
+        let program = Program::build(&mut *backend, model, s.max_batch, chunks, s.world_size, s.seed)?;
+        let loss = Loss::new(&mut *backend, model.classes, s.loss_batch)?;
+        let optimizer = if s.optimizes { Some(Sgd::new(&mut *backend, &program, s.optimizer)?) } else { None };
+        let counters = backend.allocate(Category::Workspace, Dtype::I32, 2)?;
+        let rates = backend.allocate(Category::Workspace, Dtype::F32, 1)?;
+        let mut replica = Self {
+            program,
+            optimizer,
+            state: State { counters, rates },
+            chunks: s.chunks.to_vec(),
+            max_batch: s.max_batch,
+            learning_rate: s.optimizer.learning_rate,
+            step: 0,
+            reported: loss.loss(),
+            loss,
+            trace: Trace::new(s.device),
+            saved: None,
+            backend,
+        };
+        replica.set_learning_rate(s.optimizer.learning_rate)?;
+        Ok(replica)
+    }
+
+    /// Most samples that it computes at once.
+    pub fn max_batch(&self) -> usize {
+        self.max_batch
+    }
+
+    /// The program that it runs.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Elements of one input sample.
+    pub(super) fn input_elements(&self) -> usize {
+        self.program.input_shape().elements()
+    }
+
+    /// Refuses a batch whose slices or length do not fit `most` samples.
+    pub(super) fn check(&self, batch: &HostBatch<'_>, most: usize) -> Result<()> {
+        let (len, inputs, labels) = (batch.len, batch.inputs.len(), batch.labels.len());
+        let whole: usize = self.chunks.iter().sum();
+        let expected = if len == 0 || len > most {
+            format!("1 to {most} samples")
+        } else if inputs != len * self.input_elements() || labels != len {
+            format!("{} input elements and one label per sample", self.input_elements())
+        } else if whole != 0 && whole != len {
+            format!("{whole} samples, the sum of the normalization chunks")
+        } else {
+            return Ok(());
+        };
+        Err(StrategyError::Batch { len, inputs, labels, expected })
+    }
+
+    /// Uploads inputs, labels, and the step's state; `offset` is the index of the first sample in the global batch.
+    pub(super) fn host_to_device(&mut self, batch: &HostBatch<'_>, offset: usize) -> Result<()> {
+        let opened = self.trace.open(&mut *self.backend);
+        self.upload_state(offset)?;
+        let input = self.program.cut(self.program.input(), batch.len);
+        self.backend.upload(Stream::Compute, HostSlice::F32(batch.inputs), input)?;
+        self.loss.upload_labels(&mut *self.backend, batch.labels)?;
+        self.trace.close(&mut *self.backend, Phase::HostToDevice, opened);
+        Ok(())
+    }
+
+    /// Uploads step number and sample offset, the device-side state of a step.
+    pub(super) fn upload_state(&mut self, offset: usize) -> std::result::Result<(), BackendError> {
+        self.backend.upload(Stream::Compute, HostSlice::I32(&[self.step, offset as i32]), self.state.counters)
+    }
+
+    /// Forward in training mode.
+    pub(super) fn forward(
+        &mut self,
+        len: usize,
+        group: Option<&mut dyn Communicator>,
+    ) -> std::result::Result<(), BackendError> {
+        self.forward_as(Mode::Train, len, group)
+    }
+
+    fn forward_as(
+        &mut self,
+        mode: Mode,
+        len: usize,
+        group: Option<&mut dyn Communicator>,
+    ) -> std::result::Result<(), BackendError> {
+        let whole = [len];
+        let chunks = if mode == Mode::Train && !self.chunks.is_empty() { &self.chunks[..] } else { &whole };
+        let backend = &mut *self.backend;
+        self.program.forward(&mut Step { backend, group, mode, batch: len, chunks, state: self.state })
+    }
+
+    /// Backward of node `i` in training mode.
+    pub(super) fn backward_node(
+        &mut self,
+        i: usize,
+        len: usize,
+        group: Option<&mut dyn Communicator>,
+    ) -> std::result::Result<(), BackendError> {
+        let whole = [len];
+        let chunks = if self.chunks.is_empty() { &whole } else { &self.chunks[..] };
+        let (backend, mode) = (&mut *self.backend, Mode::Train);
+        self.program.backward_node(i, &mut Step { backend, group, mode, batch: len, chunks, state: self.state })
+    }
+
+    /// Forward in training mode, on this device alone.
+    pub(super) fn forward_alone(&mut self, len: usize) -> std::result::Result<(), BackendError> {
+        let opened = self.trace.open(&mut *self.backend);
+        self.forward(len, None)?;
+        self.trace.close(&mut *self.backend, Phase::Forward, opened);
+        Ok(())
+    }
+
+    /// Backward of all nodes, on this device alone.
+    pub(super) fn backward_alone(&mut self, len: usize) -> std::result::Result<(), BackendError> {
+        let opened = self.trace.open(&mut *self.backend);
+        for i in (0..self.program.len()).rev() {
+            self.backward_node(i, len, None)?;
+        }
+        self.trace.close(&mut *self.backend, Phase::Backward, opened);
+        Ok(())
+    }
+
+    /// Loss of this device's output and its gradient: the mean over `len` samples.
+    pub(super) fn compute_loss(&mut self, len: usize) -> Result<()> {
+        let opened = self.trace.open(&mut *self.backend);
+        let (logits, d_logits) = (self.program.cut(self.program.output(), len), self.program.cut(self.program.d_output(), len));
+        self.loss.compute(&mut *self.backend, logits, d_logits, len, 1.0 / len as f32)?;
+        self.trace.close(&mut *self.backend, Phase::Loss, opened);
+        Ok(())
+    }
+
+    /// Updates the parameters, zeroes the gradients, and counts the step.
+    pub(super) fn optimize(&mut self) -> Result<()> {
+        if let Some(optimizer) = &mut self.optimizer {
+            let opened = self.trace.open(&mut *self.backend);
+            optimizer.step(&mut *self.backend, self.state.rates)?;
+            self.trace.close(&mut *self.backend, Phase::Optimizer, opened);
+            let opened = self.trace.open(&mut *self.backend);
+            optimizer.zero_gradients(&mut *self.backend)?;
+            self.trace.close(&mut *self.backend, Phase::Zero, opened);
+        }
+        self.step += 1;
+        Ok(())
+    }
+
+    pub(super) fn read_loss(&mut self) -> Result<f32> {
+        let mut loss = [0.0];
+        self.backend.download(self.reported, HostSliceMut::F32(&mut loss))?;
+        Ok(loss[0])
+    }
+
+    pub(super) fn set_learning_rate(&mut self, rate: f32) -> Result<()> {
+        self.learning_rate = rate;
+        Ok(self.backend.upload(Stream::Compute, HostSlice::F32(&[rate]), self.state.rates)?)
+    }
+
+    /// The learning rate of the steps that follow.
+    pub fn learning_rate(&self) -> f32 {
+        self.learning_rate
+    }
+
+    pub(super) fn evaluate(&mut self, batch: HostBatch<'_>) -> Result<Evaluation> {
+        let (mut total, mut errors) = (0.0, 0);
+        let mut losses = vec![0.0; self.max_batch];
+        for start in (0..batch.len).step_by(self.max_batch) {
+            let part = batch.part(start..(start + self.max_batch).min(batch.len));
+            let input = self.program.cut(self.program.input(), part.len);
+            self.backend.upload(Stream::Compute, HostSlice::F32(part.inputs), input)?;
+            self.loss.upload_labels(&mut *self.backend, part.labels)?;
+            self.forward_as(Mode::Eval, part.len, None)?;
+            let logits = self.program.cut(self.program.output(), part.len);
+            let d_logits = self.program.cut(self.program.d_output(), part.len);
+            self.loss.compute(&mut *self.backend, logits, d_logits, part.len, 1.0)?;
+            self.backend.download(self.loss.losses().first(part.len), HostSliceMut::F32(&mut losses[..part.len]))?;
+            total += losses[..part.len].iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            errors += self.loss.errors(&mut *self.backend, logits, part.len)?;
+        }
+        Ok(Evaluation { samples: batch.len, loss: total / batch.len as f64, errors })
+    }
+
+    pub(super) fn export(&mut self) -> Result<Vec<NamedTensor>> {
+        let mut all = self.program.export(&mut *self.backend)?;
+        if let Some(optimizer) = &self.optimizer {
+            all.extend(optimizer.export(&mut *self.backend, &self.program)?);
+        }
+        Ok(all)
+    }
+
+    pub(super) fn import(&mut self, tensors: &[NamedTensor]) -> Result<()> {
+        self.program.import(&mut *self.backend, tensors)?;
+        if let Some(optimizer) = &self.optimizer {
+            optimizer.import(&mut *self.backend, &self.program, tensors)?;
+        }
+        Ok(())
+    }
+
+    fn momentum(&self) -> Span {
+        self.optimizer.as_ref().map_or(Span::EMPTY, Sgd::buffer)
+    }
+
+    /// Downloads a span of floats.
+    pub(super) fn download(&mut self, span: Span) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; span.len()];
+        if !span.is_empty() {
+            self.backend.download(span, HostSliceMut::F32(&mut values))?;
+        }
+        Ok(values)
+    }
+
+    pub(super) fn snapshot(&mut self) -> Result<()> {
+        let (floats, integers) = (self.program.buffers().floats, self.program.buffers().integers);
+        let mut tracked = vec![0; integers.len()];
+        if !integers.is_empty() {
+            self.backend.download(integers, HostSliceMut::I64(&mut tracked))?;
+        }
+        self.saved = Some(Saved {
+            parameters: self.download(self.program.parameters())?,
+            momentum: self.download(self.momentum())?,
+            floats: self.download(floats)?,
+            integers: tracked,
+            step: self.step,
+        });
+        Ok(())
+    }
+
+    pub(super) fn restore(&mut self) -> Result<()> {
+        let saved = self.saved.take().ok_or(StrategyError::NoSnapshot)?;
+        let done = self.upload_saved(&saved);
+        self.step = saved.step;
+        self.saved = Some(saved);
+        done
+    }
+
+    fn upload_saved(&mut self, saved: &Saved) -> Result<()> {
+        let buffers = self.program.buffers();
+        let floats = [
+            (&saved.parameters, self.program.parameters()),
+            (&saved.momentum, self.momentum()),
+            (&saved.floats, buffers.floats),
+        ];
+        let integers = buffers.integers;
+        for (from, to) in floats.into_iter().filter(|(_, to)| !to.is_empty()) {
+            self.backend.upload(Stream::Compute, HostSlice::F32(from), to)?;
+        }
+        if !integers.is_empty() {
+            self.backend.upload(Stream::Compute, HostSlice::I64(&saved.integers), integers)?;
+        }
+        Ok(self.backend.synchronize()?)
+    }
+}

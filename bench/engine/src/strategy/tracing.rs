@@ -1,0 +1,126 @@
+//! Spans of a traced step: events are recorded as it runs, and their times read once its device is idle.
+//!
+//! Without tracing nothing is recorded and no time is taken.
+use crate::backend::{Backend, Event, Result, Stream};
+use crate::comm::{Aborter, CollectiveCall, Communicator, Count};
+use crate::probe::{Phase, PhaseSpan, Probe, Track, now_ns};
+
+/// When a span of the compute stream began; nothing while no one traces.
+#[must_use]
+pub(super) struct Opened(Option<(Event, u64)>);
+
+struct Mark {
+    phase: Phase,
+    bucket: Option<u16>,
+    /// None: the end's own begin, as for work of the communication stream.
+    begin: Option<Event>,
+    end: Event,
+    host_ns: [u64; 2],
+}
+
+/// The spans of one device in the present step.
+pub(super) struct Trace {
+    device: u16,
+    on: bool,
+    marks: Vec<Mark>,
+}
+
+impl Trace {
+    pub(super) fn new(device: usize) -> Self {
+        Self { device: device as u16, on: false, marks: Vec::new() }
+    }
+
+    pub(super) fn on(&self) -> bool {
+        self.on
+    }
+
+    /// Begins a step.
+    pub(super) fn start(&mut self, on: bool) {
+        self.on = on;
+        self.marks.clear();
+    }
+
+    pub(super) fn open(&self, backend: &mut dyn Backend) -> Opened {
+        Opened(self.on.then(|| (backend.record(Stream::Compute), now_ns())))
+    }
+
+    pub(super) fn close(&mut self, backend: &mut dyn Backend, phase: Phase, opened: Opened) {
+        if let Some((begin, host)) = opened.0 {
+            let end = backend.record(Stream::Compute);
+            self.marks.push(Mark { phase, bucket: None, begin: Some(begin), end, host_ns: [host, now_ns()] });
+        }
+    }
+
+    /// A collective that ends with `event`, enqueued by the host since `since_ns`.
+    pub(super) fn collective(&mut self, phase: Phase, bucket: Option<u16>, event: Event, since_ns: u64) {
+        if self.on {
+            self.marks.push(Mark { phase, bucket, begin: None, end: event, host_ns: [since_ns, now_ns()] });
+        }
+    }
+
+    /// Waits for the device and hands its spans over, in the order in which they were enqueued.
+    pub(super) fn emit(&mut self, backend: &mut dyn Backend, probe: &mut dyn Probe) -> Result<()> {
+        if !self.on {
+            return Ok(());
+        }
+        backend.synchronize()?;
+        for mark in self.marks.drain(..) {
+            let begin = match mark.begin {
+                Some(event) => backend.time_ns(event)?,
+                None => backend.begin_ns(mark.end)?,
+            };
+            let track = match mark.end.stream {
+                Stream::Compute => Track::Compute,
+                Stream::Communication => Track::Communication,
+            };
+            probe.span(PhaseSpan {
+                device: self.device,
+                track,
+                phase: mark.phase,
+                bucket: mark.bucket,
+                host_ns: mark.host_ns,
+                device_ns: [begin, backend.time_ns(mark.end)?],
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A communicator whose calls are traced: what layers see in a traced step.
+pub(super) struct Watched<'a> {
+    pub(super) inner: &'a mut dyn Communicator,
+    pub(super) trace: &'a mut Trace,
+}
+
+impl Communicator for Watched<'_> {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+    fn world_size(&self) -> usize {
+        self.inner.world_size()
+    }
+    fn enqueue(&mut self, backend: &mut dyn Backend, call: CollectiveCall, after: Event) -> Result<Event> {
+        let since = now_ns();
+        let event = self.inner.enqueue(backend, call, after)?;
+        self.trace.collective(call.phase, None, event, since);
+        Ok(event)
+    }
+    fn barrier(&mut self) -> Result<()> {
+        self.inner.barrier()
+    }
+    fn agree(&mut self, value: u64) -> Result<u64> {
+        self.inner.agree(value)
+    }
+    fn counts(&self) -> Vec<Count> {
+        self.inner.counts()
+    }
+    fn reset_counts(&mut self) {
+        self.inner.reset_counts();
+    }
+    fn aborter(&self) -> Aborter {
+        self.inner.aborter()
+    }
+    fn failure(&self) -> Option<String> {
+        self.inner.failure()
+    }
+}
