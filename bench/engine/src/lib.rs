@@ -17,4 +17,5 @@ pub mod philox;
 pub mod probe;
 pub mod program;
 pub mod shape;
+pub mod strategy;
 pub mod tensor;

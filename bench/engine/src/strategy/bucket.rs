@@ -20,13 +20,23 @@ pub struct Buckets {
 impl Buckets {
     /// One bucket of all elements, as in the first iteration: no overlap with backward.
     pub fn unlimited(elements: usize) -> Self {
-        Self { ends: if elements == 0 { Vec::new() } else { vec![elements] } }
+        Self {
+            ends: if elements == 0 {
+                Vec::new()
+            } else {
+                vec![elements]
+            },
+        }
     }
 
     /// Buckets of f32 parameters with `sizes` elements in ready order. Without `cap_bytes` the defaults hold.
     pub fn assign(sizes: &[usize], cap_bytes: Option<usize>) -> Self {
         let cap = cap_bytes.unwrap_or(CAP_BYTES);
-        let mut limit = if cap_bytes.is_none() { FIRST_CAP_BYTES } else { cap };
+        let mut limit = if cap_bytes.is_none() {
+            FIRST_CAP_BYTES
+        } else {
+            cap
+        };
         let (mut ends, mut start, mut end) = (Vec::new(), 0, 0);
         for size in sizes {
             end += size;

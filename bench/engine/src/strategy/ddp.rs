@@ -98,7 +98,10 @@ impl Ddp {
             layout: Span::EMPTY,
         };
         let parameters = ddp.replica.program.table().len();
-        ddp.layout = ddp.replica.backend.allocate(Category::Workspace, Dtype::I64, 1 + parameters)?;
+        ddp.layout =
+            ddp.replica
+                .backend
+                .allocate(Category::Workspace, Dtype::I64, 1 + parameters)?;
         ddp.pending.reserve(parameters);
         ddp.set_up()?;
         Ok(ddp)
@@ -112,9 +115,22 @@ impl Ddp {
             self.communicator.aborter().abort(&error.to_string());
             return Err(error);
         }
-        let (program, after) = (&self.replica.program, self.replica.backend.record(Stream::Compute));
-        for span in [program.parameters(), program.buffers().floats, program.buffers().integers] {
-            broadcast(&mut *self.communicator, &mut *self.replica.backend, Phase::Setup, span, after)?;
+        let (program, after) = (
+            &self.replica.program,
+            self.replica.backend.record(Stream::Compute),
+        );
+        for span in [
+            program.parameters(),
+            program.buffers().floats,
+            program.buffers().integers,
+        ] {
+            broadcast(
+                &mut *self.communicator,
+                &mut *self.replica.backend,
+                Phase::Setup,
+                span,
+                after,
+            )?;
         }
         Ok(self.replica.backend.synchronize()?)
     }
@@ -124,7 +140,10 @@ impl Ddp {
         let mut hash = Fnv::default();
         for parameter in self.replica.program.table() {
             hash.add(parameter.name.as_bytes());
-            parameter.shape.iter().for_each(|size| hash.add(&size.to_le_bytes()));
+            parameter
+                .shape
+                .iter()
+                .for_each(|size| hash.add(&size.to_le_bytes()));
         }
         for buffer in &self.replica.program.buffers().table {
             hash.add(buffer.name.as_bytes());
@@ -138,7 +157,8 @@ impl Ddp {
         let backend = &mut *self.replica.backend;
         backend.upload(Stream::Compute, HostSlice::I64(&[word as i64]), self.word)?;
         let after = backend.record(Stream::Compute);
-        self.communicator.all_gather(backend, Phase::Setup, self.word, self.words, after)?;
+        self.communicator
+            .all_gather(backend, Phase::Setup, self.word, self.words, after)?;
         let mut all = vec![0; self.words.len()];
         backend.download(self.words, HostSliceMut::I64(&mut all))?;
         Ok(all)
@@ -157,16 +177,28 @@ impl Ddp {
 
     /// Rank 0's buffers for all, if the last training forward synchronized.
     fn broadcast_buffers(&mut self) -> Result<()> {
-        let wanted = self.synchronize && std::mem::replace(&mut self.stale_buffers, self.synchronize);
+        let wanted =
+            self.synchronize && std::mem::replace(&mut self.stale_buffers, self.synchronize);
         if !wanted {
             return Ok(());
         }
-        let Replica { backend, program, trace, .. } = &mut self.replica;
+        let Replica {
+            backend,
+            program,
+            trace,
+            ..
+        } = &mut self.replica;
         let after = backend.record(Stream::Compute);
         let mut last = None;
         for span in [program.buffers().floats, program.buffers().integers] {
             let since = if trace.on() { now_ns() } else { 0 };
-            if let Some(event) = broadcast(&mut *self.communicator, &mut **backend, Phase::BufferBroadcast, span, after)? {
+            if let Some(event) = broadcast(
+                &mut *self.communicator,
+                &mut **backend,
+                Phase::BufferBroadcast,
+                span,
+                after,
+            )? {
                 trace.collective(Phase::BufferBroadcast, None, event, since);
                 last = Some(event);
             }
@@ -180,10 +212,22 @@ impl Ddp {
     }
 
     fn forward(&mut self, len: usize) -> Result<()> {
-        let Self { replica, communicator, synchronize, .. } = self;
+        let Self {
+            replica,
+            communicator,
+            synchronize,
+            ..
+        } = self;
         let opened = replica.trace.open(&mut *replica.backend);
-        with_group(replica, &mut **communicator, *synchronize, |replica, group| replica.forward(len, group))?;
-        replica.trace.close(&mut *replica.backend, Phase::Forward, opened);
+        with_group(
+            replica,
+            &mut **communicator,
+            *synchronize,
+            |replica, group| replica.forward(len, group),
+        )?;
+        replica
+            .trace
+            .close(&mut *replica.backend, Phase::Forward, opened);
         Ok(())
     }
 
@@ -193,27 +237,51 @@ impl Ddp {
         let (mut ready, mut next) = (0, 0);
         let opened = self.replica.trace.open(&mut *self.replica.backend);
         for i in (0..self.replica.program.len()).rev() {
-            let Self { replica, communicator, synchronize, .. } = self;
-            with_group(replica, &mut **communicator, *synchronize, |replica, group| {
-                replica.backward_node(i, len, group)
-            })?;
+            let Self {
+                replica,
+                communicator,
+                synchronize,
+                ..
+            } = self;
+            with_group(
+                replica,
+                &mut **communicator,
+                *synchronize,
+                |replica, group| replica.backward_node(i, len, group),
+            )?;
             ready = in_order(ready, self.replica.program.ready_after(i))?;
-            while self.synchronize && next < self.buckets.len() && self.buckets.range(next).end <= ready {
+            while self.synchronize
+                && next < self.buckets.len()
+                && self.buckets.range(next).end <= ready
+            {
                 self.reduce_bucket(next)?;
                 next += 1;
             }
         }
-        self.replica.trace.close(&mut *self.replica.backend, Phase::Backward, opened);
+        self.replica
+            .trace
+            .close(&mut *self.replica.backend, Phase::Backward, opened);
         Ok(())
     }
 
     fn reduce_bucket(&mut self, index: usize) -> Result<()> {
-        let Replica { backend, program, trace, .. } = &mut self.replica;
+        let Replica {
+            backend,
+            program,
+            trace,
+            ..
+        } = &mut self.replica;
         let since = if trace.on() { now_ns() } else { 0 };
         let mean = Reduce::ScaledSum(1.0 / self.communicator.world_size() as f32);
         let gradients = program.gradients().slice(self.buckets.range(index));
         let after = backend.record(Stream::Compute);
-        let event = self.communicator.all_reduce(&mut **backend, Phase::AllReduce, gradients, mean, after)?;
+        let event = self.communicator.all_reduce(
+            &mut **backend,
+            Phase::AllReduce,
+            gradients,
+            mean,
+            after,
+        )?;
         trace.collective(Phase::AllReduce, Some(index as u16), event, since);
         self.pending.push(event);
         Ok(())
@@ -237,20 +305,34 @@ impl Ddp {
             return Ok(());
         }
         self.first = false;
-        let mut ranges: Vec<Range<usize>> =
-            self.replica.program.table().iter().map(|parameter| parameter.range.clone()).collect();
+        let mut ranges: Vec<Range<usize>> = self
+            .replica
+            .program
+            .table()
+            .iter()
+            .map(|parameter| parameter.range.clone())
+            .collect();
         ranges.sort_by_key(|range| range.start);
         let sizes: Vec<usize> = ranges.iter().map(Range::len).collect();
         let own = Buckets::assign(&sizes, self.bucket_cap_bytes);
         let mut words = vec![0_i64; self.layout.len()];
         words[0] = own.len() as i64;
-        words[1..=own.len()].iter_mut().zip(own.ends()).for_each(|(word, end)| *word = *end as i64);
+        words[1..=own.len()]
+            .iter_mut()
+            .zip(own.ends())
+            .for_each(|(word, end)| *word = *end as i64);
         let backend = &mut *self.replica.backend;
         backend.upload(Stream::Compute, HostSlice::I64(&words), self.layout)?;
         let after = backend.record(Stream::Compute);
-        self.communicator.broadcast(backend, Phase::Setup, self.layout, 0, after)?;
+        self.communicator
+            .broadcast(backend, Phase::Setup, self.layout, 0, after)?;
         backend.download(self.layout, HostSliceMut::I64(&mut words))?;
-        self.buckets = Buckets::from_ends(words[1..=words[0] as usize].iter().map(|end| *end as usize).collect());
+        self.buckets = Buckets::from_ends(
+            words[1..=words[0] as usize]
+                .iter()
+                .map(|end| *end as usize)
+                .collect(),
+        );
         Ok(())
     }
 
@@ -304,7 +386,9 @@ impl Strategy for Ddp {
     fn parameters_equal(&mut self) -> Result<Option<bool>> {
         let parameters = self.replica.download(self.replica.program.parameters())?;
         let mut hash = Fnv::default();
-        parameters.iter().for_each(|value| hash.add(&value.to_bits().to_le_bytes()));
+        parameters
+            .iter()
+            .for_each(|value| hash.add(&value.to_bits().to_le_bytes()));
         let all = self.exchange(hash.0)?;
         Ok(Some(all.iter().all(|theirs| *theirs == all[0])))
     }
@@ -319,8 +403,14 @@ impl Strategy for Ddp {
 
     /// Without what set-up moved, which is no part of a step.
     fn counts(&self) -> Vec<(usize, Count)> {
-        let counts = self.communicator.counts().into_iter().filter(|count| count.phase != Phase::Setup);
-        counts.map(|count| (self.communicator.rank(), count)).collect()
+        let counts = self
+            .communicator
+            .counts()
+            .into_iter()
+            .filter(|count| count.phase != Phase::Setup);
+        counts
+            .map(|count| (self.communicator.rank(), count))
+            .collect()
     }
 
     fn reset_counts(&mut self) {
@@ -339,7 +429,9 @@ fn broadcast(
     if span.is_empty() {
         return Ok(None);
     }
-    communicator.broadcast(backend, phase, span, 0, after).map(Some)
+    communicator
+        .broadcast(backend, phase, span, 0, after)
+        .map(Some)
 }
 
 /// Calls `work` with the ranks that SyncBN meets: none while nothing synchronizes, watched ones in a traced step.
@@ -347,7 +439,10 @@ fn with_group(
     replica: &mut Replica,
     communicator: &mut dyn Communicator,
     synchronize: bool,
-    work: impl FnOnce(&mut Replica, Option<&mut dyn Communicator>) -> std::result::Result<(), BackendError>,
+    work: impl FnOnce(
+        &mut Replica,
+        Option<&mut dyn Communicator>,
+    ) -> std::result::Result<(), BackendError>,
 ) -> std::result::Result<(), BackendError> {
     if !synchronize {
         return work(replica, None);
@@ -357,7 +452,13 @@ fn with_group(
     }
     // The trace is put back below; the replica itself does not trace while layers run.
     let mut trace = std::mem::replace(&mut replica.trace, Trace::new(0));
-    let result = work(replica, Some(&mut Watched { inner: communicator, trace: &mut trace }));
+    let result = work(
+        replica,
+        Some(&mut Watched {
+            inner: communicator,
+            trace: &mut trace,
+        }),
+    );
     replica.trace = trace;
     result
 }

@@ -81,7 +81,11 @@ impl Dp {
         let count = backends.len();
         if count == 0 || settings.max_batch == 0 {
             return Err(StrategyError::Setting {
-                setting: if count == 0 { "number of devices" } else { "maximum batch" },
+                setting: if count == 0 {
+                    "number of devices"
+                } else {
+                    "maximum batch"
+                },
                 value: "0".into(),
                 expected: "at least 1 is needed",
             });
@@ -92,14 +96,22 @@ impl Dp {
             let replica = ReplicaSettings {
                 device: index,
                 max_batch: share,
-                loss_batch: if index == 0 { settings.max_batch } else { share },
+                loss_batch: if index == 0 {
+                    settings.max_batch
+                } else {
+                    share
+                },
                 chunks: &[],
                 world_size: 1,
                 seed: settings.seed,
                 optimizer: settings.optimizer,
                 optimizes: index == 0,
             };
-            devices.push(Some(Box::new(Device::new(Replica::new(backend, model, &replica)?, index, settings.loss)?)));
+            devices.push(Some(Box::new(Device::new(
+                Replica::new(backend, model, &replica)?,
+                index,
+                settings.loss,
+            )?)));
         }
         let first = devices[0].as_mut().expect("there is at least one device");
         let elements = first.replica.input_elements();
@@ -113,8 +125,19 @@ impl Dp {
         // Device 0's own chunk goes straight to its program, so only the others' parts wait here.
         let others = settings.max_batch - share.min(settings.max_batch);
         let inputs = allocate(Dtype::F32, others * elements)?;
-        let labels = allocate(Dtype::I32, if settings.loss == DpLoss::Replica { others } else { 0 })?;
-        let most = if count == 1 { 0 } else { parameters.min(PIECE_BYTES / size_of::<f32>()) };
+        let labels = allocate(
+            Dtype::I32,
+            if settings.loss == DpLoss::Replica {
+                others
+            } else {
+                0
+            },
+        )?;
+        let most = if count == 1 {
+            0
+        } else {
+            parameters.min(PIECE_BYTES / size_of::<f32>())
+        };
         let staging = allocate(Dtype::F32, most)?;
         Ok(Self {
             devices,
@@ -131,7 +154,10 @@ impl Dp {
     }
 
     fn first(&mut self) -> &mut Replica {
-        &mut self.devices[0].as_mut().expect("devices are here between phases").replica
+        &mut self.devices[0]
+            .as_mut()
+            .expect("devices are here between phases")
+            .replica
     }
 
     /// Samples of each chunk but the last: ceil(B/N).
@@ -150,7 +176,10 @@ impl Dp {
         self.reduce(used)?;
         self.first().optimize()?;
         let step = self.first().step;
-        self.devices.iter_mut().flatten().for_each(|device| device.replica.step = step);
+        self.devices
+            .iter_mut()
+            .flatten()
+            .for_each(|device| device.replica.step = step);
         Ok(())
     }
 
@@ -162,21 +191,33 @@ impl Dp {
         let first = self.first();
         let opened = first.trace.open(&mut *first.backend);
         let to = first.program.cut(first.program.input(), chunk);
-        first.backend.upload(Stream::Compute, HostSlice::F32(own.inputs), to)?;
+        first
+            .backend
+            .upload(Stream::Compute, HostSlice::F32(own.inputs), to)?;
         if rest.len > 0 {
-            first.backend.upload(Stream::Compute, HostSlice::F32(rest.inputs), inputs.first(rest.inputs.len()))?;
+            first.backend.upload(
+                Stream::Compute,
+                HostSlice::F32(rest.inputs),
+                inputs.first(rest.inputs.len()),
+            )?;
         }
         match loss {
-            DpLoss::Gathered => first.loss.upload_labels(&mut *first.backend, batch.labels)?,
+            DpLoss::Gathered => first
+                .loss
+                .upload_labels(&mut *first.backend, batch.labels)?,
             DpLoss::Replica => {
                 first.loss.upload_labels(&mut *first.backend, own.labels)?;
                 if rest.len > 0 {
                     let to = labels.first(rest.len);
-                    first.backend.upload(Stream::Compute, HostSlice::I32(rest.labels), to)?;
+                    first
+                        .backend
+                        .upload(Stream::Compute, HostSlice::I32(rest.labels), to)?;
                 }
             }
         }
-        first.trace.close(&mut *first.backend, Phase::HostToDevice, opened);
+        first
+            .trace
+            .close(&mut *first.backend, Phase::HostToDevice, opened);
         Ok(())
     }
 
@@ -189,7 +230,11 @@ impl Dp {
         let first = self.first();
         let elements = first.input_elements();
         let program = &first.program;
-        let model = [program.parameters(), program.buffers().floats, program.buffers().integers];
+        let model = [
+            program.parameters(),
+            program.buffers().floats,
+            program.buffers().integers,
+        ];
         for device in 0..used {
             let samples = device * chunk..((device + 1) * chunk).min(len);
             let staged = samples.start.saturating_sub(chunk)..samples.end.saturating_sub(chunk);
@@ -199,7 +244,11 @@ impl Dp {
                 len: samples.len(),
                 copy,
                 inputs: inputs.slice(staged.start * elements..staged.end * elements),
-                labels: if labels.is_empty() { labels } else { labels.slice(staged) },
+                labels: if labels.is_empty() {
+                    labels
+                } else {
+                    labels.slice(staged)
+                },
                 model,
             };
             self.start(device, job)?;
@@ -210,16 +259,21 @@ impl Dp {
 
     fn gather(&mut self, len: usize, used: usize) -> Result<()> {
         let (chunk, links, copy) = (self.chunk(len), Arc::clone(&self.links), self.synchronize);
-        let (first, others) = self.split(used);
+        let (first, others) = split(&mut self.devices, used);
         let first = &mut first.replica;
         let opened = first.trace.open(&mut *first.backend);
         self.output.gather(first, others, &*links, chunk, copy)?;
-        first.trace.close(&mut *first.backend, Phase::Gather, opened);
+        first
+            .trace
+            .close(&mut *first.backend, Phase::Gather, opened);
         Ok(())
     }
 
     fn compute_loss(&mut self, len: usize, used: usize) -> Result<()> {
-        let first = &mut self.devices[0].as_mut().expect("devices are here between phases").replica;
+        let first = &mut self.devices[0]
+            .as_mut()
+            .expect("devices are here between phases")
+            .replica;
         let opened = first.trace.open(&mut *first.backend);
         self.output.compute_loss(first, len, used)?;
         first.trace.close(&mut *first.backend, Phase::Loss, opened);
@@ -232,7 +286,14 @@ impl Dp {
         let after = self.first_completion();
         for device in 0..used {
             let d_output = self.output.gradient_for(device, chunk, len);
-            self.start(device, Job::Backward { after: after.clone(), d_output, copy })?;
+            self.start(
+                device,
+                Job::Backward {
+                    after: after.clone(),
+                    d_output,
+                    copy,
+                },
+            )?;
         }
         self.join(used)
     }
@@ -243,20 +304,30 @@ impl Dp {
             return Ok(());
         }
         let (links, staging) = (Arc::clone(&self.links), self.staging);
-        let (first, others) = self.split(used);
+        let (first, others) = split(&mut self.devices, used);
         let first = &mut first.replica;
         let opened = first.trace.open(&mut *first.backend);
         let gradients = first.program.gradients();
         for other in others {
             for (from, to) in pieces(other.replica.program.gradients()).zip(pieces(gradients)) {
                 let here = staging.first(to.len());
-                let copy = Copy { phase: Phase::Reduce, from: (other.index, from), to: (0, here) };
+                let copy = Copy {
+                    phase: Phase::Reduce,
+                    from: (other.index, from),
+                    to: (0, here),
+                };
                 links.copy(&mut *first.backend, other.done(), copy)?;
-                let add = Kernel::Copy { from: here, to, write: Write::Accumulate };
+                let add = Kernel::Copy {
+                    from: here,
+                    to,
+                    write: Write::Accumulate,
+                };
                 first.backend.launch(Stream::Compute, add)?;
             }
         }
-        first.trace.close(&mut *first.backend, Phase::Reduce, opened);
+        first
+            .trace
+            .close(&mut *first.backend, Phase::Reduce, opened);
         Ok(())
     }
 
@@ -268,24 +339,22 @@ impl Dp {
     }
 
     fn first_waits_for(&mut self, used: usize) -> Result<()> {
-        let (first, others) = self.split(used);
+        let (first, others) = split(&mut self.devices, used);
         for other in others {
-            first.replica.backend.wait_for(Stream::Compute, other.done())?;
+            first
+                .replica
+                .backend
+                .wait_for(Stream::Compute, other.done())?;
         }
         Ok(())
-    }
-
-    /// Device 0, and the other devices in use.
-    fn split(&mut self, used: usize) -> (&mut Device, impl Iterator<Item = &Device>) {
-        let (first, others) = self.devices.split_first_mut().expect("there is at least one device");
-        let first = first.as_deref_mut().expect("devices are here between phases");
-        (first, others[..used - 1].iter().flatten().map(|device| &**device))
     }
 
     /// The same kind of job on every device in use.
     fn each(&mut self, used: usize, job: impl Fn(&Device) -> Job) -> Result<()> {
         for device in 0..used {
-            let job = job(self.devices[device].as_ref().expect("devices are here between phases"));
+            let job = job(self.devices[device]
+                .as_ref()
+                .expect("devices are here between phases"));
             self.start(device, job)?;
         }
         self.join(used)
@@ -293,7 +362,9 @@ impl Dp {
 
     /// Sends a device to its thread. A lone device works here: PyTorch starts no thread for it either.
     fn start(&mut self, index: usize, job: Job) -> Result<()> {
-        let mut device = self.devices[index].take().expect("devices are here between phases");
+        let mut device = self.devices[index]
+            .take()
+            .expect("devices are here between phases");
         if self.workers.is_empty() {
             device.run(job, &*self.links);
             self.devices[index] = Some(device);
@@ -324,7 +395,10 @@ impl Strategy for Dp {
         let most = self.max_batch;
         self.first().check(&batch, most)?;
         let tracing = probe.tracing();
-        self.devices.iter_mut().flatten().for_each(|device| device.replica.trace.start(tracing));
+        self.devices
+            .iter_mut()
+            .flatten()
+            .for_each(|device| device.replica.trace.start(tracing));
         self.take_step(batch)?;
         for device in self.devices.iter_mut().flatten() {
             let Replica { trace, backend, .. } = &mut device.replica;
@@ -344,7 +418,11 @@ impl Strategy for Dp {
 
     fn finish(&mut self) -> Result<()> {
         for (device, replica) in self.devices.iter_mut().flatten().enumerate() {
-            replica.replica.backend.synchronize().map_err(|source| StrategyError::Device { device, source })?;
+            replica
+                .replica
+                .backend
+                .synchronize()
+                .map_err(|source| StrategyError::Device { device, source })?;
         }
         Ok(())
     }
@@ -353,7 +431,10 @@ impl Strategy for Dp {
         self.finish()?;
         self.first().restore()?;
         let step = self.first().step;
-        self.devices.iter_mut().flatten().for_each(|device| device.replica.step = step);
+        self.devices
+            .iter_mut()
+            .flatten()
+            .for_each(|device| device.replica.step = step);
         Ok(())
     }
 
@@ -366,6 +447,27 @@ impl Strategy for Dp {
     }
 
     fn memory(&mut self) -> Vec<MemoryUse> {
-        self.devices.iter().flatten().map(|device| device.replica.backend.memory_use()).collect()
+        self.devices
+            .iter()
+            .flatten()
+            .map(|device| device.replica.backend.memory_use())
+            .collect()
     }
+}
+
+/// Device 0, and the other devices in use.
+fn split(
+    devices: &mut [Option<Box<Device>>],
+    used: usize,
+) -> (&mut Device, impl Iterator<Item = &Device>) {
+    let (first, others) = devices
+        .split_first_mut()
+        .expect("there is at least one device");
+    let first = first
+        .as_deref_mut()
+        .expect("devices are here between phases");
+    (
+        first,
+        others[..used - 1].iter().flatten().map(|device| &**device),
+    )
 }

@@ -37,7 +37,11 @@ impl Independent {
     ///
     /// # Errors
     /// [`super::StrategyError`].
-    pub fn new(backend: Box<dyn Backend>, model: &Model, settings: &IndependentSettings) -> Result<Self> {
+    pub fn new(
+        backend: Box<dyn Backend>,
+        model: &Model,
+        settings: &IndependentSettings,
+    ) -> Result<Self> {
         let replica = ReplicaSettings {
             device: settings.index,
             max_batch: settings.max_batch,
@@ -48,7 +52,10 @@ impl Independent {
             optimizer: settings.optimizer,
             optimizes: true,
         };
-        Ok(Self { replica: Replica::new(backend, model, &replica)?, offset: settings.sample_offset })
+        Ok(Self {
+            replica: Replica::new(backend, model, &replica)?,
+            offset: settings.sample_offset,
+        })
     }
 }
 

@@ -46,7 +46,9 @@ pub enum StrategyError {
         expected: &'static str,
     },
     /// A batch that the strategy was not built for.
-    #[error("a batch of {len} samples with {inputs} input elements and {labels} labels: expected {expected}")]
+    #[error(
+        "a batch of {len} samples with {inputs} input elements and {labels} labels: expected {expected}"
+    )]
     Batch {
         /// Samples.
         len: usize,
@@ -58,7 +60,9 @@ pub enum StrategyError {
         expected: String,
     },
     /// The ranks do not train the same model.
-    #[error("rank {rank} was built with other parameters than rank 0: every rank needs the same model")]
+    #[error(
+        "rank {rank} was built with other parameters than rank 0: every rank needs the same model"
+    )]
     Model {
         /// The first rank that differs.
         rank: usize,

@@ -59,12 +59,27 @@ pub struct Replica {
 }
 
 impl Replica {
-    pub(super) fn new(mut backend: Box<dyn Backend>, model: &Model, settings: &ReplicaSettings<'_>) -> Result<Self> {
+    pub(super) fn new(
+        mut backend: Box<dyn Backend>,
+        model: &Model,
+        settings: &ReplicaSettings<'_>,
+    ) -> Result<Self> {
         let s = settings;
         let chunks = s.chunks.len().max(1);
-        let program = Program::build(&mut *backend, model, s.max_batch, chunks, s.world_size, s.seed)?;
+        let program = Program::build(
+            &mut *backend,
+            model,
+            s.max_batch,
+            chunks,
+            s.world_size,
+            s.seed,
+        )?;
         let loss = Loss::new(&mut *backend, model.classes, s.loss_batch)?;
-        let optimizer = if s.optimizes { Some(Sgd::new(&mut *backend, &program, s.optimizer)?) } else { None };
+        let optimizer = if s.optimizes {
+            Some(Sgd::new(&mut *backend, &program, s.optimizer)?)
+        } else {
+            None
+        };
         let counters = backend.allocate(Category::Workspace, Dtype::I32, 2)?;
         let rates = backend.allocate(Category::Workspace, Dtype::F32, 1)?;
         let mut replica = Self {
@@ -107,13 +122,21 @@ impl Replica {
         let expected = if len == 0 || len > most {
             format!("1 to {most} samples")
         } else if inputs != len * self.input_elements() || labels != len {
-            format!("{} input elements and one label per sample", self.input_elements())
+            format!(
+                "{} input elements and one label per sample",
+                self.input_elements()
+            )
         } else if whole != 0 && whole != len {
             format!("{whole} samples, the sum of the normalization chunks")
         } else {
             return Ok(());
         };
-        Err(StrategyError::Batch { len, inputs, labels, expected })
+        Err(StrategyError::Batch {
+            len,
+            inputs,
+            labels,
+            expected,
+        })
     }
 
     /// Uploads inputs, labels, and the step's state; `offset` is the index of the first sample in the global batch.
@@ -121,15 +144,21 @@ impl Replica {
         let opened = self.trace.open(&mut *self.backend);
         self.upload_state(offset)?;
         let input = self.program.cut(self.program.input(), batch.len);
-        self.backend.upload(Stream::Compute, HostSlice::F32(batch.inputs), input)?;
+        self.backend
+            .upload(Stream::Compute, HostSlice::F32(batch.inputs), input)?;
         self.loss.upload_labels(&mut *self.backend, batch.labels)?;
-        self.trace.close(&mut *self.backend, Phase::HostToDevice, opened);
+        self.trace
+            .close(&mut *self.backend, Phase::HostToDevice, opened);
         Ok(())
     }
 
     /// Uploads step number and sample offset, the device-side state of a step.
     pub(super) fn upload_state(&mut self, offset: usize) -> std::result::Result<(), BackendError> {
-        self.backend.upload(Stream::Compute, HostSlice::I32(&[self.step, offset as i32]), self.state.counters)
+        self.backend.upload(
+            Stream::Compute,
+            HostSlice::I32(&[self.step, offset as i32]),
+            self.state.counters,
+        )
     }
 
     /// Forward in training mode.
@@ -148,9 +177,20 @@ impl Replica {
         group: Option<&mut dyn Communicator>,
     ) -> std::result::Result<(), BackendError> {
         let whole = [len];
-        let chunks = if mode == Mode::Train && !self.chunks.is_empty() { &self.chunks[..] } else { &whole };
-        let backend = &mut *self.backend;
-        self.program.forward(&mut Step { backend, group, mode, batch: len, chunks, state: self.state })
+        let chunks = if mode == Mode::Train && !self.chunks.is_empty() {
+            &self.chunks[..]
+        } else {
+            &whole
+        };
+        let (backend, group) = (&mut *self.backend, shortened(group));
+        self.program.forward(&mut Step {
+            backend,
+            group,
+            mode,
+            batch: len,
+            chunks,
+            state: self.state,
+        })
     }
 
     /// Backward of node `i` in training mode.
@@ -161,9 +201,23 @@ impl Replica {
         group: Option<&mut dyn Communicator>,
     ) -> std::result::Result<(), BackendError> {
         let whole = [len];
-        let chunks = if self.chunks.is_empty() { &whole } else { &self.chunks[..] };
-        let (backend, mode) = (&mut *self.backend, Mode::Train);
-        self.program.backward_node(i, &mut Step { backend, group, mode, batch: len, chunks, state: self.state })
+        let chunks = if self.chunks.is_empty() {
+            &whole
+        } else {
+            &self.chunks[..]
+        };
+        let (backend, mode, group) = (&mut *self.backend, Mode::Train, shortened(group));
+        self.program.backward_node(
+            i,
+            &mut Step {
+                backend,
+                group,
+                mode,
+                batch: len,
+                chunks,
+                state: self.state,
+            },
+        )
     }
 
     /// Forward in training mode, on this device alone.
@@ -180,15 +234,20 @@ impl Replica {
         for i in (0..self.program.len()).rev() {
             self.backward_node(i, len, None)?;
         }
-        self.trace.close(&mut *self.backend, Phase::Backward, opened);
+        self.trace
+            .close(&mut *self.backend, Phase::Backward, opened);
         Ok(())
     }
 
     /// Loss of this device's output and its gradient: the mean over `len` samples.
     pub(super) fn compute_loss(&mut self, len: usize) -> Result<()> {
         let opened = self.trace.open(&mut *self.backend);
-        let (logits, d_logits) = (self.program.cut(self.program.output(), len), self.program.cut(self.program.d_output(), len));
-        self.loss.compute(&mut *self.backend, logits, d_logits, len, 1.0 / len as f32)?;
+        let (logits, d_logits) = (
+            self.program.cut(self.program.output(), len),
+            self.program.cut(self.program.d_output(), len),
+        );
+        self.loss
+            .compute(&mut *self.backend, logits, d_logits, len, 1.0 / len as f32)?;
         self.trace.close(&mut *self.backend, Phase::Loss, opened);
         Ok(())
     }
@@ -198,7 +257,8 @@ impl Replica {
         if let Some(optimizer) = &mut self.optimizer {
             let opened = self.trace.open(&mut *self.backend);
             optimizer.step(&mut *self.backend, self.state.rates)?;
-            self.trace.close(&mut *self.backend, Phase::Optimizer, opened);
+            self.trace
+                .close(&mut *self.backend, Phase::Optimizer, opened);
             let opened = self.trace.open(&mut *self.backend);
             optimizer.zero_gradients(&mut *self.backend)?;
             self.trace.close(&mut *self.backend, Phase::Zero, opened);
@@ -209,13 +269,16 @@ impl Replica {
 
     pub(super) fn read_loss(&mut self) -> Result<f32> {
         let mut loss = [0.0];
-        self.backend.download(self.reported, HostSliceMut::F32(&mut loss))?;
+        self.backend
+            .download(self.reported, HostSliceMut::F32(&mut loss))?;
         Ok(loss[0])
     }
 
     pub(super) fn set_learning_rate(&mut self, rate: f32) -> Result<()> {
         self.learning_rate = rate;
-        Ok(self.backend.upload(Stream::Compute, HostSlice::F32(&[rate]), self.state.rates)?)
+        Ok(self
+            .backend
+            .upload(Stream::Compute, HostSlice::F32(&[rate]), self.state.rates)?)
     }
 
     /// The learning rate of the steps that follow.
@@ -229,17 +292,29 @@ impl Replica {
         for start in (0..batch.len).step_by(self.max_batch) {
             let part = batch.part(start..(start + self.max_batch).min(batch.len));
             let input = self.program.cut(self.program.input(), part.len);
-            self.backend.upload(Stream::Compute, HostSlice::F32(part.inputs), input)?;
+            self.backend
+                .upload(Stream::Compute, HostSlice::F32(part.inputs), input)?;
             self.loss.upload_labels(&mut *self.backend, part.labels)?;
             self.forward_as(Mode::Eval, part.len, None)?;
             let logits = self.program.cut(self.program.output(), part.len);
             let d_logits = self.program.cut(self.program.d_output(), part.len);
-            self.loss.compute(&mut *self.backend, logits, d_logits, part.len, 1.0)?;
-            self.backend.download(self.loss.losses().first(part.len), HostSliceMut::F32(&mut losses[..part.len]))?;
-            total += losses[..part.len].iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            self.loss
+                .compute(&mut *self.backend, logits, d_logits, part.len, 1.0)?;
+            self.backend.download(
+                self.loss.losses().first(part.len),
+                HostSliceMut::F32(&mut losses[..part.len]),
+            )?;
+            total += losses[..part.len]
+                .iter()
+                .map(|loss| f64::from(*loss))
+                .sum::<f64>();
             errors += self.loss.errors(&mut *self.backend, logits, part.len)?;
         }
-        Ok(Evaluation { samples: batch.len, loss: total / batch.len as f64, errors })
+        Ok(Evaluation {
+            samples: batch.len,
+            loss: total / batch.len as f64,
+            errors,
+        })
     }
 
     pub(super) fn export(&mut self) -> Result<Vec<NamedTensor>> {
@@ -266,16 +341,21 @@ impl Replica {
     pub(super) fn download(&mut self, span: Span) -> Result<Vec<f32>> {
         let mut values = vec![0.0; span.len()];
         if !span.is_empty() {
-            self.backend.download(span, HostSliceMut::F32(&mut values))?;
+            self.backend
+                .download(span, HostSliceMut::F32(&mut values))?;
         }
         Ok(values)
     }
 
     pub(super) fn snapshot(&mut self) -> Result<()> {
-        let (floats, integers) = (self.program.buffers().floats, self.program.buffers().integers);
+        let (floats, integers) = (
+            self.program.buffers().floats,
+            self.program.buffers().integers,
+        );
         let mut tracked = vec![0; integers.len()];
         if !integers.is_empty() {
-            self.backend.download(integers, HostSliceMut::I64(&mut tracked))?;
+            self.backend
+                .download(integers, HostSliceMut::I64(&mut tracked))?;
         }
         self.saved = Some(Saved {
             parameters: self.download(self.program.parameters())?,
@@ -304,11 +384,20 @@ impl Replica {
         ];
         let integers = buffers.integers;
         for (from, to) in floats.into_iter().filter(|(_, to)| !to.is_empty()) {
-            self.backend.upload(Stream::Compute, HostSlice::F32(from), to)?;
+            self.backend
+                .upload(Stream::Compute, HostSlice::F32(from), to)?;
         }
         if !integers.is_empty() {
-            self.backend.upload(Stream::Compute, HostSlice::I64(&saved.integers), integers)?;
+            self.backend
+                .upload(Stream::Compute, HostSlice::I64(&saved.integers), integers)?;
         }
         Ok(self.backend.synchronize()?)
     }
+}
+
+/// The same communicator for a shorter time: a mutable reference in an option does not shorten by itself.
+fn shortened<'short, 'long: 'short>(
+    group: Option<&'short mut (dyn Communicator + 'long)>,
+) -> Option<&'short mut (dyn Communicator + 'short)> {
+    group.map(|group| group as _)
 }

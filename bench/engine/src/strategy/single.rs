@@ -33,8 +33,14 @@ impl Single {
     ///
     /// # Errors
     /// [`StrategyError`].
-    pub fn new(backend: Box<dyn Backend>, model: &Model, settings: &SingleSettings) -> Result<Self> {
-        if settings.chunks.contains(&0) || settings.chunks.iter().sum::<usize>() > settings.max_batch {
+    pub fn new(
+        backend: Box<dyn Backend>,
+        model: &Model,
+        settings: &SingleSettings,
+    ) -> Result<Self> {
+        if settings.chunks.contains(&0)
+            || settings.chunks.iter().sum::<usize>() > settings.max_batch
+        {
             return Err(StrategyError::Setting {
                 setting: "normalization chunks",
                 value: format!("{:?}", settings.chunks),
@@ -51,7 +57,9 @@ impl Single {
             optimizer: settings.optimizer,
             optimizes: true,
         };
-        Ok(Self { replica: Replica::new(backend, model, &replica)? })
+        Ok(Self {
+            replica: Replica::new(backend, model, &replica)?,
+        })
     }
 }
 
@@ -69,7 +77,12 @@ impl Strategy for Single {
 }
 
 /// A step of a replica that meets no other; its first sample has index `offset` in the global batch.
-pub(super) fn step_alone(replica: &mut Replica, batch: HostBatch<'_>, offset: usize, probe: &mut dyn Probe) -> Result<()> {
+pub(super) fn step_alone(
+    replica: &mut Replica,
+    batch: HostBatch<'_>,
+    offset: usize,
+    probe: &mut dyn Probe,
+) -> Result<()> {
     replica.check(&batch, replica.max_batch())?;
     replica.trace.start(probe.tracing());
     replica.host_to_device(&batch, offset)?;

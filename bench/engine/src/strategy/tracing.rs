@@ -27,7 +27,11 @@ pub(super) struct Trace {
 
 impl Trace {
     pub(super) fn new(device: usize) -> Self {
-        Self { device: device as u16, on: false, marks: Vec::new() }
+        Self {
+            device: device as u16,
+            on: false,
+            marks: Vec::new(),
+        }
     }
 
     pub(super) fn on(&self) -> bool {
@@ -47,14 +51,32 @@ impl Trace {
     pub(super) fn close(&mut self, backend: &mut dyn Backend, phase: Phase, opened: Opened) {
         if let Some((begin, host)) = opened.0 {
             let end = backend.record(Stream::Compute);
-            self.marks.push(Mark { phase, bucket: None, begin: Some(begin), end, host_ns: [host, now_ns()] });
+            self.marks.push(Mark {
+                phase,
+                bucket: None,
+                begin: Some(begin),
+                end,
+                host_ns: [host, now_ns()],
+            });
         }
     }
 
     /// A collective that ends with `event`, enqueued by the host since `since_ns`.
-    pub(super) fn collective(&mut self, phase: Phase, bucket: Option<u16>, event: Event, since_ns: u64) {
+    pub(super) fn collective(
+        &mut self,
+        phase: Phase,
+        bucket: Option<u16>,
+        event: Event,
+        since_ns: u64,
+    ) {
         if self.on {
-            self.marks.push(Mark { phase, bucket, begin: None, end: event, host_ns: [since_ns, now_ns()] });
+            self.marks.push(Mark {
+                phase,
+                bucket,
+                begin: None,
+                end: event,
+                host_ns: [since_ns, now_ns()],
+            });
         }
     }
 
@@ -99,7 +121,12 @@ impl Communicator for Watched<'_> {
     fn world_size(&self) -> usize {
         self.inner.world_size()
     }
-    fn enqueue(&mut self, backend: &mut dyn Backend, call: CollectiveCall, after: Event) -> Result<Event> {
+    fn enqueue(
+        &mut self,
+        backend: &mut dyn Backend,
+        call: CollectiveCall,
+        after: Event,
+    ) -> Result<Event> {
         let since = now_ns();
         let event = self.inner.enqueue(backend, call, after)?;
         self.trace.collective(call.phase, None, event, since);

@@ -62,10 +62,21 @@ impl Device {
     pub(super) fn new(mut replica: Replica, index: usize, loss: DpLoss) -> Result<Self> {
         let mut allocate = |len| match loss {
             DpLoss::Gathered => Ok(Span::EMPTY),
-            DpLoss::Replica => replica.backend.allocate(Category::Workspace, Dtype::F32, len),
+            DpLoss::Replica => replica
+                .backend
+                .allocate(Category::Workspace, Dtype::F32, len),
         };
         let (local, seed) = (allocate(replica.program.output().len())?, allocate(1)?);
-        Ok(Self { replica, index, loss, len: 0, local, seed, done: None, failure: None })
+        Ok(Self {
+            replica,
+            index,
+            loss,
+            len: 0,
+            local,
+            seed,
+            done: None,
+            failure: None,
+        })
     }
 
     /// The end of its latest job.
@@ -76,12 +87,30 @@ impl Device {
     /// Runs a job; a failure is kept until the controller has joined all devices.
     pub(super) fn run(&mut self, job: Job, links: &dyn Links) {
         let result = match job {
-            Job::Receive { after, offset, len, copy, inputs, labels, model } => {
+            Job::Receive {
+                after,
+                offset,
+                len,
+                copy,
+                inputs,
+                labels,
+                model,
+            } => {
                 self.len = len;
-                self.receive(offset, copy.then_some((&after, links)), inputs, labels, model)
+                self.receive(
+                    offset,
+                    copy.then_some((&after, links)),
+                    inputs,
+                    labels,
+                    model,
+                )
             }
             Job::Forward { len } => self.forward(len),
-            Job::Backward { after, d_output, copy } => self.backward(copy.then_some((&after, links)), d_output),
+            Job::Backward {
+                after,
+                d_output,
+                copy,
+            } => self.backward(copy.then_some((&after, links)), d_output),
         };
         let event = self.replica.backend.record(Stream::Compute);
         self.done = Some(self.replica.backend.completion(event));
@@ -90,7 +119,9 @@ impl Device {
 
     pub(super) fn take_failure(&mut self) -> Result<()> {
         let device = self.index;
-        self.failure.take().map_or(Ok(()), |source| Err(StrategyError::Device { device, source }))
+        self.failure.take().map_or(Ok(()), |source| {
+            Err(StrategyError::Device { device, source })
+        })
     }
 
     fn receive(
@@ -102,18 +133,32 @@ impl Device {
         model: [Span; 3],
     ) -> Done {
         self.replica.upload_state(offset)?;
-        let (Some((after, links)), true) = (from, self.index > 0) else { return Ok(()) };
+        let (Some((after, links)), true) = (from, self.index > 0) else {
+            return Ok(());
+        };
         let program = &self.replica.program;
         let input = program.cut(program.input(), self.len);
-        let copies = [program.parameters(), program.buffers().floats, program.buffers().integers];
+        let copies = [
+            program.parameters(),
+            program.buffers().floats,
+            program.buffers().integers,
+        ];
         let own_labels = self.replica.loss.labels();
 
         let opened = self.replica.trace.open(&mut *self.replica.backend);
         self.fetch(links, after, Phase::Scatter, inputs, input)?;
         if !labels.is_empty() {
-            self.fetch(links, after, Phase::Scatter, labels, own_labels.first(self.len))?;
+            self.fetch(
+                links,
+                after,
+                Phase::Scatter,
+                labels,
+                own_labels.first(self.len),
+            )?;
         }
-        self.replica.trace.close(&mut *self.replica.backend, Phase::Scatter, opened);
+        self.replica
+            .trace
+            .close(&mut *self.replica.backend, Phase::Scatter, opened);
 
         let opened = self.replica.trace.open(&mut *self.replica.backend);
         for (from, to) in model.into_iter().zip(copies) {
@@ -121,14 +166,29 @@ impl Device {
                 self.fetch(links, after, Phase::Replicate, from, to)?;
             }
         }
-        self.replica.trace.close(&mut *self.replica.backend, Phase::Replicate, opened);
+        self.replica
+            .trace
+            .close(&mut *self.replica.backend, Phase::Replicate, opened);
         Ok(())
     }
 
     /// Copies a span of device 0.
-    fn fetch(&mut self, links: &dyn Links, after: &Completion, phase: Phase, from: Span, to: Span) -> Done {
-        let copy = Copy { phase, from: (0, from), to: (self.index, to) };
-        links.copy(&mut *self.replica.backend, after, copy).map(|_| ())
+    fn fetch(
+        &mut self,
+        links: &dyn Links,
+        after: &Completion,
+        phase: Phase,
+        from: Span,
+        to: Span,
+    ) -> Done {
+        let copy = Copy {
+            phase,
+            from: (0, from),
+            to: (self.index, to),
+        };
+        links
+            .copy(&mut *self.replica.backend, after, copy)
+            .map(|_| ())
     }
 
     fn forward(&mut self, len: usize) -> Done {
@@ -136,9 +196,18 @@ impl Device {
         if self.loss == DpLoss::Gathered {
             return Ok(());
         }
-        let Replica { backend, program, loss, trace, .. } = &mut self.replica;
+        let Replica {
+            backend,
+            program,
+            loss,
+            trace,
+            ..
+        } = &mut self.replica;
         let opened = trace.open(&mut **backend);
-        let (logits, d_logits) = (program.cut(program.output(), len), program.cut(self.local, len));
+        let (logits, d_logits) = (
+            program.cut(program.output(), len),
+            program.cut(self.local, len),
+        );
         loss.compute(&mut **backend, logits, d_logits, len, 1.0 / len as f32)?;
         trace.close(&mut **backend, Phase::Loss, opened);
         Ok(())
@@ -147,25 +216,43 @@ impl Device {
     fn backward(&mut self, from: Option<(&Completion, &dyn Links)>, d_output: Span) -> Done {
         let opened = self.replica.trace.open(&mut *self.replica.backend);
         self.receive_gradient(from, d_output)?;
-        self.replica.trace.close(&mut *self.replica.backend, Phase::ScatterGradients, opened);
+        self.replica
+            .trace
+            .close(&mut *self.replica.backend, Phase::ScatterGradients, opened);
         if self.index > 0 {
             // Replicas are new at every step in PyTorch, so their gradients begin at zero; device 0's were zeroed by
             // the optimizer.
             let opened = self.replica.trace.open(&mut *self.replica.backend);
             let gradients = self.replica.program.gradients();
             if !gradients.is_empty() {
-                self.replica.backend.launch(Stream::Compute, Kernel::Fill { to: gradients, value: 0.0 })?;
+                self.replica.backend.launch(
+                    Stream::Compute,
+                    Kernel::Fill {
+                        to: gradients,
+                        value: 0.0,
+                    },
+                )?;
             }
-            self.replica.trace.close(&mut *self.replica.backend, Phase::Zero, opened);
+            self.replica
+                .trace
+                .close(&mut *self.replica.backend, Phase::Zero, opened);
         }
         self.replica.backward_alone(self.len)
     }
 
     /// The output's gradient: a part of device 0's, or the own loss's times the gradient of that loss.
-    fn receive_gradient(&mut self, from: Option<(&Completion, &dyn Links)>, d_output: Span) -> Done {
+    fn receive_gradient(
+        &mut self,
+        from: Option<(&Completion, &dyn Links)>,
+        d_output: Span,
+    ) -> Done {
         let program = &self.replica.program;
         let own = program.cut(program.d_output(), self.len);
-        let local = if self.local.is_empty() { self.local } else { program.cut(self.local, self.len) };
+        let local = if self.local.is_empty() {
+            self.local
+        } else {
+            program.cut(self.local, self.len)
+        };
         let to = match self.loss {
             DpLoss::Gathered => own,
             DpLoss::Replica => self.seed,
@@ -175,7 +262,11 @@ impl Device {
                 self.fetch(links, after, Phase::ScatterGradients, d_output, to)?;
             }
             _ if self.index == 0 => {
-                let copy = Kernel::Copy { from: d_output, to, write: Write::Overwrite };
+                let copy = Kernel::Copy {
+                    from: d_output,
+                    to,
+                    write: Write::Overwrite,
+                };
                 self.replica.backend.launch(Stream::Compute, copy)?;
             }
             _ => {}

@@ -8,8 +8,8 @@ use crate::backend::{Backend, BackendError, Category, Stream};
 use crate::comm::links::{Copy, Links};
 use crate::kernel::{Kernel, Write};
 use crate::probe::Phase;
-use crate::strategy::replica::Replica;
 use crate::strategy::Result;
+use crate::strategy::replica::Replica;
 use crate::tensor::{Dtype, Span};
 
 /// Spans on device 0.
@@ -28,7 +28,12 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub(super) fn new(first: &mut Replica, max_batch: usize, devices: usize, loss: DpLoss) -> Result<Self> {
+    pub(super) fn new(
+        first: &mut Replica,
+        max_batch: usize,
+        devices: usize,
+        loss: DpLoss,
+    ) -> Result<Self> {
         let (width, len) = match loss {
             DpLoss::Gathered => {
                 let classes = first.program.output_shape().elements();
@@ -38,17 +43,30 @@ impl Output {
         };
         let mut allocate = |len| first.backend.allocate(Category::Workspace, Dtype::F32, len);
         let (values, gradients) = (allocate(len)?, allocate(len)?);
-        let mean = if loss == DpLoss::Replica { allocate(1)? } else { Span::EMPTY };
+        let mean = if loss == DpLoss::Replica {
+            allocate(1)?
+        } else {
+            Span::EMPTY
+        };
         if loss == DpLoss::Replica {
             first.reported = mean;
         }
-        Ok(Self { loss, width, values, gradients, mean, replicas: 0 })
+        Ok(Self {
+            loss,
+            width,
+            values,
+            gradients,
+            mean,
+            replicas: 0,
+        })
     }
 
     /// The place of device `device`'s part.
     fn place(&self, device: usize, chunk: usize, samples: usize) -> std::ops::Range<usize> {
         match self.loss {
-            DpLoss::Gathered => device * chunk * self.width..(device * chunk + samples) * self.width,
+            DpLoss::Gathered => {
+                device * chunk * self.width..(device * chunk + samples) * self.width
+            }
             DpLoss::Replica => device..device + 1,
         }
     }
@@ -78,32 +96,61 @@ impl Output {
         first.backend.launch(Stream::Compute, own)?;
         for other in others.filter(|_| copy) {
             let from = (other.index, self.source(&other.replica, other.len));
-            let to = (0, self.values.slice(self.place(other.index, chunk, other.len)));
-            links.copy(&mut *first.backend, other.done(), Copy { phase: Phase::Gather, from, to })?;
+            let to = (
+                0,
+                self.values.slice(self.place(other.index, chunk, other.len)),
+            );
+            links.copy(
+                &mut *first.backend,
+                other.done(),
+                Copy {
+                    phase: Phase::Gather,
+                    from,
+                    to,
+                },
+            )?;
         }
         Ok(())
     }
 
     /// The mean over all samples (gathered) or over the replicas' means, and its gradient.
-    pub(super) fn compute_loss(&mut self, first: &mut Replica, len: usize, replicas: usize) -> Result<()> {
+    pub(super) fn compute_loss(
+        &mut self,
+        first: &mut Replica,
+        len: usize,
+        replicas: usize,
+    ) -> Result<()> {
         let backend = &mut *first.backend;
         match self.loss {
             DpLoss::Gathered => {
                 let elements = len * self.width;
-                let (logits, d_logits) = (self.values.first(elements), self.gradients.first(elements));
-                first.loss.compute(backend, logits, d_logits, len, 1.0 / len as f32)?;
+                let (logits, d_logits) =
+                    (self.values.first(elements), self.gradients.first(elements));
+                first
+                    .loss
+                    .compute(backend, logits, d_logits, len, 1.0 / len as f32)?;
             }
             DpLoss::Replica => self.average(backend, replicas)?,
         }
         Ok(())
     }
 
-    fn average(&mut self, backend: &mut dyn Backend, replicas: usize) -> std::result::Result<(), BackendError> {
+    fn average(
+        &mut self,
+        backend: &mut dyn Backend,
+        replicas: usize,
+    ) -> std::result::Result<(), BackendError> {
         let (values, gradients) = (self.values.first(replicas), self.gradients.first(replicas));
         if self.replicas != replicas {
             self.replicas = replicas;
             let each = 1.0 / replicas as f32;
-            backend.launch(Stream::Compute, Kernel::Fill { to: gradients, value: each })?;
+            backend.launch(
+                Stream::Compute,
+                Kernel::Fill {
+                    to: gradients,
+                    value: each,
+                },
+            )?;
         }
         // The mean is the product of the losses with their weights 1/replicas, which are also its gradient.
         let mean = Kernel::Matmul {

@@ -22,7 +22,11 @@ pub(super) struct Workers(Vec<Worker>);
 
 impl Workers {
     /// Starts `count` threads, thread `i` pinned to `cores[i]` where given.
-    pub(super) fn start(count: usize, links: &Arc<dyn Links>, cores: &[Vec<usize>]) -> Result<Self> {
+    pub(super) fn start(
+        count: usize,
+        links: &Arc<dyn Links>,
+        cores: &[Vec<usize>],
+    ) -> Result<Self> {
         let mut workers = Self(Vec::with_capacity(count));
         for index in 0..count {
             let cores = cores.get(index).cloned().unwrap_or_default();
@@ -37,7 +41,10 @@ impl Workers {
 
     /// Hands a device and a job to its thread.
     pub(super) fn send(&self, index: usize, device: Box<Device>, job: Job) -> Result<()> {
-        let jobs = self.0[index].jobs.as_ref().expect("threads end with the strategy only");
+        let jobs = self.0[index]
+            .jobs
+            .as_ref()
+            .expect("threads end with the strategy only");
         jobs.send((device, job)).map_err(|_| lost(index))
     }
 
@@ -70,11 +77,20 @@ fn start(index: usize, links: Arc<dyn Links>, cores: Vec<usize>) -> Result<Worke
             }
         }
     };
-    let failed = |source| StrategyError::Device { device: index, source };
-    let thread = std::thread::Builder::new().name(format!("device {index}")).spawn(body);
+    let failed = |source| StrategyError::Device {
+        device: index,
+        source,
+    };
+    let thread = std::thread::Builder::new()
+        .name(format!("device {index}"))
+        .spawn(body);
     let thread = thread.map_err(|error| failed(BackendError::Thread(error.to_string())))?;
     started.recv().map_err(|_| lost(index))?.map_err(failed)?;
-    Ok(Worker { jobs: Some(jobs), done, thread: Some(thread) })
+    Ok(Worker {
+        jobs: Some(jobs),
+        done,
+        thread: Some(thread),
+    })
 }
 
 impl Drop for Worker {
