@@ -129,6 +129,34 @@ fn a_wide_table_turns_its_page_and_takes_its_heading_along() {
 }
 
 #[test]
+fn intervals_wrap_so_that_a_table_of_results_stays_on_an_upright_page() {
+    let mut columns = vec![("trial", Alignment::Left), ("outcome", Alignment::Left)];
+    columns.extend([("efficiency vs independent", Alignment::Right); 6]);
+    let mut table = Table::new("Results.", &columns);
+    let mut row = vec!["ddp-processes ×2".to_string(), "passed".into()];
+    row.extend(std::iter::repeat_n(
+        "100.0 % [100.0 %, 100.0 %]".to_string(),
+        6,
+    ));
+    table.push(row);
+    let document = document(vec![Block::Table(table)]);
+    pdf("intervals", &document);
+    let (sheets, _) = sheets(&document);
+    assert_eq!(sheets.len(), 1);
+    assert!(sheets[0].width < sheets[0].height);
+    assert_eq!(
+        squeezed(&sheets).matches("100.0%[100.0%,100.0%]").count(),
+        6
+    );
+}
+
+#[test]
+fn what_fits_can_be_copied_without_invisible_characters() {
+    let (sheets, _) = sheets(&full());
+    assert!(sheets.iter().all(|sheet| !sheet.text.contains('\u{200b}')));
+}
+
+#[test]
 fn tables_of_any_width_stay_inside_the_page() {
     for (rows, extra) in [(3, 0), (3, 3), (3, 8), (3, 20), (2, 60)] {
         let name = format!("columns-{}", extra + 7);
