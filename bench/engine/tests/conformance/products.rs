@@ -160,6 +160,8 @@ fn convolution() {
             (window([14, 13, 3], 6, 7, 2, 3), 2),
             (window([4, 4, 2], 3, 2, 2, 0), 3),
             (window([3, 3, 2], 3, 5, 1, 2), 3),
+            // Patches of one sample that a backend cuts into strips of output rows.
+            (window([31, 90, 12], 3, 3, 1, 1), 2),
             (window([2, 2, 3], 2, 1, 1, 1), 2),
         ] {
             let what = format!("{window:?} × {batch}");

@@ -1,10 +1,16 @@
 //! Convolution as matrix products over rows of input patches (im2row), forward and both backwards.
 //!
-//! Contract: NHWC, weights [out_c, kernel, kernel, c]. The workspace holds the patch matrices of as many samples as fit,
-//! at least one. A 1×1 kernel with stride 1 and no padding is a product already and needs no patches.
+//! Contract: NHWC, weights [out_c, kernel, kernel, c]. The workspace holds the patch matrix of a sample or more; work goes
+//! in strips, several small samples or some output rows of a large one, whose patches stay in the cache from where they are
+//! made to where they are used. A 1×1 kernel with stride 1 and no padding is a product already and needs no patches.
 //! Reference: Chellapilla, Puri and Simard, *High performance convolutional neural networks for document processing*, 2006.
+use std::ops::Range;
+
 use crate::backend::cpu::matmul::{Product, add_bias, matmul};
 use crate::kernel::{Window, Write};
+
+/// Elements of patches that a strip should not exceed: 1 MiB, so that they stay in the second-level cache.
+const STRIP: usize = 1 << 18;
 
 /// A convolution's sizes, derived from its window.
 #[derive(Clone, Copy)]
@@ -29,15 +35,70 @@ impl Sizes {
             patch: window.kernel * window.kernel * window.c,
         }
     }
-    /// How many samples' patches fit the workspace.
-    fn group(self, workspace: &[f32], batch: usize) -> usize {
-        let matrix = self.positions * self.patch;
-        assert!(
-            workspace.len() >= matrix,
-            "the workspace holds {} of {matrix} elements",
-            workspace.len()
-        );
-        (workspace.len() / matrix.max(1)).clamp(1, batch.max(1))
+}
+
+/// What is worked on at a time: whole samples, or some output rows of one.
+struct Strip {
+    samples: Range<usize>,
+    /// Output rows of each sample.
+    rows: Range<usize>,
+}
+
+/// Cuts a batch into strips, in order.
+fn strips(
+    window: &Window,
+    sizes: Sizes,
+    batch: usize,
+    workspace: usize,
+) -> impl Iterator<Item = Strip> {
+    let matrix = sizes.positions * sizes.patch;
+    assert!(
+        workspace >= matrix,
+        "the workspace holds {} of {matrix} elements",
+        workspace
+    );
+    let group = (workspace.min(STRIP) / matrix.max(1)).max(1);
+    // Each strip's product reads the weights anew: that is little beside at least four times as many patches.
+    let enough = (4 * window.out_c).div_ceil(window.out_w);
+    let fitting = STRIP / (window.out_w * sizes.patch).max(1);
+    let height = if matrix > STRIP {
+        fitting.max(enough).min(window.out_h)
+    } else {
+        window.out_h
+    };
+    let out_h = window.out_h;
+    (0..batch).step_by(group).flat_map(move |first| {
+        (0..out_h).step_by(height).map(move |row| Strip {
+            samples: first..batch.min(first + group),
+            rows: row..out_h.min(row + height),
+        })
+    })
+}
+
+impl Strip {
+    /// Rows of this strip's patch matrix.
+    fn positions(&self, window: &Window) -> usize {
+        self.samples.len() * self.rows.len() * window.out_w
+    }
+    /// Where its outputs lie: one range, since a strip of several samples has all their rows.
+    fn outputs(&self, window: &Window, sizes: Sizes) -> Range<usize> {
+        let row = window.out_w * window.out_c;
+        let start = self.samples.start * sizes.output + self.rows.start * row;
+        start..start + self.positions(window) * window.out_c
+    }
+    /// For each sample: the range of its input, and of its patches in the workspace.
+    fn parts(
+        &self,
+        window: &Window,
+        sizes: Sizes,
+    ) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + use<> {
+        let part = self.rows.len() * window.out_w * sizes.patch;
+        self.samples.clone().enumerate().map(move |(i, sample)| {
+            (
+                sample * sizes.input..(sample + 1) * sizes.input,
+                i * part..(i + 1) * part,
+            )
+        })
     }
 }
 
@@ -45,15 +106,14 @@ fn is_product(window: &Window) -> bool {
     window.kernel == 1 && window.stride == 1 && window.padding == 0
 }
 
-/// For each output position and kernel row: `visit(offset in the patch matrix, offset in the input, length)` of the run
-/// of elements inside the image. What it leaves out of a patch is padding.
+/// For each position of the output rows and each kernel row: `visit(offset in the patch matrix, offset in the input,
+/// length)` of the run of elements inside the image. What it leaves out of a patch is padding.
 #[inline(always)]
-fn for_each_run(window: &Window, mut visit: impl FnMut(usize, usize, usize)) {
+fn for_each_run(window: &Window, rows: Range<usize>, mut visit: impl FnMut(usize, usize, usize)) {
     let Window {
         h,
         w,
         c,
-        out_h,
         out_w,
         kernel,
         stride,
@@ -61,9 +121,9 @@ fn for_each_run(window: &Window, mut visit: impl FnMut(usize, usize, usize)) {
         ..
     } = *window;
     let row = kernel * c;
-    for oy in 0..out_h {
+    for oy in rows.clone() {
         for ox in 0..out_w {
-            let patch = (oy * out_w + ox) * kernel * row;
+            let patch = ((oy - rows.start) * out_w + ox) * kernel * row;
             // First and last kernel column inside the image.
             let left = padding.saturating_sub(ox * stride);
             let right = kernel.min((w + padding).saturating_sub(ox * stride));
@@ -82,41 +142,36 @@ fn for_each_run(window: &Window, mut visit: impl FnMut(usize, usize, usize)) {
     }
 }
 
-/// Fills the patch matrix [positions, patch] of one sample.
-fn im2row(x: &[f32], window: &Window, patches: &mut [f32]) {
-    if window.padding > 0 {
-        patches.fill(0.0);
-    }
-    for_each_run(window, |to, from, len| {
-        patches[to..to + len].copy_from_slice(&x[from..from + len])
-    });
-}
-
-/// Adds a patch matrix's elements to where they came from.
-fn row2im(patches: &[f32], window: &Window, d_x: &mut [f32]) {
-    for_each_run(window, |from, to, len| {
-        let pairs = d_x[to..to + len].iter_mut().zip(&patches[from..from + len]);
-        pairs.for_each(|(d_x, patch)| *d_x += patch);
-    });
-}
-
-/// Fills the patch matrices of the samples in `x`.
-fn patches_of<'a>(
+/// Fills the patch matrix of a strip and returns it.
+fn im2row<'a>(
     x: &[f32],
+    strip: &Strip,
     window: &Window,
     sizes: Sizes,
     workspace: &'a mut [f32],
-) -> &'a mut [f32] {
-    let matrix = sizes.positions * sizes.patch;
-    let samples = x.len() / sizes.input;
-    let patches = &mut workspace[..samples * matrix];
-    for (x, patches) in x
-        .chunks_exact(sizes.input)
-        .zip(patches.chunks_exact_mut(matrix))
-    {
-        im2row(x, window, patches);
+) -> &'a [f32] {
+    let patches = &mut workspace[..strip.positions(window) * sizes.patch];
+    if window.padding > 0 {
+        patches.fill(0.0);
+    }
+    for (input, part) in strip.parts(window, sizes) {
+        let (x, patches) = (&x[input], &mut patches[part]);
+        for_each_run(window, strip.rows.clone(), |to, from, len| {
+            patches[to..to + len].copy_from_slice(&x[from..from + len]);
+        });
     }
     patches
+}
+
+/// Adds the elements of a strip's patch matrix to where they came from.
+fn row2im(patches: &[f32], strip: &Strip, window: &Window, sizes: Sizes, d_x: &mut [f32]) {
+    for (input, part) in strip.parts(window, sizes) {
+        let (d_x, patches) = (&mut d_x[input], &patches[part]);
+        for_each_run(window, strip.rows.clone(), |from, to, len| {
+            let pairs = d_x[to..to + len].iter_mut().zip(&patches[from..from + len]);
+            pairs.for_each(|(d_x, patch)| *d_x += patch);
+        });
+    }
 }
 
 /// y = x ⋆ w (+ bias, unless empty).
@@ -146,14 +201,11 @@ pub(super) fn forward(
             Write::Overwrite,
         );
     } else {
-        let group = sizes.group(workspace, batch);
-        for (x, y) in x
-            .chunks(group * sizes.input)
-            .zip(y.chunks_mut(group * sizes.output))
-        {
-            let patches = patches_of(x, window, sizes, workspace);
+        for strip in strips(window, sizes, batch, workspace.len()) {
+            let patches = im2row(x, &strip, window, sizes, workspace);
+            let y = &mut y[strip.outputs(window, sizes)];
             matmul(
-                product(y.len() / window.out_c),
+                product(strip.positions(window)),
                 patches,
                 weight,
                 y,
@@ -190,21 +242,17 @@ pub(super) fn backward_input(
     if write == Write::Overwrite {
         d_x.fill(0.0);
     }
-    let group = sizes.group(workspace, batch);
-    let matrix = sizes.positions * sizes.patch;
-    for (d_y, d_x) in d_y
-        .chunks(group * sizes.output)
-        .zip(d_x.chunks_mut(group * sizes.input))
-    {
-        let rows = d_y.len() / window.out_c;
+    for strip in strips(window, sizes, batch, workspace.len()) {
+        let rows = strip.positions(window);
         let patches = &mut workspace[..rows * sizes.patch];
-        matmul(product(rows), d_y, weight, patches, Write::Overwrite);
-        for (patches, d_x) in patches
-            .chunks_exact(matrix)
-            .zip(d_x.chunks_exact_mut(sizes.input))
-        {
-            row2im(patches, window, d_x);
-        }
+        matmul(
+            product(rows),
+            &d_y[strip.outputs(window, sizes)],
+            weight,
+            patches,
+            Write::Overwrite,
+        );
+        row2im(patches, &strip, window, sizes, d_x);
     }
 }
 
@@ -234,14 +282,11 @@ pub(super) fn backward_weight(
             Write::Accumulate,
         );
     }
-    let group = sizes.group(workspace, batch);
-    for (x, d_y) in x
-        .chunks(group * sizes.input)
-        .zip(d_y.chunks(group * sizes.output))
-    {
-        let patches = patches_of(x, window, sizes, workspace);
+    for strip in strips(window, sizes, batch, workspace.len()) {
+        let patches = im2row(x, &strip, window, sizes, workspace);
+        let d_y = &d_y[strip.outputs(window, sizes)];
         matmul(
-            product(d_y.len() / window.out_c),
+            product(strip.positions(window)),
             d_y,
             patches,
             d_weight,
