@@ -6,4 +6,5 @@ pub mod cmd;
 pub mod environment;
 pub mod error;
 pub mod plan;
+pub mod run;
 pub mod scenario;

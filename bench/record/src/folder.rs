@@ -13,7 +13,7 @@ use std::{
 use crate::{
     environment::{Environment, FORMAT_VERSION},
     error::FolderError,
-    rows::{CommRow, DeviceRow, LearningRow, PhaseRow, RepeatRow, StepRow, TrialRow},
+    rows::{CommRow, DeviceRow, GateRow, LearningRow, PhaseRow, RepeatRow, StepRow, TrialRow},
     table::{Appender, Row, Rows, encode},
 };
 
@@ -168,6 +168,14 @@ impl RunFolder {
     /// [`FolderError::Io`]; the older file is then still whole.
     pub fn write_trials(&self, trials: &[TrialRow]) -> Result<(), FolderError> {
         self.replace(TrialRow::FILE, &encode(trials, true))
+    }
+
+    /// Rewrites `gates.csv` whole.
+    ///
+    /// # Errors
+    /// [`FolderError::Io`]; the older file is then still whole.
+    pub fn write_gates(&self, gates: &[GateRow]) -> Result<(), FolderError> {
+        self.replace(GateRow::FILE, &encode(gates, true))
     }
 
     /// Streams the rows of one file; none if the file is not there.

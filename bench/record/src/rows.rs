@@ -256,3 +256,26 @@ pub struct LearningRow {
     pub batch_statistics_loss: Option<f64>,
     pub batch_statistics_error: Option<f64>,
 }
+
+/// `gates.csv`: one row per trial that was gated: how far it agrees with one device, before anything is timed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GateRow {
+    pub trial: String,
+    pub label: String,
+    /// What it was held against, such as `1 device, chunks 4+4`.
+    pub reference: String,
+    /// Training steps before the comparison.
+    pub steps: u32,
+    /// Tensors compared: parameters, buffers and optimizer state.
+    pub tensors: u64,
+    /// The one with the largest error, and its norm-wise relative error; empty where it is not finite.
+    pub worst_tensor: Option<String>,
+    pub error: Option<f64>,
+    /// Largest error that passes.
+    pub tolerance: f64,
+    /// Whether all ranks held the same bits; empty where there is one set of parameters.
+    pub bit_equal: Option<bool>,
+    pub passed: bool,
+    /// What is wrong, unless it passed.
+    pub reason: Option<String>,
+}

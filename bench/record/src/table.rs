@@ -25,7 +25,7 @@ macro_rules! files {
 }
 files! {
     TrialRow => "trials.csv", RepeatRow => "repeats.csv", StepRow => "steps.csv", PhaseRow => "phases.csv",
-    CommRow => "comm.csv", DeviceRow => "devices.csv", LearningRow => "learning.csv",
+    CommRow => "comm.csv", DeviceRow => "devices.csv", LearningRow => "learning.csv", GateRow => "gates.csv",
 }
 
 /// Length of the file up to and including its last line end, and its whole length.

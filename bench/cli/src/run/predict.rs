@@ -3,6 +3,7 @@
 use syncmark_engine::comm::Collective;
 use syncmark_engine::model::node::Op;
 use syncmark_engine::model::resolve::{Model, NormOptions, resolve};
+use syncmark_engine::model::spec::GroupNormSpec;
 use syncmark_engine::probe::Phase;
 use syncmark_record::bytes::{self, Algorithm, Call, DataParallelStep, Gathered, Traffic};
 
@@ -32,7 +33,8 @@ pub struct Expected {
 
 /// All that a steady step of `config` should move, one entry per device, phase, collective and size.
 pub fn step(config: &TrialConfig) -> Vec<Expected> {
-    let options = NormOptions { groups: config.norm_groups, ..NormOptions::default() };
+    let group = GroupNormSpec { groups: config.norm_groups, ..GroupNormSpec::default() };
+    let options = NormOptions { group, ..NormOptions::default() };
     let Ok(model) = resolve(&config.model, &config.model.input, config.model.classes, config.norm, &options) else {
         return Vec::new();
     };

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::TrialConfig;
+use crate::plan::config::TrialConfig;
 
 /// Version of the protocol; a child refuses any other.
 pub const PROTOCOL_VERSION: u32 = 1;

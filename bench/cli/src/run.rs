@@ -1,0 +1,29 @@
+//! Running a plan: the conductor, the processes that it starts, what they say, and how it becomes records.
+//!
+//! The conductor ([`conductor`]) orders gates and blocks and knows nothing of processes; the supervisor ([`supervise`])
+//! knows one job's processes and nothing of plans. Between them stands [`job::Executor`]. A child ([`rank`]) speaks
+//! [`protocol`] and writes events to a [`spool`], which [`recorder`] folds into rows.
+pub mod agreement;
+pub mod blame;
+pub mod child;
+pub mod conductor;
+pub mod cores;
+pub mod gate;
+pub mod gating;
+pub mod job;
+pub mod ledger;
+pub mod predict;
+pub mod progress;
+pub mod protocol;
+pub mod recorder;
+pub mod signals;
+pub mod silence;
+pub mod spool;
+pub mod spool_folder;
+pub mod standing;
+pub mod supervise;
+pub mod trial_row;
+pub mod watch;
+
+#[cfg(test)]
+pub(crate) mod mock;

@@ -1,0 +1,368 @@
+//! Runs told with a mock executor and fake time: order, gates, outcomes, interruption, remaining time.
+use std::time::Duration;
+
+use syncmark_record::Outcome;
+
+use super::super::mock::{Act, FakeClock, MockExecutor, MockLedger, MockProgress, config};
+use super::super::standing::Unrun;
+use super::{Conductor, RunEnd};
+use crate::plan::config::StrategyConfig;
+use crate::plan::schedule::schedule;
+use crate::plan::{Plan, Trial};
+use crate::scenario::file::{DpLoss, Launch, Scenario};
+
+const DP: StrategyConfig = StrategyConfig::Dp {
+    loss: DpLoss::Gathered,
+};
+const DDP: StrategyConfig = StrategyConfig::Ddp {
+    launch: Launch::Processes,
+};
+
+fn trial(label: &str, strategy: StrategyConfig, devices: usize) -> Trial {
+    Trial {
+        id: format!("id-{label}"),
+        label: label.into(),
+        variant: None,
+        model: "test".into(),
+        config: config(strategy, devices),
+        settings: Default::default(),
+        parameters: 1,
+        notes: Vec::new(),
+    }
+}
+
+fn plan(repeats: usize) -> Plan {
+    let toml = format!(
+        "name = \"test\"\nquestion = \"?\"\nkind = \"train\"\n[data]\nsource = \"synthetic\"\nbatch_size = 32\n[measure]\nrepeats = {repeats}\nseed = 5\n"
+    );
+    Plan {
+        scenario: toml::from_str::<Scenario>(&toml).unwrap(),
+        toml,
+        trials: vec![
+            trial("single", StrategyConfig::Single, 1),
+            trial("dp", DP, 2),
+            trial("ddp", DDP, 2),
+        ],
+        left_out: Vec::new(),
+        merged: Vec::new(),
+    }
+}
+
+struct Told {
+    end: RunEnd,
+    executor: MockExecutor,
+    ledger: MockLedger,
+    progress: MockProgress,
+}
+
+fn tell(
+    plan: &Plan,
+    script: &[(&'static str, Act)],
+    set: impl FnOnce(&mut MockExecutor, &mut MockLedger),
+) -> Told {
+    let clock = FakeClock::default();
+    let scratch = tempfile::tempdir().unwrap();
+    let mut executor = MockExecutor::new(&clock, script);
+    let (mut ledger, mut progress) = (MockLedger::default(), MockProgress::default());
+    set(&mut executor, &mut ledger);
+    let end = Conductor {
+        executor: &mut executor,
+        ledger: &mut ledger,
+        clock: &clock,
+        progress: &mut progress,
+        scratch: scratch.path(),
+        cores: 2,
+    }
+    .run(plan);
+    assert!(progress.ended, "the bar is taken away, whatever happened");
+    assert_eq!(
+        std::fs::read_dir(scratch.path()).unwrap().count(),
+        0,
+        "no dump is left"
+    );
+    Told {
+        end,
+        executor,
+        ledger,
+        progress,
+    }
+}
+
+fn outcomes(end: &RunEnd) -> Vec<Outcome> {
+    end.trials.iter().map(|row| row.outcome).collect()
+}
+
+/// Names of the measuring jobs of the schedule, leaving out those for which `skip` is true.
+fn scheduled(plan: &Plan, skip: impl Fn(&str, usize) -> bool) -> Vec<String> {
+    let blocks = schedule(
+        plan.trials.len(),
+        plan.scenario.measure.repeats,
+        plan.scenario.measure.seed,
+    );
+    let jobs = blocks
+        .iter()
+        .enumerate()
+        .flat_map(|(repeat, block)| block.iter().map(move |&index| (repeat, index)));
+    let named = jobs.map(|(repeat, index)| (plan.trials[index].label.clone(), repeat));
+    named
+        .filter(|(label, repeat)| !skip(label, *repeat))
+        .map(|(label, repeat)| format!("{label}#{repeat}"))
+        .collect()
+}
+
+const GATES: [&str; 3] = ["dp, reference", "dp, gate", "ddp, gate"];
+
+#[test]
+fn gates_come_first_and_share_their_reference_then_the_blocks_in_their_order() {
+    let plan = plan(4);
+    let told = tell(&plan, &[], |_, _| {});
+    assert_eq!(
+        told.executor.jobs[..3],
+        GATES,
+        "single needs no gate; dp and ddp share one reference"
+    );
+    assert_eq!(told.executor.jobs[3..], scheduled(&plan, |_, _| false));
+    assert_eq!(outcomes(&told.end), [Outcome::Passed; 3]);
+    assert!(
+        told.end
+            .trials
+            .iter()
+            .all(|row| row.repeats == 4 && row.reason.is_none())
+    );
+    assert_eq!(told.end.unrun, Unrun::Complete);
+    assert_eq!(told.ledger.repeats.len(), 12);
+    let first_block: Vec<u32> = told.ledger.repeats[..3].iter().map(|row| row.2).collect();
+    assert_eq!(
+        first_block,
+        [0, 1, 2],
+        "the position within the block is recorded"
+    );
+}
+
+#[test]
+fn the_paired_arm_comes_first_in_half_of_the_repeats() {
+    let told = tell(&plan(4), &[], |_, _| {});
+    for label in ["dp", "ddp"] {
+        let first = told
+            .executor
+            .arms
+            .iter()
+            .filter(|(name, first)| name == label && *first)
+            .count();
+        assert_eq!(first, 2, "{label}");
+    }
+    let single = told
+        .ledger
+        .repeats
+        .iter()
+        .filter(|row| row.0 == "id-single");
+    assert!(
+        single.into_iter().all(|row| row.4.is_none()),
+        "single has nothing to synchronize"
+    );
+}
+
+#[test]
+fn a_trial_that_disagrees_with_one_device_is_invalid_and_never_timed() {
+    let plan = plan(3);
+    let told = tell(&plan, &[], |executor, _| executor.wrong = Some("dp"));
+    assert_eq!(
+        outcomes(&told.end),
+        [Outcome::Passed, Outcome::Invalid, Outcome::Passed]
+    );
+    assert_eq!(
+        told.executor.jobs[3..],
+        scheduled(&plan, |label, _| label == "dp")
+    );
+    let row = &told.end.trials[1];
+    assert_eq!(
+        row.reason.as_deref(),
+        Some(
+            "gate: the update of 0.linear.weight differs from that of one device by 5.0e-1, more than 1e-3 (against 1 device, chunks 4+4)"
+        )
+    );
+    let gates: Vec<(&str, bool)> = told
+        .ledger
+        .gates
+        .iter()
+        .map(|row| (row.label.as_str(), row.passed))
+        .collect();
+    assert_eq!(gates, [("dp", false), ("ddp", true)]);
+}
+
+#[test]
+fn a_gate_whose_process_dies_gives_its_trial_that_outcome() {
+    let told = tell(
+        &plan(2),
+        &[("ddp, gate", Act::End(Outcome::RankFailed, "rank 1 died"))],
+        |_, _| {},
+    );
+    assert_eq!(
+        outcomes(&told.end),
+        [Outcome::Passed, Outcome::Passed, Outcome::RankFailed]
+    );
+    assert_eq!(
+        told.end.trials[2].reason.as_deref(),
+        Some("gate: rank 1 died")
+    );
+    assert!(told.progress.problems[0].contains("rank 1 died"));
+}
+
+#[test]
+fn a_reference_that_fails_bars_all_that_depend_on_it_and_is_tried_once() {
+    let told = tell(
+        &plan(1),
+        &[("dp, reference", Act::End(Outcome::OutOfMemory, "no room"))],
+        |_, _| {},
+    );
+    assert_eq!(
+        outcomes(&told.end),
+        [Outcome::Passed, Outcome::OutOfMemory, Outcome::OutOfMemory]
+    );
+    assert_eq!(told.executor.jobs, ["dp, reference", "single#0"]);
+}
+
+#[test]
+fn one_failed_repeat_stops_nothing_and_decides_the_outcome_of_its_trial() {
+    let plan = plan(3);
+    let told = tell(
+        &plan,
+        &[("ddp#1", Act::End(Outcome::RankFailed, "rank 1 was killed"))],
+        |_, _| {},
+    );
+    assert_eq!(
+        told.executor.jobs[3..],
+        scheduled(&plan, |_, _| false),
+        "it is tried again in the next block"
+    );
+    assert_eq!(
+        outcomes(&told.end),
+        [Outcome::Passed, Outcome::Passed, Outcome::RankFailed]
+    );
+    let reason = told.end.trials[2].reason.as_deref().unwrap();
+    assert_eq!(
+        reason,
+        "repeat 1: rank 1 was killed; 2 of 3 repeats ended well"
+    );
+    assert_eq!(
+        told.ledger.repeats.len(),
+        9,
+        "the failed repeat has its row, too"
+    );
+}
+
+#[test]
+fn two_timeouts_or_one_lack_of_memory_end_a_trial() {
+    let plan = plan(5);
+    let timeout = |name| (name, Act::End(Outcome::Timeout, "too long"));
+    let script = [
+        timeout("dp#0"),
+        timeout("dp#2"),
+        ("single#1", Act::End(Outcome::OutOfMemory, "no room")),
+    ];
+    let told = tell(&plan, &script, |_, _| {});
+    let left_out =
+        |label: &str, repeat| (label == "dp" && repeat > 2) || (label == "single" && repeat > 1);
+    assert_eq!(told.executor.jobs[3..], scheduled(&plan, left_out));
+    assert_eq!(
+        outcomes(&told.end),
+        [Outcome::OutOfMemory, Outcome::Timeout, Outcome::Passed]
+    );
+    assert_eq!(
+        told.progress.finished, told.progress.jobs,
+        "what is left out moves the bar as well"
+    );
+}
+
+#[test]
+fn an_interruption_keeps_rows_and_names_what_did_not_run() {
+    let plan = plan(3);
+    let order = scheduled(&plan, |_, _| false);
+    let first: &'static str = Box::leak(order[0].clone().into_boxed_str());
+    let told = tell(&plan, &[(first, Act::PassAndInterrupt)], |_, _| {});
+    assert_eq!(told.end.unrun, Unrun::Interrupted);
+    assert_eq!(told.executor.jobs.len(), 4);
+    assert_eq!(told.ledger.repeats.len(), 1);
+    for row in &told.end.trials {
+        let expected = if first.starts_with(&format!("{}#", row.label)) {
+            Outcome::Passed
+        } else {
+            Outcome::Interrupted
+        };
+        assert_eq!(row.outcome, expected, "{}", row.label);
+    }
+}
+
+#[test]
+fn an_interrupted_job_is_recorded_and_ends_the_run() {
+    let plan = plan(2);
+    let second: &'static str =
+        Box::leak(scheduled(&plan, |_, _| false)[1].clone().into_boxed_str());
+    let told = tell(
+        &plan,
+        &[(second, Act::End(Outcome::Interrupted, "ctrl-C"))],
+        |_, _| {},
+    );
+    assert_eq!(told.ledger.repeats.len(), 2, "its finished steps are kept");
+    assert_eq!(told.ledger.repeats[1].3, Outcome::Interrupted);
+    assert_eq!(told.executor.jobs.len(), 5);
+}
+
+#[test]
+fn an_interruption_among_the_gates_leaves_every_trial_interrupted() {
+    let told = tell(
+        &plan(2),
+        &[("dp, gate", Act::End(Outcome::Interrupted, "ctrl-C"))],
+        |_, _| {},
+    );
+    assert_eq!(outcomes(&told.end), [Outcome::Interrupted; 3]);
+    assert_eq!(told.executor.jobs, ["dp, reference", "dp, gate"]);
+}
+
+#[test]
+fn records_that_cannot_be_written_stop_the_run_with_what_there_is() {
+    let told = tell(&plan(3), &[], |_, ledger| ledger.full_at = Some(4));
+    let Unrun::Stopped(why) = &told.end.unrun else {
+        panic!("{:?}", told.end.unrun)
+    };
+    assert!(
+        why.contains("steps.csv") && why.contains("4 repeats are kept"),
+        "{why}"
+    );
+    assert_eq!(told.executor.jobs.len(), 3 + 5);
+    assert_eq!(
+        told.end.trials.iter().map(|row| row.repeats).sum::<u32>(),
+        4
+    );
+}
+
+#[test]
+fn spools_that_cannot_be_made_stop_the_run() {
+    let plan = plan(1);
+    let order = scheduled(&plan, |_, _| false);
+    let second: &'static str = Box::leak(order[1].clone().into_boxed_str());
+    let told = tell(&plan, &[(second, Act::Stop)], |_, _| {});
+    assert!(matches!(told.end.unrun, Unrun::Stopped(_)));
+    let skipped = told
+        .end
+        .trials
+        .iter()
+        .filter(|row| row.outcome == Outcome::Skipped)
+        .count();
+    assert_eq!(skipped, 2);
+}
+
+#[test]
+fn remaining_time_falls_to_the_last_job() {
+    let told = tell(&plan(3), &[], |_, _| {});
+    // Every job takes ten seconds of fake time; after the first block all trials have been observed.
+    let expected: Vec<Duration> = (1..=6)
+        .rev()
+        .map(|jobs| Duration::from_secs(10 * jobs))
+        .collect();
+    assert_eq!(
+        told.progress.remaining[told.progress.remaining.len() - 6..],
+        expected
+    );
+    assert_eq!((told.progress.jobs, told.progress.finished), (12, 12));
+}

@@ -1,0 +1,44 @@
+//! Which core each device gets.
+//!
+//! Contract: cores come from the affinity mask of the process, so taskset(1), cgroups and batch systems are respected.
+//! Device i has core i modulo their number: one core per device, whatever else is idle, so that one device of `single`
+//! and one device of eight are the same hardware. The conductor itself is pinned nowhere: it sleeps while a job runs.
+
+/// Cores that this process may run on, in ascending order.
+///
+/// # Errors
+/// What sched_getaffinity(2) says.
+pub fn usable() -> std::io::Result<Vec<usize>> {
+    let set = rustix::thread::sched_getaffinity(None)?;
+    Ok((0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|&core| set.is_set(core))
+        .collect())
+}
+
+/// Cores of each of `devices` devices.
+pub fn assign(devices: usize, usable: &[usize]) -> Vec<Vec<usize>> {
+    (0..devices)
+        .map(|device| vec![usable[device % usable.len()]])
+        .collect()
+}
+
+/// Whether some cores serve more than one device.
+pub fn oversubscribed(devices: usize, cores: usize) -> bool {
+    devices > cores
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_take_the_cores_of_the_mask_in_turn() {
+        assert_eq!(assign(3, &[4, 6]), [[4], [6], [4]]);
+        assert!(oversubscribed(3, 2) && !oversubscribed(2, 2));
+    }
+
+    #[test]
+    fn this_process_may_run_somewhere() {
+        assert!(!usable().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,353 @@
+//! Gates: before any timing counts, a strategy must train like one device does.
+//!
+//! Contract: a trial is gated against `single` on the same samples with the same normalization chunks, for a few steps of
+//! a small batch. Trials that differ only in how long they are measured share a gate. Whether the dumps agree is decided
+//! in [`super::agreement`]. Reference: "What the equivalences must show" in METHODOLOGY.md.
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use syncmark_engine::model::spec::{LayerSpec, Norm};
+
+use super::job::Job;
+use super::protocol::Purpose;
+use crate::plan::config::{Batch, MeasureConfig, StrategyConfig, TrialConfig};
+use crate::scenario::file::{Launch, Scaling};
+
+/// Steps of a gate: enough for momentum, running statistics and DDP's rebuilt buckets to have had an effect.
+pub const STEPS: u32 = 3;
+
+/// Samples on a device of a gate: the smallest batch whose statistics are not degenerate.
+const DEVICE_BATCH: usize = 4;
+
+/// What must be run to gate a trial.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Gate {
+    /// The strategy, and the single device that it must agree with.
+    Needed(Box<Pair>),
+    /// There is nothing to agree with, and why.
+    None(&'static str),
+}
+
+/// The two sides of a gate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pair {
+    /// The strategy on the gate's batch.
+    pub strategy: TrialConfig,
+    /// One device on the same batch.
+    pub reference: TrialConfig,
+    /// Normalization chunks of the reference.
+    pub chunks: Vec<usize>,
+}
+
+impl Gate {
+    /// The gate of a trial.
+    pub fn of(trial: &TrialConfig) -> Self {
+        match trial.strategy {
+            StrategyConfig::Single => return Self::None("one device is the reference itself"),
+            StrategyConfig::Independent => {
+                return Self::None("independent replicas exchange nothing that could be wrong");
+            }
+            StrategyConfig::Dp { .. } | StrategyConfig::Ddp { .. } => {}
+        }
+        let synchronized =
+            trial.norm == Norm::SyncBatch || has_layer(&trial.model.layers, is_sync_batch);
+        if synchronized && (trial.norm == Norm::Batch || has_layer(&trial.model.layers, is_batch)) {
+            // One chunk list cannot say both "statistics of each device" and "statistics of all".
+            return Self::None(
+                "a model that mixes BatchNorm and SyncBatchNorm has no single-device equivalent",
+            );
+        }
+        let batch = gate_batch(&trial.batch, trial.devices);
+        let chunks = if synchronized {
+            vec![batch.global]
+        } else {
+            batch.chunks.clone()
+        };
+        let reference = TrialConfig {
+            strategy: StrategyConfig::Single,
+            devices: 1,
+            norm: if trial.norm == Norm::SyncBatch {
+                Norm::Batch
+            } else {
+                trial.norm
+            },
+            ..gate_config(
+                trial,
+                Batch {
+                    global: batch.global,
+                    chunks: vec![batch.global],
+                },
+            )
+        };
+        Self::Needed(Box::new(Pair {
+            strategy: gate_config(trial, batch),
+            reference,
+            chunks,
+        }))
+    }
+}
+
+impl Pair {
+    /// What the strategy's side depends on: trials with equal keys share a gate.
+    pub fn key(&self) -> String {
+        serde_json::to_string(&self.strategy).expect("a configuration is plain data")
+    }
+
+    /// What the reference depends on: gates with equal keys share it.
+    pub fn reference_key(&self) -> String {
+        serde_json::to_string(&(&self.reference, &self.chunks))
+            .expect("a configuration is plain data")
+    }
+
+    /// The job of the strategy's side, and the files that its ranks write below `folder`.
+    pub fn strategy_job(
+        &self,
+        label: &str,
+        folder: &Path,
+        timeout: Duration,
+    ) -> (Job, Vec<PathBuf>) {
+        gate_job(
+            &self.strategy,
+            Vec::new(),
+            format!("{label}, gate"),
+            folder,
+            timeout,
+        )
+    }
+
+    /// The job of the reference, and the file that it writes below `folder`.
+    pub fn reference_job(
+        &self,
+        label: &str,
+        folder: &Path,
+        timeout: Duration,
+    ) -> (Job, Vec<PathBuf>) {
+        gate_job(
+            &self.reference,
+            self.chunks.clone(),
+            format!("{label}, reference"),
+            folder,
+            timeout,
+        )
+    }
+
+    /// `1 device, chunks 4+4`.
+    pub fn reference_name(&self) -> String {
+        let chunks: Vec<String> = self.chunks.iter().map(usize::to_string).collect();
+        format!("1 device, chunks {}", chunks.join("+"))
+    }
+}
+
+fn gate_job(
+    trial: &TrialConfig,
+    chunks: Vec<usize>,
+    label: String,
+    folder: &Path,
+    timeout: Duration,
+) -> (Job, Vec<PathBuf>) {
+    let outputs: Vec<PathBuf> = (0..dumps(trial))
+        .map(|rank| folder.join(format!("rank{rank}.safetensors")))
+        .collect();
+    let purpose = Purpose::Gate {
+        steps: STEPS,
+        global_batch: trial.batch.global,
+        chunks,
+        outputs: outputs.clone(),
+    };
+    (
+        Job {
+            label,
+            trial: trial.clone(),
+            purpose,
+            repeat: 0,
+            timeout,
+        },
+        outputs,
+    )
+}
+
+/// Dumps that a configuration writes: one per rank of DDP, one for everything with one set of parameters.
+fn dumps(trial: &TrialConfig) -> usize {
+    match trial.strategy {
+        StrategyConfig::Ddp {
+            launch: Launch::Threads | Launch::Processes,
+        } => trial.devices,
+        StrategyConfig::Single | StrategyConfig::Independent | StrategyConfig::Dp { .. } => 1,
+    }
+}
+
+/// A small batch split like the trial's: even if the trial's is even, uneven if it is uneven.
+fn gate_batch(trial: &Batch, devices: usize) -> Batch {
+    let even =
+        trial.chunks.len() == devices && trial.chunks.windows(2).all(|pair| pair[0] == pair[1]);
+    let global = if even {
+        DEVICE_BATCH * devices
+    } else {
+        trial.global.min(DEVICE_BATCH * devices - 1)
+    };
+    let chunk = global.div_ceil(devices);
+    let chunks = (0..global)
+        .step_by(chunk)
+        .map(|start| chunk.min(global - start))
+        .collect();
+    Batch { global, chunks }
+}
+
+/// The trial with everything fixed that a gate does not depend on.
+fn gate_config(trial: &TrialConfig, batch: Batch) -> TrialConfig {
+    let measure = MeasureConfig {
+        steps: STEPS as usize,
+        min_time_ns: 0,
+        warmup_steps: 0,
+        warmup_time_ns: 0,
+        timeout_ns: trial.measure.timeout_ns,
+        trace_steps: 0,
+        unsynchronized: false,
+        smoke: true,
+    };
+    TrialConfig {
+        batch,
+        scaling: Scaling::Strong,
+        measure,
+        ..trial.clone()
+    }
+}
+
+fn is_batch(layer: &LayerSpec) -> bool {
+    matches!(layer, LayerSpec::BatchNorm(_))
+}
+
+fn is_sync_batch(layer: &LayerSpec) -> bool {
+    matches!(layer, LayerSpec::SyncBatchNorm(_))
+}
+
+/// Whether a layer of the kind stands anywhere in the model.
+fn has_layer(layers: &[LayerSpec], kind: fn(&LayerSpec) -> bool) -> bool {
+    layers.iter().any(|layer| match layer {
+        LayerSpec::Residual(residual) => {
+            has_layer(&residual.body, kind) || has_layer(&residual.shortcut, kind)
+        }
+        LayerSpec::Repeat(repeat) => has_layer(&repeat.layers, kind),
+        other => kind(other),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::mock::config;
+    use crate::scenario::file::DpLoss;
+
+    const DP: StrategyConfig = StrategyConfig::Dp {
+        loss: DpLoss::Gathered,
+    };
+    const DDP: StrategyConfig = StrategyConfig::Ddp {
+        launch: Launch::Processes,
+    };
+
+    fn pair(trial: &TrialConfig) -> Pair {
+        match Gate::of(trial) {
+            Gate::Needed(pair) => *pair,
+            Gate::None(why) => panic!("no gate: {why}"),
+        }
+    }
+
+    #[test]
+    fn an_even_trial_is_gated_with_even_chunks() {
+        let pair = pair(&config(DDP, 2));
+        assert_eq!(
+            (pair.strategy.batch.global, &pair.strategy.batch.chunks[..]),
+            (8, &[4, 4][..])
+        );
+        assert_eq!(
+            (pair.reference.strategy, pair.reference.devices),
+            (StrategyConfig::Single, 1)
+        );
+        assert_eq!(
+            (&pair.chunks[..], &pair.reference.batch.chunks[..]),
+            (&[4, 4][..], &[8][..])
+        );
+        assert_eq!(pair.reference_name(), "1 device, chunks 4+4");
+    }
+
+    #[test]
+    fn an_uneven_trial_is_gated_with_uneven_chunks() {
+        let mut trial = config(DP, 4);
+        trial.batch = Batch {
+            global: 130,
+            chunks: vec![33, 33, 33, 31],
+        };
+        assert_eq!(pair(&trial).chunks, [4, 4, 4, 3]);
+        trial.batch = Batch {
+            global: 10,
+            chunks: vec![3, 3, 3, 1],
+        };
+        assert_eq!(pair(&trial).chunks, [3, 3, 3, 1]);
+        trial.batch = Batch {
+            global: 9,
+            chunks: vec![3, 3, 3],
+        };
+        assert_eq!(
+            pair(&trial).chunks,
+            [3, 3, 3],
+            "the fourth device stays without samples, as in the trial"
+        );
+    }
+
+    #[test]
+    fn sync_batch_norm_is_held_against_the_global_batch() {
+        let mut trial = config(DDP, 2);
+        trial.norm = Norm::SyncBatch;
+        let pair = pair(&trial);
+        assert_eq!(
+            (pair.reference.norm, &pair.chunks[..]),
+            (Norm::Batch, &[8][..])
+        );
+        trial
+            .model
+            .layers
+            .push(LayerSpec::BatchNorm(Default::default()));
+        assert!(matches!(Gate::of(&trial), Gate::None(_)));
+    }
+
+    #[test]
+    fn trials_that_differ_in_length_share_a_gate_and_strategies_share_a_reference() {
+        let (short, mut long) = (config(DDP, 2), config(DDP, 2));
+        long.measure.steps = 1000;
+        assert_eq!(pair(&short).key(), pair(&long).key());
+        let dp = config(DP, 2);
+        assert_ne!(pair(&dp).key(), pair(&short).key());
+        assert_eq!(pair(&dp).reference_key(), pair(&short).reference_key());
+    }
+
+    #[test]
+    fn what_has_nothing_to_agree_with_says_so() {
+        assert!(matches!(
+            Gate::of(&config(StrategyConfig::Single, 1)),
+            Gate::None(_)
+        ));
+        assert!(matches!(
+            Gate::of(&config(StrategyConfig::Independent, 2)),
+            Gate::None(_)
+        ));
+    }
+
+    #[test]
+    fn every_rank_of_ddp_writes_a_dump_and_dp_writes_one() {
+        let folder = Path::new("gates");
+        assert_eq!(
+            pair(&config(DDP, 3))
+                .strategy_job("x", folder, Duration::ZERO)
+                .1
+                .len(),
+            3
+        );
+        assert_eq!(
+            pair(&config(DP, 3))
+                .strategy_job("x", folder, Duration::ZERO)
+                .1
+                .len(),
+            1
+        );
+    }
+}

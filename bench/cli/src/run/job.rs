@@ -1,0 +1,100 @@
+//! What the conductor asks of an executor, and what it gets back.
+//!
+//! Contract: a job is one attempt to run one configuration in fresh processes. Whatever happens to those processes is
+//! a [`JobResult`]; only what would happen to every later job as well (no room for spools) is an error. A mock
+//! executor stands behind the same trait in the conductor's tests. See "The runner" in ARCHITECTURE.md.
+use std::time::Duration;
+
+use syncmark_record::Outcome;
+
+use super::protocol::Purpose;
+use super::spool::{Event, SpoolError};
+use super::spool_folder::SpoolFolder;
+use crate::plan::config::TrialConfig;
+
+/// One attempt to run one configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// Names it in messages and in the names of its spools.
+    pub label: String,
+    /// The effective configuration.
+    pub trial: TrialConfig,
+    /// What for.
+    pub purpose: Purpose,
+    /// Repeat, from 0.
+    pub repeat: u32,
+    /// Longest life of its processes.
+    pub timeout: Duration,
+}
+
+/// How a job ended and what its ranks left.
+#[derive(Debug)]
+pub struct JobResult {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why, unless it passed.
+    pub reason: Option<String>,
+    /// Events of each rank, in rank order: also those of ranks that were killed.
+    pub events: Vec<Vec<Event>>,
+    /// Cores of each device.
+    pub cores: Vec<Vec<usize>>,
+    /// The spools on disk; they go when this is dropped, so not before the events are recorded.
+    pub spools: Option<SpoolFolder>,
+}
+
+/// Why no further job can run.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// A spool cannot be made, for want of room among others.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// Processes cannot be watched on this system.
+    #[error("failed to {what}: {source}")]
+    System {
+        /// Verb and object.
+        what: &'static str,
+        /// Cause.
+        source: std::io::Error,
+    },
+}
+
+/// Runs jobs, one at a time.
+pub trait Executor {
+    /// Runs `job` to its end, whatever end that is. No process of it is left afterwards.
+    ///
+    /// # Errors
+    /// [`StopError`] when no later job could run either.
+    fn execute(&mut self, job: &Job) -> Result<JobResult, StopError>;
+
+    /// Whether the user has asked to stop.
+    fn interrupted(&self) -> bool;
+}
+
+/// Tells the time; tests bring their own.
+pub trait Clock {
+    /// Time since some fixed moment.
+    fn now(&self) -> Duration;
+    /// UTC, RFC 3339.
+    fn utc(&self) -> String;
+}
+
+/// The machine's clock.
+pub struct SystemClock(std::time::Instant);
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self(std::time::Instant::now())
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn utc(&self) -> String {
+        jiff::Timestamp::now()
+            .strftime("%Y-%m-%dT%H:%M:%S%.3fZ")
+            .to_string()
+    }
+}

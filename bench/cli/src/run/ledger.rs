@@ -1,0 +1,204 @@
+//! Where the rows of a run go, and the last word on how a repeat ended.
+//!
+//! Contract: a repeat is judged by what its ranks left, not only by how its processes ended: unequal parameters, a loss
+//! that is not finite, a missing window and an unsteady one are all visible in the events alone. Rows are on disk when
+//! a call returns. See "A run folder" in ARCHITECTURE.md.
+use syncmark_record::rows::{GateRow, RepeatRow};
+use syncmark_record::{FolderError, Outcome, Records, RunFolder};
+
+use super::recorder::{self, RepeatFacts};
+use super::spool::Event;
+use crate::plan::config::TrialConfig;
+
+/// Largest change of the mean step time from the first to the last third of a steady window.
+pub const STEADY: f64 = 0.02;
+
+/// How a repeat ended once its events were looked at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// How.
+    pub outcome: Outcome,
+    /// Why, unless it passed.
+    pub reason: Option<String>,
+}
+
+/// Writes the rows of a run.
+pub trait Ledger {
+    /// Judges and writes a repeat.
+    ///
+    /// # Errors
+    /// [`FolderError`] with what is kept.
+    fn repeat(
+        &mut self,
+        facts: &RepeatFacts<'_>,
+        ranks: &[Vec<Event>],
+    ) -> Result<Verdict, FolderError>;
+
+    /// Writes all gates.
+    ///
+    /// # Errors
+    /// [`FolderError`].
+    fn gates(&mut self, rows: &[GateRow]) -> Result<(), FolderError>;
+}
+
+/// Writes to a run folder.
+pub struct FolderLedger {
+    folder: RunFolder,
+    records: Records,
+}
+
+impl FolderLedger {
+    /// Opens the files of a folder.
+    ///
+    /// # Errors
+    /// [`FolderError`].
+    pub fn new(folder: RunFolder) -> Result<Self, FolderError> {
+        let records = folder.records()?;
+        Ok(Self { folder, records })
+    }
+}
+
+impl Ledger for FolderLedger {
+    fn repeat(
+        &mut self,
+        facts: &RepeatFacts<'_>,
+        ranks: &[Vec<Event>],
+    ) -> Result<Verdict, FolderError> {
+        let mut record = recorder::record(facts, ranks);
+        let verdict = judge(facts.config, &record.repeat);
+        record.repeat.outcome = verdict.outcome;
+        record.repeat.reason = verdict.reason.clone();
+        self.records.append(&record)?;
+        Ok(verdict)
+    }
+
+    fn gates(&mut self, rows: &[GateRow]) -> Result<(), FolderError> {
+        if rows.is_empty() {
+            Ok(())
+        } else {
+            self.folder.write_gates(rows)
+        }
+    }
+}
+
+/// Judges a repeat by its row. What its processes said stands, unless they said that all went well.
+pub fn judge(trial: &TrialConfig, row: &RepeatRow) -> Verdict {
+    let verdict = |outcome, reason: String| Verdict {
+        outcome,
+        reason: Some(reason),
+    };
+    if row.outcome != Outcome::Passed {
+        return Verdict {
+            outcome: row.outcome,
+            reason: row.reason.clone(),
+        };
+    }
+    if row.window_ns.is_none() {
+        return verdict(
+            Outcome::Failed,
+            "no complete window was recorded on all ranks".into(),
+        );
+    }
+    if row.parameters_equal == Some(false) {
+        return verdict(
+            Outcome::Invalid,
+            "the ranks' parameters were not bit-equal after the window".into(),
+        );
+    }
+    if let Some(loss) = row.loss.filter(|loss| !loss.is_finite()) {
+        return verdict(Outcome::Diverged, format!("the training loss was {loss}"));
+    }
+    match recorder::drift(row) {
+        // Windows of a smoke size are too short for the rule, and labelled so.
+        Some(drift) if drift.abs() > STEADY && !trial.measure.smoke => {
+            let direction = if drift > 0.0 { "longer" } else { "shorter" };
+            let percent = drift.abs() * 100.0;
+            verdict(
+                Outcome::Unsteady,
+                format!(
+                    "steps were {percent:.1} % {direction} in the last third of the window than in the first"
+                ),
+            )
+        }
+        _ => Verdict {
+            outcome: Outcome::Passed,
+            reason: None,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::config::StrategyConfig;
+    use crate::run::mock::{config, repeat_row};
+
+    fn judged(change: fn(&mut RepeatRow), smoke: bool) -> Verdict {
+        let mut trial = config(StrategyConfig::Single, 1);
+        trial.measure.smoke = smoke;
+        let mut row = repeat_row();
+        change(&mut row);
+        judge(&trial, &row)
+    }
+
+    #[test]
+    fn a_steady_window_passes() {
+        assert_eq!(
+            judged(|_| {}, false),
+            Verdict {
+                outcome: Outcome::Passed,
+                reason: None
+            }
+        );
+        assert_eq!(
+            judged(|row| row.last_third_ns = Some(1_019_999), false).outcome,
+            Outcome::Passed
+        );
+    }
+
+    #[test]
+    fn a_window_that_changes_is_unsteady_unless_it_is_a_smoke_size() {
+        let slower = |row: &mut RepeatRow| row.last_third_ns = Some(1_050_000);
+        let verdict = judged(slower, false);
+        assert_eq!(verdict.outcome, Outcome::Unsteady);
+        assert_eq!(
+            verdict.reason.unwrap(),
+            "steps were 5.0 % longer in the last third of the window than in the first"
+        );
+        assert_eq!(judged(slower, true).outcome, Outcome::Passed);
+        assert_eq!(
+            judged(|row| row.last_third_ns = Some(950_000), false).outcome,
+            Outcome::Unsteady
+        );
+    }
+
+    #[test]
+    fn what_the_ranks_left_outweighs_an_exit_status_of_zero() {
+        assert_eq!(
+            judged(|row| row.window_ns = None, true).outcome,
+            Outcome::Failed
+        );
+        assert_eq!(
+            judged(|row| row.parameters_equal = Some(false), true).outcome,
+            Outcome::Invalid
+        );
+        assert_eq!(
+            judged(|row| row.loss = Some(f64::NAN), true).outcome,
+            Outcome::Diverged
+        );
+    }
+
+    #[test]
+    fn a_failure_keeps_its_own_reason() {
+        let killed = |row: &mut RepeatRow| {
+            row.outcome = Outcome::RankFailed;
+            row.reason = Some("rank 1 was killed".into());
+            row.window_ns = None;
+        };
+        let verdict = judged(killed, false);
+        assert_eq!(
+            (verdict.outcome, verdict.reason.as_deref()),
+            (Outcome::RankFailed, Some("rank 1 was killed"))
+        );
+    }
+}

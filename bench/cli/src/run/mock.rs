@@ -1,0 +1,286 @@
+//! Made-up configurations, an executor that starts nothing and a clock that only jobs move: for tests of the conductor.
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use safetensors::tensor::{Dtype, TensorView};
+use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
+use syncmark_record::rows::{GateRow, RepeatRow};
+use syncmark_record::{FolderError, Outcome};
+
+use super::job::{Clock, Executor, Job, JobResult, StopError};
+use super::ledger::{Ledger, Verdict};
+use super::progress::Progress;
+use super::protocol::Purpose;
+use super::recorder::RepeatFacts;
+use super::spool::Event;
+use crate::plan::config::{
+    Backend, Batch, DataConfig, MeasureConfig, PROTOCOL_VERSION, SourceConfig, StrategyConfig,
+    TrialConfig,
+};
+use crate::scenario::file::{Optimizer, Scaling};
+
+/// A configuration with 32 samples on each device.
+pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
+    TrialConfig {
+        protocol: PROTOCOL_VERSION,
+        model: ModelSpec {
+            name: "test".into(),
+            input: vec![4],
+            classes: 2,
+            layers: vec![LayerSpec::Relu],
+        },
+        norm: Norm::None,
+        norm_groups: None,
+        data: DataConfig {
+            source: SourceConfig::Synthetic,
+            seed: 0,
+        },
+        optimizer: Optimizer::default(),
+        train_seed: 0,
+        strategy,
+        backend: Backend::Cpu,
+        devices,
+        scaling: Scaling::Weak,
+        batch: Batch {
+            global: 32 * devices,
+            chunks: vec![32; devices],
+        },
+        measure: MeasureConfig {
+            steps: 10,
+            min_time_ns: 0,
+            warmup_steps: 1,
+            warmup_time_ns: 0,
+            timeout_ns: 5_000_000_000,
+            trace_steps: 2,
+            unsynchronized: strategy != StrategyConfig::Single,
+            smoke: true,
+        },
+    }
+}
+
+/// The row of a repeat that passed with a steady window.
+pub(crate) fn repeat_row() -> RepeatRow {
+    RepeatRow {
+        trial: "t".into(),
+        repeat: 0,
+        order: 0,
+        outcome: Outcome::Passed,
+        reason: None,
+        started: "2026-01-02T03:04:05Z".into(),
+        warmup_steps: 1,
+        steps: 9,
+        samples: 288,
+        window_ns: Some(9_000_000),
+        unsynchronized_steps: None,
+        unsynchronized_window_ns: None,
+        unsynchronized_order: None,
+        traced_steps: None,
+        traced_window_ns: None,
+        first_third_ns: Some(1_000_000),
+        last_third_ns: Some(1_000_000),
+        loss: Some(0.5),
+        parameters_equal: None,
+    }
+}
+
+/// What a scripted job does.
+#[derive(Clone, Debug)]
+pub(crate) enum Act {
+    /// Ends like this.
+    End(Outcome, &'static str),
+    /// Passes, while the user presses ctrl-C.
+    PassAndInterrupt,
+    /// Cannot even begin.
+    Stop,
+}
+
+/// A clock that stands still unless a job runs.
+#[derive(Clone, Default)]
+pub(crate) struct FakeClock(Rc<Cell<Duration>>);
+
+impl Clock for FakeClock {
+    fn now(&self) -> Duration {
+        self.0.get()
+    }
+    fn utc(&self) -> String {
+        format!("T+{}s", self.0.get().as_secs())
+    }
+}
+
+/// Notes every job; passes all but those for which `script` says otherwise.
+pub(crate) struct MockExecutor {
+    /// `label#repeat` of measuring jobs, labels of gate jobs, in order.
+    pub(crate) jobs: Vec<String>,
+    /// Whether the paired arm came first, of measuring jobs.
+    pub(crate) arms: Vec<(String, bool)>,
+    /// Takes the first entry whose name fits a job.
+    pub(crate) script: VecDeque<(&'static str, Act)>,
+    /// Factor on the updates of gates of this label.
+    pub(crate) wrong: Option<&'static str>,
+    clock: FakeClock,
+    interrupted: bool,
+}
+
+impl MockExecutor {
+    pub(crate) fn new(clock: &FakeClock, script: &[(&'static str, Act)]) -> Self {
+        Self {
+            jobs: Vec::new(),
+            arms: Vec::new(),
+            script: script.iter().cloned().collect(),
+            wrong: None,
+            clock: clock.clone(),
+            interrupted: false,
+        }
+    }
+
+    fn act(&mut self, name: &str) -> Act {
+        match self.script.iter().position(|(wanted, _)| *wanted == name) {
+            Some(at) => self.script.remove(at).expect("it is there").1,
+            None => Act::End(Outcome::Passed, ""),
+        }
+    }
+}
+
+impl Executor for MockExecutor {
+    fn execute(&mut self, job: &Job) -> Result<JobResult, StopError> {
+        let name = match &job.purpose {
+            Purpose::Measure {
+                unsynchronized_first,
+            } => {
+                self.arms.push((job.label.clone(), *unsynchronized_first));
+                format!("{}#{}", job.label, job.repeat)
+            }
+            Purpose::Gate { outputs, .. } => {
+                let wrong = self
+                    .wrong
+                    .is_some_and(|label| job.label == format!("{label}, gate"));
+                outputs
+                    .iter()
+                    .for_each(|path| dump(path, if wrong { 0.5 } else { 1.0 }));
+                job.label.clone()
+            }
+        };
+        self.clock
+            .0
+            .set(self.clock.0.get() + Duration::from_secs(10));
+        self.jobs.push(name.clone());
+        let (outcome, reason) = match self.act(&name) {
+            Act::End(outcome, reason) => (outcome, reason),
+            Act::PassAndInterrupt => {
+                self.interrupted = true;
+                (Outcome::Passed, "")
+            }
+            Act::Stop => {
+                let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+                return Err(StopError::System {
+                    what: "make a spool",
+                    source,
+                });
+            }
+        };
+        let reason = (outcome != Outcome::Passed).then(|| reason.to_owned());
+        Ok(JobResult {
+            outcome,
+            reason,
+            events: Vec::new(),
+            cores: Vec::new(),
+            spools: None,
+        })
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupted
+    }
+}
+
+/// Writes a dump of one tensor whose update is `scale` times (1, 2).
+fn dump(path: &Path, scale: f32) {
+    let bytes = |values: [f32; 2]| {
+        values
+            .into_iter()
+            .flat_map(f32::to_le_bytes)
+            .collect::<Vec<u8>>()
+    };
+    let (before, after) = (bytes([1.0, 1.0]), bytes([1.0 + scale, 1.0 + 2.0 * scale]));
+    let view = |data| TensorView::new(Dtype::F32, vec![2], data).unwrap();
+    let tensors = [
+        ("before.0.linear.weight", view(&before)),
+        ("after.0.linear.weight", view(&after)),
+    ];
+    std::fs::write(path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+}
+
+/// Keeps outcomes instead of writing rows.
+#[derive(Default)]
+pub(crate) struct MockLedger {
+    pub(crate) repeats: Vec<(String, u32, u32, Outcome, Option<bool>)>,
+    pub(crate) gates: Vec<GateRow>,
+    /// Fails at this repeat row.
+    pub(crate) full_at: Option<usize>,
+}
+
+impl Ledger for MockLedger {
+    fn repeat(
+        &mut self,
+        facts: &RepeatFacts<'_>,
+        _: &[Vec<Event>],
+    ) -> Result<Verdict, FolderError> {
+        if self.full_at == Some(self.repeats.len()) {
+            let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            let kept = Some(format!("{} repeats are kept", self.repeats.len()));
+            return Err(FolderError::Io {
+                action: "write",
+                path: "steps.csv".into(),
+                source,
+                kept,
+            });
+        }
+        self.repeats.push((
+            facts.trial.into(),
+            facts.repeat,
+            facts.order,
+            facts.outcome,
+            facts.unsynchronized_first,
+        ));
+        Ok(Verdict {
+            outcome: facts.outcome,
+            reason: facts.reason.clone(),
+        })
+    }
+
+    fn gates(&mut self, rows: &[GateRow]) -> Result<(), FolderError> {
+        self.gates = rows.to_vec();
+        Ok(())
+    }
+}
+
+/// Notes what the user would see.
+#[derive(Default)]
+pub(crate) struct MockProgress {
+    pub(crate) jobs: usize,
+    pub(crate) finished: usize,
+    pub(crate) remaining: Vec<Duration>,
+    pub(crate) problems: Vec<String>,
+    pub(crate) ended: bool,
+}
+
+impl Progress for MockProgress {
+    fn begin(&mut self, jobs: usize) {
+        self.jobs = jobs;
+    }
+    fn start(&mut self, _: &str, remaining: Duration) {
+        self.remaining.push(remaining);
+    }
+    fn finish(&mut self) {
+        self.finished += 1;
+    }
+    fn problem(&mut self, what: &str, outcome: Outcome, reason: &str) {
+        self.problems.push(format!("{what}: {outcome:?}: {reason}"));
+    }
+    fn end(&mut self) {
+        self.ended = true;
+    }
+}

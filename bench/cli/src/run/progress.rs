@@ -1,0 +1,151 @@
+//! What the user sees while a run goes on: a bar, the trial, the remaining time.
+//!
+//! Contract: everything goes to stderr, and nothing when that is no terminal or `--quiet` was given. The bar is drawn
+//! between jobs only: a thread that redraws it would run on the cores that are being measured.
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use syncmark_record::Outcome;
+
+use crate::plan::config::TrialConfig;
+use crate::plan::estimate;
+
+/// Receives the course of a run.
+pub trait Progress {
+    /// A run of this many jobs begins.
+    fn begin(&mut self, jobs: usize);
+    /// A job begins; `remaining` counts it and all later ones.
+    fn start(&mut self, what: &str, remaining: Duration);
+    /// A job ended, or was left out.
+    fn finish(&mut self);
+    /// Something did not pass.
+    fn problem(&mut self, what: &str, outcome: Outcome, reason: &str);
+    /// The run has ended.
+    fn end(&mut self);
+}
+
+/// A bar on stderr.
+pub struct Bar(ProgressBar);
+
+impl Bar {
+    /// A bar; invisible where stderr is no terminal, or when `quiet`.
+    pub fn new(quiet: bool) -> Self {
+        let target = if quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        Self(ProgressBar::with_draw_target(None, target))
+    }
+}
+
+impl Progress for Bar {
+    fn begin(&mut self, jobs: usize) {
+        self.0.set_length(jobs as u64);
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {wide_msg}");
+        self.0
+            .set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    }
+
+    fn start(&mut self, what: &str, remaining: Duration) {
+        self.0.set_message(format!(
+            "{what} · about {} left",
+            estimate::in_words(remaining)
+        ));
+    }
+
+    fn finish(&mut self) {
+        self.0.inc(1);
+    }
+
+    fn problem(&mut self, what: &str, outcome: Outcome, reason: &str) {
+        self.0
+            .println(format!("{what}: {}: {reason}", outcome_name(outcome)));
+    }
+
+    fn end(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// `kebab-case` name of an outcome, as in the CSV files.
+pub fn outcome_name(outcome: Outcome) -> String {
+    match serde_json::to_value(outcome) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => format!("{outcome:?}"),
+    }
+}
+
+/// How long a run will still take: what each trial took so far, and before that what its settings ask for.
+pub struct Estimate {
+    expected: Vec<Duration>,
+    observed: Vec<(u32, Duration)>,
+    left: Vec<usize>,
+}
+
+impl Estimate {
+    /// Nothing observed yet, `repeats` of each trial to come.
+    pub fn new<'a>(trials: impl Iterator<Item = &'a TrialConfig>, repeats: usize) -> Self {
+        let expected: Vec<Duration> = trials.map(estimate::repeat).collect();
+        Self {
+            observed: vec![(0, Duration::ZERO); expected.len()],
+            left: vec![repeats; expected.len()],
+            expected,
+        }
+    }
+
+    /// One repeat of a trial is no longer to come.
+    pub fn take(&mut self, trial: usize) {
+        self.left[trial] = self.left[trial].saturating_sub(1);
+    }
+
+    /// A repeat of a trial took this long.
+    pub fn observe(&mut self, trial: usize, took: Duration) {
+        self.observed[trial].0 += 1;
+        self.observed[trial].1 += took;
+    }
+
+    /// How long one repeat of a trial takes.
+    pub fn expected(&self, trial: usize) -> Duration {
+        match self.observed[trial] {
+            (0, _) => self.expected[trial],
+            (times, total) => total / times,
+        }
+    }
+
+    /// All repeats to come.
+    pub fn remaining(&self) -> Duration {
+        self.left
+            .iter()
+            .enumerate()
+            .map(|(trial, &left)| self.expected(trial) * left as u32)
+            .sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::config::StrategyConfig;
+    use crate::run::mock::config;
+
+    #[test]
+    fn the_estimate_turns_from_settings_to_observations() {
+        let mut trial = config(StrategyConfig::Single, 1);
+        trial.measure.warmup_time_ns = 700_000_000;
+        trial.measure.min_time_ns = 1_000_000_000;
+        trial.measure.trace_steps = 0;
+        let mut estimate = Estimate::new([&trial, &trial].into_iter(), 3);
+        assert_eq!(estimate.remaining(), Duration::from_secs(12));
+        estimate.take(0);
+        estimate.observe(0, Duration::from_secs(5));
+        assert_eq!(estimate.remaining(), Duration::from_secs(2 * 5 + 3 * 2));
+        (0..9).for_each(|_| estimate.take(0));
+        assert_eq!(estimate.remaining(), Duration::from_secs(3 * 2));
+    }
+
+    #[test]
+    fn outcomes_are_named_as_in_the_records() {
+        assert_eq!(outcome_name(Outcome::RankFailed), "rank-failed");
+    }
+}
