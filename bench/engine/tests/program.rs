@@ -184,7 +184,11 @@ fn what_is_ready_after_a_node_is_never_written_again() {
             .expect("launch");
         device.forward(Mode::Train, &[3]);
         let output = device.program.output_shape();
-        device.write(device.program.d_output(), output, &random(1, output.elements() * 3));
+        device.write(
+            device.program.d_output(),
+            output,
+            &random(1, output.elements() * 3),
+        );
         for i in (0..device.program.len()).rev() {
             let (program, mut step) = device.step(Mode::Train, &[3]);
             program.backward_node(i, &mut step).expect("backward");
