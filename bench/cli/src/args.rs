@@ -23,6 +23,8 @@ pub struct Cli {
 pub enum Command {
     /// Show the trials, what is left out and why, and the expected time; run nothing.
     Plan(PlanArgs),
+    /// Render a run folder's report again from its records.
+    Report(ReportArgs),
     /// Show what this machine can run, and for what it cannot, why.
     Doctor(DoctorArgs),
     /// Print the JSON Schema of scenario files.
@@ -106,7 +108,7 @@ pub struct ReportArgs {
     #[arg(value_name = "RUN_DIR")]
     pub folder: PathBuf,
     /// A Typst template in place of the built-in one.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "no_pdf")]
     pub template: Option<PathBuf>,
     /// Leave report.pdf out.
     #[arg(long)]

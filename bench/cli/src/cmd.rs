@@ -5,6 +5,7 @@ pub mod completions;
 pub mod doctor;
 pub mod man;
 pub mod plan;
+pub mod report;
 pub mod schema;
 
 use std::io::Write;

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<Status> {
     match command {
         Command::Plan(args) => cmd::plan::execute(&args),
+        Command::Report(args) => cmd::report::execute(&args),
         Command::Doctor(args) => cmd::doctor::execute(args),
         Command::Schema => cmd::schema::execute(),
         Command::Completions(args) => cmd::completions::execute(args),

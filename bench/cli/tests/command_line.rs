@@ -147,7 +147,7 @@ fn completions_and_the_manual_name_the_verbs() {
     }
     let page = stdout(&syncmark(&["man"]));
     assert!(
-        page.starts_with(".ie") && page.contains(".TH") && page.contains("SCENARIO"),
+        page.starts_with(".ie") && page.contains(".TH") && page.contains("RUN_DIR"),
         "{page}"
     );
     assert_eq!(syncmark(&["completions", "tcsh"]).status.code(), Some(2));
@@ -156,4 +156,39 @@ fn completions_and_the_manual_name_the_verbs() {
 #[test]
 fn the_help_of_plan() {
     insta::assert_snapshot!(stdout(&syncmark(&["plan", "--help"])));
+}
+
+#[test]
+fn a_report_needs_a_run_folder() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let empty = folder.path().to_str().expect("the path is UTF-8");
+    for path in [empty, "no/such/folder"] {
+        let output = syncmark(&["report", path]);
+        assert_eq!(
+            (output.status.code(), stdout(&output)),
+            (Some(2), String::new())
+        );
+        assert!(
+            stderr(&output).starts_with("error: cannot render the report: "),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn a_template_that_is_not_there_is_bad_usage() {
+    let output = syncmark(&["report", ".", "--template", "no-such.typ"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("the template no-such.typ cannot be read"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(
+        syncmark(&["report", ".", "--template", "x.typ", "--no-pdf"])
+            .status
+            .code(),
+        Some(2)
+    );
 }
