@@ -42,7 +42,7 @@ impl Entry {
 
 const LINE: f64 = 18.0;
 const SIGN: f64 = 28.0;
-const GAP: f64 = 18.0;
+const GAP: f64 = 12.0;
 /// Height of the title and subtitle.
 pub const HEADING: f64 = 48.0;
 

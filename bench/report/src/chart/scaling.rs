@@ -84,7 +84,7 @@ pub fn throughput(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     let ideal =
         alone.map(|alone| Box::new(move |devices: f64| alone * devices) as Box<dyn Fn(f64) -> f64>);
     let line = if ideal.is_some() {
-        "The dashed line is N times single on one device. "
+        "The dashed line is N times single on one device, level over each N. "
     } else {
         ""
     };
@@ -246,8 +246,12 @@ fn draw(
         return None;
     }
     let width = f64::from(WIDTH);
+    let drawn = |index: usize| panels.iter().any(|panel| !panel.points[index].is_empty());
     let mut entries: Vec<Entry> = all
         .iter()
+        .enumerate()
+        .filter(|(index, _)| drawn(*index))
+        .map(|(_, series)| series)
         .map(|series| Entry::new(Sign::Series(series.marker, series.color), &series.name))
         .collect();
     if panels.iter().any(|panel| panel.ideal.is_some()) {
@@ -269,7 +273,6 @@ fn draw(
     let panel_title = if panels.len() > 1 { 22.0 } else { 0.0 };
     let top = legend::HEADING + legend::height(&entries, width - 2.0 * MARGIN) + 14.0 + panel_title;
     let height = (top + PLOT_HEIGHT + 56.0) as u32;
-    let counts = device_counts(panels);
     let svg = canvas::draw(WIDTH, height, &format!("{title}: {subtitle}"), |canvas| {
         legend::heading(canvas, width, title, subtitle);
         legend::draw(
@@ -297,16 +300,16 @@ fn draw(
                     PANEL,
                 );
             }
-            paint_panel(canvas, area, panel, all, facet, &counts);
+            paint_panel(canvas, area, panel, all, facet, &device_counts(panel));
         }
     });
     Some((svg, height))
 }
 
-fn device_counts(panels: &[Panel<'_>]) -> Vec<u32> {
-    let mut counts: Vec<u32> = panels
+fn device_counts(panel: &Panel<'_>) -> Vec<u32> {
+    let mut counts: Vec<u32> = panel
+        .points
         .iter()
-        .flat_map(|p| &p.points)
         .flatten()
         .map(|point| point.devices)
         .collect();
@@ -345,25 +348,37 @@ fn paint_panel(
     };
     let x = Scale::new(first - room, last + room, area.left, area.right);
     device_axis(canvas, area, &x, facet, counts);
-    if let Some(ideal) = &panel.ideal {
-        let (from, to) = (first - room * 0.8, last + room * 0.8);
-        // The line ends at the upper edge instead of leaving the plot.
-        let to = if ideal(to) > y.high() && ideal(to) > ideal(from) {
-            from + (to - from) * (y.high() - ideal(from)) / (ideal(to) - ideal(from))
-        } else {
-            to
-        };
-        canvas.dashed(
-            (x.at(from), y.at(ideal(from))),
-            (x.at(to), y.at(ideal(to))),
-            Color::GREY,
-            1.2,
-        );
-    }
     let dodge = dodge_step(&x, counts, all.len());
+    if let Some(ideal) = &panel.ideal {
+        let half = dodge * all.len() as f64 / 2.0 + 6.0;
+        paint_ideal(canvas, counts, half, &|n| x.at(f64::from(n)), &|n| {
+            y.at(ideal(f64::from(n)))
+        });
+    }
     for (index, (series, points)) in all.iter().zip(&panel.points).enumerate() {
         let shift = (index as f64 - (all.len() as f64 - 1.0) / 2.0) * dodge;
         paint_series(canvas, series, points, &|n| x.at(f64::from(n)) + shift, &y);
+    }
+}
+
+/// The ideal: level over the width of each device count's group, so that every point stands against its own N, and
+/// rising from group to group.
+fn paint_ideal(
+    canvas: &mut Canvas<'_>,
+    counts: &[u32],
+    half: f64,
+    x: &dyn Fn(u32) -> f64,
+    y: &dyn Fn(u32) -> f64,
+) {
+    let mut corners: Vec<(f64, f64)> = Vec::new();
+    for &devices in counts {
+        corners.extend([
+            (x(devices) - half, y(devices)),
+            (x(devices) + half, y(devices)),
+        ]);
+    }
+    for pair in corners.windows(2) {
+        canvas.dashed(pair[0], pair[1], Color::GREY, 1.2);
     }
 }
 

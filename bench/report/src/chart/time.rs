@@ -66,8 +66,8 @@ pub fn time_by_phase(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     let (svg, height) = chart.draw(tick_label);
     let caption = format!(
         "Mean over traced steps and ranks (of DP: device 0, which has every phase). This is the traced pass, a separate pass with spans recorded: {}. Headline figures do not \
-         come from it. The thick bar is the compute track; a thin hatched bar below it is communication on its own track, which \
-         overlaps computation: only the part shown as wait (exposed) lengthens the step.{}{}",
+         come from it. The thick bar is the compute track; a thin hatched bar below it is how long communication took on its own track, while \
+         computation went on: only the part shown as wait (exposed) lengthens the step.{}{}",
         slowdown_words(&shown),
         dp_on_cpu(facet),
         not_shown(facet)

@@ -9,7 +9,7 @@ use super::{
     axis::{Area, Scale, horizontal, tick_label},
     canvas::{self, Anchor, Canvas, Type, text_width},
     legend::{self, Entry, Sign},
-    palette::{ALERT, Color, PANEL, PHASES, SMALL, phase_fill, phase_name},
+    palette::{ALERT, Color, Fill, PANEL, PHASES, SMALL, phase_fill, phase_name},
     series::{Facet, alert, dp_on_cpu, name},
 };
 use crate::{document::Figure, run_data::RunData};
@@ -103,6 +103,18 @@ pub fn timeline(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
                 "time since the step's first span (ms)",
                 tick_label,
             );
+            // Titles stand on paper, before the grid and not across it; so do the gaps between panels.
+            let mut y = top;
+            for panel in &panels {
+                canvas.rect(
+                    0.0,
+                    y - PANEL_GAP,
+                    area.right + 2.0,
+                    PANEL_GAP + PANEL_TITLE,
+                    Fill::solid(Color::WHITE),
+                );
+                y += panel.height();
+            }
             let mut y = top;
             for panel in &panels {
                 panel.paint(canvas, y, area, &x);
@@ -181,9 +193,6 @@ impl Panel<'_> {
 
     fn paint(&self, canvas: &mut Canvas<'_>, top: f64, area: Area, x: &Scale) {
         let title = name(self.trial);
-        // The title stands before the grid, not across it.
-        let paper = super::palette::Fill::solid(Color::WHITE);
-        canvas.rect(0.0, top + 1.0, area.right, PANEL_TITLE - 2.0, paper);
         canvas.text(MARGIN, top + 12.0, &title, Anchor::Start, PANEL);
         canvas.text(
             MARGIN + text_width(&title, PANEL) + 12.0,
@@ -200,13 +209,6 @@ impl Panel<'_> {
                 &lane.label,
                 Anchor::End,
                 SMALL,
-            );
-            canvas.rect(
-                area.left,
-                y,
-                area.right - area.left,
-                LANE,
-                super::palette::Fill::solid(Color(246, 246, 246)),
             );
             for span in &lane.spans {
                 let at = |ns: u64| x.at(ns.saturating_sub(self.start_ns) as f64 / 1e6);
@@ -240,7 +242,7 @@ fn paint_span(canvas: &mut Canvas<'_>, (left, right): (f64, f64), y: f64, span: 
         let needed = text_width(&label, look);
         if width > needed + 5.0 {
             let middle = left + width / 2.0;
-            let back = super::palette::Fill::solid(Color::WHITE);
+            let back = Fill::solid(Color::WHITE);
             canvas.rect(
                 middle - needed / 2.0 - 2.0,
                 y + 3.0,

@@ -156,6 +156,13 @@ fn unit(high: f64) -> (f64, &'static str) {
         .unwrap_or((1.0, "B"))
 }
 
+/// Name of a direction, and how to read its counted and predicted bytes.
+type Direction = (
+    &'static str,
+    fn(&PhaseBytes) -> f64,
+    fn(&PhaseBytes) -> Option<f64>,
+);
+
 fn group(trial: &TrialRow, phases: &BTreeMap<String, PhaseBytes>) -> Group {
     let ordered = || {
         PHASES
@@ -176,16 +183,12 @@ fn group(trial: &TrialRow, phases: &BTreeMap<String, PhaseBytes>) -> Group {
     };
     let total = |segments: &[Segment]| segments.iter().map(|s| s.value).sum::<f64>();
     let mut bars = Vec::new();
-    let directions: [(
-        &str,
-        &dyn Fn(&PhaseBytes) -> f64,
-        &dyn Fn(&PhaseBytes) -> Option<f64>,
-    ); 2] = [
-        ("sent", &|p| p.sent, &|p| p.predicted_sent),
-        ("received", &|p| p.received, &|p| p.predicted_received),
+    let directions: [Direction; 2] = [
+        ("sent", |p| p.sent, |p| p.predicted_sent),
+        ("received", |p| p.received, |p| p.predicted_received),
     ];
     for (direction, counted, forecast) in directions {
-        let pieces = segments(counted);
+        let pieces = segments(&counted);
         let sum = total(&pieces);
         bars.push(Bar {
             label: format!("{direction}, counted"),
@@ -193,7 +196,7 @@ fn group(trial: &TrialRow, phases: &BTreeMap<String, PhaseBytes>) -> Group {
             note: format::bytes(sum),
             height: 13.0,
         });
-        let Some(expected) = predicted(forecast) else {
+        let Some(expected) = predicted(&forecast) else {
             continue;
         };
         let pieces = segments(&|phase| forecast(phase).unwrap_or(0.0));
