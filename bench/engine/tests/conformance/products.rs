@@ -42,6 +42,9 @@ fn matmul() {
             [128, 10, 65],
             [3, 130, 257],
             [70, 33, 5],
+            [19, 16, 600],
+            [8, 9, 256],
+            [3, 16, 1],
         ] {
             for (transpose_a, transpose_b) in
                 [(false, false), (false, true), (true, false), (true, true)]

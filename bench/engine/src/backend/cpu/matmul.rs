@@ -1,10 +1,12 @@
 //! Matrix products and biases.
 //!
-//! Contract: row-major operands, f32, one thread. Products are the `gemm` crate's (AVX-512 through its feature `x86-v4`),
-//! which allocates its packing buffers on every call: they are the only allocations of a step on the CPU, are freed within
-//! the call, and `tests/no_allocation.rs` bounds them.
+//! Contract: row-major operands, f32, one thread. Narrow products have a kernel of their own; the others are the `gemm`
+//! crate's (AVX-512 through its feature `x86-v4`), which allocates its packing buffers in every call and frees them before
+//! it returns: the only allocations of a step on the CPU. `tests/no_allocation.rs` bounds them.
 //! Reference: Goto and van de Geijn, *Anatomy of high-performance matrix multiplication*, 2008.
 use crate::backend::cpu::columns::{Columns, map, reduce, widest};
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::narrow;
 use crate::kernel::Write;
 
 /// Shape of a product: c is [m, n], the inner dimension is k.
@@ -34,6 +36,10 @@ pub(super) fn matmul(product: Product, a: &[f32], b: &[f32], c: &mut [f32], writ
     );
     if c.is_empty() {
         return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if narrow::applies(product) {
+        return narrow::matmul(product, a, b, c, write);
     }
     let accumulate = write == Write::Accumulate;
     let (a_row, a_column) = if transpose_a { (1, m) } else { (k, 1) };

@@ -14,6 +14,8 @@ mod launch;
 mod loss;
 mod matmul;
 pub(crate) mod memory;
+#[cfg(target_arch = "x86_64")]
+mod narrow;
 mod optimizer;
 mod pool;
 pub(crate) mod stream;
