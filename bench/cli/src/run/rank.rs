@@ -12,6 +12,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use syncmark_engine::backend::BackendError;
+use syncmark_engine::program::BuildError;
+use syncmark_engine::strategy::StrategyError;
 
 use super::protocol::{Assignment, ErrorKind, Message, PROTOCOL_VERSION, Purpose};
 use super::spool::SpoolError;
@@ -20,9 +22,12 @@ use build::{Participant, Ranks};
 /// Why a rank gives up.
 #[derive(Debug, thiserror::Error)]
 pub enum RankError {
-    /// The engine said no.
+    /// A device or a collective failed.
     #[error("{0}")]
     Engine(#[from] BackendError),
+    /// The strategy failed.
+    #[error(transparent)]
+    Strategy(#[from] StrategyError),
     /// The model cannot be built; the plan should have said so.
     #[error("failed to build the model: {0}")]
     Model(String),
@@ -52,10 +57,16 @@ pub enum RankError {
 
 impl RankError {
     fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Engine(BackendError::OutOfMemory { .. }) => ErrorKind::OutOfMemory,
-            Self::Engine(BackendError::Communication(_)) => ErrorKind::Aborted,
-            Self::Diverged { .. } => ErrorKind::Diverged,
+        let device = match self {
+            Self::Engine(error) | Self::Strategy(StrategyError::Backend(error)) => Some(error),
+            Self::Strategy(StrategyError::Device { source, .. }) => Some(source),
+            Self::Strategy(StrategyError::Build(BuildError::Backend(error))) => Some(error),
+            _ => None,
+        };
+        match (self, device) {
+            (Self::Diverged { .. }, _) => ErrorKind::Diverged,
+            (_, Some(BackendError::OutOfMemory { .. })) => ErrorKind::OutOfMemory,
+            (_, Some(BackendError::Communication(_))) => ErrorKind::Aborted,
             _ => ErrorKind::Failed,
         }
     }

@@ -1,0 +1,222 @@
+//! From an assignment to the ranks of this child: communicators, devices pinned to their cores, strategies, data.
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use syncmark_engine::backend::Backend;
+use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice, pin_to_cores};
+use syncmark_engine::comm::Communicator;
+use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicator, Waiting};
+use syncmark_engine::data::Loader;
+use syncmark_engine::model::Model;
+use syncmark_engine::model::resolve::resolve;
+use syncmark_engine::optim::SgdSettings;
+use syncmark_engine::strategy::{
+    Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings, Single, SingleSettings, Strategy,
+};
+
+use super::{RankError, data};
+use crate::plan::config::{StrategyConfig, TrialConfig};
+use crate::run::protocol::{Assignment, Purpose};
+use crate::run::spool::Writer;
+use crate::scenario::file;
+
+/// The ranks that live in this child.
+pub struct Ranks {
+    seats: Vec<Option<Seat>>,
+}
+
+/// A rank before its thread has started.
+pub struct Seat {
+    /// The rank.
+    pub rank: u32,
+    /// Its end of the shared region, where ranks meet at all.
+    communicator: Option<SharedCommunicator>,
+}
+
+/// A rank, built and ready to step.
+pub struct Participant {
+    /// What trains.
+    pub strategy: Box<dyn Strategy>,
+    /// Its batches.
+    pub loader: Loader,
+    /// Its events.
+    pub spool: Writer,
+    /// First device of the strategy: the rank, or 0 for a controller of several.
+    pub device: usize,
+    /// Whether this rank speaks for its child.
+    pub first_rank: bool,
+    /// How replicas that train without each other still start together.
+    meeting: Option<SharedCommunicator>,
+}
+
+impl Ranks {
+    /// Joins the shared region for every rank of this child.
+    ///
+    /// # Errors
+    /// When the region cannot be made or joined.
+    pub fn new(assignment: &Assignment) -> Result<Self, RankError> {
+        let TrialConfig { strategy, devices, .. } = assignment.trial;
+        let meets = matches!(strategy, StrategyConfig::Independent | StrategyConfig::Ddp { .. });
+        if !meets {
+            return Ok(Self { seats: vec![Some(Seat { rank: assignment.rank, communicator: None })] });
+        }
+        // A rank that waits too long says for whom; the conductor's own limit is the trial's timeout, which comes later.
+        let waiting = Waiting {
+            spin: spins(assignment),
+            timeout: Duration::from_nanos(assignment.trial.measure.timeout_ns).max(Duration::from_secs(1)),
+        };
+        let (region, local) = match assignment.region_fd {
+            Some(fd) => {
+                // SAFETY: the conductor promises an open descriptor of this number, inherited over exec and used by
+                // nobody else in this process.
+                let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+                (Region::from_fd(fd), assignment.rank..assignment.rank + 1)
+            }
+            None => (Region::for_threads(devices, DEFAULT_SLOT_BYTES), 0..devices as u32),
+        };
+        let region = Arc::new(region.map_err(|e| RankError::Assignment(e.to_string()))?);
+        let seat = |rank: u32| {
+            SharedCommunicator::join(Arc::clone(&region), rank as usize, waiting)
+                .map(|communicator| Some(Seat { rank, communicator: Some(communicator) }))
+                .map_err(|e| RankError::Assignment(e.to_string()))
+        };
+        Ok(Self { seats: local.map(seat).collect::<Result<_, _>>()? })
+    }
+
+    /// Ranks of this child.
+    pub fn local(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// Gives the seat of the `index`-th rank to its thread.
+    ///
+    /// # Panics
+    /// When it was taken before.
+    pub fn take(&mut self, index: usize) -> Seat {
+        self.seats[index].take().expect("each seat is taken once")
+    }
+}
+
+/// Spinning pays where the device has a core to spare: with one core per device the spinning thread would hold up the
+/// very thread that it waits for.
+fn spins(assignment: &Assignment) -> bool {
+    !assignment.oversubscribed && assignment.cores.iter().all(|cores| cores.len() > 1)
+}
+
+impl Participant {
+    /// Builds a rank on the calling thread, which becomes its device's compute thread and is pinned to its cores.
+    ///
+    /// # Errors
+    /// When the model, a device, the data or the spool cannot be had.
+    pub fn build(assignment: &Assignment, seat: Seat) -> Result<Self, RankError> {
+        let config = &assignment.trial;
+        let rank = seat.rank as usize;
+        pin_to_cores(cores(assignment, rank))?;
+        let model = model(config)?;
+        let samples = data::dataset(config)?;
+        let loader = match &assignment.purpose {
+            Purpose::Measure { .. } => data::timed(config, samples, rank)?,
+            Purpose::Gate { global_batch, .. } => data::gate(config, samples, rank, *global_batch)?,
+        };
+        let path = assignment
+            .spools
+            .get(rank - assignment.rank as usize)
+            .ok_or_else(|| RankError::Assignment(format!("no spool for rank {rank}")))?;
+        let spool = Writer::open(path)?;
+        let (strategy, meeting) = strategy(assignment, &model, rank, seat.communicator)?;
+        let first_rank = seat.rank == assignment.rank;
+        Ok(Self { strategy, loader, spool, device: rank, first_rank, meeting })
+    }
+
+    /// Blocks until all ranks are here.
+    ///
+    /// # Errors
+    /// When the job was aborted.
+    pub fn barrier(&mut self) -> Result<(), RankError> {
+        match &mut self.meeting {
+            Some(meeting) => Ok(meeting.barrier()?),
+            None => Ok(self.strategy.barrier()?),
+        }
+    }
+
+    /// What rank 0 brought, on every rank.
+    ///
+    /// # Errors
+    /// When the job was aborted.
+    pub fn agree(&mut self, value: u64) -> Result<u64, RankError> {
+        match &mut self.meeting {
+            Some(meeting) => Ok(meeting.agree(value)?),
+            None => Ok(self.strategy.agree(value)?),
+        }
+    }
+}
+
+fn cores(assignment: &Assignment, device: usize) -> &[usize] {
+    assignment.cores.get(device).map_or(&[], Vec::as_slice)
+}
+
+fn model(config: &TrialConfig) -> Result<Model, RankError> {
+    let options = config.norm_options();
+    resolve(&config.model, &config.model.input, config.model.classes, config.norm, &options)
+        .map_err(|e| RankError::Model(e.to_string()))
+}
+
+fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankError> {
+    let cores = cores(assignment, index).to_vec();
+    Ok(Box::new(CpuBackend::new(CpuDevice { cores, spin: spins(assignment), memory_limit: None })?))
+}
+
+fn optimizer(config: &TrialConfig) -> SgdSettings {
+    let file::Optimizer::Sgd(sgd) = &config.optimizer;
+    SgdSettings {
+        learning_rate: sgd.learning_rate as f32,
+        momentum: sgd.momentum as f32,
+        weight_decay: sgd.weight_decay as f32,
+    }
+}
+
+type Built = (Box<dyn Strategy>, Option<SharedCommunicator>);
+
+/// The strategy of one rank, and the meeting of replicas that have no communicator of their own.
+fn strategy(
+    assignment: &Assignment,
+    model: &Model,
+    rank: usize,
+    communicator: Option<SharedCommunicator>,
+) -> Result<Built, RankError> {
+    let config = &assignment.trial;
+    let (seed, optimizer, global) = (config.train_seed, optimizer(config), config.batch.global);
+    let own = config.batch.chunks.get(rank).copied().unwrap_or(0);
+    Ok(match config.strategy {
+        StrategyConfig::Single => {
+            let chunks = match &assignment.purpose {
+                Purpose::Gate { chunks, .. } => chunks.clone(),
+                Purpose::Measure { .. } => Vec::new(),
+            };
+            let settings = SingleSettings { max_batch: global, chunks, seed, optimizer };
+            (Box::new(Single::new(device(assignment, 0)?, model, &settings)?), None)
+        }
+        StrategyConfig::Independent => {
+            let sample_offset = config.batch.chunks[..rank].iter().sum();
+            let settings = IndependentSettings { index: rank, sample_offset, max_batch: own, seed, optimizer };
+            (Box::new(Independent::new(device(assignment, rank)?, model, &settings)?), communicator)
+        }
+        StrategyConfig::Dp { loss } => {
+            let devices = (0..config.devices).map(|index| device(assignment, index)).collect::<Result<_, _>>()?;
+            let loss = match loss {
+                file::DpLoss::Gathered => DpLoss::Gathered,
+                file::DpLoss::Replica => DpLoss::Replica,
+            };
+            let cores = (0..config.devices).map(|index| cores(assignment, index).to_vec()).collect();
+            let settings = DpSettings { max_batch: global, loss, seed, optimizer, cores };
+            (Box::new(Dp::new(devices, model, &settings)?), None)
+        }
+        StrategyConfig::Ddp { .. } => {
+            let communicator = communicator.ok_or_else(|| RankError::Assignment("ddp without a region".to_owned()))?;
+            let settings = DdpSettings { max_batch: own, seed, optimizer, ..DdpSettings::default() };
+            let ddp = Ddp::new(device(assignment, rank)?, Box::new(communicator), model, &settings)?;
+            (Box::new(ddp), None)
+        }
+    })
+}
