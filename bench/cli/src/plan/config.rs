@@ -4,7 +4,8 @@
 //! nothing that its strategy does not use, so two trials that would do the same work have the same id.
 //! The child protocol carries it verbatim; see "The runner" in ARCHITECTURE.md.
 use serde::{Deserialize, Serialize};
-use syncmark_engine::model::spec::{ModelSpec, Norm};
+use syncmark_engine::model::NormOptions;
+use syncmark_engine::model::spec::{GroupNormSpec, ModelSpec, Norm};
 
 use crate::scenario::file::{DpLoss, Launch, Optimizer, Scaling};
 
@@ -178,6 +179,11 @@ impl Backend {
 }
 
 impl TrialConfig {
+    /// Settings of the layers that the model's `norm` stands for.
+    pub fn norm_options(&self) -> NormOptions {
+        norm_options(self.norm_groups)
+    }
+
     /// Processes that one repeat starts: N for process ranks, one for everything else.
     pub fn processes(&self) -> usize {
         match self.strategy {
@@ -191,5 +197,13 @@ impl TrialConfig {
     /// Samples per step on the most loaded device.
     pub fn device_batch(&self) -> usize {
         self.batch.chunks.iter().copied().max().unwrap_or(0)
+    }
+}
+
+/// Settings of the layers that `norm` stands for: PyTorch's defaults, but for the groups that a scenario can set.
+pub fn norm_options(groups: Option<usize>) -> NormOptions {
+    NormOptions {
+        group: GroupNormSpec { groups, ..GroupNormSpec::default() },
+        ..NormOptions::default()
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! Contract: what the engine refuses is shown at the layer in the user's file, or at the preset's name. The
 //! engine's `model` needs no device, so shapes are checked before anything runs.
-use syncmark_engine::model::spec::{GroupNormSpec, LayerSpec, ModelSpec, Norm};
-use syncmark_engine::model::{ModelError, NormOptions, resolve};
+use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
+use syncmark_engine::model::{ModelError, resolve};
 
+
+use crate::plan::config::norm_options;
 use crate::scenario::check::Checker;
 use crate::scenario::file::{Scenario, Source};
 use crate::scenario::preset;
@@ -109,13 +111,7 @@ pub fn parameters(
     checker: &Checker,
 ) -> Result<u64, Problem> {
     let (norm, groups) = norm;
-    let options = NormOptions {
-        group: GroupNormSpec {
-            groups,
-            ..Default::default()
-        },
-        ..Default::default()
-    };
+    let options = norm_options(groups);
     let model = resolve(spec, &spec.input, spec.classes, norm, &options)
         .map_err(|error| located(&error, spec, groups, checker))?;
     model

@@ -2,8 +2,7 @@
 //! own sizes. Nothing here looks at a counter, so a call too many, too few or of another size shows as a difference.
 use syncmark_engine::comm::Collective;
 use syncmark_engine::model::node::Op;
-use syncmark_engine::model::resolve::{Model, NormOptions, resolve};
-use syncmark_engine::model::spec::GroupNormSpec;
+use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::probe::Phase;
 use syncmark_record::bytes::{self, Algorithm, Call, DataParallelStep, Gathered, Traffic};
 
@@ -33,8 +32,7 @@ pub struct Expected {
 
 /// All that a steady step of `config` should move, one entry per device, phase, collective and size.
 pub fn step(config: &TrialConfig) -> Vec<Expected> {
-    let group = GroupNormSpec { groups: config.norm_groups, ..GroupNormSpec::default() };
-    let options = NormOptions { group, ..NormOptions::default() };
+    let options = config.norm_options();
     let Ok(model) = resolve(&config.model, &config.model.input, config.model.classes, config.norm, &options) else {
         return Vec::new();
     };

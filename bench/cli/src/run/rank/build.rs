@@ -8,8 +8,7 @@ use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice, pin_to_cores};
 use syncmark_engine::comm::Communicator;
 use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicator, Waiting};
 use syncmark_engine::data::Loader;
-use syncmark_engine::model::Model;
-use syncmark_engine::model::resolve::resolve;
+use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::optim::SgdSettings;
 use syncmark_engine::strategy::{
     Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings, Single, SingleSettings, Strategy,
