@@ -6,6 +6,7 @@ use std::time::Duration;
 use syncmark_engine::backend::Backend;
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice, pin_to_cores};
 use syncmark_engine::comm::Communicator;
+use syncmark_engine::comm::links::HostLinks;
 use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicator, Waiting};
 use syncmark_engine::data::Loader;
 use syncmark_engine::model::{Model, resolve};
@@ -202,18 +203,20 @@ fn strategy(
             (Box::new(Independent::new(device(assignment, rank)?, model, &settings)?), communicator)
         }
         StrategyConfig::Dp { loss } => {
-            let devices = (0..config.devices).map(|index| device(assignment, index)).collect::<Result<_, _>>()?;
+            let devices: Vec<_> = (0..config.devices).map(|index| device(assignment, index)).collect::<Result<_, _>>()?;
+            let links = Arc::new(HostLinks::new(devices.iter().map(|device| &**device))?);
             let loss = match loss {
                 file::DpLoss::Gathered => DpLoss::Gathered,
                 file::DpLoss::Replica => DpLoss::Replica,
             };
             let cores = (0..config.devices).map(|index| cores(assignment, index).to_vec()).collect();
             let settings = DpSettings { max_batch: global, loss, seed, optimizer, cores };
-            (Box::new(Dp::new(devices, model, &settings)?), None)
+            (Box::new(Dp::new(devices, links, model, &settings)?), None)
         }
         StrategyConfig::Ddp { .. } => {
             let communicator = communicator.ok_or_else(|| RankError::Assignment("ddp without a region".to_owned()))?;
-            let settings = DdpSettings { max_batch: own, seed, optimizer, ..DdpSettings::default() };
+            let sample_offset = config.batch.chunks[..rank].iter().sum();
+            let settings = DdpSettings { max_batch: own, sample_offset, seed, optimizer, bucket_cap_bytes: None };
             let ddp = Ddp::new(device(assignment, rank)?, Box::new(communicator), model, &settings)?;
             (Box::new(ddp), None)
         }
