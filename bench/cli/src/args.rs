@@ -33,6 +33,9 @@ pub enum Command {
     Completions(CompletionsArgs),
     /// Print the manual page, in roff.
     Man,
+    /// One child of a run: reads its assignment from standard input. Started by the conductor, see CONTRIBUTING.md.
+    #[command(hide = true)]
+    Rank,
 }
 
 /// Which scenarios, and what to change in them.

@@ -8,7 +8,11 @@ use syncmark::cmd;
 use syncmark::error::{Result, Status};
 
 fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
+    let command = Cli::parse().command;
+    if matches!(command, Command::Rank) {
+        return syncmark::run::rank::main();
+    }
+    match dispatch(command) {
         Ok(status) => status.into(),
         Err(error) => {
             eprint!("{}", error.render(std::io::stderr().is_terminal()));
@@ -25,5 +29,6 @@ fn dispatch(command: Command) -> Result<Status> {
         Command::Schema => cmd::schema::execute(),
         Command::Completions(args) => cmd::completions::execute(args),
         Command::Man => cmd::man::execute(),
+        Command::Rank => unreachable!("a child speaks another protocol and was handled before"),
     }
 }

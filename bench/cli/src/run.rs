@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod predict;
 pub mod progress;
 pub mod protocol;
+pub mod rank;
 pub mod recorder;
 pub mod signals;
 pub mod silence;

@@ -58,7 +58,10 @@ pub enum Affine {
 
 /// Everything a device can be asked to compute. Families stand together; each has its file in `backend/cpu`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[allow(missing_docs, reason = "each variant states its formula, which names its operands")]
+#[allow(
+    missing_docs,
+    reason = "each variant states its formula, which names its operands"
+)]
 pub enum Kernel {
     // --- elementwise ---
     /// to[i] = value.
@@ -72,76 +75,278 @@ pub enum Kernel {
     /// y = max(x, 0).
     ReluForward { x: Span, y: Span },
     /// dx = dy where y > 0, else 0.
-    ReluBackward { y: Span, d_y: Span, d_x: Span, write: Write },
+    ReluBackward {
+        y: Span,
+        d_y: Span,
+        d_x: Span,
+        write: Write,
+    },
     /// Transposes each of `batch` row-major matrices: `[rows, columns]` to `[columns, rows]` (NHWC to NCHW: rows = h·w, columns = c).
-    Transpose { from: Span, to: Span, batch: usize, rows: usize, columns: usize, write: Write },
+    Transpose {
+        from: Span,
+        to: Span,
+        batch: usize,
+        rows: usize,
+        columns: usize,
+        write: Write,
+    },
     /// y = x·mask/(1−p), or the same on gradients. `state` is i32 `[step, sample_offset]`; the mask is Philox4x32-10 of
     /// (seed, node, step, global sample index, element in NCHW-independent memory order).
-    Dropout { x: Span, y: Span, p: f32, seed: u64, node: u32, state: Span, batch: usize, write: Write },
+    Dropout {
+        x: Span,
+        y: Span,
+        p: f32,
+        seed: u64,
+        node: u32,
+        state: Span,
+        batch: usize,
+        write: Write,
+    },
 
     // --- matrix products (row-major) ---
     /// c[m,n] (+)= op(a)·op(b); op(a) is [m,k] and op(b) [k,n]; a transposed operand is stored the other way round.
-    Matmul { a: Span, b: Span, c: Span, m: usize, n: usize, k: usize, transpose_a: bool, transpose_b: bool, write: Write },
+    Matmul {
+        a: Span,
+        b: Span,
+        c: Span,
+        m: usize,
+        n: usize,
+        k: usize,
+        transpose_a: bool,
+        transpose_b: bool,
+        write: Write,
+    },
     /// y[r,c] += bias[c].
     AddBias { y: Span, bias: Span, rows: usize },
     /// bias_gradient[c] += Σ_r d_y[r,c].
-    BiasBackward { d_y: Span, d_bias: Span, rows: usize },
+    BiasBackward {
+        d_y: Span,
+        d_bias: Span,
+        rows: usize,
+    },
 
     // --- convolution (weights [out_c, kernel, kernel, c] in memory) ---
     /// y = x ⋆ w; `bias` empty for none. `workspace` at least [`Window::workspace`] elements.
-    Conv2dForward { x: Span, weight: Span, bias: Span, y: Span, window: Window, batch: usize, workspace: Span },
+    Conv2dForward {
+        x: Span,
+        weight: Span,
+        bias: Span,
+        y: Span,
+        window: Window,
+        batch: usize,
+        workspace: Span,
+    },
     /// dx (+)= the input gradient.
-    Conv2dBackwardInput { d_y: Span, weight: Span, d_x: Span, window: Window, batch: usize, workspace: Span, write: Write },
+    Conv2dBackwardInput {
+        d_y: Span,
+        weight: Span,
+        d_x: Span,
+        window: Window,
+        batch: usize,
+        workspace: Span,
+        write: Write,
+    },
     /// d_weight += the weight gradient.
-    Conv2dBackwardWeight { x: Span, d_y: Span, d_weight: Span, window: Window, batch: usize, workspace: Span },
+    Conv2dBackwardWeight {
+        x: Span,
+        d_y: Span,
+        d_weight: Span,
+        window: Window,
+        batch: usize,
+        workspace: Span,
+    },
 
     // --- pooling ---
     /// y = window maximum; `index` (i32, like y) is the winner's offset h·W+w in its image; first in row-major order on ties, as PyTorch.
-    MaxPoolForward { x: Span, y: Span, index: Span, window: Window, batch: usize },
+    MaxPoolForward {
+        x: Span,
+        y: Span,
+        index: Span,
+        window: Window,
+        batch: usize,
+    },
     /// dx gets dy at the winners.
-    MaxPoolBackward { d_y: Span, index: Span, d_x: Span, window: Window, batch: usize, write: Write },
+    MaxPoolBackward {
+        d_y: Span,
+        index: Span,
+        d_x: Span,
+        window: Window,
+        batch: usize,
+        write: Write,
+    },
     /// y[b,c] = mean over `spatial` of x[b,s,c].
-    GlobalAveragePoolForward { x: Span, y: Span, batch: usize, spatial: usize, channels: usize },
+    GlobalAveragePoolForward {
+        x: Span,
+        y: Span,
+        batch: usize,
+        spatial: usize,
+        channels: usize,
+    },
     /// dx[b,s,c] (+)= dy[b,c]/spatial.
-    GlobalAveragePoolBackward { d_y: Span, d_x: Span, batch: usize, spatial: usize, channels: usize, write: Write },
+    GlobalAveragePoolBackward {
+        d_y: Span,
+        d_x: Span,
+        batch: usize,
+        spatial: usize,
+        channels: usize,
+        write: Write,
+    },
 
     // --- batch norm over rows, per channel ---
     /// mean[c], variance[c] (biased) of x[rows, c]: two passes or Welford, never E[x²] − E[x]².
-    BatchStatistics { x: Span, mean: Span, variance: Span, rows: usize },
+    BatchStatistics {
+        x: Span,
+        mean: Span,
+        variance: Span,
+        rows: usize,
+    },
     /// rstd[c] = 1/sqrt(variance[c] + eps).
-    ReciprocalDeviation { variance: Span, rstd: Span, eps: f32 },
+    ReciprocalDeviation {
+        variance: Span,
+        rstd: Span,
+        eps: f32,
+    },
     /// rm ← (1−m)·rm + m·mean; rv ← (1−m)·rv + m·variance·n/(n−1); tracked (i64) += 1. `momentum` none: m = 1/tracked.
     /// `count` (f32, 1 element on the device) is n.
-    UpdateRunning { mean: Span, variance: Span, count: Span, running_mean: Span, running_variance: Span, tracked: Span, momentum: Option<f32> },
+    UpdateRunning {
+        mean: Span,
+        variance: Span,
+        count: Span,
+        running_mean: Span,
+        running_variance: Span,
+        tracked: Span,
+        momentum: Option<f32>,
+    },
     /// y = γ·(x − mean)·rstd + β; γ and β empty for none.
-    BatchNormalize { x: Span, mean: Span, rstd: Span, gamma: Span, beta: Span, y: Span, rows: usize },
+    BatchNormalize {
+        x: Span,
+        mean: Span,
+        rstd: Span,
+        gamma: Span,
+        beta: Span,
+        y: Span,
+        rows: usize,
+    },
     /// sums[0..c] = Σ d_y, sums[c..2c] = Σ d_y·(x − mean): local sums, not scaled.
-    BatchBackwardReduce { x: Span, d_y: Span, mean: Span, sums: Span, rows: usize },
+    BatchBackwardReduce {
+        x: Span,
+        d_y: Span,
+        mean: Span,
+        sums: Span,
+        rows: usize,
+    },
     /// d_gamma += sums[c..]·rstd; d_beta += sums[..c].
-    BatchBackwardAffine { sums: Span, rstd: Span, d_gamma: Span, d_beta: Span },
+    BatchBackwardAffine {
+        sums: Span,
+        rstd: Span,
+        d_gamma: Span,
+        d_beta: Span,
+    },
     /// dx (+)= γ·rstd·[d_y − sums[c]/n − (x−mean)·rstd²·sums[C+c]/n], n = `count`.
-    BatchBackwardInput { x: Span, d_y: Span, mean: Span, rstd: Span, gamma: Span, sums: Span, count: Span, d_x: Span, rows: usize, write: Write },
+    BatchBackwardInput {
+        x: Span,
+        d_y: Span,
+        mean: Span,
+        rstd: Span,
+        gamma: Span,
+        sums: Span,
+        count: Span,
+        d_x: Span,
+        rows: usize,
+        write: Write,
+    },
     /// Evaluation mode: dx (+)= γ·rstd·d_y.
-    BatchBackwardEval { d_y: Span, rstd: Span, gamma: Span, d_x: Span, rows: usize, write: Write },
+    BatchBackwardEval {
+        d_y: Span,
+        rstd: Span,
+        gamma: Span,
+        d_x: Span,
+        rows: usize,
+        write: Write,
+    },
     /// Merges per-rank `[mean(C), rstd(C), count(1)]` blocks in rank order: M2 += v_j·n_j + (μ − μ_j)²·n·n_j/(n + n_j);
     /// a block with count 0 is left out. Writes the global mean, biased variance, rstd and count.
-    SyncMerge { gathered: Span, ranks: usize, channels: usize, eps: f32, mean: Span, variance: Span, rstd: Span, count: Span },
+    SyncMerge {
+        gathered: Span,
+        ranks: usize,
+        channels: usize,
+        eps: f32,
+        mean: Span,
+        variance: Span,
+        rstd: Span,
+        count: Span,
+    },
     /// packed = [mean(C), rstd(C), rows as f32].
-    SyncPack { mean: Span, rstd: Span, rows: usize, packed: Span },
+    SyncPack {
+        mean: Span,
+        rstd: Span,
+        rows: usize,
+        packed: Span,
+    },
 
     // --- group norm (layer norm is one group) ---
     /// Per sample and group: mean and rstd (each [batch·groups]) kept, y = γ·x̂ + β.
-    GroupNormForward { x: Span, gamma: Span, beta: Span, y: Span, mean: Span, rstd: Span, batch: usize, spatial: usize, channels: usize, groups: usize, affine: Affine, eps: f32 },
+    GroupNormForward {
+        x: Span,
+        gamma: Span,
+        beta: Span,
+        y: Span,
+        mean: Span,
+        rstd: Span,
+        batch: usize,
+        spatial: usize,
+        channels: usize,
+        groups: usize,
+        affine: Affine,
+        eps: f32,
+    },
     /// dx (+)= rstd·[g − mean(g) − x̂·mean(g·x̂)], g = γ·d_y; d_gamma and d_beta accumulate.
-    GroupNormBackward { x: Span, d_y: Span, gamma: Span, mean: Span, rstd: Span, d_x: Span, d_gamma: Span, d_beta: Span, batch: usize, spatial: usize, channels: usize, groups: usize, affine: Affine, write: Write },
+    GroupNormBackward {
+        x: Span,
+        d_y: Span,
+        gamma: Span,
+        mean: Span,
+        rstd: Span,
+        d_x: Span,
+        d_gamma: Span,
+        d_beta: Span,
+        batch: usize,
+        spatial: usize,
+        channels: usize,
+        groups: usize,
+        affine: Affine,
+        write: Write,
+    },
 
     // --- loss ---
     /// Softmax cross-entropy with `labels` (i32): losses[b] per sample; loss[0] = scale·Σ losses (in order); d_logits = scale·(softmax − onehot).
-    SoftmaxCrossEntropy { logits: Span, labels: Span, losses: Span, loss: Span, d_logits: Span, batch: usize, classes: usize, scale: f32 },
+    SoftmaxCrossEntropy {
+        logits: Span,
+        labels: Span,
+        losses: Span,
+        loss: Span,
+        d_logits: Span,
+        batch: usize,
+        classes: usize,
+        scale: f32,
+    },
     /// errors[0] (i32) = samples whose largest logit is not their label.
-    CountErrors { logits: Span, labels: Span, errors: Span, batch: usize, classes: usize },
+    CountErrors {
+        logits: Span,
+        labels: Span,
+        errors: Span,
+        batch: usize,
+        classes: usize,
+    },
 
     // --- optimizer ---
     /// g = grad + wd·p; buf = momentum·buf + g; p −= lr·buf (p −= lr·g without momentum, `buffer` empty). lr = rates[0] on the device.
-    Sgd { parameter: Span, gradient: Span, buffer: Span, rates: Span, momentum: f32, weight_decay: f32 },
+    Sgd {
+        parameter: Span,
+        gradient: Span,
+        buffer: Span,
+        rates: Span,
+        momentum: f32,
+        weight_decay: f32,
+    },
 }

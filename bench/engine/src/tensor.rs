@@ -37,10 +37,20 @@ pub struct Span {
 impl Span {
     /// For backends: the span that covers a whole new arena.
     pub const fn of_arena(arena: u16, dtype: Dtype, len: usize) -> Self {
-        Self { arena, dtype, start: 0, len }
+        Self {
+            arena,
+            dtype,
+            start: 0,
+            len,
+        }
     }
     /// A span of no elements, for optional operands.
-    pub const EMPTY: Self = Self { arena: u16::MAX, dtype: Dtype::F32, start: 0, len: 0 };
+    pub const EMPTY: Self = Self {
+        arena: u16::MAX,
+        dtype: Dtype::F32,
+        start: 0,
+        len: 0,
+    };
 
     /// The arena's index on its device.
     pub const fn arena(self) -> u16 {
@@ -71,8 +81,16 @@ impl Span {
     /// # Panics
     /// When the range leaves the span: that is a bug of the caller, never of its input.
     pub fn slice(self, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.len, "{range:?} leaves a span of {}", self.len);
-        Self { start: self.start + range.start, len: range.end - range.start, ..self }
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "{range:?} leaves a span of {}",
+            self.len
+        );
+        Self {
+            start: self.start + range.start,
+            len: range.end - range.start,
+            ..self
+        }
     }
     /// The first `len` elements.
     pub fn first(self, len: usize) -> Self {

@@ -203,7 +203,10 @@ impl TrialConfig {
 /// Settings of the layers that `norm` stands for: PyTorch's defaults, but for the groups that a scenario can set.
 pub fn norm_options(groups: Option<usize>) -> NormOptions {
     NormOptions {
-        group: GroupNormSpec { groups, ..GroupNormSpec::default() },
+        group: GroupNormSpec {
+            groups,
+            ..GroupNormSpec::default()
+        },
         ..NormOptions::default()
     }
 }

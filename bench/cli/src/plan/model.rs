@@ -5,7 +5,6 @@
 use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
 use syncmark_engine::model::{ModelError, resolve};
 
-
 use crate::plan::config::norm_options;
 use crate::scenario::check::Checker;
 use crate::scenario::file::{Scenario, Source};

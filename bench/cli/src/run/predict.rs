@@ -33,13 +33,21 @@ pub struct Expected {
 /// All that a steady step of `config` should move, one entry per device, phase, collective and size.
 pub fn step(config: &TrialConfig) -> Vec<Expected> {
     let options = config.norm_options();
-    let Ok(model) = resolve(&config.model, &config.model.input, config.model.classes, config.norm, &options) else {
+    let Ok(model) = resolve(
+        &config.model,
+        &config.model.input,
+        config.model.classes,
+        config.norm,
+        &options,
+    ) else {
         return Vec::new();
     };
     match config.strategy {
         StrategyConfig::Single | StrategyConfig::Independent => Vec::new(),
         StrategyConfig::Dp { loss } => data_parallel(config, &model, loss),
-        StrategyConfig::Ddp { .. } => (0..config.devices as u32).flat_map(|rank| distributed(config, &model, rank)).collect(),
+        StrategyConfig::Ddp { .. } => (0..config.devices as u32)
+            .flat_map(|rank| distributed(config, &model, rank))
+            .collect(),
     }
 }
 
@@ -48,12 +56,19 @@ fn data_parallel(config: &TrialConfig, model: &Model, loss: DpLoss) -> Vec<Expec
         return Vec::new();
     }
     let facts = model.facts();
-    let (label, input) = (size_of::<i32>() as u64, (model.input.elements() * size_of::<f32>()) as u64);
+    let (label, input) = (
+        size_of::<i32>() as u64,
+        (model.input.elements() * size_of::<f32>()) as u64,
+    );
     let output = (facts.output.elements() * size_of::<f32>()) as u64;
     let step = DataParallelStep {
         batch: config.batch.global as u64,
         devices: config.devices as u64,
-        scattered_bytes_per_sample: if loss == DpLoss::Replica { input + label } else { input },
+        scattered_bytes_per_sample: if loss == DpLoss::Replica {
+            input + label
+        } else {
+            input
+        },
         gathered: match loss {
             DpLoss::Gathered => Gathered::PerSample(output),
             DpLoss::Replica => Gathered::PerReplica(size_of::<f32>() as u64),
@@ -63,9 +78,17 @@ fn data_parallel(config: &TrialConfig, model: &Model, loss: DpLoss) -> Vec<Expec
     };
     let mut expected = Vec::new();
     for phase in step.phases() {
-        let of_engine = Phase::ALL.into_iter().find(|p| p.name() == phase.phase).expect("a phase of the engine");
+        let of_engine = Phase::ALL
+            .into_iter()
+            .find(|p| p.name() == phase.phase)
+            .expect("a phase of the engine");
         let payload = phase.devices.iter().map(|t| t.sent).sum();
-        for (device, traffic) in phase.devices.iter().enumerate().filter(|(_, t)| t.sent + t.received > 0) {
+        for (device, traffic) in phase
+            .devices
+            .iter()
+            .enumerate()
+            .filter(|(_, t)| t.sent + t.received > 0)
+        {
             expected.push(Expected {
                 device: device as u32,
                 phase: of_engine,
@@ -80,26 +103,67 @@ fn data_parallel(config: &TrialConfig, model: &Model, loss: DpLoss) -> Vec<Expec
 }
 
 fn distributed(config: &TrialConfig, model: &Model, rank: u32) -> Vec<Expected> {
-    let mut calls = Calls { ranks: config.devices as u64, rank, expected: Vec::new() };
+    let mut calls = Calls {
+        ranks: config.devices as u64,
+        rank,
+        expected: Vec::new(),
+    };
     if config.devices == 1 {
         return Vec::new();
     }
     // Gradients become ready from the last layer to the first, and lie in the arena in that order.
-    let ready: Vec<u64> =
-        model.nodes.iter().rev().flat_map(|node| node.parameters()).map(|slot| slot.elements() as u64).collect();
+    let ready: Vec<u64> = model
+        .nodes
+        .iter()
+        .rev()
+        .flat_map(|node| node.parameters())
+        .map(|slot| slot.elements() as u64)
+        .collect();
     for elements in bytes::bucket_elements(&ready, FIRST_BUCKET_BYTES, BUCKET_BYTES) {
-        calls.add(Phase::AllReduce, Collective::AllReduce, elements, size_of::<f32>());
+        calls.add(
+            Phase::AllReduce,
+            Collective::AllReduce,
+            elements,
+            size_of::<f32>(),
+        );
     }
-    let running: Vec<u64> = model.nodes.iter().filter_map(|node| node.running_channels()).map(|c| c as u64).collect();
+    let running: Vec<u64> = model
+        .nodes
+        .iter()
+        .filter_map(|node| node.running_channels())
+        .map(|c| c as u64)
+        .collect();
     if !running.is_empty() {
-        calls.add(Phase::BufferBroadcast, Collective::Broadcast, 2 * running.iter().sum::<u64>(), size_of::<f32>());
-        calls.add(Phase::BufferBroadcast, Collective::Broadcast, running.len() as u64, size_of::<i64>());
+        calls.add(
+            Phase::BufferBroadcast,
+            Collective::Broadcast,
+            2 * running.iter().sum::<u64>(),
+            size_of::<f32>(),
+        );
+        calls.add(
+            Phase::BufferBroadcast,
+            Collective::Broadcast,
+            running.len() as u64,
+            size_of::<i64>(),
+        );
     }
     for node in &model.nodes {
-        if let (Op::BatchNorm { sync: true, .. }, Some(channels)) = (&node.op, node.running_channels()) {
+        if let (Op::BatchNorm { sync: true, .. }, Some(channels)) =
+            (&node.op, node.running_channels())
+        {
             let channels = channels as u64;
-            calls.add(Phase::SyncBatchNorm, Collective::AllGather, 2 * channels + 1, size_of::<f32>());
-            calls.add(Phase::SyncBatchNorm, Collective::AllReduce, 2 * channels, size_of::<f32>());
+            calls.add(
+                Phase::SyncBatchNorm,
+                Collective::AllGather,
+                2 * channels + 1,
+                size_of::<f32>(),
+            );
+            calls.add(
+                Phase::SyncBatchNorm,
+                Collective::AllReduce,
+                2 * channels,
+                size_of::<f32>(),
+            );
         }
     }
     calls.expected
@@ -120,9 +184,16 @@ impl Calls {
             _ => bytes::Collective::AllReduce,
         };
         let element_bytes = element_bytes as u64;
-        let call =
-            Call { collective: formula, algorithm: Algorithm::SharedDirect, elements, element_bytes, ranks: self.ranks };
-        let traffic = call.traffic(u64::from(self.rank)).expect("shared-direct has every collective");
+        let call = Call {
+            collective: formula,
+            algorithm: Algorithm::SharedDirect,
+            elements,
+            element_bytes,
+            ranks: self.ranks,
+        };
+        let traffic = call
+            .traffic(u64::from(self.rank))
+            .expect("shared-direct has every collective");
         let size_bytes = elements * element_bytes;
         let known = self
             .expected
@@ -134,9 +205,15 @@ impl Calls {
                 entry.traffic = entry.traffic + traffic;
             }
             None => {
-                self.expected.push(Expected { device: self.rank, phase, collective, size_bytes, calls: Some(1), traffic });
+                self.expected.push(Expected {
+                    device: self.rank,
+                    phase,
+                    collective,
+                    size_bytes,
+                    calls: Some(1),
+                    traffic,
+                });
             }
         }
     }
 }
-

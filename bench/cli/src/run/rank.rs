@@ -87,14 +87,18 @@ pub fn main() -> ExitCode {
 
 fn read_assignment() -> Result<Assignment, RankError> {
     let mut line = String::new();
-    io::stdin().read_line(&mut line).map_err(|e| RankError::Assignment(format!("failed to read the assignment: {e}")))?;
+    io::stdin()
+        .read_line(&mut line)
+        .map_err(|e| RankError::Assignment(format!("failed to read the assignment: {e}")))?;
     let assignment: Assignment = serde_json::from_str(&line)
         .map_err(|e| RankError::Assignment(format!("failed to parse the assignment: {e}")))?;
     if assignment.protocol_version == PROTOCOL_VERSION {
         return Ok(assignment);
     }
     let theirs = assignment.protocol_version;
-    Err(RankError::Assignment(format!("protocol version {theirs}, but this child speaks {PROTOCOL_VERSION}")))
+    Err(RankError::Assignment(format!(
+        "protocol version {theirs}, but this child speaks {PROTOCOL_VERSION}"
+    )))
 }
 
 fn run(assignment: &Assignment) -> Result<(), RankError> {
@@ -117,7 +121,9 @@ fn run(assignment: &Assignment) -> Result<(), RankError> {
             std::thread::Builder::new()
                 .name(name)
                 .spawn_scoped(scope, work)
-                .map_err(|e| RankError::Assignment(format!("failed to start a rank's thread: {e}")))?;
+                .map_err(|e| {
+                    RankError::Assignment(format!("failed to start a rank's thread: {e}"))
+                })?;
         }
         Ok(())
     })
@@ -126,7 +132,9 @@ fn run(assignment: &Assignment) -> Result<(), RankError> {
 fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError> {
     let participant = Participant::build(assignment, seat)?;
     match &assignment.purpose {
-        Purpose::Measure { unsynchronized_first } => measure::run(assignment, participant, *unsynchronized_first),
+        Purpose::Measure {
+            unsynchronized_first,
+        } => measure::run(assignment, participant, *unsynchronized_first),
         Purpose::Gate { steps, outputs, .. } => gate::run(assignment, participant, *steps, outputs),
     }
 }
@@ -139,6 +147,10 @@ fn say(message: &Message) {
 }
 
 fn fail(rank: u32, error: &RankError) -> ExitCode {
-    say(&Message::Error { kind: error.kind(), rank, message: error.to_string() });
+    say(&Message::Error {
+        kind: error.kind(),
+        rank,
+        message: error.to_string(),
+    });
     ExitCode::FAILURE
 }

@@ -40,7 +40,10 @@ pub const PASSES: [Pass; 3] = [Pass::Window, Pass::Unsynchronized, Pass::Traced]
 
 /// The number of a pass in a spool.
 pub fn pass_number(pass: Pass) -> u8 {
-    PASSES.iter().position(|p| *p == pass).expect("every pass is listed") as u8
+    PASSES
+        .iter()
+        .position(|p| *p == pass)
+        .expect("every pass is listed") as u8
 }
 
 /// Folds the events of all ranks (in rank order) into the rows of the repeat.
@@ -75,13 +78,35 @@ fn whole_pass(ranks: &[Vec<Event>], pass: Pass) -> Option<Whole> {
     let mut whole: Option<(Whole, u64, u64)> = None;
     for events in ranks {
         let (steps, samples, start, end) = events.iter().find_map(|event| match *event {
-            Event::Pass { pass, steps, samples, start_ns, end_ns } if pass == number => Some((steps, samples, start_ns, end_ns)),
+            Event::Pass {
+                pass,
+                steps,
+                samples,
+                start_ns,
+                end_ns,
+            } if pass == number => Some((steps, samples, start_ns, end_ns)),
             _ => None,
         })?;
-        let (known, first, last) = whole.unwrap_or((Whole { steps, samples: 0, wall_ns: 0 }, start, end));
+        let (known, first, last) = whole.unwrap_or((
+            Whole {
+                steps,
+                samples: 0,
+                wall_ns: 0,
+            },
+            start,
+            end,
+        ));
         let (first, last) = (first.min(start), last.max(end));
         let wall_ns = last.saturating_sub(first);
-        whole = Some((Whole { steps: known.steps.max(steps), samples: known.samples + samples, wall_ns }, first, last));
+        whole = Some((
+            Whole {
+                steps: known.steps.max(steps),
+                samples: known.samples + samples,
+                wall_ns,
+            },
+            first,
+            last,
+        ));
     }
     whole.map(|(whole, ..)| whole)
 }
@@ -90,7 +115,12 @@ fn whole_pass(ranks: &[Vec<Event>], pass: Pass) -> Option<Whole> {
 fn step_times(events: &[Event], pass: Pass) -> Vec<[u64; 2]> {
     let number = pass_number(pass);
     let times = events.iter().filter_map(|event| match *event {
-        Event::Step { pass, start_ns, end_ns, .. } if pass == number => Some([start_ns, end_ns]),
+        Event::Step {
+            pass,
+            start_ns,
+            end_ns,
+            ..
+        } if pass == number => Some([start_ns, end_ns]),
         _ => None,
     });
     times.collect()
@@ -104,7 +134,10 @@ fn thirds(ranks: &[Vec<Event>]) -> Option<[u64; 2]> {
         let third = times.len() / 3;
         (third > 0).then(|| [mean(&times[..third]), mean(&times[times.len() - third..])])
     };
-    ranks.iter().filter_map(of_rank).max_by_key(|[first, last]| first + last)
+    ranks
+        .iter()
+        .filter_map(of_rank)
+        .max_by_key(|[first, last]| first + last)
 }
 
 fn repeat_row(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRow {
@@ -124,12 +157,16 @@ fn repeat_row(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRow {
         reason: facts.reason.clone(),
         started: facts.started.clone(),
         warmup_steps: warmup.unwrap_or(0),
-        steps: window.as_ref().map_or_else(|| finished_steps(ranks), |w| w.steps),
+        steps: window
+            .as_ref()
+            .map_or_else(|| finished_steps(ranks), |w| w.steps),
         samples: window.as_ref().map_or(0, |w| w.samples),
         window_ns: window.map(|w| w.wall_ns),
         unsynchronized_steps: unsynchronized.as_ref().map(|w| w.steps),
         unsynchronized_window_ns: unsynchronized.map(|w| w.wall_ns),
-        unsynchronized_order: facts.unsynchronized_first.map(|first| if first { "before" } else { "after" }.to_owned()),
+        unsynchronized_order: facts
+            .unsynchronized_first
+            .map(|first| if first { "before" } else { "after" }.to_owned()),
         traced_steps: traced.as_ref().map(|w| w.steps),
         traced_window_ns: traced.map(|w| w.wall_ns),
         first_third_ns: thirds.map(|t| t[0]),
@@ -141,7 +178,11 @@ fn repeat_row(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRow {
 
 /// Window steps that the furthest rank finished before the repeat broke off.
 fn finished_steps(ranks: &[Vec<Event>]) -> u64 {
-    ranks.iter().map(|events| step_times(events, Pass::Window).len() as u64).max().unwrap_or(0)
+    ranks
+        .iter()
+        .map(|events| step_times(events, Pass::Window).len() as u64)
+        .max()
+        .unwrap_or(0)
 }
 
 /// Mean over ranks of the last loss that each reported.
@@ -173,9 +214,17 @@ fn step_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<StepRow> {
     let mut rows = Vec::new();
     for (rank, events) in ranks.iter().enumerate() {
         for pass in PASSES {
-            let devices = if pass == Pass::Traced && one_controller(facts.config) { facts.config.devices } else { 1 };
+            let devices = if pass == Pass::Traced && one_controller(facts.config) {
+                facts.config.devices
+            } else {
+                1
+            };
             for device in 0..devices {
-                let device = if one_controller(facts.config) { device } else { rank };
+                let device = if one_controller(facts.config) {
+                    device
+                } else {
+                    rank
+                };
                 rows.extend(rank_steps(facts, events, pass, device));
             }
         }
@@ -189,16 +238,35 @@ fn rank_steps(facts: &RepeatFacts<'_>, events: &[Event], pass: Pass, rank: usize
     let mut rows: Vec<StepRow> = Vec::new();
     let mut origin = None;
     for event in events {
-        if let Event::Step { pass: p, step, start_ns, end_ns, .. } = *event
+        if let Event::Step {
+            pass: p,
+            step,
+            start_ns,
+            end_ns,
+            ..
+        } = *event
             && p == number
         {
             let origin = *origin.get_or_insert(start_ns);
-            rows.push(empty_step(facts, rank, pass, step, start_ns - origin, end_ns - start_ns));
+            rows.push(empty_step(
+                facts,
+                rank,
+                pass,
+                step,
+                start_ns - origin,
+                end_ns - start_ns,
+            ));
         }
     }
     if pass == Pass::Traced {
         for event in events {
-            if let Event::Span { device, phase, step, device_ns, .. } = *event
+            if let Event::Span {
+                device,
+                phase,
+                step,
+                device_ns,
+                ..
+            } = *event
                 && device as usize == rank
                 && let Some(row) = rows.iter_mut().find(|row| row.step == step)
                 && let Some(column) = phase_column(row, Phase::ALL[phase as usize])
@@ -210,7 +278,14 @@ fn rank_steps(facts: &RepeatFacts<'_>, events: &[Event], pass: Pass, rank: usize
     rows
 }
 
-fn empty_step(facts: &RepeatFacts<'_>, rank: usize, pass: Pass, step: u64, start_ns: u64, step_ns: u64) -> StepRow {
+fn empty_step(
+    facts: &RepeatFacts<'_>,
+    rank: usize,
+    pass: Pass,
+    step: u64,
+    start_ns: u64,
+    step_ns: u64,
+) -> StepRow {
     StepRow {
         trial: facts.trial.to_owned(),
         repeat: facts.repeat,
@@ -267,11 +342,24 @@ fn phase_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<PhaseRow> {
         Event::Span { device_ns, .. } => Some(device_ns[0]),
         _ => None,
     };
-    let Some(origin) = ranks.iter().flatten().filter_map(spans).min() else { return Vec::new() };
+    let Some(origin) = ranks.iter().flatten().filter_map(spans).min() else {
+        return Vec::new();
+    };
     let mut rows = Vec::new();
     for (rank, events) in ranks.iter().enumerate() {
         for event in events {
-            let Event::Span { device, track, phase, bucket, step, device_ns, .. } = *event else { continue };
+            let Event::Span {
+                device,
+                track,
+                phase,
+                bucket,
+                step,
+                device_ns,
+                ..
+            } = *event
+            else {
+                continue;
+            };
             rows.push(PhaseRow {
                 trial: facts.trial.to_owned(),
                 repeat: facts.repeat,
@@ -293,7 +381,9 @@ fn phase_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<PhaseRow> {
 /// One row per counted kind of call, and one per kind that was expected but never counted.
 fn comm_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<CommRow> {
     let counted: Vec<&CommEvent> = ranks.iter().flatten().filter_map(comm_event).collect();
-    let Some(steps) = counted.iter().map(|comm| comm.steps).max() else { return Vec::new() };
+    let Some(steps) = counted.iter().map(|comm| comm.steps).max() else {
+        return Vec::new();
+    };
     let mut expected = predict::step(facts.config);
     let mut rows = Vec::new();
     for comm in counted {
@@ -303,12 +393,19 @@ fn comm_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<CommRow> {
                 && e.collective == COLLECTIVES[comm.collective as usize]
                 && e.size_bytes == comm.size_bytes
         };
-        let found = expected.iter().position(key).map(|i| expected.swap_remove(i));
+        let found = expected
+            .iter()
+            .position(key)
+            .map(|i| expected.swap_remove(i));
         let traffic = found.map(|e| e.traffic).unwrap_or_default();
         rows.push(comm_row(facts, comm, traffic));
     }
     for missing in expected {
-        rows.push(comm_row(facts, &never_called(&missing, steps), missing.traffic));
+        rows.push(comm_row(
+            facts,
+            &never_called(&missing, steps),
+            missing.traffic,
+        ));
     }
     rows
 }
@@ -324,7 +421,10 @@ fn never_called(expected: &Expected, steps: u32) -> CommEvent {
     CommEvent {
         device: expected.device as u16,
         phase: expected.phase as u8,
-        collective: COLLECTIVES.iter().position(|c| *c == expected.collective).expect("every collective is listed") as u8,
+        collective: COLLECTIVES
+            .iter()
+            .position(|c| *c == expected.collective)
+            .expect("every collective is listed") as u8,
         algorithm: u8::from(expected.collective == Collective::Copy),
         element_bytes: 1,
         root: 0,
@@ -352,7 +452,12 @@ fn comm_row(facts: &RepeatFacts<'_>, comm: &CommEvent, predicted: Traffic) -> Co
         calls: u64::from(comm.calls),
         steps,
         size_bytes: comm.size_bytes,
-        payload_bytes: comm.size_bytes * if comm.algorithm == 1 { steps } else { u64::from(comm.calls) },
+        payload_bytes: comm.size_bytes
+            * if comm.algorithm == 1 {
+                steps
+            } else {
+                u64::from(comm.calls)
+            },
         sent_bytes: comm.sent_bytes,
         received_bytes: comm.received_bytes,
         predicted_sent_bytes: Some(predicted.sent * steps),
@@ -389,12 +494,22 @@ fn device_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<DeviceRow> 
         _ => None,
     });
     let row = |(device, bytes): (u16, [u64; 6])| {
-        let [parameters, gradients, optimizer, activations, buffers, workspace] = bytes;
+        let [
+            parameters,
+            gradients,
+            optimizer,
+            activations,
+            buffers,
+            workspace,
+        ] = bytes;
         DeviceRow {
             trial: facts.trial.to_owned(),
             repeat: facts.repeat,
             device: u32::from(device),
-            cores: facts.cores.get(device as usize).map_or_else(String::new, |cores| core_list(cores)),
+            cores: facts
+                .cores
+                .get(device as usize)
+                .map_or_else(String::new, |cores| core_list(cores)),
             parameters_bytes: parameters,
             gradients_bytes: gradients,
             optimizer_bytes: optimizer,
@@ -412,7 +527,14 @@ fn device_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<DeviceRow> 
 fn busy_ns_per_step(ranks: &[Vec<Event>], wanted: u16) -> Option<u64> {
     let (mut busy, mut steps) = (0, std::collections::BTreeSet::new());
     for event in ranks.iter().flatten() {
-        if let Event::Span { device, track: 1, phase, step, device_ns, .. } = *event
+        if let Event::Span {
+            device,
+            track: 1,
+            phase,
+            step,
+            device_ns,
+            ..
+        } = *event
             && device == wanted
         {
             steps.insert(step);
@@ -435,13 +557,20 @@ pub fn core_list(cores: &[usize]) -> String {
             _ => parts.push((core, core)),
         }
     }
-    let text = parts.iter().map(|&(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") });
+    let text = parts.iter().map(|&(a, b)| {
+        if a == b {
+            a.to_string()
+        } else {
+            format!("{a}-{b}")
+        }
+    });
     text.collect::<Vec<_>>().join(",")
 }
 
 /// Training losses, averaged over ranks, where a trial reports more than the last one.
 fn learning_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<LearningRow> {
-    let mut by_step: std::collections::BTreeMap<u64, (f64, u32)> = std::collections::BTreeMap::new();
+    let mut by_step: std::collections::BTreeMap<u64, (f64, u32)> =
+        std::collections::BTreeMap::new();
     for event in ranks.iter().flatten() {
         if let Event::Loss { step, loss } = *event {
             let entry = by_step.entry(step).or_default();

@@ -44,15 +44,39 @@ pub enum SpoolError {
 
 /// What an event says. Times are nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(
+    missing_docs,
+    reason = "fields are named as the columns that they become"
+)]
 pub enum Event {
     /// One step of a pass has ended.
-    Step { pass: u8, step: u64, start_ns: u64, end_ns: u64, samples: u64 },
+    Step {
+        pass: u8,
+        step: u64,
+        start_ns: u64,
+        end_ns: u64,
+        samples: u64,
+    },
     /// A pass has ended on this rank: from its barrier until its last step was complete on its device.
-    Pass { pass: u8, steps: u64, samples: u64, start_ns: u64, end_ns: u64 },
+    Pass {
+        pass: u8,
+        steps: u64,
+        samples: u64,
+        start_ns: u64,
+        end_ns: u64,
+    },
     /// The warm-up has ended.
     Warmup { steps: u64 },
     /// A span of a traced step; `bucket` is `u16::MAX` for none.
-    Span { device: u16, track: u8, phase: u8, bucket: u16, step: u64, host_ns: [u64; 2], device_ns: [u64; 2] },
+    Span {
+        device: u16,
+        track: u8,
+        phase: u8,
+        bucket: u16,
+        step: u64,
+        host_ns: [u64; 2],
+        device_ns: [u64; 2],
+    },
     /// What was counted in the window; the quantiles are saturated at u32.
     Comm(CommEvent),
     /// What a device holds, per category of the engine.
@@ -105,8 +129,19 @@ impl Writer {
     /// # Errors
     /// [`SpoolError::Io`], for a full disk among others.
     pub fn create(path: &Path, capacity: usize) -> Result<(), SpoolError> {
-        let io = |what| move |source| SpoolError::Io { what, path: path.to_owned(), source };
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(io("create"))?;
+        let io = |what| {
+            move |source| SpoolError::Io {
+                what,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .map_err(io("create"))?;
         let bytes = (EVENT_BYTES * (capacity + 1)) as u64;
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)
             .map_err(|e| io("reserve room for")(e.into()))?;
@@ -123,8 +158,18 @@ impl Writer {
     /// # Errors
     /// [`SpoolError`].
     pub fn open(path: &Path) -> Result<Self, SpoolError> {
-        let io = |what| move |source| SpoolError::Io { what, path: path.to_owned(), source };
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(io("open"))?;
+        let io = |what| {
+            move |source| SpoolError::Io {
+                what,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(io("open"))?;
         // SAFETY: the file belongs to this rank alone; its only other user reads counted events after a release store.
         let map = unsafe { MmapMut::map_mut(&file) }.map_err(io("map"))?;
         check(&map, path)?;
@@ -144,8 +189,13 @@ impl Writer {
             self.word(DROPPED).fetch_add(1, Ordering::Relaxed);
             return;
         }
-        event.encode((&mut self.map[offset..offset + EVENT_BYTES]).try_into().expect("64 bytes"));
-        self.word(WRITTEN).store(written as u64 + 1, Ordering::Release);
+        event.encode(
+            (&mut self.map[offset..offset + EVENT_BYTES])
+                .try_into()
+                .expect("64 bytes"),
+        );
+        self.word(WRITTEN)
+            .store(written as u64 + 1, Ordering::Release);
     }
 
     /// Tells the conductor that this rank was alive at `now_ns`.
@@ -165,7 +215,13 @@ impl Reader {
     /// # Errors
     /// [`SpoolError`].
     pub fn open(path: &Path) -> Result<Self, SpoolError> {
-        let io = |what| move |source| SpoolError::Io { what, path: path.to_owned(), source };
+        let io = |what| {
+            move |source| SpoolError::Io {
+                what,
+                path: path.to_owned(),
+                source,
+            }
+        };
         let file = File::open(path).map_err(io("open"))?;
         // SAFETY: only events below `written` are read, and those never change again.
         let map = unsafe { Mmap::map(&file) }.map_err(io("map"))?;
@@ -175,7 +231,8 @@ impl Reader {
 
     fn word(&self, offset: usize) -> u64 {
         // SAFETY: offset is a multiple of 8 within the header of a page-aligned mapping that lives as long as self.
-        unsafe { AtomicU64::from_ptr(self.map.as_ptr().add(offset) as *mut u64) }.load(Ordering::Acquire)
+        unsafe { AtomicU64::from_ptr(self.map.as_ptr().add(offset) as *mut u64) }
+            .load(Ordering::Acquire)
     }
 
     /// The events written so far, in order. An event of an unknown kind (of a later version) is skipped.
@@ -202,7 +259,11 @@ fn check(map: &[u8], path: &Path) -> Result<(), SpoolError> {
         && map[..8] == MAGIC
         && map[8..12] == VERSION.to_le_bytes()
         && map[12..16] == (EVENT_BYTES as u32).to_le_bytes();
-    if good { Ok(()) } else { Err(SpoolError::Format(path.to_owned())) }
+    if good {
+        Ok(())
+    } else {
+        Err(SpoolError::Format(path.to_owned()))
+    }
 }
 
 /// Writes and reads the fields of an event in order.
@@ -228,7 +289,9 @@ impl Fields<&mut [u8; EVENT_BYTES]> {
 impl Fields<&[u8; EVENT_BYTES]> {
     fn take<const N: usize>(&mut self) -> [u8; N] {
         self.at += N;
-        self.bytes[self.at - N..self.at].try_into().expect("within the event")
+        self.bytes[self.at - N..self.at]
+            .try_into()
+            .expect("within the event")
     }
     fn u8(&mut self) -> u8 {
         self.take::<1>()[0]
@@ -250,32 +313,63 @@ impl Event {
         bytes.fill(0);
         let mut f = Fields { bytes, at: 0 };
         match self {
-            Self::Step { pass, step, start_ns, end_ns, samples } => {
-                f.put([1, pass, 0, 0, 0, 0, 0, 0]).words(&[step, start_ns, end_ns, samples]);
+            Self::Step {
+                pass,
+                step,
+                start_ns,
+                end_ns,
+                samples,
+            } => {
+                f.put([1, pass, 0, 0, 0, 0, 0, 0])
+                    .words(&[step, start_ns, end_ns, samples]);
             }
-            Self::Pass { pass, steps, samples, start_ns, end_ns } => {
-                f.put([2, pass, 0, 0, 0, 0, 0, 0]).words(&[steps, samples, start_ns, end_ns]);
+            Self::Pass {
+                pass,
+                steps,
+                samples,
+                start_ns,
+                end_ns,
+            } => {
+                f.put([2, pass, 0, 0, 0, 0, 0, 0])
+                    .words(&[steps, samples, start_ns, end_ns]);
             }
             Self::Warmup { steps } => {
                 f.put([3, 0, 0, 0, 0, 0, 0, 0]).words(&[steps]);
             }
-            Self::Span { device, track, phase, bucket, step, host_ns, device_ns } => {
-                f.put([4, track, phase, 0]).put(device.to_le_bytes()).put(bucket.to_le_bytes());
+            Self::Span {
+                device,
+                track,
+                phase,
+                bucket,
+                step,
+                host_ns,
+                device_ns,
+            } => {
+                f.put([4, track, phase, 0])
+                    .put(device.to_le_bytes())
+                    .put(bucket.to_le_bytes());
                 f.words(&[step, host_ns[0], host_ns[1], device_ns[0], device_ns[1]]);
             }
             Self::Comm(c) => {
-                f.put([5, c.phase, c.collective, c.algorithm, c.element_bytes, 0]).put(c.device.to_le_bytes());
-                f.put(c.root.to_le_bytes()).put(c.calls.to_le_bytes()).put(c.steps.to_le_bytes());
+                f.put([5, c.phase, c.collective, c.algorithm, c.element_bytes, 0])
+                    .put(c.device.to_le_bytes());
+                f.put(c.root.to_le_bytes())
+                    .put(c.calls.to_le_bytes())
+                    .put(c.steps.to_le_bytes());
                 f.words(&[c.size_bytes, c.sent_bytes, c.received_bytes]);
                 for value in c.wait_ns.into_iter().chain(c.transfer_ns) {
                     f.put(value.to_le_bytes());
                 }
             }
             Self::Memory { device, bytes } => {
-                f.put([6, 0]).put(device.to_le_bytes()).put([0; 4]).words(&bytes);
+                f.put([6, 0])
+                    .put(device.to_le_bytes())
+                    .put([0; 4])
+                    .words(&bytes);
             }
             Self::Loss { step, loss } => {
-                f.put([7, 0, 0, 0, 0, 0, 0, 0]).words(&[step, loss.to_bits()]);
+                f.put([7, 0, 0, 0, 0, 0, 0, 0])
+                    .words(&[step, loss.to_bits()]);
             }
             Self::ParametersEqual { equal } => {
                 f.put([8, u8::from(equal)]);
@@ -289,12 +383,24 @@ impl Event {
             1 => {
                 let pass = f.u8();
                 f.at = 8;
-                Self::Step { pass, step: f.u64(), start_ns: f.u64(), end_ns: f.u64(), samples: f.u64() }
+                Self::Step {
+                    pass,
+                    step: f.u64(),
+                    start_ns: f.u64(),
+                    end_ns: f.u64(),
+                    samples: f.u64(),
+                }
             }
             2 => {
                 let pass = f.u8();
                 f.at = 8;
-                Self::Pass { pass, steps: f.u64(), samples: f.u64(), start_ns: f.u64(), end_ns: f.u64() }
+                Self::Pass {
+                    pass,
+                    steps: f.u64(),
+                    samples: f.u64(),
+                    start_ns: f.u64(),
+                    end_ns: f.u64(),
+                }
             }
             3 => {
                 f.at = 8;
@@ -314,7 +420,8 @@ impl Event {
                 }
             }
             5 => {
-                let (phase, collective, algorithm, element_bytes) = (f.u8(), f.u8(), f.u8(), f.u8());
+                let (phase, collective, algorithm, element_bytes) =
+                    (f.u8(), f.u8(), f.u8(), f.u8());
                 f.at = 6;
                 Self::Comm(CommEvent {
                     phase,
@@ -336,11 +443,17 @@ impl Event {
                 f.at = 2;
                 let device = f.u16();
                 f.at = 8;
-                Self::Memory { device, bytes: std::array::from_fn(|_| f.u64()) }
+                Self::Memory {
+                    device,
+                    bytes: std::array::from_fn(|_| f.u64()),
+                }
             }
             7 => {
                 f.at = 8;
-                Self::Loss { step: f.u64(), loss: f64::from_bits(f.u64()) }
+                Self::Loss {
+                    step: f.u64(),
+                    loss: f64::from_bits(f.u64()),
+                }
             }
             8 => Self::ParametersEqual { equal: f.u8() != 0 },
             _ => return None,
@@ -354,10 +467,30 @@ mod tests {
 
     fn samples() -> Vec<Event> {
         vec![
-            Event::Step { pass: 2, step: 7, start_ns: 1, end_ns: u64::MAX, samples: 3 },
-            Event::Pass { pass: 0, steps: 9, samples: 18, start_ns: 4, end_ns: 5 },
+            Event::Step {
+                pass: 2,
+                step: 7,
+                start_ns: 1,
+                end_ns: u64::MAX,
+                samples: 3,
+            },
+            Event::Pass {
+                pass: 0,
+                steps: 9,
+                samples: 18,
+                start_ns: 4,
+                end_ns: 5,
+            },
             Event::Warmup { steps: 12 },
-            Event::Span { device: 3, track: 2, phase: 10, bucket: 1, step: 5, host_ns: [1, 2], device_ns: [3, 4] },
+            Event::Span {
+                device: 3,
+                track: 2,
+                phase: 10,
+                bucket: 1,
+                step: 5,
+                host_ns: [1, 2],
+                device_ns: [3, 4],
+            },
             Event::Comm(CommEvent {
                 device: 1,
                 phase: 10,
@@ -373,8 +506,14 @@ mod tests {
                 wait_ns: [1, 2],
                 transfer_ns: [3, u32::MAX],
             }),
-            Event::Memory { device: 9, bytes: [1, 2, 3, 4, 5, 6] },
-            Event::Loss { step: 4, loss: 0.25 },
+            Event::Memory {
+                device: 9,
+                bytes: [1, 2, 3, 4, 5, 6],
+            },
+            Event::Loss {
+                step: 4,
+                loss: 0.25,
+            },
             Event::ParametersEqual { equal: true },
         ]
     }

@@ -52,8 +52,14 @@ pub enum Category {
 
 impl Category {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 6] =
-        [Self::Parameters, Self::Gradients, Self::Optimizer, Self::Activations, Self::Buffers, Self::Workspace];
+    pub const ALL: [Self; 6] = [
+        Self::Parameters,
+        Self::Gradients,
+        Self::Optimizer,
+        Self::Activations,
+        Self::Buffers,
+        Self::Workspace,
+    ];
 }
 
 /// Bytes allocated per [`Category`], indexed in the order of [`Category::ALL`]. Nothing is ever freed before the
@@ -80,7 +86,9 @@ pub enum BackendError {
     #[error("{0}")]
     Communication(String),
     /// Batch statistics of one element per channel, which has no variance.
-    #[error("{layer}: chunk {chunk} has {samples} sample and one element per channel, which has no variance: use at least 2 samples")]
+    #[error(
+        "{layer}: chunk {chunk} has {samples} sample and one element per channel, which has no variance: use at least 2 samples"
+    )]
     OneElement {
         /// The layer, such as `1.batch-norm`.
         layer: String,
@@ -168,7 +176,13 @@ pub trait Backend: Send {
     ///
     /// # Errors
     /// [`BackendError::Unsupported`] where memory is not the host's.
-    fn enqueue_host(&mut self, on: Stream, after: &Completion, task: &Arc<dyn HostTask>, call: HostCall) -> Result<Event>;
+    fn enqueue_host(
+        &mut self,
+        on: Stream,
+        after: &Completion,
+        task: &Arc<dyn HostTask>,
+        call: HostCall,
+    ) -> Result<Event>;
     /// Blocks until both streams are empty.
     ///
     /// # Errors

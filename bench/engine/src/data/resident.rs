@@ -22,7 +22,12 @@ impl Resident {
             source.write(index, input);
         }
         let labels = (0..source.len()).map(|index| source.label(index)).collect();
-        Self { shape: source.shape(), classes: source.classes(), inputs, labels }
+        Self {
+            shape: source.shape(),
+            classes: source.classes(),
+            inputs,
+            labels,
+        }
     }
 }
 
@@ -52,7 +57,12 @@ mod tests {
 
     #[test]
     fn holds_what_its_source_makes() {
-        let source = Synthetic { len: 5, shape: Shape::Features(3), classes: 4, seed: 7 };
+        let source = Synthetic {
+            len: 5,
+            shape: Shape::Features(3),
+            classes: 4,
+            seed: 7,
+        };
         let resident = Resident::of(&source);
         let (mut theirs, mut ours) = ([0.0; 3], [0.0; 3]);
         for index in 0..5 {

@@ -12,7 +12,8 @@ use syncmark_engine::data::Loader;
 use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::optim::SgdSettings;
 use syncmark_engine::strategy::{
-    Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings, Single, SingleSettings, Strategy,
+    Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings, Single,
+    SingleSettings, Strategy,
 };
 
 use super::{RankError, data};
@@ -56,15 +57,26 @@ impl Ranks {
     /// # Errors
     /// When the region cannot be made or joined.
     pub fn new(assignment: &Assignment) -> Result<Self, RankError> {
-        let TrialConfig { strategy, devices, .. } = assignment.trial;
-        let meets = matches!(strategy, StrategyConfig::Independent | StrategyConfig::Ddp { .. });
+        let TrialConfig {
+            strategy, devices, ..
+        } = assignment.trial;
+        let meets = matches!(
+            strategy,
+            StrategyConfig::Independent | StrategyConfig::Ddp { .. }
+        );
         if !meets {
-            return Ok(Self { seats: vec![Some(Seat { rank: assignment.rank, communicator: None })] });
+            return Ok(Self {
+                seats: vec![Some(Seat {
+                    rank: assignment.rank,
+                    communicator: None,
+                })],
+            });
         }
         // A rank that waits too long says for whom; the conductor's own limit is the trial's timeout, which comes later.
         let waiting = Waiting {
             spin: spins(assignment),
-            timeout: Duration::from_nanos(assignment.trial.measure.timeout_ns).max(Duration::from_secs(1)),
+            timeout: Duration::from_nanos(assignment.trial.measure.timeout_ns)
+                .max(Duration::from_secs(1)),
         };
         let (region, local) = match assignment.region_fd {
             Some(fd) => {
@@ -73,15 +85,25 @@ impl Ranks {
                 let fd = unsafe { BorrowedFd::borrow_raw(fd) };
                 (Region::from_fd(fd), assignment.rank..assignment.rank + 1)
             }
-            None => (Region::for_threads(devices, DEFAULT_SLOT_BYTES), 0..devices as u32),
+            None => (
+                Region::for_threads(devices, DEFAULT_SLOT_BYTES),
+                0..devices as u32,
+            ),
         };
         let region = Arc::new(region.map_err(|e| RankError::Assignment(e.to_string()))?);
         let seat = |rank: u32| {
             SharedCommunicator::join(Arc::clone(&region), rank as usize, waiting)
-                .map(|communicator| Some(Seat { rank, communicator: Some(communicator) }))
+                .map(|communicator| {
+                    Some(Seat {
+                        rank,
+                        communicator: Some(communicator),
+                    })
+                })
                 .map_err(|e| RankError::Assignment(e.to_string()))
         };
-        Ok(Self { seats: local.map(seat).collect::<Result<_, _>>()? })
+        Ok(Self {
+            seats: local.map(seat).collect::<Result<_, _>>()?,
+        })
     }
 
     /// Ranks of this child.
@@ -126,7 +148,14 @@ impl Participant {
         let spool = Writer::open(path)?;
         let (strategy, meeting) = strategy(assignment, &model, rank, seat.communicator)?;
         let first_rank = seat.rank == assignment.rank;
-        Ok(Self { strategy, loader, spool, device: rank, first_rank, meeting })
+        Ok(Self {
+            strategy,
+            loader,
+            spool,
+            device: rank,
+            first_rank,
+            meeting,
+        })
     }
 
     /// Blocks until all ranks are here.
@@ -158,13 +187,23 @@ fn cores(assignment: &Assignment, device: usize) -> &[usize] {
 
 fn model(config: &TrialConfig) -> Result<Model, RankError> {
     let options = config.norm_options();
-    resolve(&config.model, &config.model.input, config.model.classes, config.norm, &options)
-        .map_err(|e| RankError::Model(e.to_string()))
+    resolve(
+        &config.model,
+        &config.model.input,
+        config.model.classes,
+        config.norm,
+        &options,
+    )
+    .map_err(|e| RankError::Model(e.to_string()))
 }
 
 fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankError> {
     let cores = cores(assignment, index).to_vec();
-    Ok(Box::new(CpuBackend::new(CpuDevice { cores, spin: spins(assignment), memory_limit: None })?))
+    Ok(Box::new(CpuBackend::new(CpuDevice {
+        cores,
+        spin: spins(assignment),
+        memory_limit: None,
+    })?))
 }
 
 fn optimizer(config: &TrialConfig) -> SgdSettings {
@@ -194,30 +233,73 @@ fn strategy(
                 Purpose::Gate { chunks, .. } => chunks.clone(),
                 Purpose::Measure { .. } => Vec::new(),
             };
-            let settings = SingleSettings { max_batch: global, chunks, seed, optimizer };
-            (Box::new(Single::new(device(assignment, 0)?, model, &settings)?), None)
+            let settings = SingleSettings {
+                max_batch: global,
+                chunks,
+                seed,
+                optimizer,
+            };
+            (
+                Box::new(Single::new(device(assignment, 0)?, model, &settings)?),
+                None,
+            )
         }
         StrategyConfig::Independent => {
             let sample_offset = config.batch.chunks[..rank].iter().sum();
-            let settings = IndependentSettings { index: rank, sample_offset, max_batch: own, seed, optimizer };
-            (Box::new(Independent::new(device(assignment, rank)?, model, &settings)?), communicator)
+            let settings = IndependentSettings {
+                index: rank,
+                sample_offset,
+                max_batch: own,
+                seed,
+                optimizer,
+            };
+            (
+                Box::new(Independent::new(
+                    device(assignment, rank)?,
+                    model,
+                    &settings,
+                )?),
+                communicator,
+            )
         }
         StrategyConfig::Dp { loss } => {
-            let devices: Vec<_> = (0..config.devices).map(|index| device(assignment, index)).collect::<Result<_, _>>()?;
+            let devices: Vec<_> = (0..config.devices)
+                .map(|index| device(assignment, index))
+                .collect::<Result<_, _>>()?;
             let links = Arc::new(HostLinks::new(devices.iter().map(|device| &**device))?);
             let loss = match loss {
                 file::DpLoss::Gathered => DpLoss::Gathered,
                 file::DpLoss::Replica => DpLoss::Replica,
             };
-            let cores = (0..config.devices).map(|index| cores(assignment, index).to_vec()).collect();
-            let settings = DpSettings { max_batch: global, loss, seed, optimizer, cores };
+            let cores = (0..config.devices)
+                .map(|index| cores(assignment, index).to_vec())
+                .collect();
+            let settings = DpSettings {
+                max_batch: global,
+                loss,
+                seed,
+                optimizer,
+                cores,
+            };
             (Box::new(Dp::new(devices, links, model, &settings)?), None)
         }
         StrategyConfig::Ddp { .. } => {
-            let communicator = communicator.ok_or_else(|| RankError::Assignment("ddp without a region".to_owned()))?;
+            let communicator = communicator
+                .ok_or_else(|| RankError::Assignment("ddp without a region".to_owned()))?;
             let sample_offset = config.batch.chunks[..rank].iter().sum();
-            let settings = DdpSettings { max_batch: own, sample_offset, seed, optimizer, bucket_cap_bytes: None };
-            let ddp = Ddp::new(device(assignment, rank)?, Box::new(communicator), model, &settings)?;
+            let settings = DdpSettings {
+                max_batch: own,
+                sample_offset,
+                seed,
+                optimizer,
+                bucket_cap_bytes: None,
+            };
+            let ddp = Ddp::new(
+                device(assignment, rank)?,
+                Box::new(communicator),
+                model,
+                &settings,
+            )?;
             (Box::new(ddp), None)
         }
     })

@@ -5,15 +5,18 @@
 use std::sync::Arc;
 
 use syncmark_engine::data::{
-    Dataset, Digits, Distributed, Loader, RankOrder, Resident, Sampler, Sequential, Split, Synthetic,
+    Dataset, Digits, Distributed, Loader, RankOrder, Resident, Sampler, Sequential, Split,
+    Synthetic,
 };
 use syncmark_engine::shape::Shape;
 
 use super::RankError;
 use crate::plan::config::{SourceConfig, StrategyConfig, TrialConfig};
 
-const DIGITS_IMAGES: &[u8] = include_bytes!("../../../../../scenarios/data/digits.images.idx3-ubyte");
-const DIGITS_LABELS: &[u8] = include_bytes!("../../../../../scenarios/data/digits.labels.idx1-ubyte");
+const DIGITS_IMAGES: &[u8] =
+    include_bytes!("../../../../../scenarios/data/digits.images.idx3-ubyte");
+const DIGITS_LABELS: &[u8] =
+    include_bytes!("../../../../../scenarios/data/digits.labels.idx1-ubyte");
 
 /// Synthetic samples held in memory: many batches, but not more bytes than this.
 const SYNTHETIC_BYTES: usize = 256 << 20;
@@ -36,7 +39,12 @@ pub fn dataset(config: &TrialConfig) -> Result<Arc<dyn Dataset>, RankError> {
                 .ok_or_else(|| RankError::Model(format!("{input:?} is no shape of a sample")))?;
             let fitting = SYNTHETIC_BYTES / (shape.elements() * size_of::<f32>());
             let len = SYNTHETIC_SAMPLES.min(fitting).max(2 * config.batch.global);
-            Resident::of(&Synthetic { len, shape, classes: config.model.classes, seed: config.data.seed })
+            Resident::of(&Synthetic {
+                len,
+                shape,
+                classes: config.model.classes,
+                seed: config.data.seed,
+            })
         }
     }))
 }
@@ -45,19 +53,41 @@ pub fn dataset(config: &TrialConfig) -> Result<Arc<dyn Dataset>, RankError> {
 ///
 /// # Errors
 /// When the data set holds less than one batch.
-pub fn timed(config: &TrialConfig, data: Arc<dyn Dataset>, rank: usize) -> Result<Loader, RankError> {
+pub fn timed(
+    config: &TrialConfig,
+    data: Arc<dyn Dataset>,
+    rank: usize,
+) -> Result<Loader, RankError> {
     let ranks = match config.strategy {
         StrategyConfig::Single => 1,
         _ => config.devices,
     };
     let (global, seed) = (config.batch.global, Some(config.data.seed));
-    let shard = Distributed { len: data.len(), ranks, rank, seed, drop_last: true };
-    let whole = Distributed { ranks: 1, rank: 0, ..shard };
+    let shard = Distributed {
+        len: data.len(),
+        ranks,
+        rank,
+        seed,
+        drop_last: true,
+    };
+    let whole = Distributed {
+        ranks: 1,
+        rank: 0,
+        ..shard
+    };
     let (sampler, batch): (Box<dyn Sampler>, usize) = match config.strategy {
-        StrategyConfig::Independent | StrategyConfig::Ddp { .. } => (Box::new(shard), config.batch.chunks[rank]),
+        StrategyConfig::Independent | StrategyConfig::Ddp { .. } => {
+            (Box::new(shard), config.batch.chunks[rank])
+        }
         // Uneven chunks have no counterpart among ranks, whose batches are equal.
         _ if global % ranks != 0 => (Box::new(whole), global),
-        _ => (Box::new(RankOrder { ranks: shard, batch: global / ranks }), global),
+        _ => (
+            Box::new(RankOrder {
+                ranks: shard,
+                batch: global / ranks,
+            }),
+            global,
+        ),
     };
     Loader::new(data, sampler, batch, true).map_err(|e| RankError::Assignment(e.to_string()))
 }
@@ -66,12 +96,25 @@ pub fn timed(config: &TrialConfig, data: Arc<dyn Dataset>, rank: usize) -> Resul
 ///
 /// # Errors
 /// When the data set holds less than one batch.
-pub fn gate(config: &TrialConfig, data: Arc<dyn Dataset>, rank: usize, global: usize) -> Result<Loader, RankError> {
+pub fn gate(
+    config: &TrialConfig,
+    data: Arc<dyn Dataset>,
+    rank: usize,
+    global: usize,
+) -> Result<Loader, RankError> {
     let sampler: Box<dyn Sampler> = Box::new(Sequential { len: data.len() });
     let (sampler, batch) = match config.strategy {
         StrategyConfig::Ddp { .. } => {
             let batch = global / config.devices;
-            (Box::new(Part { whole: data.len(), global, batch, rank }) as Box<dyn Sampler>, batch)
+            (
+                Box::new(Part {
+                    whole: data.len(),
+                    global,
+                    batch,
+                    rank,
+                }) as Box<dyn Sampler>,
+                batch,
+            )
         }
         _ => (sampler, global),
     };

@@ -25,19 +25,27 @@ pub fn run(
         participant.step(&mut Silent)?;
         let loss = participant.strategy.loss()?;
         if !loss.is_finite() {
-            return Err(RankError::Diverged { loss, step: u64::from(step) + 1 });
+            return Err(RankError::Diverged {
+                loss,
+                step: u64::from(step) + 1,
+            });
         }
     }
     participant.strategy.finish()?;
     let after = participant.strategy.export()?;
     // A child with one rank has one file; a child with all ranks has one for each.
     let index = participant.device - assignment.rank as usize;
-    let path = outputs.get(index).ok_or_else(|| RankError::Assignment(format!("no gate output for rank {index}")))?;
+    let path = outputs
+        .get(index)
+        .ok_or_else(|| RankError::Assignment(format!("no gate output for rank {index}")))?;
     write(path, &before, &after)
 }
 
 fn write(path: &Path, before: &[NamedTensor], after: &[NamedTensor]) -> Result<(), RankError> {
-    let named = before.iter().map(|t| ("before", t)).chain(after.iter().map(|t| ("after", t)));
+    let named = before
+        .iter()
+        .map(|t| ("before", t))
+        .chain(after.iter().map(|t| ("after", t)));
     let bytes: Vec<(String, &NamedTensor, Dtype, Vec<u8>)> = named
         .map(|(when, tensor)| {
             let (dtype, bytes) = little_endian(&tensor.data);
@@ -45,17 +53,27 @@ fn write(path: &Path, before: &[NamedTensor], after: &[NamedTensor]) -> Result<(
         })
         .collect();
     let views = bytes.iter().map(|(name, tensor, dtype, bytes)| {
-        let view = TensorView::new(*dtype, tensor.shape.clone(), bytes).expect("shape and data agree");
+        let view =
+            TensorView::new(*dtype, tensor.shape.clone(), bytes).expect("shape and data agree");
         (name.as_str(), view)
     });
-    let output = |source| RankError::Output { path: path.to_owned(), source };
+    let output = |source| RankError::Output {
+        path: path.to_owned(),
+        source,
+    };
     let file = safetensors::serialize(views, None).map_err(|e| output(std::io::Error::other(e)))?;
     std::fs::write(path, file).map_err(output)
 }
 
 fn little_endian(data: &TensorData) -> (Dtype, Vec<u8>) {
     match data {
-        TensorData::F32(values) => (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-        TensorData::I64(values) => (Dtype::I64, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        TensorData::F32(values) => (
+            Dtype::F32,
+            values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        ),
+        TensorData::I64(values) => (
+            Dtype::I64,
+            values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        ),
     }
 }

@@ -24,7 +24,11 @@ const LEAD_IN_STEPS: u64 = 3;
 ///
 /// # Errors
 /// The first failure of this rank.
-pub fn run(assignment: &Assignment, mut participant: Participant, unsynchronized_first: bool) -> Result<(), RankError> {
+pub fn run(
+    assignment: &Assignment,
+    mut participant: Participant,
+    unsynchronized_first: bool,
+) -> Result<(), RankError> {
     let measure = &assignment.trial.measure;
     let step_time = warm_up(assignment, &mut participant)?;
     let planned = (measure.min_time_ns as f64 / step_time.as_nanos().max(1) as f64).ceil() as u64;
@@ -79,12 +83,24 @@ fn timed_pass(participant: &mut Participant, pass: Pass, steps: u64) -> Result<(
         let batch = participant.step(&mut Silent)?;
         let end = now_ns();
         samples += batch;
-        participant.spool.push(Event::Step { pass: number, step, start_ns: begin, end_ns: end, samples: batch });
+        participant.spool.push(Event::Step {
+            pass: number,
+            step,
+            start_ns: begin,
+            end_ns: end,
+            samples: batch,
+        });
         participant.spool.beat(end);
         begin = end;
     }
     participant.strategy.finish()?;
-    participant.spool.push(Event::Pass { pass: number, steps, samples, start_ns: start, end_ns: now_ns() });
+    participant.spool.push(Event::Pass {
+        pass: number,
+        steps,
+        samples,
+        start_ns: start,
+        end_ns: now_ns(),
+    });
     if synchronized {
         after_window(participant, steps)?;
     }
@@ -93,9 +109,18 @@ fn timed_pass(participant: &mut Participant, pass: Pass, steps: u64) -> Result<(
 }
 
 /// Back to the snapshot, a few uncounted steps, counters to zero, and everyone to the starting line.
-fn begin_pass(participant: &mut Participant, pass: Pass, steps: u64, synchronized: bool) -> Result<(), RankError> {
+fn begin_pass(
+    participant: &mut Participant,
+    pass: Pass,
+    steps: u64,
+    synchronized: bool,
+) -> Result<(), RankError> {
     if participant.first_rank {
-        let name = serde_json::to_value(pass).expect("a pass has a name").as_str().unwrap_or_default().to_owned();
+        let name = serde_json::to_value(pass)
+            .expect("a pass has a name")
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         say(&Message::Pass { name, steps });
     }
     participant.strategy.restore()?;
@@ -112,21 +137,34 @@ fn begin_pass(participant: &mut Participant, pass: Pass, steps: u64, synchronize
 fn after_window(participant: &mut Participant, steps: u64) -> Result<(), RankError> {
     counts(participant, steps);
     let loss = participant.strategy.loss()?;
-    participant.spool.push(Event::Loss { step: steps, loss: f64::from(loss) });
+    participant.spool.push(Event::Loss {
+        step: steps,
+        loss: f64::from(loss),
+    });
     if let Some(equal) = participant.strategy.parameters_equal()? {
         participant.spool.push(Event::ParametersEqual { equal });
     }
-    if loss.is_finite() { Ok(()) } else { Err(RankError::Diverged { loss, step: steps }) }
+    if loss.is_finite() {
+        Ok(())
+    } else {
+        Err(RankError::Diverged { loss, step: steps })
+    }
 }
 
 fn counts(participant: &mut Participant, steps: u64) {
     let counts = participant.strategy.counts();
-    let (copies, calls): (Vec<_>, Vec<_>) = counts.into_iter().partition(|(_, c)| c.collective == Collective::Copy);
+    let (copies, calls): (Vec<_>, Vec<_>) = counts
+        .into_iter()
+        .partition(|(_, c)| c.collective == Collective::Copy);
     for (device, count) in calls {
-        participant.spool.push(Event::Comm(comm_event(device, count, steps)));
+        participant
+            .spool
+            .push(Event::Comm(comm_event(device, count, steps)));
     }
     for (device, count) in by_phase(copies, steps) {
-        participant.spool.push(Event::Comm(comm_event(device, count, steps)));
+        participant
+            .spool
+            .push(Event::Comm(comm_event(device, count, steps)));
     }
 }
 
@@ -151,7 +189,16 @@ fn by_phase(copies: Vec<(usize, Count)>, steps: u64) -> Vec<(usize, Count)> {
             }
         }
     }
-    let total = |((phase, device), count)| (device, Count { root: 0, size_bytes: payloads[&phase] / steps.max(1), ..count });
+    let total = |((phase, device), count)| {
+        (
+            device,
+            Count {
+                root: 0,
+                size_bytes: payloads[&phase] / steps.max(1),
+                ..count
+            },
+        )
+    };
     totals.into_iter().map(total).collect()
 }
 
@@ -159,8 +206,14 @@ fn comm_event(device: usize, count: Count, steps: u64) -> CommEvent {
     CommEvent {
         device: device as u16,
         phase: count.phase as u8,
-        collective: COLLECTIVES.iter().position(|c| *c == count.collective).expect("every collective is listed") as u8,
-        algorithm: ALGORITHMS.iter().position(|a| *a == count.algorithm).expect("every algorithm is listed") as u8,
+        collective: COLLECTIVES
+            .iter()
+            .position(|c| *c == count.collective)
+            .expect("every collective is listed") as u8,
+        algorithm: ALGORITHMS
+            .iter()
+            .position(|a| *a == count.algorithm)
+            .expect("every algorithm is listed") as u8,
         element_bytes: count.element_bytes as u8,
         root: count.root as u32,
         size_bytes: count.size_bytes,
@@ -178,7 +231,9 @@ fn quantiles(mut samples: Vec<u64>) -> [u32; 2] {
     samples.sort_unstable();
     let at = |share: f64| {
         let rank = (share * samples.len() as f64).ceil() as usize;
-        samples.get(rank.saturating_sub(1)).map_or(u32::MAX, |ns| u32::try_from(*ns).unwrap_or(u32::MAX))
+        samples
+            .get(rank.saturating_sub(1))
+            .map_or(u32::MAX, |ns| u32::try_from(*ns).unwrap_or(u32::MAX))
     };
     [at(0.5), at(0.9)]
 }
@@ -186,19 +241,33 @@ fn quantiles(mut samples: Vec<u64>) -> [u32; 2] {
 fn traced_pass(participant: &mut Participant, steps: u64) -> Result<(), RankError> {
     begin_pass(participant, Pass::Traced, steps, true)?;
     let number = pass_number(Pass::Traced);
-    let mut probe = SpanBuffer { spans: Vec::with_capacity(4096) };
+    let mut probe = SpanBuffer {
+        spans: Vec::with_capacity(4096),
+    };
     let (start, mut samples) = (now_ns(), 0);
     for step in 0..steps {
         let begin = now_ns();
         let batch = participant.step(&mut probe)?;
         let end = now_ns();
         samples += batch;
-        participant.spool.push(Event::Step { pass: number, step, start_ns: begin, end_ns: end, samples: batch });
+        participant.spool.push(Event::Step {
+            pass: number,
+            step,
+            start_ns: begin,
+            end_ns: end,
+            samples: batch,
+        });
         probe.flush(step, &mut participant.spool);
         participant.spool.beat(end);
     }
     participant.strategy.finish()?;
-    participant.spool.push(Event::Pass { pass: number, steps, samples, start_ns: start, end_ns: now_ns() });
+    participant.spool.push(Event::Pass {
+        pass: number,
+        steps,
+        samples,
+        start_ns: start,
+        end_ns: now_ns(),
+    });
     Ok(())
 }
 
@@ -239,9 +308,10 @@ impl SpanBuffer {
 fn memory(participant: &mut Participant) {
     let first = participant.device;
     for (index, bytes) in participant.strategy.memory().into_iter().enumerate() {
-        participant
-            .spool
-            .push(Event::Memory { device: (first + index) as u16, bytes: bytes.map(|b| b as u64) });
+        participant.spool.push(Event::Memory {
+            device: (first + index) as u16,
+            bytes: bytes.map(|b| b as u64),
+        });
     }
 }
 
@@ -255,7 +325,14 @@ impl Participant {
             let ready = [asked, now_ns()];
             let device = self.device as u16;
             let (track, phase) = (Track::Host, Phase::Data);
-            probe.span(PhaseSpan { device, track, phase, bucket: None, host_ns: ready, device_ns: ready });
+            probe.span(PhaseSpan {
+                device,
+                track,
+                phase,
+                bucket: None,
+                host_ns: ready,
+                device_ns: ready,
+            });
         }
         let samples = batch.len as u64;
         self.strategy.step(batch, probe)?;
