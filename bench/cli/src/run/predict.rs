@@ -202,7 +202,7 @@ impl Calls {
         match known {
             Some(entry) => {
                 entry.calls = entry.calls.map(|calls| calls + 1);
-                entry.traffic = entry.traffic + traffic;
+                entry.traffic += traffic;
             }
             None => {
                 self.expected.push(Expected {
