@@ -5,7 +5,7 @@
 //! Reference: Wu and He, *Group normalization*, 2018; PyTorch's `native_group_norm`.
 use crate::backend::cpu::batch_norm::affine as or;
 use crate::backend::cpu::columns::{Columns, map, reduce, widest};
-use crate::backend::cpu::elementwise;
+use crate::backend::cpu::{elementwise, group_runs};
 use crate::kernel::{Affine, Write};
 
 /// Groups whose sums are kept on the stack at a time.
@@ -21,17 +21,10 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    /// One group whose γ and β do not follow channels is one run of numbers: read as rows of 64, it takes the fast path of
-    /// the loops whatever its channels are.
-    fn flattened(mut self) -> Self {
-        if self.spatial == 1 && self.affine == Affine::Channel {
-            self.affine = Affine::Element;
-        }
-        let elements = self.spatial * self.channels;
-        if self.groups == 1 && self.affine != Affine::Channel && elements.is_multiple_of(64) {
-            (self.spatial, self.channels) = (elements / 64, 64);
-        }
-        self
+    /// The length of a group's run of memory, where each is one and γ and β follow its elements.
+    fn run(self) -> Option<usize> {
+        let one_run = self.spatial == 1 || (self.groups == 1 && self.affine != Affine::Channel);
+        one_run.then_some(self.sample() / self.groups)
     }
     fn sample(self) -> usize {
         self.spatial * self.channels
@@ -50,7 +43,9 @@ widest! {
     pub(super) fn forward(
         x: &[f32], gamma: &[f32], beta: &[f32], y: &mut [f32], mean: &mut [f32], rstd: &mut [f32], shape: Groups, eps: f32,
     ) {
-        let shape = shape.flattened();
+        if let Some(run) = shape.run() {
+            return group_runs::forward(x, gamma, beta, y, mean, rstd, run, eps);
+        }
         let samples = x.chunks_exact(shape.sample()).zip(y.chunks_exact_mut(shape.sample()));
         let kept = mean.chunks_exact_mut(shape.groups).zip(rstd.chunks_exact_mut(shape.groups));
         for ((x, y), (mean, rstd)) in samples.zip(kept) {
@@ -166,7 +161,9 @@ widest! {
         x: &[f32], d_y: &[f32], gamma: &[f32], mean: &[f32], rstd: &[f32], d_x: &mut [f32], d_gamma: &mut [f32],
         d_beta: &mut [f32], shape: Groups, write: Write,
     ) {
-        let shape = shape.flattened();
+        if let Some(run) = shape.run() {
+            return group_runs::backward(x, d_y, gamma, mean, rstd, d_x, d_gamma, d_beta, run, write);
+        }
         let (size, width) = (shape.sample(), shape.width());
         let mut projections = Projections { first: 0, means: [[0.0; 2]; GROUPS] };
         for (b, x) in x.chunks_exact(size).enumerate() {

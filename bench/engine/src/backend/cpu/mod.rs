@@ -10,6 +10,7 @@ mod conv;
 mod dropout;
 mod elementwise;
 mod group_norm;
+mod group_runs;
 mod launch;
 mod loss;
 mod matmul;
