@@ -10,6 +10,7 @@ pub mod canvas;
 pub mod legend;
 pub mod memory;
 pub mod palette;
+mod panel;
 pub mod raster;
 pub mod scaling;
 pub mod series;

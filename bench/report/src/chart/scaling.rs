@@ -4,10 +4,11 @@
 //! Series of one device count stand side by side, so that their intervals do not cover each other.
 use super::{
     WIDTH,
-    axis::{Area, Scale, tick_label, vertical},
-    canvas::{self, Anchor, Canvas},
+    axis::Area,
+    canvas::{self, Anchor},
     legend::{self, Entry, Sign},
-    palette::{ALERT, Color, LABEL, PANEL, SMALL},
+    palette::{Color, PANEL},
+    panel::{Panel, Point},
     series::{Facet, Series, dp_on_cpu, not_shown, series},
 };
 use crate::{
@@ -19,27 +20,6 @@ use syncmark_record::rows::TrialRow;
 
 const MARGIN: f64 = 16.0;
 const PLOT_HEIGHT: f64 = 290.0;
-/// Repeats stand beside their median, or its marker would cover them.
-const RAW_SHIFT: f64 = 9.0;
-
-/// One point of a series.
-struct Point {
-    devices: u32,
-    value: f64,
-    low: f64,
-    high: f64,
-    /// Single repeats.
-    raw: Vec<f64>,
-}
-
-/// One coordinate system.
-struct Panel<'a> {
-    title: &'a str,
-    axis: &'a str,
-    points: Vec<Vec<Point>>,
-    /// The ideal value by device count.
-    ideal: Option<Box<dyn Fn(f64) -> f64>>,
-}
 
 fn point(trial: &TrialRow, figure: [Option<f64>; 3], raw: Vec<f64>) -> Option<Point> {
     let [value, low, high] = figure;
@@ -95,14 +75,7 @@ pub fn throughput(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
         ideal,
     };
     let title = "Throughput against devices";
-    let (svg, height) = draw(
-        title,
-        &facet.title,
-        &all,
-        facet,
-        &[panel],
-        "ideal: N × single",
-    )?;
+    let (svg, height) = draw(title, &facet.title, &all, facet, &[panel], "ideal")?;
     let caption = format!(
         "Samples per second over the wall time of the whole window; higher is better. {line}{}{}{}",
         spread_words(facet),
@@ -300,159 +273,8 @@ fn draw(
                     PANEL,
                 );
             }
-            paint_panel(canvas, area, panel, all, facet, &device_counts(panel));
+            panel.paint(canvas, area, all, facet);
         }
     });
     Some((svg, height))
-}
-
-fn device_counts(panel: &Panel<'_>) -> Vec<u32> {
-    let mut counts: Vec<u32> = panel
-        .points
-        .iter()
-        .flatten()
-        .map(|point| point.devices)
-        .collect();
-    counts.sort_unstable();
-    counts.dedup();
-    counts
-}
-
-fn paint_panel(
-    canvas: &mut Canvas<'_>,
-    area: Area,
-    panel: &Panel<'_>,
-    all: &[Series<'_>],
-    facet: &Facet<'_>,
-    counts: &[u32],
-) {
-    let ideal_high = panel
-        .ideal
-        .as_ref()
-        .and_then(|ideal| counts.iter().map(|&n| ideal(f64::from(n))).reduce(f64::max));
-    let points = || panel.points.iter().flatten();
-    let raw = points()
-        .flat_map(|point| &point.raw)
-        .copied()
-        .fold(0.0, f64::max);
-    let high = points()
-        .map(|point| point.high)
-        .fold(raw.max(ideal_high.unwrap_or(0.0)), f64::max);
-    let y = vertical(canvas, area, high, panel.axis, tick_label);
-    let (first, last) = (f64::from(counts[0]), f64::from(counts[counts.len() - 1]));
-    // Half a device of room on both sides; one device count alone stands in the middle.
-    let room = if counts.len() == 1 {
-        1.0
-    } else {
-        ((last - first) * 0.14).max(0.25)
-    };
-    let x = Scale::new(first - room, last + room, area.left, area.right);
-    device_axis(canvas, area, &x, facet, counts);
-    let dodge = dodge_step(&x, counts, all.len());
-    if let Some(ideal) = &panel.ideal {
-        let half = dodge * all.len() as f64 / 2.0 + 6.0;
-        paint_ideal(canvas, counts, half, &|n| x.at(f64::from(n)), &|n| {
-            y.at(ideal(f64::from(n)))
-        });
-    }
-    for (index, (series, points)) in all.iter().zip(&panel.points).enumerate() {
-        let shift = (index as f64 - (all.len() as f64 - 1.0) / 2.0) * dodge;
-        paint_series(canvas, series, points, &|n| x.at(f64::from(n)) + shift, &y);
-    }
-}
-
-/// The ideal: level over the width of each device count's group, so that every point stands against its own N, and
-/// rising from group to group.
-fn paint_ideal(
-    canvas: &mut Canvas<'_>,
-    counts: &[u32],
-    half: f64,
-    x: &dyn Fn(u32) -> f64,
-    y: &dyn Fn(u32) -> f64,
-) {
-    let mut corners: Vec<(f64, f64)> = Vec::new();
-    for &devices in counts {
-        corners.extend([
-            (x(devices) - half, y(devices)),
-            (x(devices) + half, y(devices)),
-        ]);
-    }
-    for pair in corners.windows(2) {
-        canvas.dashed(pair[0], pair[1], Color::GREY, 1.2);
-    }
-}
-
-/// Pixels between series at one device count: at most 22, and at most what keeps device counts apart.
-fn dodge_step(x: &Scale, counts: &[u32], series: usize) -> f64 {
-    let gap = counts
-        .windows(2)
-        .map(|pair| x.at(f64::from(pair[1])) - x.at(f64::from(pair[0])))
-        .fold(f64::INFINITY, f64::min);
-    (gap * 0.7 / series.max(1) as f64).min(if counts.len() == 1 { 44.0 } else { 22.0 })
-}
-
-/// Device counts below the plot. A star marks those with an oversubscribed trial, and the axis' title explains it, so
-/// that labels of neighbouring counts cannot run into each other.
-fn device_axis(canvas: &mut Canvas<'_>, area: Area, x: &Scale, facet: &Facet<'_>, counts: &[u32]) {
-    let crowded = |devices: u32| {
-        facet
-            .trials
-            .iter()
-            .any(|trial| trial.devices == devices && trial.oversubscribed)
-    };
-    for &devices in counts {
-        let at = x.at(f64::from(devices));
-        canvas.line((at, area.bottom), (at, area.bottom + 4.0), Color::GREY, 1.0);
-        let (label, look) = if crowded(devices) {
-            (format!("{devices}*"), ALERT)
-        } else {
-            (devices.to_string(), SMALL)
-        };
-        canvas.text(at, area.bottom + 13.0, &label, Anchor::Middle, look);
-    }
-    let middle = (area.left + area.right) / 2.0;
-    canvas.text(
-        middle,
-        area.bottom + 30.0,
-        "devices N",
-        Anchor::Middle,
-        LABEL,
-    );
-    if counts.iter().any(|&devices| crowded(devices)) {
-        canvas.text(
-            middle,
-            area.bottom + 46.0,
-            "* oversubscribed: more devices than cores",
-            Anchor::Middle,
-            ALERT,
-        );
-    }
-}
-
-fn paint_series(
-    canvas: &mut Canvas<'_>,
-    series: &Series<'_>,
-    points: &[Point],
-    x: &dyn Fn(u32) -> f64,
-    y: &Scale,
-) {
-    let line: Vec<(f64, f64)> = points
-        .iter()
-        .map(|point| (x(point.devices), y.at(point.value)))
-        .collect();
-    if line.len() > 1 {
-        canvas.path(&line, series.color.tint(0.25), 1.4);
-    }
-    for point in points {
-        let at = x(point.devices);
-        for &raw in point.raw.iter().filter(|&&raw| y.clip(raw).is_some()) {
-            canvas.disc(at + RAW_SHIFT, y.at(raw), 1.9, series.color, 0.45);
-        }
-        let (low, high) = (y.at(point.low), y.at(point.high));
-        canvas.line((at, low), (at, high), series.color, 1.5);
-        for end in [low, high] {
-            canvas.line((at - 5.0, end), (at + 5.0, end), series.color, 1.5);
-        }
-        canvas.marker(at, y.at(point.value), series.marker, series.color);
-    }
 }
