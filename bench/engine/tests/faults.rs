@@ -28,8 +28,11 @@ fn an_abort_ends_pending_and_later_collectives_and_names_the_rank() {
             std::thread::sleep(Duration::from_millis(50));
             r.comm.aborter().abort("data ran out");
         }
+        let span = r.f32(&values(r.rank, 5));
         for _ in 0..2 {
-            let error = all_reduce(&mut r, 5).unwrap_err();
+            let error = r
+                .call(Collective::AllReduce, span, span, Reduce::Sum, 0)
+                .unwrap_err();
             assert!(
                 error.contains("rank 2 aborted the job: data ran out"),
                 "{error}"

@@ -1,0 +1,290 @@
+//! Counted bytes equal, to the byte, what SEMANTICS and the algorithm say, written out here independently: every
+//! collective, DP and DDP, 1 to 4 ranks, odd sizes. And what one rank says it sent, the others have read.
+mod ranks;
+mod trials;
+
+use std::collections::BTreeMap;
+
+use ranks::{PATIENT, spawn, values};
+use syncmark_engine::backend::Category;
+use syncmark_engine::comm::{Collective, Count, Reduce};
+use syncmark_engine::model::spec::Norm;
+use syncmark_engine::probe::{Phase, Silent};
+use syncmark_engine::strategy::{DpLoss, Strategy};
+use syncmark_engine::tensor::Dtype;
+use trials::{Batch, CLASSES, INPUT, On, dp, model, ranks as ddp_ranks};
+
+/// Sizes of the standard split: the first `len % n` chunks have one element more.
+fn split(len: u64, n: u64) -> Vec<u64> {
+    (0..n).map(|r| len / n + u64::from(r < len % n)).collect()
+}
+
+/// Elements (sent, received) by `rank` of `n`, for a payload of `len`, worked out from what each rank needs.
+fn elements(collective: Collective, len: u64, n: u64, rank: u64, root: u64) -> (u64, u64) {
+    let own = split(len, n)[rank as usize];
+    let (others, is_root) = (n - 1, rank == root);
+    match collective {
+        Collective::Broadcast if is_root => (len * others, 0),
+        Collective::Broadcast => (0, len * u64::from(n > 1)),
+        Collective::Reduce if is_root => (0, len * others),
+        Collective::Reduce => (len, 0),
+        // Contributions to the others' chunks, then the own reduced chunk to each of them.
+        Collective::AllReduce => ((len - own) + own * others, own * others + (len - own)),
+        Collective::AllGather => (len * others, len * others),
+        Collective::ReduceScatter => (len - own, own * others),
+        Collective::Scatter if is_root => (len - own, 0),
+        Collective::Scatter => (0, own),
+        Collective::Gather if is_root => (0, len - own),
+        Collective::Gather => (own, 0),
+        other => panic!("no formula for {other:?}"),
+    }
+}
+
+#[test]
+fn every_collective_moves_what_its_formula_says() {
+    use Collective::{
+        AllGather, AllReduce, Broadcast, Gather, Reduce as ToRoot, ReduceScatter, Scatter,
+    };
+    for n in 1..=4_usize {
+        // 4099 elements cross several slots of 4096 bytes in uneven pieces.
+        for len in [0_usize, 1, 2, 3, 7, 129, 4099] {
+            let root = n - 1;
+            spawn(n, 4096, PATIENT, |mut r| {
+                for collective in [
+                    Broadcast,
+                    ToRoot,
+                    AllReduce,
+                    AllGather,
+                    ReduceScatter,
+                    Scatter,
+                    Gather,
+                ] {
+                    let own = split(len as u64, n as u64)[r.rank] as usize;
+                    let whole = r.f32(&values(r.rank, len));
+                    let part = r
+                        .backend
+                        .allocate(Category::Workspace, Dtype::F32, own)
+                        .unwrap();
+                    let all = r
+                        .backend
+                        .allocate(Category::Workspace, Dtype::F32, len * n)
+                        .unwrap();
+                    let (from, to) = match collective {
+                        AllGather => (whole, all),
+                        ReduceScatter | Scatter => (whole, part),
+                        Gather => (part, whole),
+                        _ => (whole, whole),
+                    };
+                    use syncmark_engine::comm::Communicator;
+                    r.comm.reset_counts();
+                    r.call(collective, from, to, Reduce::Sum, root).unwrap();
+                    let (sent, received) = if n == 1 {
+                        (0, 0)
+                    } else {
+                        elements(collective, len as u64, n as u64, r.rank as u64, root as u64)
+                    };
+                    assert_eq!(
+                        r.traffic(),
+                        (4 * sent, 4 * received),
+                        "{collective:?} of {len} on rank {} of {n}",
+                        r.rank
+                    );
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn what_a_rank_sent_is_what_the_others_read_from_it() {
+    for n in 2..=4 {
+        let sums = spawn(n, 4096, PATIENT, |mut r| {
+            use syncmark_engine::comm::Communicator;
+            let span = r.f32(&values(r.rank, 5003));
+            let all = r.f32(&vec![0.0; 5003 * r.world]);
+            r.call(Collective::AllReduce, span, span, Reduce::Sum, 0)
+                .unwrap();
+            r.call(Collective::AllGather, span, all, Reduce::Sum, 0)
+                .unwrap();
+            r.call(Collective::Broadcast, span, span, Reduce::Sum, 1)
+                .unwrap();
+            match r.rank {
+                0 => r
+                    .call(Collective::Send, span, span, Reduce::Sum, 1)
+                    .unwrap(),
+                1 => r
+                    .call(Collective::Receive, span, span, Reduce::Sum, 0)
+                    .unwrap(),
+                _ => {}
+            }
+            r.comm.barrier().unwrap();
+            let (sent, received) = r.traffic();
+            assert_eq!(sent, r.comm.region().read_from(r.rank), "rank {}", r.rank);
+            (sent, received)
+        });
+        let sent: u64 = sums.iter().map(|(sent, _)| sent).sum();
+        assert_eq!(sent, sums.iter().map(|(_, received)| received).sum::<u64>());
+    }
+}
+
+/// (sent, received) by phase.
+fn by_phase<'a>(counts: impl Iterator<Item = &'a Count>) -> BTreeMap<Phase, (u64, u64)> {
+    let mut sums = BTreeMap::new();
+    for count in counts {
+        let sum: &mut (u64, u64) = sums.entry(count.phase).or_default();
+        sum.0 += count.sent_bytes;
+        sum.1 += count.received_bytes;
+    }
+    sums
+}
+
+#[test]
+fn a_ddp_step_moves_its_buckets_its_buffers_and_nothing_else() {
+    for norm in [Norm::None, Norm::Batch, Norm::SyncBatch] {
+        let model = model(norm);
+        for n in 1..=4_usize {
+            for cap in [None, Some(300)] {
+                let chunks = vec![3; n];
+                ddp_ranks(On::Cpu, &model, &chunks, cap, |rank, ddp| {
+                    let mut step = |k: usize| {
+                        let batch = Batch::new(k, 3 * n);
+                        ddp.step(batch.whole().part(rank * 3..rank * 3 + 3), &mut Silent)
+                            .unwrap();
+                    };
+                    (0..2).for_each(&mut step);
+                    ddp.reset_counts();
+                    let mut step = |k: usize| {
+                        let batch = Batch::new(k, 3 * n);
+                        ddp.step(batch.whole().part(rank * 3..rank * 3 + 3), &mut Silent)
+                            .unwrap();
+                    };
+                    (2..4).for_each(&mut step);
+                    ddp.finish().unwrap();
+                    let found = by_phase(ddp.counts().iter().map(|(of, count)| {
+                        assert_eq!((*of, count.algorithm), (rank, "shared-direct"));
+                        count
+                    }));
+                    let buckets: Vec<u64> = (0..ddp.buckets().len())
+                        .map(|b| ddp.buckets().range(b).len() as u64)
+                        .collect();
+                    assert_eq!(buckets.len() > 3, cap.is_some());
+                    assert_eq!(
+                        found,
+                        expected_ddp(norm, n as u64, rank as u64, &buckets, 2),
+                        "{norm:?}, rank {rank} of {n}"
+                    );
+                });
+            }
+        }
+    }
+}
+
+/// The bytes of `steps` steps of the test model: its norms have 8 channels each, two layers.
+fn expected_ddp(
+    norm: Norm,
+    n: u64,
+    rank: u64,
+    buckets: &[u64],
+    steps: u64,
+) -> BTreeMap<Phase, (u64, u64)> {
+    let mut expected = BTreeMap::new();
+    if n == 1 {
+        return expected;
+    }
+    let mut add = |phase, collective, len, width: u64, calls: u64| {
+        let (sent, received) = elements(collective, len, n, rank, 0);
+        let sum: &mut (u64, u64) = expected.entry(phase).or_default();
+        sum.0 += sent * width * calls * steps;
+        sum.1 += received * width * calls * steps;
+    };
+    for elements in buckets {
+        add(Phase::AllReduce, Collective::AllReduce, *elements, 4, 1);
+    }
+    if norm != Norm::None {
+        add(
+            Phase::BufferBroadcast,
+            Collective::Broadcast,
+            2 * 2 * 8,
+            4,
+            1,
+        );
+        add(Phase::BufferBroadcast, Collective::Broadcast, 2, 8, 1);
+    }
+    if norm == Norm::SyncBatch {
+        add(Phase::SyncBatchNorm, Collective::AllGather, 2 * 8 + 1, 4, 2);
+        add(Phase::SyncBatchNorm, Collective::AllReduce, 2 * 8, 4, 2);
+    }
+    expected
+}
+
+#[test]
+fn a_dp_step_moves_what_the_table_of_the_semantics_says_for_its_real_chunks() {
+    let model = model(Norm::Batch);
+    let facts: u64 = model
+        .nodes
+        .iter()
+        .flat_map(|node| node.parameters())
+        .map(|slot| slot.elements() as u64)
+        .sum();
+    let (parameters, buffers) = (4 * facts, 2 * 2 * 8 * 4 + 2 * 8);
+    let input = 4 * INPUT.iter().product::<usize>() as u64;
+    for loss in [DpLoss::Gathered, DpLoss::Replica] {
+        for (len, devices) in [(6, 1), (6, 2), (9, 3), (10, 4), (9, 4), (3, 4), (7, 2)] {
+            let mut strategy = dp(On::Cpu, &model, len, devices, loss);
+            for step in 0..3 {
+                strategy
+                    .step(Batch::new(step, len).whole(), &mut Silent)
+                    .unwrap();
+                if step == 0 {
+                    strategy.reset_counts();
+                }
+            }
+            let size = len.div_ceil(devices);
+            let chunks: Vec<u64> = (0..len)
+                .step_by(size)
+                .map(|start| size.min(len - start) as u64)
+                .collect();
+            let counts = strategy.counts();
+            assert!(
+                counts
+                    .iter()
+                    .all(|(_, count)| count.algorithm == "peer-copy")
+            );
+            for device in 0..devices {
+                let found = by_phase(
+                    counts
+                        .iter()
+                        .filter(|(of, _)| *of == device)
+                        .map(|(_, count)| count),
+                );
+                let mut expected = BTreeMap::new();
+                for (other, samples) in chunks.iter().enumerate().skip(1) {
+                    let output = if loss == DpLoss::Gathered {
+                        samples * CLASSES as u64 * 4
+                    } else {
+                        4
+                    };
+                    let label = if loss == DpLoss::Gathered { 0 } else { 4 };
+                    let mut add = |phase, bytes: u64, from: usize, to: usize| {
+                        let sum: &mut (u64, u64) = if [from, to].contains(&device) {
+                            expected.entry(phase).or_default()
+                        } else {
+                            return;
+                        };
+                        sum.0 += if from == device { 2 * bytes } else { 0 };
+                        sum.1 += if to == device { 2 * bytes } else { 0 };
+                    };
+                    add(Phase::Scatter, samples * (input + label), 0, other);
+                    add(Phase::Replicate, parameters + buffers, 0, other);
+                    add(Phase::Gather, output, other, 0);
+                    add(Phase::ScatterGradients, output, 0, other);
+                    add(Phase::Reduce, parameters, other, 0);
+                }
+                assert_eq!(
+                    found, expected,
+                    "device {device} of {devices}, {len} samples, {loss:?}"
+                );
+            }
+        }
+    }
+}

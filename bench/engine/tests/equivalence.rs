@@ -1,0 +1,318 @@
+//! The equivalences that must hold before any timing counts: one device, DataParallel and DistributedDataParallel
+//! make the same steps, for 2, 3 and 4 devices, even and uneven chunks, every norm, with dropout, on both backends.
+mod trials;
+
+use syncmark_engine::model::spec::Norm;
+use syncmark_engine::probe::Silent;
+use syncmark_engine::program::{NamedTensor, TensorData};
+use syncmark_engine::strategy::{DpLoss, Strategy};
+use trials::{BOTH, On, Outcome, dp, model, ranks, single, train, train_ddp};
+
+const STEPS: usize = 4;
+/// Sums over samples are taken in another order when they are spread over devices: some tens of roundings of 6e-8 a
+/// step, fed back through a few steps. Norm-wise per tensor, relative.
+const TOLERANCE: f64 = 2e-5;
+
+fn floats(tensor: &NamedTensor) -> Vec<f64> {
+    match &tensor.data {
+        TensorData::F32(values) => values.iter().map(|v| f64::from(*v)).collect(),
+        TensorData::I64(values) => values.iter().map(|v| *v as f64).collect(),
+    }
+}
+
+/// Tensor by tensor; a tensor that is zero but for rounding is held against the size of the others.
+fn agree(what: &str, found: &[NamedTensor], expected: &[NamedTensor]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (a, b) in found.iter().zip(expected) {
+        assert_eq!((&a.name, &a.shape), (&b.name, &b.shape), "{what}");
+        if let (TensorData::I64(a), TensorData::I64(b)) = (&a.data, &b.data) {
+            assert_eq!(a, b, "{what}");
+            continue;
+        }
+        let (x, y) = (floats(a), floats(b));
+        let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|d| d * d).sum::<f64>().sqrt();
+        let size = norm(&mut y.iter().copied()).max(1e-2 * (y.len() as f64).sqrt());
+        let error = norm(&mut x.iter().zip(&y).map(|(x, y)| x - y)) / size;
+        assert!(
+            error <= TOLERANCE,
+            "{what}: {} differs by {error:.1e}",
+            a.name
+        );
+    }
+}
+
+fn outcomes_agree(what: &str, found: &Outcome, expected: &Outcome) {
+    agree(
+        &format!("{what}, gradients and parameters after a step"),
+        &found.after_first,
+        &expected.after_first,
+    );
+    agree(&format!("{what}, at the end"), &found.end, &expected.end);
+}
+
+fn losses_agree(what: &str, found: &[f32], expected: &[f32]) {
+    for (a, b) in found.iter().zip(expected) {
+        assert!(
+            (a - b).abs() <= 1e-4 * b.abs().max(0.1),
+            "{what}: losses {found:?} and {expected:?}"
+        );
+    }
+}
+
+/// Rank r's mean loss, weighed equally: what DDP minimises.
+fn mean_losses(outcomes: &[Outcome]) -> Vec<f32> {
+    let steps = outcomes[0].losses.len();
+    (0..steps)
+        .map(|step| outcomes.iter().map(|o| o.losses[step]).sum::<f32>() / outcomes.len() as f32)
+        .collect()
+}
+
+fn parameters_only(tensors: &[NamedTensor]) -> Vec<NamedTensor> {
+    let buffer = |name: &str| name.contains("running_") || name.contains("num_batches");
+    tensors
+        .iter()
+        .filter(|tensor| !buffer(&tensor.name))
+        .cloned()
+        .collect()
+}
+
+/// Rank 0 holds what one device would; the others hold rank 0's parameters, bit by bit.
+fn ranks_agree(what: &str, outcomes: &[Outcome], expected: &Outcome) {
+    outcomes_agree(what, &outcomes[0], expected);
+    for outcome in &outcomes[1..] {
+        assert!(
+            parameters_only(&outcome.end) == parameters_only(&outcomes[0].end),
+            "{what}: ranks differ"
+        );
+    }
+}
+
+/// DP's chunks of `len` samples over `devices`.
+fn chunks(len: usize, devices: usize) -> Vec<usize> {
+    let size = len.div_ceil(devices);
+    (0..len)
+        .step_by(size)
+        .map(|start| size.min(len - start))
+        .collect()
+}
+
+#[test]
+fn one_device_dp_and_ddp_agree_for_even_chunks() {
+    for on in BOTH {
+        for norm in [Norm::None, Norm::Layer, Norm::Group, Norm::Batch] {
+            let model = model(norm);
+            for devices in [2, 3, 4] {
+                let what = format!("{norm:?} on {devices} devices, {on:?}");
+                let (len, parts) = (devices * 3, vec![3; devices]);
+                // Without batch statistics the chunks cannot matter, so the reference takes the batch whole.
+                let reference = if norm == Norm::Batch { &parts[..] } else { &[] };
+                let expected = train(
+                    &mut single(On::Cpu, &model, len, reference),
+                    STEPS,
+                    len,
+                    |b| b,
+                );
+                let found = train(
+                    &mut dp(on, &model, len, devices, DpLoss::Gathered),
+                    STEPS,
+                    len,
+                    |b| b,
+                );
+                outcomes_agree(&format!("DP, {what}"), &found, &expected);
+                losses_agree(&what, &found.losses, &expected.losses);
+                let found = train(
+                    &mut dp(on, &model, len, devices, DpLoss::Replica),
+                    STEPS,
+                    len,
+                    |b| b,
+                );
+                outcomes_agree(
+                    &format!("DP with the replicas' losses, {what}"),
+                    &found,
+                    &expected,
+                );
+                losses_agree(&what, &found.losses, &expected.losses);
+                let found = train_ddp(on, &model, STEPS, &parts, Some(400));
+                ranks_agree(&format!("DDP, {what}"), &found, &expected);
+                losses_agree(&what, &mean_losses(&found), &expected.losses);
+            }
+        }
+    }
+}
+
+#[test]
+fn uneven_chunks_of_dp_agree_with_one_device() {
+    for on in BOTH {
+        for norm in [Norm::None, Norm::Group, Norm::Batch] {
+            let model = model(norm);
+            for (len, devices) in [(10, 4), (9, 4), (7, 3), (5, 2), (2, 4)] {
+                let what = format!("{norm:?}, {len} over {devices}, {on:?}");
+                let parts = chunks(len, devices);
+                let expected = train(&mut single(On::Cpu, &model, len, &parts), STEPS, len, |b| b);
+                let found = train(
+                    &mut dp(on, &model, len, devices, DpLoss::Gathered),
+                    STEPS,
+                    len,
+                    |b| b,
+                );
+                outcomes_agree(&what, &found, &expected);
+                losses_agree(&what, &found.losses, &expected.losses);
+            }
+        }
+    }
+}
+
+#[test]
+fn uneven_ranks_weigh_equally_as_replicas_with_their_own_losses_do() {
+    for on in BOTH {
+        for norm in [Norm::None, Norm::Layer, Norm::Batch] {
+            let model = model(norm);
+            for (len, devices) in [(10, 4), (7, 3), (5, 2)] {
+                let what = format!("{norm:?}, {len} over {devices}, {on:?}");
+                let expected = train(
+                    &mut dp(On::Cpu, &model, len, devices, DpLoss::Replica),
+                    STEPS,
+                    len,
+                    |b| b,
+                );
+                let found = train_ddp(on, &model, STEPS, &chunks(len, devices), None);
+                ranks_agree(&what, &found, &expected);
+                losses_agree(&what, &mean_losses(&found), &expected.losses);
+            }
+        }
+    }
+}
+
+#[test]
+fn sync_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch() {
+    for on in BOTH {
+        for devices in [2, 3, 4] {
+            let (len, parts) = (devices * 3, vec![3; devices]);
+            let expected = train(
+                &mut single(On::Cpu, &model(Norm::Batch), len, &[]),
+                STEPS,
+                len,
+                |b| b,
+            );
+            let found = train_ddp(on, &model(Norm::SyncBatch), STEPS, &parts, Some(400));
+            let rename = |tensors: &[NamedTensor]| -> Vec<NamedTensor> {
+                let rename = |name: &str| name.replace("sync-batch-norm", "batch-norm");
+                tensors
+                    .iter()
+                    .map(|t| NamedTensor {
+                        name: rename(&t.name),
+                        ..t.clone()
+                    })
+                    .collect()
+            };
+            for outcome in &found {
+                let renamed = Outcome {
+                    losses: outcome.losses.clone(),
+                    after_first: rename(&outcome.after_first),
+                    end: rename(&outcome.end),
+                };
+                outcomes_agree(
+                    &format!("SyncBN on {devices} ranks, {on:?}"),
+                    &renamed,
+                    &expected,
+                );
+            }
+            losses_agree("SyncBN", &mean_losses(&found), &expected.losses);
+        }
+    }
+}
+
+#[test]
+fn one_device_of_each_strategy_is_a_single_device_bit_by_bit() {
+    let model = model(Norm::Batch);
+    for on in BOTH {
+        let expected = train(&mut single(On::Cpu, &model, 6, &[]), STEPS, 6, |b| b);
+        let found = train(&mut dp(on, &model, 6, 1, DpLoss::Gathered), STEPS, 6, |b| b);
+        assert!(
+            found.end == expected.end && found.losses == expected.losses,
+            "DP"
+        );
+        let found = train_ddp(on, &model, STEPS, &[6], None).remove(0);
+        assert!(
+            found.end == expected.end && found.losses == expected.losses,
+            "DDP"
+        );
+    }
+}
+
+#[test]
+fn the_backends_agree_bit_by_bit() {
+    let model = model(Norm::SyncBatch);
+    let [cpu, deferred] = BOTH.map(|on| train_ddp(on, &model, STEPS, &[3, 2, 4], None));
+    for (a, b) in cpu.iter().zip(&deferred) {
+        assert!(a.end == b.end && a.losses == b.losses);
+    }
+    let model = trials::model(Norm::Batch);
+    let [cpu, deferred] = BOTH.map(|on| {
+        train(
+            &mut dp(on, &model, 10, 4, DpLoss::Gathered),
+            STEPS,
+            10,
+            |b| b,
+        )
+    });
+    assert!(cpu.end == deferred.end && cpu.losses == deferred.losses);
+}
+
+#[test]
+fn bucket_sizes_do_not_change_results() {
+    let model = model(Norm::Batch);
+    let [one, many] = [None, Some(1)].map(|cap| train_ddp(On::Cpu, &model, STEPS, &[3, 3, 3], cap));
+    assert!(one[0].losses == many[0].losses);
+    for (a, b) in one.iter().zip(&many) {
+        // Chunks of the sum lie elsewhere, but every element is summed in rank order all the same.
+        assert!(a.end == b.end);
+    }
+}
+
+#[test]
+fn without_synchronization_ranks_part_and_a_snapshot_brings_them_back() {
+    let model = model(Norm::Batch);
+    ranks(On::Deferred, &model, &[3, 3], None, |rank, ddp| {
+        let part = rank * 3..rank * 3 + 3;
+        let first = train(ddp, 2, 6, |batch| batch.part(part.clone()));
+        ddp.snapshot().unwrap();
+        ddp.reset_counts();
+        ddp.set_synchronize(false);
+        for step in 0..2 {
+            let batch = trials::Batch::new(step, 6);
+            ddp.step(batch.whole().part(part.clone()), &mut Silent)
+                .unwrap();
+        }
+        ddp.finish().unwrap();
+        assert!(ddp.counts().is_empty(), "nothing may be exchanged");
+        assert_eq!(ddp.parameters_equal().unwrap(), Some(false));
+        ddp.set_synchronize(true);
+        ddp.restore().unwrap();
+        assert_eq!(ddp.parameters_equal().unwrap(), Some(true));
+        assert!(ddp.export().unwrap() == first.end, "a snapshot is exact");
+    });
+}
+
+#[test]
+fn without_synchronization_dp_copies_nothing_and_goes_on() {
+    let model = model(Norm::Batch);
+    for loss in [DpLoss::Gathered, DpLoss::Replica] {
+        let mut strategy = dp(On::Deferred, &model, 6, 2, loss);
+        let before = train(&mut strategy, 2, 6, |b| b);
+        strategy.snapshot().unwrap();
+        strategy.reset_counts();
+        strategy.set_synchronize(false);
+        for step in 0..3 {
+            strategy
+                .step(trials::Batch::new(step, 6).whole(), &mut Silent)
+                .unwrap();
+        }
+        strategy.finish().unwrap();
+        assert!(strategy.counts().is_empty());
+        assert!(strategy.loss().unwrap().is_finite());
+        strategy.set_synchronize(true);
+        strategy.restore().unwrap();
+        assert!(strategy.export().unwrap() == before.end);
+    }
+}
