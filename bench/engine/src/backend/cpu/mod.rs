@@ -3,7 +3,7 @@
 //! Contract: [`crate::backend::Backend`]'s, where the compute stream is always empty. A device computes on one thread;
 //! its cores are those its owner pins that thread to with [`pin_to_cores`], and the progress thread shares them.
 //! Kernels are single-threaded, deterministic (same input, same bits) and allocate nothing, but for the packing buffers
-//! of the `gemm` crate (see [`matmul`]).
+//! of the `gemm` crate (see `matmul.rs`).
 mod batch_norm;
 mod columns;
 mod conv;
