@@ -2,6 +2,7 @@
 //!
 //! Contract: a plan does no I/O and depends on nothing but the scenario and the command line: the same
 //! input gives the same plan, ids and order on every machine. See "Data flows one way" in ARCHITECTURE.md.
+pub mod axes;
 pub mod build;
 pub mod combine;
 pub mod config;

@@ -1,4 +1,5 @@
 //! One test for each way in which a scenario or an argument can be wrong: what, where, and what to write instead.
+use proptest::strategy::Strategy;
 use syncmark::error::Status;
 use syncmark::plan::build::{Request, build};
 
@@ -107,6 +108,10 @@ cases! {
         "preset = \"convnet\"\n[data]\nsource = \"digits\"\nbatch_size = 8",
         "preset = \"mlp\"\n[data]\nsource = \"digits\"\nbatch_size = 1"
     );
+    one_element_over_all_ranks: replaced(
+        "preset = \"convnet\"\n[data]\nsource = \"digits\"\nbatch_size = 8\n[parallel]\nstrategy = \"ddp\"\ndevices = 2",
+        "preset = \"mlp\"\nnorm = \"sync-batch\"\n[data]\nsource = \"digits\"\nbatch_size = 1\n[parallel]\nstrategy = \"ddp\""
+    );
     synthetic_samples_of_no_shape: replaced(
         "preset = \"convnet\"\n[data]\nsource = \"digits\"",
         "layers = [\"flatten\", { linear = { features = \"classes\" } }]\n[data]\nsource = \"synthetic\""
@@ -155,4 +160,34 @@ cases! {
     filter_by_an_unknown_key: message(GOOD, &[], &["parallel.device=2"]);
     filter_that_leaves_nothing: message(GOOD, &[], &["parallel.devices=3"]);
     filter_by_a_key_that_no_trial_uses: message(GOOD, &[], &["parallel.dp_loss=gathered"]);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(512))]
+
+    /// Whatever is typed over a good scenario gives a plan or a message, never a panic.
+    #[test]
+    fn slips_of_the_hand_never_panic(
+        at in 0..GOOD.len(),
+        len in 0_usize..12,
+        typed in proptest::prop_oneof![
+            "[a-z\\[\\]{}=\"'.,# \\n0-9-]{0,10}",
+            "\\PC{0,4}",
+            proptest::sample::select(vec!["= -9223372036854775808", "= 1e400", "= 1979-05-27", "= [[]]", "= {}", "= \"\""])
+                .prop_map(str::to_owned),
+        ],
+        key in proptest::sample::select(syncmark::scenario::keys::SETTINGS.to_vec()),
+        value in "\\PC{0,8}",
+    ) {
+        let end = (at + len).min(GOOD.len());
+        let text = format!("{}{typed}{}", &GOOD[..at], &GOOD[end..]);
+        let overrides = vec![("--set".to_owned(), format!("{key}={value}"))];
+        for overrides in [Vec::new(), overrides] {
+            let request = Request { name: "slip.toml".to_owned(), text: text.clone(), overrides, ..Request::default() };
+            match build(&request) {
+                Ok(plan) => proptest::prop_assert!(!plan.trials.is_empty()),
+                Err(error) => proptest::prop_assert!(!error.render(false).is_empty()),
+            }
+        }
+    }
 }

@@ -7,7 +7,8 @@ use syncmark::cmd::plan::describe;
 use syncmark::plan::build::{Request, build};
 use syncmark::plan::config::{StrategyConfig, TrialConfig};
 use syncmark::plan::{Plan, plans};
-use syncmark::scenario::file::Launch;
+use syncmark::scenario::file::{Launch, Optimizer};
+use syncmark_engine::data::{Dataset, Digits, Split};
 
 fn shipped(name: &str, overrides: &[&str], filters: &[&str]) -> Plan {
     let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
@@ -127,6 +128,48 @@ fn set_wins_over_sweep_and_variants() {
     assert_eq!(plan.trials.len(), 1);
     assert_eq!(plan.trials[0].config.devices, 2);
     assert_eq!(plan.trials[0].config.strategy.name(), "dp");
+}
+
+#[test]
+fn set_reaches_into_a_swept_table() {
+    let text = format!(
+        "{DIGITS}[sweep]\n\"train.optimizer\" = [{{ sgd = {{ momentum = 0.5 }} }}, {{ sgd = {{}} }}]\n"
+    );
+
+    let overrides = vec![(
+        "--set".to_owned(),
+        "train.optimizer.sgd.learning_rate=0.25".to_owned(),
+    )];
+    let request = Request {
+        name: "test.toml".to_owned(),
+        text,
+        overrides,
+        ..Request::default()
+    };
+    let plan = build(&request).unwrap_or_else(|error| panic!("{}", error.render(false)));
+    let rates: Vec<(f64, f64)> = plan
+        .trials
+        .iter()
+        .map(|trial| {
+            let Optimizer::Sgd(sgd) = &trial.config.optimizer;
+            (sgd.learning_rate, sgd.momentum)
+        })
+        .collect();
+    assert_eq!(rates, [(0.25, 0.5), (0.25, 0.9)]);
+    let again = build(&Request {
+        text: plan.toml,
+        overrides: Vec::new(),
+        ..request
+    });
+    assert_eq!(again.expect("it reads back").trials, plan.trials);
+}
+
+#[test]
+fn the_limit_of_a_batch_is_what_the_digits_have() {
+    let images = include_bytes!("../../../scenarios/data/digits.images.idx3-ubyte");
+    let labels = include_bytes!("../../../scenarios/data/digits.labels.idx1-ubyte");
+    let digits = Digits::parse(images, labels, Split::Train).expect("the shipped digits are whole");
+    assert_eq!(digits.len(), syncmark::scenario::check::DIGITS);
 }
 
 #[test]

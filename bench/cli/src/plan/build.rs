@@ -3,6 +3,9 @@
 //! Contract: deterministic; the order is that of the file, variants outside and the sweep's last key innermost.
 //! `--set` wins over the sweep and the variants, a variant over the sweep.
 use crate::error::{CliError, Result};
+use crate::plan::axes::{
+    Overrides, apply_override, combinations, describe, sweep_is_not_empty, variants,
+};
 use crate::plan::combine::{Combination, combine};
 use crate::plan::config::{StrategyConfig, TrialConfig};
 use crate::plan::settings::{Settings, labels, settings};
@@ -12,10 +15,7 @@ use crate::scenario::file::Scenario;
 use crate::scenario::keys::{self, Assignment};
 use crate::scenario::problem::{Problem, Sources};
 use crate::scenario::read::read;
-use crate::scenario::tree::{Node, Value};
-
-/// More combinations than this are a slip, and would take weeks.
-const MAX_COMBINATIONS: usize = 10_000;
+use crate::scenario::tree::Node;
 
 /// What a plan is made from.
 #[derive(Clone, Debug, Default)]
@@ -47,34 +47,39 @@ pub fn build(request: &Request) -> Result<Plan> {
         .iter()
         .map(|text| sources.add("--filter", text))
         .collect();
-    let build = || -> std::result::Result<Built, Problem> {
-        let mut tree = Node::parse(&request.text, file)?;
-        let written: Scenario = read(&tree)?;
-        sweep_is_not_empty(&tree)?;
-        for (source, (_, text)) in overrides.iter().zip(&request.overrides) {
-            apply_override(&mut tree, keys::assignment(text, *source)?)?;
-        }
-        let scenario = if overrides.is_empty() {
-            written
-        } else {
-            read(&tree)?
-        };
-        let mut built = Built {
-            scenario,
-            tree,
-            trials: Vec::new(),
-            left_out: Vec::new(),
-            merged: Vec::new(),
-        };
-        built.combine_all()?;
-        built.check_answer(!overrides.is_empty())?;
-        for (source, text) in filters.iter().zip(&request.filters) {
-            keys::filter(text, *source)?;
-        }
-        Ok(built)
+    read_and_combine(request, file, &overrides, &filters)
+        .map_err(|problem| CliError::diagnostic(sources.error(problem)))?
+        .finish(request)
+}
+
+/// Everything whose problems have a place in the scenario or in an argument.
+fn read_and_combine(
+    request: &Request,
+    file: usize,
+    overrides: &[usize],
+    filters: &[usize],
+) -> std::result::Result<Built, Problem> {
+    let mut tree = Node::parse(&request.text, file)?;
+    // The file is read as written first, so that an override cannot hide what is wrong with it.
+    let mut scenario: Scenario = read(&tree)?;
+    sweep_is_not_empty(&tree)?;
+    for (source, (_, text)) in overrides.iter().zip(&request.overrides) {
+        apply_override(&mut tree, keys::assignment(text, *source)?)?;
+        scenario = read(&tree)?;
+    }
+    for (source, text) in filters.iter().zip(&request.filters) {
+        keys::filter(text, *source)?;
+    }
+    let mut built = Built {
+        scenario,
+        tree,
+        trials: Vec::new(),
+        left_out: Vec::new(),
+        merged: Vec::new(),
     };
-    let built = build().map_err(|problem| CliError::diagnostic(sources.error(problem)))?;
-    built.finish(request)
+    built.combine_all()?;
+    built.check_answer(!overrides.is_empty())?;
+    Ok(built)
 }
 
 struct Draft {
@@ -94,58 +99,66 @@ struct Built {
     merged: Vec<Merged>,
 }
 
-/// A named set of assignments: a variant, or one combination of the sweep.
-type Overrides = Vec<Assignment>;
-
 impl Built {
     fn combine_all(&mut self) -> std::result::Result<(), Problem> {
-        let variants = variants(&self.tree)?;
         let combinations = combinations(&self.tree)?;
         let mut base = self.tree.clone();
         base.remove("sweep");
         base.remove("variant");
-        for (name, set) in &variants {
+        for (name, set) in variants(&self.tree)? {
             for combination in &combinations {
                 let mut tree = base.clone();
                 for Assignment {
                     path,
                     key_place,
                     node,
-                } in combination.iter().chain(set)
+                } in combination.iter().chain(&set)
                 {
                     tree.set(path, *key_place, node.clone())?;
                 }
-                let scenario: Scenario = read(&tree)?;
-                let what = || describe(name.as_deref(), combination);
-                match combine(&scenario, &tree)? {
-                    Combination::LeftOut(why) => self.left_out.push(LeftOut { what: what(), why }),
-                    Combination::Trial {
-                        config,
-                        parameters,
-                        notes,
-                    } => {
-                        let settings = settings(&scenario, &config);
-                        let id = identity::id(&config);
-                        if self.trials.iter().any(|trial| trial.id == id) {
-                            self.merged.push(Merged {
-                                what: what(),
-                                into: id,
-                            });
-                            continue;
-                        }
-                        let variant = name.clone();
-                        self.trials.push(Draft {
-                            id,
-                            variant,
-                            config: *config,
-                            settings,
-                            parameters,
-                            notes,
-                        });
-                    }
-                }
+                self.add(name.as_deref(), combination, &tree)?;
             }
         }
+        Ok(())
+    }
+
+    /// Adds the combination whose effective tree this is to the trials, or to what is merged or left out.
+    fn add(
+        &mut self,
+        variant: Option<&str>,
+        combination: &Overrides,
+        tree: &Node,
+    ) -> std::result::Result<(), Problem> {
+        let scenario: Scenario = read(tree)?;
+        let what = || describe(variant, combination);
+        let (config, parameters, notes) = match combine(&scenario, tree)? {
+            Combination::LeftOut(why) => {
+                self.left_out.push(LeftOut { what: what(), why });
+                return Ok(());
+            }
+            Combination::Trial {
+                config,
+                parameters,
+                notes,
+            } => (*config, parameters, notes),
+        };
+        let id = identity::id(&config);
+        if self.trials.iter().any(|trial| trial.id == id) {
+            self.merged.push(Merged {
+                what: what(),
+                into: id,
+            });
+            return Ok(());
+        }
+        let (variant, settings) = (variant.map(str::to_owned), settings(&scenario, &config));
+        self.trials.push(Draft {
+            id,
+            variant,
+            config,
+            settings,
+            parameters,
+            notes,
+        });
         Ok(())
     }
 
@@ -282,159 +295,6 @@ impl Draft {
             "variant" => self.variant.clone(),
             key => self.settings.get(key).cloned(),
         }
-    }
-}
-
-fn sweep_is_not_empty(tree: &Node) -> std::result::Result<(), Problem> {
-    let checker = Checker(tree);
-    let Some(sweep) = tree.entry("sweep") else {
-        return Ok(());
-    };
-    if sweep.node.entries().is_empty() {
-        let help = "name a key with a list of values, or leave [sweep] out";
-        return Err(checker.problem("sweep", "the sweep is empty", help));
-    }
-    Ok(())
-}
-
-/// Puts an override into the tree and takes the same key out of the sweep and the variants, so that it wins.
-fn apply_override(tree: &mut Node, assignment: Assignment) -> std::result::Result<(), Problem> {
-    let Assignment {
-        path,
-        key_place,
-        node,
-    } = assignment;
-    let key = path.join(".");
-    let covers = |other: &str| other == key || other.starts_with(&format!("{key}."));
-    let drop = |node: &mut Node| {
-        if let Value::Table(entries) = &mut node.value {
-            entries.retain(|entry| !covers(&entry.key));
-        }
-    };
-    if let Value::Table(entries) = &mut tree.value {
-        for entry in entries {
-            match (entry.key.as_str(), &mut entry.node.value) {
-                ("sweep", _) => drop(&mut entry.node),
-                ("variant", Value::Array(variants)) => {
-                    for variant in variants {
-                        if let Value::Table(keys) = &mut variant.value {
-                            keys.iter_mut()
-                                .filter(|key| key.key == "set")
-                                .for_each(|key| drop(&mut key.node));
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-    tree.set(&path, key_place, node)
-}
-
-/// Names and assignments of the variants; one without a name where there are none.
-fn variants(tree: &Node) -> std::result::Result<Vec<(Option<String>, Overrides)>, Problem> {
-    let checker = Checker(tree);
-    let Some(Value::Array(tables)) = tree.entry("variant").map(|entry| &entry.node.value) else {
-        return Ok(vec![(None, Vec::new())]);
-    };
-    let mut variants: Vec<(Option<String>, Overrides)> = Vec::new();
-    for table in tables {
-        let name = table
-            .entry("name")
-            .map(|entry| entry.node.to_string())
-            .unwrap_or_default();
-        let place = table
-            .entry("name")
-            .map_or(table.place, |entry| entry.node.place);
-        if name.is_empty()
-            || variants
-                .iter()
-                .any(|(known, _)| known.as_ref() == Some(&name))
-        {
-            let message = format!("a variant's name must be its own; {name:?} is not");
-            return Err(Problem {
-                place: Some(place),
-                ..checker.problem("variant", message, "write another name")
-            });
-        }
-        let entries = table
-            .entry("set")
-            .map(|entry| entry.node.entries())
-            .unwrap_or_default();
-        let set = entries.iter().map(|entry| {
-            let path = keys::setting(&entry.key, entry.key_place)?;
-            Ok(Assignment {
-                path,
-                key_place: entry.key_place,
-                node: entry.node.clone(),
-            })
-        });
-        variants.push((
-            Some(name),
-            set.collect::<std::result::Result<_, Problem>>()?,
-        ));
-    }
-    Ok(variants)
-}
-
-/// Every combination of the sweep's values; one without assignments where there is no sweep.
-fn combinations(tree: &Node) -> std::result::Result<Vec<Overrides>, Problem> {
-    let mut combinations: Vec<Overrides> = vec![Vec::new()];
-    let checker = Checker(tree);
-    for entry in tree
-        .entry("sweep")
-        .map(|entry| entry.node.entries())
-        .unwrap_or_default()
-    {
-        let path = keys::setting(&entry.key, entry.key_place)?;
-        let Value::Array(values) = &entry.node.value else {
-            continue;
-        };
-        if values.is_empty() {
-            let message = format!("the sweep of `{}` is empty", entry.key);
-            let problem = checker.problem(
-                "sweep",
-                message,
-                "list at least one value, or leave the key out",
-            );
-            return Err(Problem {
-                place: Some(entry.node.place),
-                ..problem
-            });
-        }
-        if combinations.len() * values.len() > MAX_COMBINATIONS {
-            let message = format!("the sweep has more than {MAX_COMBINATIONS} combinations");
-            return Err(checker.problem("sweep", message, "leave out keys or values"));
-        }
-        let extend = |combination: Overrides| {
-            let (path, key_place) = (path.clone(), entry.key_place);
-            values.iter().map(move |node| {
-                let mut longer = combination.clone();
-                longer.push(Assignment {
-                    path: path.clone(),
-                    key_place,
-                    node: node.clone(),
-                });
-                longer
-            })
-        };
-        combinations = combinations.into_iter().flat_map(extend).collect();
-    }
-    Ok(combinations)
-}
-
-fn describe(variant: Option<&str>, combination: &Overrides) -> String {
-    let settings = combination
-        .iter()
-        .map(|Assignment { path, node, .. }| format!("{} = {node}", path.join(".")));
-    let words: Vec<String> = variant
-        .map(|name| format!("variant {name}"))
-        .into_iter()
-        .chain(settings)
-        .collect();
-    match words.is_empty() {
-        true => "the scenario".to_owned(),
-        false => words.join(", "),
     }
 }
 

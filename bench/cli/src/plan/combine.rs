@@ -41,8 +41,7 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
         return Ok(Combination::LeftOut(why));
     }
     let batch = batch(scenario);
-    let smallest = batch.chunks.iter().copied().min().unwrap_or(0);
-    let parameters = model::parameters(&spec, norm, smallest, &checker)?;
+    let parameters = model::parameters(&spec, norm, &batch, &checker)?;
     let notes = notes(scenario, &batch);
     let config = TrialConfig {
         protocol: PROTOCOL_VERSION,

@@ -5,7 +5,7 @@
 use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
 use syncmark_engine::model::{ModelError, resolve};
 
-use crate::plan::config::norm_options;
+use crate::plan::config::{Batch, norm_options};
 use crate::scenario::check::Checker;
 use crate::scenario::file::{Scenario, Source};
 use crate::scenario::preset;
@@ -106,17 +106,22 @@ fn any(layers: &[LayerSpec], is: &impl Fn(&LayerSpec) -> bool) -> bool {
 pub fn parameters(
     spec: &ModelSpec,
     norm: (Norm, Option<usize>),
-    smallest_chunk: usize,
+    batch: &Batch,
     checker: &Checker,
 ) -> Result<u64, Problem> {
     let (norm, groups) = norm;
     let options = norm_options(groups);
-    let model = resolve(spec, &spec.input, spec.classes, norm, &options)
-        .map_err(|error| located(&error, spec, groups, checker))?;
-    model
-        .check_chunk(smallest_chunk)
-        .map_err(|error| located(&error, spec, groups, checker))?;
-    Ok(model.facts().parameters as u64)
+    let check = || {
+        let model = resolve(spec, &spec.input, spec.classes, norm, &options)?;
+        model.check_chunk(batch.chunks.iter().copied().min().unwrap_or(0))?;
+        if norm == Norm::SyncBatch {
+            // It has the samples of all ranks: it is BatchNorm over the global batch.
+            resolve(spec, &spec.input, spec.classes, Norm::Batch, &options)?
+                .check_chunk(batch.global)?;
+        }
+        Ok(model.facts().parameters as u64)
+    };
+    check().map_err(|error| located(&error, spec, groups, checker))
 }
 
 /// The engine's message at the value that it is about. It starts with the layer's path in the model file.
