@@ -107,7 +107,7 @@ pub fn summarise(
                     .filter(|d| d.trial == row.trial)
                     .map(|d| d.peak_memory_bytes)
                     .max();
-                fill_warnings(&mut row, repeats);
+                fill_warnings(&mut row, repeats, comm);
             }
             row
         })
@@ -291,9 +291,10 @@ fn fill_bytes(row: &mut TrialRow, comm: &[CommRow]) {
     row.measured_bytes_per_step = per_step(&|c| c.measured_sent_bytes);
 }
 
-fn fill_warnings(row: &mut TrialRow, repeats: &[RepeatRow]) {
+fn fill_warnings(row: &mut TrialRow, repeats: &[RepeatRow], comm: &[CommRow]) {
+    let known = row.warnings.clone().unwrap_or_default();
     let mut add = |text: &str| row.warnings = Some(with_warning(row.warnings.take(), text));
-    if row.oversubscribed {
+    if row.oversubscribed && !known.contains("oversubscribed") {
         add("oversubscribed: more devices than cores, so devices wait for each other's cores");
     }
     if repeats
@@ -302,10 +303,7 @@ fn fill_warnings(row: &mut TrialRow, repeats: &[RepeatRow]) {
     {
         add("ranks ended with different parameters");
     }
-    if let (Some(predicted), Some(counted)) =
-        (row.predicted_bytes_per_step, row.counted_bytes_per_step)
-        && (predicted - counted).abs() > 0.5
-    {
+    if comm_differs(comm, &row.trial) {
         add("counted bytes differ from predicted bytes");
     }
     if row
@@ -314,6 +312,19 @@ fn fill_warnings(row: &mut TrialRow, repeats: &[RepeatRow]) {
     {
         add("tracing slowed steps by more than 10 %: read phase times as shares, not as durations");
     }
+}
+
+/// Whether a trial's counted bytes differ from the predicted ones, in either direction and by a single byte.
+fn comm_differs(comm: &[CommRow], trial: &str) -> bool {
+    let own = || comm.iter().filter(|row| row.trial == trial);
+    let differs = |counted: fn(&CommRow) -> u64, predicted: fn(&CommRow) -> Option<u64>| {
+        own()
+            .map(predicted)
+            .sum::<Option<u64>>()
+            .is_some_and(|sum| sum != own().map(counted).sum::<u64>())
+    };
+    differs(|row| row.sent_bytes, |row| row.predicted_sent_bytes)
+        || differs(|row| row.received_bytes, |row| row.predicted_received_bytes)
 }
 
 /// Adds a warning to a list separated by `; `, once.

@@ -91,13 +91,13 @@ pub fn answer(data: &RunData) -> Answer<'_> {
     };
     let Some(metric) = Metric::of(&spec.metric) else {
         return only(format!(
-            "The metric `{}` cannot be compared in words: use samples_per_s or step_ms.",
+            "The metric {} cannot be compared in words: use samples_per_s or step_ms.",
             spec.metric
         ));
     };
     if factor_value(&spec.factor, data.trials.first()).is_none() {
         return only(format!(
-            "The factor `{}` is no column of the records, so nothing can be compared.",
+            "The factor {} is no column of the records, so nothing can be compared.",
             spec.factor
         ));
     }
@@ -290,17 +290,24 @@ fn shared_words(a: &TrialRow, b: &TrialRow, factor: &str) -> String {
     words.join(", ")
 }
 
-/// The comparisons that the question is about: not those of `single` and `independent`, which are yardsticks, unless
-/// there is nothing else.
+/// The comparisons that the question is about: not those of `single` and `independent`, which are yardsticks, nor those
+/// on more devices than cores, which show contention; unless there is nothing else.
 fn asked<'a, 'b>(comparisons: &'b [Comparison<'a>]) -> Vec<&'b Comparison<'a>> {
     let yardstick =
-        |c: &&Comparison<'_>| matches!(c.trial.strategy.as_str(), "single" | "independent");
-    let asked: Vec<_> = comparisons.iter().filter(|c| !yardstick(c)).collect();
-    if asked.is_empty() {
-        comparisons.iter().collect()
-    } else {
-        asked
-    }
+        |c: &Comparison<'_>| matches!(c.trial.strategy.as_str(), "single" | "independent");
+    let crowded = |c: &Comparison<'_>| c.trial.oversubscribed || c.baseline.oversubscribed;
+    let pick = |keep: &dyn Fn(&Comparison<'_>) -> bool| {
+        comparisons.iter().filter(|c| keep(c)).collect::<Vec<_>>()
+    };
+    let choices = [
+        pick(&|c| !yardstick(c) && !crowded(c)),
+        pick(&|c| !yardstick(c)),
+        pick(&|_| true),
+    ];
+    choices
+        .into_iter()
+        .find(|choice| !choice.is_empty())
+        .unwrap_or_default()
 }
 
 /// Of those, the ones that get a sentence: on the most devices, in groups of equal setting.

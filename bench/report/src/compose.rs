@@ -5,6 +5,8 @@
 mod definitions;
 mod tables;
 
+use syncmark_record::{Outcome, rows::TrialRow};
+
 use crate::{
     answer::{Answer, answer},
     chart::{
@@ -27,11 +29,16 @@ pub fn compose(data: &RunData) -> Document {
     let answer = answer(data);
     let mut blocks = cautions(data);
     blocks.push(Block::heading(1, "Results"));
-    blocks.push(Block::Table(tables::headline(data)));
+    let facets = facets(&data.trials);
+    blocks.extend(
+        facets
+            .iter()
+            .map(|facet| Block::Table(tables::headline(facet))),
+    );
     blocks.push(Block::note(tables::SPREAD_NOTE));
     blocks.extend(comparisons(&answer));
-    blocks.extend(charts(data));
-    blocks.extend(tables::bytes_section(data));
+    blocks.extend(charts(data, &facets));
+    blocks.extend(tables::bytes_section(data, &facets));
     blocks.extend(tables::trials_section(data));
     blocks.extend(tables::environment_section(data));
     blocks.extend(definitions::section());
@@ -108,6 +115,21 @@ fn cautions(data: &RunData) -> Vec<Block> {
             "Some trials have fewer than 6 repeats. Their spread is the range of the repeats, not an interval, and no verdict is drawn from it.",
         ));
     }
+    cautions.extend(shared_warnings(data).into_iter().map(Block::warning));
+    let shaky = data
+        .measured()
+        .filter(|t| t.outcome != Outcome::Passed)
+        .count();
+    if shaky > 0 {
+        cautions.push(Block::warning(format!(
+            "{} unsteady or disturbed: figures are shown, and the column outcome says which.",
+            if shaky == 1 {
+                "1 trial was".into()
+            } else {
+                format!("{shaky} trials were")
+            }
+        )));
+    }
     if let Some(load) = data
         .environment
         .as_ref()
@@ -121,6 +143,26 @@ fn cautions(data: &RunData) -> Vec<Block> {
     cautions
 }
 
+/// Warnings that every measured trial carries, such as that of a smoke size.
+fn shared_warnings(data: &RunData) -> Vec<String> {
+    let warnings = |trial: &TrialRow| -> Vec<String> {
+        trial
+            .warnings
+            .iter()
+            .flat_map(|list| list.split("; "))
+            .map(|text| format!("All trials: {text}."))
+            .collect()
+    };
+    let mut all = data.measured().map(warnings);
+    let first = all.next().unwrap_or_default();
+    all.fold(first, |shared, own| {
+        shared
+            .into_iter()
+            .filter(|text| own.contains(text))
+            .collect()
+    })
+}
+
 fn comparisons(answer: &Answer<'_>) -> Vec<Block> {
     if answer.comparisons.is_empty() {
         return Vec::new();
@@ -131,7 +173,7 @@ fn comparisons(answer: &Answer<'_>) -> Vec<Block> {
     ]
 }
 
-fn charts(data: &RunData) -> Vec<Block> {
+fn charts(data: &RunData, facets: &[Facet<'_>]) -> Vec<Block> {
     const CHARTS: [(&str, Chart); 6] = [
         ("Throughput", throughput),
         ("Efficiency", efficiency),
@@ -140,12 +182,11 @@ fn charts(data: &RunData) -> Vec<Block> {
         ("Timeline of a step", timeline),
         ("Memory", memory),
     ];
-    let facets = facets(&data.trials);
     let mut blocks = Vec::new();
     for (heading, chart) in CHARTS {
         let figures: Vec<Figure> = facets
             .iter()
-            .filter_map(|facet| chart(data, facet))
+            .filter_map(|facet| Some(titled(chart(data, facet)?, facet)))
             .collect();
         if !figures.is_empty() {
             blocks.push(Block::heading(1, heading));
@@ -153,6 +194,16 @@ fn charts(data: &RunData) -> Vec<Block> {
         }
     }
     blocks
+}
+
+/// Names the facet in a figure's title where there are several.
+fn titled(figure: Figure, facet: &Facet<'_>) -> Figure {
+    let title = if facet.short.is_empty() {
+        figure.title
+    } else {
+        format!("{}, {}", figure.title, facet.short)
+    };
+    Figure { title, ..figure }
 }
 
 fn reproduce(data: &RunData) -> Vec<Block> {

@@ -12,6 +12,8 @@ use super::{canvas::Marker, palette::Color};
 pub struct Facet<'a> {
     /// File-name part: lower-case letters, digits and hyphens.
     pub slug: String,
+    /// A few words that tell it from the run's other facets; empty where there is none.
+    pub short: String,
     /// For the subtitle, such as `resnet20 · batch norm · synthetic · 32 samples a device (weak scaling) · cpu`.
     pub title: String,
     /// Trials in the report's order, those without figures included.
@@ -96,8 +98,14 @@ pub fn facets(trials: &[TrialRow]) -> Vec<Facet<'_>> {
             } else {
                 format!("{}-{}-{}", key.0, key.1, index + 1)
             };
+            let short = match keys.len() {
+                1 => String::new(),
+                _ if models(key.0) == 1 => key.0.to_string(),
+                _ => shared_setting(trials[0]),
+            };
             Facet {
                 slug: slug(&name),
+                short,
                 title: shared_setting(trials[0]),
                 trials,
             }

@@ -30,6 +30,8 @@ pub struct PhaseBytes {
     pub predicted_received: Option<f64>,
     /// Independent counter, out.
     pub measured_sent: Option<f64>,
+    /// Whether counted equals predicted in both directions, to the byte over all repeats; `None` without predictions.
+    pub agrees: Option<bool>,
 }
 
 impl PhaseBytes {
@@ -72,12 +74,32 @@ pub fn bytes_by_phase(
         predicted_sent: per_step(&rows, |c| c.predicted_sent_bytes),
         predicted_received: per_step(&rows, |c| c.predicted_received_bytes),
         measured_sent: per_step(&rows, |c| c.measured_sent_bytes),
+        agrees: agrees(&rows),
     };
     phases
         .into_iter()
         .map(|(phase, rows)| (phase, fold(rows)))
         .filter(|(_, bytes)| !bytes.nothing())
         .collect()
+}
+
+/// Compares sums of whole bytes, so that no rounding can hide a difference.
+fn agrees(rows: &[&CommRow]) -> Option<bool> {
+    let sum = |bytes: fn(&CommRow) -> u64| rows.iter().map(|row| bytes(row)).sum::<u64>();
+    let predicted =
+        |bytes: fn(&CommRow) -> Option<u64>| rows.iter().map(|row| bytes(row)).sum::<Option<u64>>();
+    Some(
+        predicted(|row| row.predicted_sent_bytes)? == sum(|row| row.sent_bytes)
+            && predicted(|row| row.predicted_received_bytes)? == sum(|row| row.received_bytes),
+    )
+}
+
+/// Phases in the order of a step, unknown ones last.
+pub fn phase_order(phase: &str) -> usize {
+    PHASES
+        .iter()
+        .position(|(known, _)| *known == phase)
+        .unwrap_or(usize::MAX)
 }
 
 /// The chart of a facet's bytes.
@@ -182,6 +204,8 @@ fn group(trial: &TrialRow, phases: &BTreeMap<String, PhaseBytes>) -> Group {
         ordered().map(|(_, phase)| bytes(phase)).sum()
     };
     let total = |segments: &[Segment]| segments.iter().map(|s| s.value).sum::<f64>();
+    // Equal to the byte, which a comparison of rounded means could not say.
+    let equal = phases.values().all(|phase| phase.agrees == Some(true));
     let mut bars = Vec::new();
     let directions: [Direction; 2] = [
         ("sent", |p| p.sent, |p| p.predicted_sent),
@@ -200,7 +224,7 @@ fn group(trial: &TrialRow, phases: &BTreeMap<String, PhaseBytes>) -> Group {
             continue;
         };
         let pieces = segments(&|phase| forecast(phase).unwrap_or(0.0));
-        let verdict = if (expected - sum).abs() < 0.5 {
+        let verdict = if equal {
             "equal".into()
         } else {
             format!("differs: {}", format::bytes(expected))

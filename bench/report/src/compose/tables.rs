@@ -7,8 +7,8 @@ use crate::{
     answer::Comparison,
     chart::{
         palette::phase_name,
-        series::{name, shared_setting},
-        traffic::bytes_by_phase,
+        series::{Facet, name, shared_setting},
+        traffic::{PhaseBytes, bytes_by_phase, phase_order},
     },
     document::{
         Alignment::{Left, Right},
@@ -22,30 +22,9 @@ use crate::{
 pub(super) const SPREAD_NOTE: &str = "Brackets hold the 95 % bootstrap interval over blocks, or, for fewer than 6 repeats, the smallest and largest \
      repeat. A dash was not measured or has no meaning for the trial. Bytes are sent per step over all devices; memory is the peak of the fullest device.";
 
-/// Rows need their model's name only where there are several.
-fn several_models(data: &RunData) -> bool {
-    data.trials
-        .iter()
-        .any(|trial| (&trial.model, &trial.norm) != (&data.trials[0].model, &data.trials[0].norm))
-}
-
-fn label(trial: &TrialRow, with_model: bool) -> String {
-    if with_model {
-        format!("{} ({}): {}", trial.model, trial.norm, name(trial))
-    } else {
-        name(trial)
-    }
-}
-
-/// The headline table.
-pub(super) fn headline(data: &RunData) -> Table {
-    let setting = data.trials.first().map(shared_setting).unwrap_or_default();
-    let with_model = several_models(data);
-    let caption = if with_model {
-        String::new()
-    } else {
-        format!("All trials: {setting}.")
-    };
+/// The headline table of one facet.
+pub(super) fn headline(facet: &Facet<'_>) -> Table {
+    let caption = format!("{}.", facet.title);
     let mut table = Table::new(
         caption,
         &[
@@ -61,14 +40,14 @@ pub(super) fn headline(data: &RunData) -> Table {
             ("memory", Right),
         ],
     );
-    for trial in &data.trials {
+    for trial in &facet.trials {
         let mark = if trial.oversubscribed {
             " (oversubscribed)"
         } else {
             ""
         };
         let mut row = vec![
-            format!("{}{mark}", label(trial, with_model)),
+            format!("{}{mark}", name(trial)),
             outcome_name(trial.outcome).to_string(),
         ];
         if excluded_reason(trial).is_none() {
@@ -146,47 +125,82 @@ pub(super) fn comparisons(comparisons: &[Comparison<'_>]) -> Table {
     table
 }
 
-/// Bytes of every trial and phase over all ranks.
-pub(super) fn bytes_section(data: &RunData) -> Vec<Block> {
-    let mut table = Table::new(
-        "Bytes sent per step over all devices. Predicted and counted must agree to the byte.",
-        &[
-            ("trial", Left),
-            ("phase", Left),
-            ("algorithm", Left),
-            ("predicted", Right),
-            ("counted", Right),
-            ("measured", Right),
-            ("agreement", Left),
-        ],
+/// Bytes of every trial and phase over all ranks, a table a facet.
+pub(super) fn bytes_section(data: &RunData, facets: &[Facet<'_>]) -> Vec<Block> {
+    let measured = data
+        .comm
+        .iter()
+        .any(|row| row.measured_sent_bytes.is_some());
+    let tables: Vec<Table> = facets
+        .iter()
+        .map(|facet| bytes_table(data, facet, measured))
+        .filter(|table| !table.rows.is_empty())
+        .collect();
+    if tables.is_empty() {
+        return Vec::new();
+    }
+    let counter = if measured {
+        "Measured comes from a counter that is not ours."
+    } else {
+        "There is no independent counter for shared memory and copies, so there is no measured column."
+    };
+    let words = format!(
+        "Bytes sent per step over all devices. Predicted and counted must agree to the byte, sent and received, over all repeats. {counter}"
     );
-    let with_model = several_models(data);
-    for trial in data.measured() {
-        for (phase, figures) in bytes_by_phase(&data.comm, &trial.trial, None) {
-            table.push(vec![
-                label(trial, with_model),
+    let mut blocks = vec![Block::heading(1, "Bytes"), Block::paragraph(words)];
+    blocks.extend(tables.into_iter().map(Block::Table));
+    blocks
+}
+
+fn bytes_table(data: &RunData, facet: &Facet<'_>, measured: bool) -> Table {
+    let mut columns = vec![
+        ("trial", Left),
+        ("phase", Left),
+        ("collective and algorithm", Left),
+        ("predicted", Right),
+        ("counted", Right),
+    ];
+    if measured {
+        columns.push(("measured", Right));
+    }
+    columns.push(("agreement", Left));
+    let mut table = Table::new(format!("{}.", facet.title), &columns);
+    for trial in facet
+        .trials
+        .iter()
+        .filter(|trial| trial.outcome.has_figures())
+    {
+        let mut phases: Vec<_> = bytes_by_phase(&data.comm, &trial.trial, None)
+            .into_iter()
+            .collect();
+        phases.sort_by_key(|(phase, _)| phase_order(phase));
+        for (phase, figures) in phases {
+            let mut row = vec![
+                name(trial),
                 phase_name(&phase),
                 algorithms(data, &trial.trial, &phase),
                 or_dash(figures.predicted_sent, whole),
                 whole(figures.sent),
-                figures
-                    .measured_sent
-                    .map_or_else(|| "no independent counter".into(), whole),
-                agreement(figures.predicted_sent, figures.sent),
-            ]);
+            ];
+            if measured {
+                row.push(
+                    figures
+                        .measured_sent
+                        .map_or_else(|| "no independent counter".into(), whole),
+                );
+            }
+            row.push(agreement(&figures).into());
+            table.push(row);
         }
     }
-    if table.rows.is_empty() {
-        return Vec::new();
-    }
-    vec![Block::heading(1, "Bytes"), Block::Table(table)]
+    table
 }
 
-fn agreement(predicted: Option<f64>, counted: f64) -> String {
-    match predicted {
-        None => "not predicted".into(),
-        Some(predicted) if (predicted - counted).abs() < 0.5 => "equal".into(),
-        Some(predicted) => format!("counted is {} of predicted", ratio(counted / predicted)),
+fn agreement(figures: &PhaseBytes) -> &'static str {
+    match figures.agrees {
+        None => "not predicted",
+        Some(true) => "equal",
+        Some(false) => "differs",
     }
 }
 
@@ -219,10 +233,9 @@ pub(super) fn trials_section(data: &RunData) -> Vec<Block> {
             ("reason and warnings", Left),
         ],
     );
-    let mut settings: Vec<String> = data.trials.iter().map(shared_setting).collect();
-    settings.dedup();
     for (index, trial) in data.trials.iter().enumerate() {
-        let one_setting = settings.len() == 1 && index > 0;
+        let setting = shared_setting(trial);
+        let repeated = index > 0 && setting == shared_setting(&data.trials[index - 1]);
         let remarks: Vec<&str> = [trial.reason.as_deref(), trial.warnings.as_deref()]
             .into_iter()
             .flatten()
@@ -236,11 +249,7 @@ pub(super) fn trials_section(data: &RunData) -> Vec<Block> {
         table.push(vec![
             trial.trial.clone(),
             name(trial),
-            if one_setting {
-                "as above".into()
-            } else {
-                shared_setting(trial)
-            },
+            if repeated { "as above".into() } else { setting },
             parameters,
             trial.transport.clone().unwrap_or_else(|| "–".into()),
             outcome_name(trial.outcome).to_string(),

@@ -259,6 +259,31 @@ mod tests {
         assert!((ratio.value - 2.0).abs() < 1e-12 && (ratio.high - ratio.low) < 1e-9);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn an_estimate_is_ordered_and_scales_with_its_data(
+            blocks in proptest::collection::vec(0.1f64..1e6, 1..14),
+            factor in 0.01f64..100.0,
+        ) {
+            let plain = estimate(&blocks).unwrap();
+            proptest::prop_assert!(plain.low <= plain.value && plain.value <= plain.high);
+            let scaled: Vec<f64> = blocks.iter().map(|b| b * factor).collect();
+            let scaled = estimate(&scaled).unwrap();
+            for (a, b) in [(plain.low, scaled.low), (plain.value, scaled.value), (plain.high, scaled.high)] {
+                proptest::prop_assert!((a * factor - b).abs() <= 1e-9 * b.abs());
+            }
+        }
+
+        #[test]
+        fn the_order_of_blocks_does_not_move_the_median_or_the_range(
+            mut blocks in proptest::collection::vec(-1e3f64..1e3, 1..6),
+        ) {
+            let before = estimate(&blocks).unwrap();
+            blocks.reverse();
+            proptest::prop_assert_eq!(before, estimate(&blocks).unwrap());
+        }
+    }
+
     /// The nominal level must be met for the sizes that people use; 1500 trials have a standard error of 0.6 %.
     #[test]
     fn the_interval_covers_the_true_median() {
