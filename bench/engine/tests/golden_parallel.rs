@@ -1,0 +1,218 @@
+//! DataParallel and DistributedDataParallel against PyTorch: fixtures of five steps of convnet with BatchNorm, of DP's
+//! step written out in PyTorch and of PyTorch's DDP over gloo, in f64.
+#[allow(dead_code, reason = "shared with golden.rs, which uses the rest")]
+#[path = "golden/fixture.rs"]
+mod fixture;
+mod trials;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fixture::{Fixture, values};
+use syncmark_engine::comm::links::HostLinks;
+use syncmark_engine::comm::shared::{SharedCommunicator, Waiting};
+use syncmark_engine::data::{Dataset, Digits, HostBatch, Split};
+use syncmark_engine::model::{Model, NormOptions, resolve};
+use syncmark_engine::optim::SgdSettings;
+use syncmark_engine::probe::Silent;
+use syncmark_engine::program::NamedTensor;
+use syncmark_engine::strategy::{Ddp, DdpSettings, Dp, DpLoss, DpSettings, Strategy};
+use trials::{BOTH, On, device};
+
+/// A step's loss may be this many times as far from f64 as PyTorch's own f32 gets in any of the steps.
+const GAPS: f64 = 3.0;
+/// And a few units in the last place more, where PyTorch's gap is by luck nearly nothing.
+const FLOOR: f64 = 4.0 * f32::EPSILON as f64;
+/// Of a tensor after five steps, norm-wise and relative: the bound of single layers, for the rounding of five steps
+/// stays well below it.
+const TOLERANCE: f64 = 1e-5;
+
+fn file(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../scenarios")
+        .join(path)
+}
+
+fn digits() -> Digits {
+    let read = |name: &str| std::fs::read(file(&format!("data/{name}"))).unwrap();
+    let (images, labels) = (
+        read("digits.images.idx3-ubyte"),
+        read("digits.labels.idx1-ubyte"),
+    );
+    Digits::parse(&images, &labels, Split::All).unwrap()
+}
+
+fn model(fixture: &Fixture) -> Model {
+    assert_eq!(fixture.text("source"), "digits");
+    let text =
+        std::fs::read_to_string(file(&format!("models/{}.toml", fixture.text("model")))).unwrap();
+    let norm = serde_json::from_value(fixture.text("norm").into()).unwrap();
+    let input: Vec<usize> = fixture.json("input_shape");
+    resolve(
+        &toml::from_str(&text).unwrap(),
+        &input,
+        fixture.json("classes"),
+        norm,
+        &NormOptions::default(),
+    )
+    .unwrap()
+}
+
+fn optimizer(fixture: &Fixture) -> SgdSettings {
+    let [learning_rate, momentum, weight_decay] =
+        ["learning_rate", "momentum", "weight_decay"].map(|key| fixture.json(key));
+    SgdSettings {
+        learning_rate,
+        momentum,
+        weight_decay,
+    }
+}
+
+/// Steps through the fixture's batches; `part` are the samples of this strategy.
+fn train(
+    fixture: &Fixture,
+    strategy: &mut dyn Strategy,
+    part: std::ops::Range<usize>,
+) -> (Vec<f32>, Vec<NamedTensor>) {
+    let (data, batch): (Digits, usize) = (digits(), fixture.json("batch"));
+    let elements = data.shape().elements();
+    let losses = (0..fixture.json("steps_trained")).map(|step: usize| {
+        let (mut inputs, mut labels) = (vec![0.0; batch * elements], vec![0; batch]);
+        for sample in 0..batch {
+            data.write(
+                step * batch + sample,
+                &mut inputs[sample * elements..(sample + 1) * elements],
+            );
+            labels[sample] = data.label(step * batch + sample);
+        }
+        let whole = HostBatch {
+            inputs: &inputs,
+            labels: &labels,
+            len: batch,
+        };
+        strategy
+            .step(whole.part(part.clone()), &mut Silent)
+            .unwrap();
+        strategy.loss().unwrap()
+    });
+    (losses.collect(), strategy.export().unwrap())
+}
+
+fn check_losses(fixture: &Fixture, what: &str, found: &[f32], column: usize, columns: usize) {
+    let losses = fixture.tensor("losses");
+    assert_eq!(losses.values.len(), found.len() * columns);
+    for (step, loss) in found.iter().enumerate() {
+        let at = step * columns + column;
+        let (expected, error) = (
+            losses.values[at],
+            (f64::from(*loss) - losses.values[at]).abs(),
+        );
+        let allowed = GAPS * fixture.fp32_gap("losses") + FLOOR * expected.abs();
+        assert!(
+            error <= allowed,
+            "{what}, step {step}: {loss} is not {expected}: {error:.2e} > {allowed:.2e}"
+        );
+    }
+}
+
+fn check_tensors(fixture: &Fixture, what: &str, prefix: &str, found: &[NamedTensor]) {
+    let expected = fixture.with_prefix(prefix);
+    assert!(expected.len() > 5, "{what}: {prefix}");
+    for (name, tensor) in expected {
+        let found = found
+            .iter()
+            .find(|t| t.name == name)
+            .unwrap_or_else(|| panic!("{what}: no {name}"));
+        assert_eq!(found.shape, tensor.shape, "{what}: {name}");
+        let found = values(found);
+        let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|d| d * d).sum::<f64>().sqrt();
+        let error = norm(&mut found.iter().zip(&tensor.values).map(|(a, b)| a - b));
+        let size = norm(&mut tensor.values.iter().copied());
+        assert!(
+            error <= TOLERANCE * size,
+            "{what}: {name} differs by {:.1e}",
+            error / size
+        );
+    }
+}
+
+#[test]
+fn dp_makes_the_steps_that_are_written_out_in_pytorch() {
+    for fixture in fixture::of_kind("dp") {
+        let (model, batch, devices) = (
+            model(&fixture),
+            fixture.json::<usize>("batch"),
+            fixture.json::<usize>("devices"),
+        );
+        let chunks: Vec<usize> = fixture.json("chunks");
+        assert_eq!(
+            chunks.len(),
+            batch.div_ceil(batch.div_ceil(devices)),
+            "{}",
+            fixture.name
+        );
+        for on in BOTH {
+            for loss in [DpLoss::Gathered, DpLoss::Replica] {
+                // Means of uneven chunks weigh samples unequally, which is not what the fixture did.
+                if loss == DpLoss::Replica && chunks.iter().any(|chunk| *chunk != chunks[0]) {
+                    continue;
+                }
+                let what = format!("{} on {on:?}, {loss:?}", fixture.name);
+                let backends: Vec<_> = (0..devices).map(|index| device(on, index)).collect();
+                let links =
+                    Arc::new(HostLinks::new(backends.iter().map(|backend| &**backend)).unwrap());
+                let settings = DpSettings {
+                    max_batch: batch,
+                    seed: fixture.json("seed"),
+                    optimizer: optimizer(&fixture),
+                    loss,
+                    cores: Vec::new(),
+                };
+                let mut dp = Dp::new(backends, links, &model, &settings).unwrap();
+                let (losses, end) = train(&fixture, &mut dp, 0..batch);
+                check_losses(&fixture, &what, &losses, 0, 1);
+                check_tensors(&fixture, &what, "final.", &end);
+            }
+        }
+    }
+}
+
+#[test]
+fn ddp_makes_the_steps_of_pytorch_ddp() {
+    for fixture in fixture::of_kind("ddp") {
+        for on in BOTH {
+            check_ddp(&fixture, on);
+        }
+    }
+}
+
+fn check_ddp(fixture: &Fixture, on: On) {
+    let (model, ranks) = (model(fixture), fixture.json::<usize>("ranks"));
+    let each: usize = fixture.json("per_rank_batch");
+    let communicators = SharedCommunicator::for_threads(ranks, Waiting::default()).unwrap();
+    std::thread::scope(|scope| {
+        for (rank, communicator) in communicators.into_iter().enumerate() {
+            let model = &model;
+            scope.spawn(move || {
+                let what = format!("{} on {on:?}, rank {rank}", fixture.name);
+                let settings = DdpSettings {
+                    max_batch: each,
+                    sample_offset: rank * each,
+                    seed: fixture.json("seed"),
+                    optimizer: optimizer(fixture),
+                    bucket_cap_bytes: None,
+                };
+                let mut ddp =
+                    Ddp::new(device(on, rank), Box::new(communicator), model, &settings).unwrap();
+                let (losses, end) = train(fixture, &mut ddp, rank * each..(rank + 1) * each);
+                check_losses(fixture, &what, &losses, rank, ranks);
+                if rank == 0 {
+                    check_tensors(fixture, &what, "final.", &end);
+                } else {
+                    check_tensors(fixture, &what, &format!("final_rank{rank}."), &end);
+                }
+                assert_eq!(ddp.parameters_equal().unwrap(), Some(true), "{what}");
+            });
+        }
+    });
+}

@@ -1,0 +1,194 @@
+//! A steady-state step of DP and of DDP allocates nothing, on any thread: neither the controller nor the devices'
+//! threads nor those of the communication streams. It leaves out what happens inside matrix products and convolutions,
+//! whose packing buffers `no_allocation.rs` bounds.
+mod trials;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+
+use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
+use syncmark_engine::backend::{
+    Backend, Category, Completion, Event, HostMemory, HostSlice, HostSliceMut, HostTask, MemoryUse,
+    Result, Stream,
+};
+use syncmark_engine::comm::HostCall;
+use syncmark_engine::comm::links::HostLinks;
+use syncmark_engine::comm::shared::{SharedCommunicator, Waiting};
+use syncmark_engine::kernel::Kernel;
+use syncmark_engine::model::spec::Norm;
+use syncmark_engine::probe::Silent;
+use syncmark_engine::strategy::{Ddp, DdpSettings, Dp, DpLoss, DpSettings, Strategy};
+use syncmark_engine::tensor::{Dtype, Span};
+use trials::{Batch, OPTIMIZER, SEED, model};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static IN_PRODUCT: Cell<bool> = const { Cell::new(false) };
+}
+
+// SAFETY: every call is passed on to the system's allocator; the counters allocate nothing and have no destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if !IN_PRODUCT.get() {
+            ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// A CPU device that counts no allocation inside products.
+struct Products(CpuBackend);
+
+impl Backend for Products {
+    fn launch(&mut self, on: Stream, kernel: Kernel) -> Result<()> {
+        let product = matches!(
+            kernel,
+            Kernel::Matmul { .. }
+                | Kernel::Conv2dForward { .. }
+                | Kernel::Conv2dBackwardInput { .. }
+                | Kernel::Conv2dBackwardWeight { .. }
+        );
+        IN_PRODUCT.set(product);
+        let launched = self.0.launch(on, kernel);
+        IN_PRODUCT.set(false);
+        launched
+    }
+    fn allocate(&mut self, category: Category, dtype: Dtype, len: usize) -> Result<Span> {
+        self.0.allocate(category, dtype, len)
+    }
+    fn upload(&mut self, on: Stream, from: HostSlice<'_>, to: Span) -> Result<()> {
+        self.0.upload(on, from, to)
+    }
+    fn download(&mut self, from: Span, to: HostSliceMut<'_>) -> Result<()> {
+        self.0.download(from, to)
+    }
+    fn record(&mut self, on: Stream) -> Event {
+        self.0.record(on)
+    }
+    fn wait(&mut self, on: Stream, event: Event) -> Result<()> {
+        self.0.wait(on, event)
+    }
+    fn completion(&mut self, event: Event) -> Completion {
+        self.0.completion(event)
+    }
+    fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {
+        self.0.wait_for(on, completion)
+    }
+    fn enqueue_host(
+        &mut self,
+        on: Stream,
+        after: &Completion,
+        task: &Arc<dyn HostTask>,
+        call: HostCall,
+    ) -> Result<Event> {
+        self.0.enqueue_host(on, after, task, call)
+    }
+    fn synchronize(&mut self) -> Result<()> {
+        self.0.synchronize()
+    }
+    fn time_ns(&mut self, event: Event) -> Result<u64> {
+        self.0.time_ns(event)
+    }
+    fn begin_ns(&mut self, event: Event) -> Result<u64> {
+        self.0.begin_ns(event)
+    }
+    fn memory_use(&self) -> MemoryUse {
+        self.0.memory_use()
+    }
+    fn host_memory(&self) -> Option<HostMemory> {
+        self.0.host_memory()
+    }
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+}
+
+fn products() -> Box<dyn Backend> {
+    Box::new(Products(CpuBackend::new(CpuDevice::default()).unwrap()))
+}
+
+/// One test, because the counter is the process's.
+#[test]
+fn steady_steps_allocate_nothing() {
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    drop(std::hint::black_box(vec![0_u8; 100]));
+    assert!(
+        ALLOCATIONS.load(Ordering::SeqCst) > before,
+        "the counter counts"
+    );
+    for loss in [DpLoss::Gathered, DpLoss::Replica] {
+        assert_eq!(data_parallel(loss), 0, "DP, {loss:?}");
+    }
+    assert_eq!(distributed(), 0, "DDP");
+}
+
+fn data_parallel(loss: DpLoss) -> usize {
+    let backends: Vec<_> = (0..3).map(|_| products()).collect();
+    let links = Arc::new(HostLinks::new(backends.iter().map(|backend| &**backend)).unwrap());
+    let settings = DpSettings {
+        max_batch: 8,
+        seed: SEED,
+        optimizer: OPTIMIZER,
+        loss,
+        cores: Vec::new(),
+    };
+    let mut dp = Dp::new(backends, links, &model(Norm::Batch), &settings).unwrap();
+    let batch = Batch::new(0, 8);
+    let mut steps =
+        |count: usize| (0..count).for_each(|_| dp.step(batch.whole(), &mut Silent).unwrap());
+    steps(5);
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    steps(20);
+    ALLOCATIONS.load(Ordering::SeqCst) - before
+}
+
+fn distributed() -> usize {
+    let communicators = SharedCommunicator::for_threads(2, Waiting::default()).unwrap();
+    let (model, here) = (model(Norm::SyncBatch), Barrier::new(2));
+    let counts: Vec<usize> = std::thread::scope(|scope| {
+        let start = |(rank, communicator): (usize, SharedCommunicator)| {
+            let (model, here) = (&model, &here);
+            scope.spawn(move || {
+                let settings = DdpSettings {
+                    max_batch: 4,
+                    sample_offset: 4 * rank,
+                    seed: SEED,
+                    optimizer: OPTIMIZER,
+                    bucket_cap_bytes: Some(500),
+                };
+                let mut ddp =
+                    Ddp::new(products(), Box::new(communicator), model, &settings).unwrap();
+                let batch = Batch::new(0, 8);
+                let part = batch.whole().part(4 * rank..4 * rank + 4);
+                (0..5).for_each(|_| ddp.step(part, &mut Silent).unwrap());
+                ddp.finish().unwrap();
+                here.wait();
+                let before = ALLOCATIONS.load(Ordering::SeqCst);
+                here.wait();
+                (0..20).for_each(|_| ddp.step(part, &mut Silent).unwrap());
+                ddp.finish().unwrap();
+                here.wait();
+                let counted = ALLOCATIONS.load(Ordering::SeqCst) - before;
+                // Nobody takes anything down before both have read the counter.
+                here.wait();
+                counted
+            })
+        };
+        let ranks: Vec<_> = communicators.into_iter().enumerate().map(start).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    counts[0]
+}
