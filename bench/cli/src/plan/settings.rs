@@ -2,7 +2,7 @@
 //!
 //! Contract: exactly the keys that the trial uses are there, each as a user would write its value, so two
 //! trials with equal settings are the same trial.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -88,35 +88,34 @@ fn word(value: &Value) -> String {
     }
 }
 
-/// One label for each trial: what it is, and what tells it from the others.
-///
-/// `variants` are the trials' strategies in words, such as `ddp-processes ×2`; every other setting that is not
-/// the same in all trials is added.
+/// One label for each trial: its strategy in words (such as `ddp-processes ×2`), and what else tells it from the
+/// others. A setting that follows from those in the label already, as a batch can from a model, is left out.
 pub fn labels(trials: &[(String, &Settings)]) -> Vec<String> {
-    let covered = [
-        "parallel.strategy",
-        "parallel.launch",
-        "parallel.devices",
-        "measure.unsynchronized",
-    ];
-    let mut keys: Vec<&String> = trials
+    let all: BTreeSet<&String> = trials
         .iter()
         .flat_map(|(_, settings)| settings.keys())
         .collect();
-    keys.sort_unstable();
-    keys.dedup();
-    keys.retain(|key| {
-        // A key that only some trials use tells nothing that their strategy does not, unless its values differ.
-        let mut values: Vec<&String> = trials
-            .iter()
-            .filter_map(|(_, settings)| settings.get(*key))
-            .collect();
-        values.sort_unstable();
-        values.dedup();
-        !covered.contains(&key.as_str()) && values.len() > 1
-    });
     let (front, back): (Vec<&String>, Vec<&String>) =
-        keys.into_iter().partition(|key| is_plain(key));
+        all.into_iter().partition(|key| is_plain(key));
+    // What is in the label so far; a key that splits none of these groups would tell nothing.
+    let mut groups: Vec<Vec<&str>> = trials
+        .iter()
+        .map(|(strategy, _)| vec![strategy.as_str()])
+        .collect();
+    let mut splits = |key: &&String| {
+        let value = |index: usize| trials[index].1.get(*key);
+        let mut first: BTreeMap<Vec<&str>, Option<&String>> = BTreeMap::new();
+        let tells = (0..trials.len())
+            .any(|i| *first.entry(groups[i].clone()).or_insert(value(i)) != value(i));
+        if tells {
+            for (index, group) in groups.iter_mut().enumerate() {
+                group.push(value(index).map_or("", String::as_str));
+            }
+        }
+        tells
+    };
+    let front: Vec<&String> = front.into_iter().filter(&mut splits).collect();
+    let back: Vec<&String> = back.into_iter().filter(&mut splits).collect();
     let label = |(strategy, settings): &(String, &Settings)| {
         let plain = front.iter().filter_map(|key| settings.get(*key).cloned());
         let named = back
