@@ -21,8 +21,12 @@ pub struct Cli {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Measure scenarios: gates, blocks of repeats, records and a report.
+    Run(RunArgs),
     /// Show the trials, what is left out and why, and the expected time; run nothing.
     Plan(PlanArgs),
+    /// Check that every trial runs here and trains like one device does; no timing.
+    Verify(VerifyArgs),
     /// Render a run folder's report again from its records.
     Report(ReportArgs),
     /// Show what this machine can run, and for what it cannot, why.
@@ -77,9 +81,6 @@ pub struct RunArgs {
     /// Folder that receives the run's folder.
     #[arg(long, value_name = "DIR", default_value = "reports")]
     pub out: PathBuf,
-    /// Go on with an interrupted run: repeats that are in DIR already are not run again.
-    #[arg(long, value_name = "DIR", conflicts_with = "out")]
-    pub resume: Option<PathBuf>,
     /// No progress on stderr.
     #[arg(long, short)]
     pub quiet: bool,

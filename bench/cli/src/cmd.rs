@@ -6,7 +6,9 @@ pub mod doctor;
 pub mod man;
 pub mod plan;
 pub mod report;
+pub mod run;
 pub mod schema;
+pub mod verify;
 
 use std::io::Write;
 

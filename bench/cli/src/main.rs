@@ -23,7 +23,9 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<Status> {
     match command {
+        Command::Run(args) => cmd::run::execute(&args),
         Command::Plan(args) => cmd::plan::execute(&args),
+        Command::Verify(args) => cmd::verify::execute(&args),
         Command::Report(args) => cmd::report::execute(&args),
         Command::Doctor(args) => cmd::doctor::execute(args),
         Command::Schema => cmd::schema::execute(),

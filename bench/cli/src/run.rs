@@ -22,8 +22,10 @@ pub mod silence;
 pub mod spool;
 pub mod spool_folder;
 pub mod standing;
+pub mod summary;
 pub mod supervise;
 pub mod trial_row;
+pub mod verification;
 pub mod watch;
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub enum FolderError {
     },
     /// A new run would overwrite the records of an older one.
     #[error(
-        "{path} already holds records ({file}): give another --out, or continue that run with --resume {path}"
+        "{path} already holds records ({file}): give another --out"
     )]
     Occupied {
         /// The folder.

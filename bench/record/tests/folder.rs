@@ -195,7 +195,7 @@ fn a_folder_with_records_is_not_overwritten() {
         ),
         "{error}"
     );
-    assert!(error.to_string().contains("--resume"), "{error}");
+    assert!(error.to_string().contains("--out"), "{error}");
 }
 
 #[test]

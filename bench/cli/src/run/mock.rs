@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use safetensors::tensor::{Dtype, TensorView};
 use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
-use syncmark_record::rows::{GateRow, RepeatRow};
+use syncmark_record::rows::{GateRow, RepeatRow, TrialRow};
 use syncmark_record::{FolderError, Outcome};
 
 use super::job::{Clock, Executor, Job, JobResult, StopError};
@@ -16,11 +16,13 @@ use super::progress::Progress;
 use super::protocol::Purpose;
 use super::recorder::RepeatFacts;
 use super::spool::Event;
+use super::standing::{Standing, Unrun};
 use crate::plan::config::{
     Backend, Batch, DataConfig, MeasureConfig, PROTOCOL_VERSION, SourceConfig, StrategyConfig,
     TrialConfig,
 };
-use crate::scenario::file::{Optimizer, Scaling};
+use crate::plan::{Plan, Trial};
+use crate::scenario::file::{DpLoss, Launch, Optimizer, Scaling, Scenario};
 
 /// A configuration with 32 samples on each device.
 pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
@@ -61,6 +63,45 @@ pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
     }
 }
 
+const DP: StrategyConfig = StrategyConfig::Dp {
+    loss: DpLoss::Gathered,
+};
+const DDP: StrategyConfig = StrategyConfig::Ddp {
+    launch: Launch::Processes,
+};
+
+/// A trial of a made-up configuration.
+pub(crate) fn trial(label: &str, strategy: StrategyConfig, devices: usize) -> Trial {
+    Trial {
+        id: format!("id-{label}"),
+        label: label.into(),
+        variant: None,
+        model: "test".into(),
+        config: config(strategy, devices),
+        settings: Default::default(),
+        parameters: 1,
+        notes: Vec::new(),
+    }
+}
+
+/// A plan of `single`, `dp` and `ddp` on two devices.
+pub(crate) fn plan(repeats: usize) -> Plan {
+    let toml = format!(
+        "name = \"test\"\nquestion = \"?\"\nkind = \"train\"\n[data]\nsource = \"synthetic\"\nbatch_size = 32\n[measure]\nrepeats = {repeats}\nseed = 5\n"
+    );
+    Plan {
+        scenario: toml::from_str::<Scenario>(&toml).unwrap(),
+        toml,
+        trials: vec![
+            trial("single", StrategyConfig::Single, 1),
+            trial("dp", DP, 2),
+            trial("ddp", DDP, 2),
+        ],
+        left_out: Vec::new(),
+        merged: Vec::new(),
+    }
+}
+
 /// The row of a repeat that passed with a steady window.
 pub(crate) fn repeat_row() -> RepeatRow {
     RepeatRow {
@@ -83,6 +124,20 @@ pub(crate) fn repeat_row() -> RepeatRow {
         last_third_ns: Some(1_000_000),
         loss: Some(0.5),
         parameters_equal: None,
+    }
+}
+
+/// The row of a trial without figures.
+pub(crate) fn trial_row(label: &str, outcome: Outcome) -> TrialRow {
+    let mut plan = plan(1);
+    plan.trials[0].label = label.into();
+    let standing = Standing::default();
+    let row = super::trial_row::row(&plan, &plan.trials[0], &standing, 1, 2, &Unrun::Complete);
+    TrialRow {
+        outcome,
+        reason: None,
+        warnings: None,
+        ..row
     }
 }
 
@@ -120,6 +175,8 @@ pub(crate) struct MockExecutor {
     pub(crate) script: VecDeque<(&'static str, Act)>,
     /// Factor on the updates of gates of this label.
     pub(crate) wrong: Option<&'static str>,
+    /// What the ranks of every job leave.
+    pub(crate) events: Vec<Vec<Event>>,
     clock: FakeClock,
     interrupted: bool,
 }
@@ -131,6 +188,7 @@ impl MockExecutor {
             arms: Vec::new(),
             script: script.iter().cloned().collect(),
             wrong: None,
+            events: Vec::new(),
             clock: clock.clone(),
             interrupted: false,
         }
@@ -185,7 +243,7 @@ impl Executor for MockExecutor {
         Ok(JobResult {
             outcome,
             reason,
-            events: Vec::new(),
+            events: self.events.clone(),
             cores: Vec::new(),
             spools: None,
         })

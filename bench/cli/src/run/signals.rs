@@ -1,12 +1,15 @@
 //! Ctrl-C and its kin, as a descriptor that poll(2) can wait for.
 //!
 //! Contract: a signal is remembered and wakes whoever polls; nothing else happens in the handler. The signals are
-//! SIGINT, SIGTERM and SIGHUP, so that a closed terminal or a batch system's end stops a run as cleanly as ctrl-C.
+//! SIGINT, SIGTERM and SIGHUP, so that a closed terminal or a batch system's end stops a run as cleanly as ctrl-C. Once
+//! released (while a report is written, say) a signal ends the process at once.
 //! Reference: the self-pipe trick, <https://cr.yp.to/docs/selfpipe.html>.
 use std::cell::Cell;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -18,7 +21,11 @@ const STOPPING: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 pub struct Signals {
     pipe: UnixStream,
     received: Cell<usize>,
+    released: Arc<AtomicBool>,
 }
+
+/// Exit status of a process that a signal ends once it is released.
+const INTERRUPTED: i32 = 130;
 
 impl Signals {
     /// Takes over the stopping signals of this process.
@@ -28,6 +35,8 @@ impl Signals {
     pub fn install() -> std::io::Result<Self> {
         let signals = Self::new()?;
         for signal in STOPPING {
+            let released = Arc::clone(&signals.0.released);
+            signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED, released)?;
             signal_hook::low_level::pipe::register(signal, signals.1.try_clone()?)?;
         }
         Ok(signals.0)
@@ -40,9 +49,20 @@ impl Signals {
             Self {
                 pipe,
                 received: Cell::new(0),
+                released: Arc::default(),
             },
             write,
         ))
+    }
+
+    /// From now on a signal ends the process at once.
+    pub fn release(&self) {
+        self.released.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on a signal is remembered again.
+    pub fn hold(&self) {
+        self.released.store(false, Ordering::Relaxed);
     }
 
     /// How many came until now. Never blocks.

@@ -27,25 +27,21 @@ const GATE_CAPACITY: usize = 1 << 10;
 
 /// Starts and watches processes.
 #[derive(Debug)]
-pub struct Supervisor {
+pub struct Supervisor<'a> {
     binary: PathBuf,
     spools: PathBuf,
     cores: Vec<usize>,
-    signals: Signals,
+    signals: &'a Signals,
     jobs: usize,
 }
 
-impl Supervisor {
+impl<'a> Supervisor<'a> {
     /// A supervisor whose children are this very binary and whose spools lie below `spools`.
     ///
     /// # Errors
-    /// When the system hides this binary or its cores, or its signals cannot be taken over.
-    pub fn new(spools: PathBuf) -> std::io::Result<Self> {
-        let (binary, cores, signals) = (
-            std::env::current_exe()?,
-            cores::usable()?,
-            Signals::install()?,
-        );
+    /// When the system hides this binary or its cores.
+    pub fn new(spools: PathBuf, signals: &'a Signals) -> std::io::Result<Self> {
+        let (binary, cores) = (std::env::current_exe()?, cores::usable()?);
         Ok(Self {
             binary,
             spools,
@@ -88,7 +84,7 @@ impl Supervisor {
         }
         drop(inherited);
         while !watch.is_over() {
-            watch.sleep(&self.signals)?;
+            watch.sleep(self.signals)?;
             watch.attend(Instant::now(), self.signals.received());
         }
         Ok(watch.verdict())
@@ -105,7 +101,7 @@ impl Supervisor {
         Assignment {
             protocol_version: PROTOCOL_VERSION,
             trial: job.trial.clone(),
-            purpose: job.purpose.clone(),
+            purpose: purpose_of(&job.purpose, ranks),
             repeat: job.repeat,
             rank: ranks.start as u32,
             world_size: job.trial.devices as u32,
@@ -117,7 +113,7 @@ impl Supervisor {
     }
 }
 
-impl Executor for Supervisor {
+impl Executor for Supervisor<'_> {
     fn execute(&mut self, job: &Job) -> Result<JobResult, StopError> {
         self.jobs += 1;
         let capacity = if matches!(job.purpose, Purpose::Measure { .. }) {
@@ -167,6 +163,15 @@ fn processes(trial: &TrialConfig) -> Vec<Range<usize>> {
             launch: Launch::Processes,
         } => (0..trial.devices).map(|rank| rank..rank + 1).collect(),
     }
+}
+
+/// The purpose of the process that runs `ranks`: of the outputs of a gate it gets its own, as of the spools.
+fn purpose_of(purpose: &Purpose, ranks: &Range<usize>) -> Purpose {
+    let mut purpose = purpose.clone();
+    if let Purpose::Gate { outputs, .. } = &mut purpose {
+        *outputs = outputs[ranks.clone()].to_vec();
+    }
+    purpose
 }
 
 /// The memory that ranks in processes share, and the descriptor through which they find it.

@@ -3,50 +3,11 @@ use std::time::Duration;
 
 use syncmark_record::Outcome;
 
-use super::super::mock::{Act, FakeClock, MockExecutor, MockLedger, MockProgress, config};
+use super::super::mock::{Act, FakeClock, MockExecutor, MockLedger, MockProgress, plan};
 use super::super::standing::Unrun;
 use super::{Conductor, RunEnd};
-use crate::plan::config::StrategyConfig;
+use crate::plan::Plan;
 use crate::plan::schedule::schedule;
-use crate::plan::{Plan, Trial};
-use crate::scenario::file::{DpLoss, Launch, Scenario};
-
-const DP: StrategyConfig = StrategyConfig::Dp {
-    loss: DpLoss::Gathered,
-};
-const DDP: StrategyConfig = StrategyConfig::Ddp {
-    launch: Launch::Processes,
-};
-
-fn trial(label: &str, strategy: StrategyConfig, devices: usize) -> Trial {
-    Trial {
-        id: format!("id-{label}"),
-        label: label.into(),
-        variant: None,
-        model: "test".into(),
-        config: config(strategy, devices),
-        settings: Default::default(),
-        parameters: 1,
-        notes: Vec::new(),
-    }
-}
-
-fn plan(repeats: usize) -> Plan {
-    let toml = format!(
-        "name = \"test\"\nquestion = \"?\"\nkind = \"train\"\n[data]\nsource = \"synthetic\"\nbatch_size = 32\n[measure]\nrepeats = {repeats}\nseed = 5\n"
-    );
-    Plan {
-        scenario: toml::from_str::<Scenario>(&toml).unwrap(),
-        toml,
-        trials: vec![
-            trial("single", StrategyConfig::Single, 1),
-            trial("dp", DP, 2),
-            trial("ddp", DDP, 2),
-        ],
-        left_out: Vec::new(),
-        merged: Vec::new(),
-    }
-}
 
 struct Told {
     end: RunEnd,

@@ -1,0 +1,272 @@
+//! `syncmark run SCENARIO...`: measures a scenario and leaves a run folder with its records and its report.
+//!
+//! Contract: what can be known to fail is found before anything runs; from then on records come first. Rows are on disk
+//! at the end of every repeat, figures are computed from those rows, and a report that cannot be made loses nothing.
+//! The story of the measuring itself is [`crate::run::conductor`]. Exit statuses are those of `syncmark run --help`.
+use std::path::{Path, PathBuf};
+
+use syncmark_record::rows::TrialRow;
+use syncmark_record::{FolderError, RunFolder};
+use syncmark_report::answer::answer;
+use syncmark_report::run_data::RunData;
+
+use crate::args::RunArgs;
+use crate::cmd::print;
+use crate::cmd::report::{self, HAS_PDF, Pdf};
+use crate::environment;
+use crate::error::{CliError, Result, Status};
+use crate::plan::{Plan, plans};
+use crate::run::conductor::{Conductor, RunEnd};
+use crate::run::job::{Clock, SystemClock};
+use crate::run::ledger::FolderLedger;
+use crate::run::progress::Bar;
+use crate::run::signals::Signals;
+use crate::run::standing::Unrun;
+use crate::run::summary::summary;
+use crate::run::supervise::Supervisor;
+
+/// Runs every scenario. The worst status of them counts; ctrl-C ends them all.
+///
+/// # Errors
+/// Exit status 2 for a bad scenario or a folder that cannot be written, 4 when nothing can run here.
+pub fn execute(args: &RunArgs) -> Result<Status> {
+    let plans = plans(&args.scenario)?;
+    for plan in &plans {
+        check_runnable(plan)?;
+    }
+    // All folders before any run: the last one being unwritable must not show after hours.
+    let folders = plans
+        .iter()
+        .map(|plan| prepare(plan, &args.out))
+        .collect::<Result<Vec<_>>>()?;
+    let signals = Signals::install()
+        .map_err(|error| CliError::failed(format!("failed to take over ctrl-C: {error}")))?;
+    let mut status = Status::Passed;
+    for (plan, folder) in plans.iter().zip(folders) {
+        let ended = run(plan, folder, args.quiet, &signals)?;
+        status = worse(status, ended);
+        if ended == Status::Interrupted {
+            break;
+        }
+    }
+    Ok(status)
+}
+
+/// Whether this build and this plan have something to run.
+///
+/// # Errors
+/// Exit status 4 with what is missing.
+pub fn check_runnable(plan: &Plan) -> Result<()> {
+    plan.require_backend()?;
+    if plan.trials.is_empty() {
+        let name = &plan.scenario.name;
+        return Err(
+            CliError::nothing_runs(format!("scenario {name} has no trial left to run")).help(
+                format!("see `syncmark plan {name}` for what is left out and why"),
+            ),
+        );
+    }
+    Ok(())
+}
+
+/// Makes the run folder with everything that is known before the run.
+fn prepare(plan: &Plan, out: &Path) -> Result<RunFolder> {
+    let environment = environment::capture(environment::Run {
+        scenario: &plan.scenario.name,
+        scenario_folder: None,
+        command: std::env::args().collect(),
+        started: SystemClock::default().utc(),
+    });
+    let time = jiff::Timestamp::now()
+        .strftime("%Y%m%dT%H%M%SZ")
+        .to_string();
+    let make = || -> std::result::Result<RunFolder, FolderError> {
+        let folder = RunFolder::create(free_path(
+            out,
+            &plan.scenario.name,
+            &time,
+            &environment.host,
+        ))?;
+        folder.write_scenario(&plan.toml)?;
+        folder.write_environment(&environment)?;
+        Ok(folder)
+    };
+    make().map_err(|error| {
+        CliError::usage(format!(
+            "cannot make a run folder in {}: {error}",
+            out.display()
+        ))
+        .help("give a folder that can be written, and has room, with --out DIR")
+    })
+}
+
+/// `<out>/<scenario>-<UTC time>-<host>`, with a number if two runs begin in the same second.
+fn free_path(out: &Path, scenario: &str, time: &str, host: &str) -> PathBuf {
+    let plain = |text: &str| -> String {
+        text.chars()
+            .map(|c| {
+                if c.is_alphanumeric() || "-_.".contains(c) {
+                    c
+                } else {
+                    '-'
+                }
+            })
+            .collect()
+    };
+    let name = format!("{}-{time}-{}", plain(scenario), plain(host));
+    let numbered = (2..).map(|n| format!("{name}-{n}"));
+    let mut names = std::iter::once(name.clone())
+        .chain(numbered)
+        .map(|name| out.join(name));
+    names
+        .find(|path| !path.exists())
+        .unwrap_or_else(|| out.join(name))
+}
+
+/// Runs one plan into its folder, reports it, and prints its summary.
+fn run(plan: &Plan, folder: RunFolder, quiet: bool, signals: &Signals) -> Result<Status> {
+    signals.hold();
+    let end = measure(plan, &folder, quiet, signals)?;
+    signals.release();
+    let (trials, written) = write_trials(&folder, &end);
+    let reported = written.and_then(|()| report::render(folder.path(), pdf()).map(drop));
+    print(&closing_words(&folder, &trials))?;
+    Ok(match (&end.unrun, reported) {
+        (Unrun::Interrupted, reported) => {
+            eprintln!(
+                "interrupted: what was measured until then is in {}",
+                folder.path().display()
+            );
+            complain(reported);
+            Status::Interrupted
+        }
+        (Unrun::Stopped(why), reported) => {
+            eprintln!(
+                "error: the run stopped: {why}\n  help: what was measured until then is in {}",
+                folder.path().display()
+            );
+            complain(reported);
+            Status::TrialFailed
+        }
+        (Unrun::Complete, Err(error)) => {
+            complain(Err(error));
+            Status::TrialFailed
+        }
+        (Unrun::Complete, Ok(())) if trials.iter().any(|trial| trial.outcome.is_failure()) => {
+            Status::TrialFailed
+        }
+        (Unrun::Complete, Ok(())) => Status::Passed,
+    })
+}
+
+/// Lets the conductor work with real processes, real files and real time.
+fn measure(plan: &Plan, folder: &RunFolder, quiet: bool, signals: &Signals) -> Result<RunEnd> {
+    let scratch = folder.path().join(".gates");
+    let mut supervisor = Supervisor::new(folder.path().join(".spool"), signals)
+        .map_err(|error| CliError::nothing_runs(format!("cannot start processes here: {error}")))?;
+    let mut ledger = FolderLedger::new(folder.clone())
+        .map_err(|error| CliError::usage(format!("cannot write records: {error}")))?;
+    let cores = supervisor.cores();
+    let end = Conductor {
+        executor: &mut supervisor,
+        ledger: &mut ledger,
+        clock: &SystemClock::default(),
+        progress: &mut Bar::new(quiet),
+        scratch: &scratch,
+        cores,
+    }
+    .run(plan);
+    // Dumps are removed one by one as they are read; only the empty folder is left.
+    let _ = std::fs::remove_dir_all(&scratch);
+    Ok(end)
+}
+
+/// Fills the trials' figures from the rows on disk and writes `trials.csv`. Rows without figures are better than none.
+fn write_trials(folder: &RunFolder, end: &RunEnd) -> (Vec<TrialRow>, Result<()>) {
+    let summarise = || -> std::result::Result<Vec<TrialRow>, FolderError> {
+        let (repeats, comm, devices) = (folder.read()?, folder.read()?, folder.read()?);
+        Ok(syncmark_report::summarise(
+            &end.trials,
+            &repeats,
+            &comm,
+            &devices,
+        ))
+    };
+    let (trials, read) = match summarise() {
+        Ok(trials) => (trials, Ok(())),
+        Err(error) => (end.trials.clone(), Err(error)),
+    };
+    let written = read.and(folder.write_trials(&trials));
+    (
+        trials,
+        written.map_err(|error| {
+            CliError::failed(format!("cannot write the summary of the trials: {error}"))
+        }),
+    )
+}
+
+fn pdf() -> Pdf<'static> {
+    if HAS_PDF {
+        Pdf::Typeset(None)
+    } else {
+        Pdf::Leave
+    }
+}
+
+/// The summary table, the answer in words, and where everything is.
+fn closing_words(folder: &RunFolder, trials: &[TrialRow]) -> String {
+    let mut text = format!("{}\n", summary(trials));
+    if let Ok(data) = RunData::load(folder) {
+        answer(&data)
+            .sentences
+            .iter()
+            .for_each(|sentence| text.push_str(&format!("{sentence}\n")));
+    }
+    text.push_str(&format!("\n{}\n", folder.path().display()));
+    text
+}
+
+/// Says on stderr that the report could not be made; the records are there all the same.
+fn complain(reported: Result<()>) {
+    if let Err(error) = reported {
+        eprint!("{}", error.render(false));
+    }
+}
+
+/// The status that counts of two.
+pub fn worse(a: Status, b: Status) -> Status {
+    if (b as u8) > (a as u8) { b } else { a }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_one_second_do_not_meet() {
+        let out = tempfile::tempdir().unwrap();
+        let path = free_path(out.path(), "dp/vs ddp", "20260102T030405Z", "host.example");
+        assert_eq!(
+            path.file_name().unwrap(),
+            "dp-vs-ddp-20260102T030405Z-host.example"
+        );
+        std::fs::create_dir(&path).unwrap();
+        let path = free_path(out.path(), "dp/vs ddp", "20260102T030405Z", "host.example");
+        assert_eq!(
+            path.file_name().unwrap(),
+            "dp-vs-ddp-20260102T030405Z-host.example-2"
+        );
+    }
+
+    #[test]
+    fn an_interruption_outweighs_a_failure() {
+        assert_eq!(
+            worse(Status::TrialFailed, Status::Interrupted),
+            Status::Interrupted
+        );
+        assert_eq!(
+            worse(Status::TrialFailed, Status::Passed),
+            Status::TrialFailed
+        );
+    }
+}

@@ -1,0 +1,99 @@
+//! `syncmark verify SCENARIO...`: the gate and a few steps of every trial, no timing and no records.
+//!
+//! Contract: exit status 0 means that every trial of the scenarios runs here and trains like one device does.
+use comfy_table::{ContentArrangement, Table, presets};
+
+use crate::args::VerifyArgs;
+use crate::cmd::print;
+use crate::cmd::run::{check_runnable, worse};
+use crate::error::{CliError, Result, Status};
+use crate::plan::{Plan, plans};
+use crate::run::progress::{Bar, outcome_name};
+use crate::run::signals::Signals;
+use crate::run::supervise::Supervisor;
+use crate::run::verification::{Verified, verify};
+
+/// Verifies every scenario.
+///
+/// # Errors
+/// Exit status 2 for a bad scenario, 4 when nothing can run here, 1 when no process can be started any more.
+pub fn execute(args: &VerifyArgs) -> Result<Status> {
+    let plans = plans(&args.scenario)?;
+    plans.iter().try_for_each(check_runnable)?;
+    let signals = Signals::install()
+        .map_err(|error| CliError::failed(format!("failed to take over ctrl-C: {error}")))?;
+    let mut status = Status::Passed;
+    for plan in &plans {
+        let verified = one(plan, args.quiet, &signals)?;
+        print(&describe(plan, &verified))?;
+        status = worse(status, status_of(plan, &verified));
+        if status == Status::Interrupted {
+            break;
+        }
+    }
+    Ok(status)
+}
+
+fn one(plan: &Plan, quiet: bool, signals: &Signals) -> Result<Vec<Verified>> {
+    let scratch = tempfile::tempdir().map_err(|error| {
+        CliError::failed(format!("cannot make a folder for the spools: {error}"))
+            .help("set TMPDIR to a folder with room")
+    })?;
+    let mut supervisor = Supervisor::new(scratch.path().join("spool"), signals)
+        .map_err(|error| CliError::nothing_runs(format!("cannot start processes here: {error}")))?;
+    verify(
+        plan,
+        &mut supervisor,
+        &mut Bar::new(quiet),
+        &scratch.path().join("gates"),
+    )
+    .map_err(|error| CliError::failed(error.to_string()))
+}
+
+fn status_of(plan: &Plan, verified: &[Verified]) -> Status {
+    if verified.len() < plan.trials.len()
+        || verified
+            .iter()
+            .any(|v| v.outcome == syncmark_record::Outcome::Interrupted)
+    {
+        Status::Interrupted
+    } else if verified.iter().any(|found| found.outcome.is_failure()) {
+        Status::TrialFailed
+    } else {
+        Status::Passed
+    }
+}
+
+/// The table of what was found.
+fn describe(plan: &Plan, verified: &[Verified]) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(presets::UTF8_BORDERS_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(["trial", "gate", "3 steps"]);
+    for found in verified {
+        table.add_row([
+            found.label.clone(),
+            found.gate.clone(),
+            outcome_name(found.outcome),
+        ]);
+    }
+    let mut text = format!("{}\n{table}\n", plan.scenario.name);
+    for found in verified {
+        if let Some(reason) = &found.reason {
+            text.push_str(&format!(
+                "{}: {}: {reason}\n",
+                found.label,
+                outcome_name(found.outcome)
+            ));
+        }
+    }
+    if verified.len() < plan.trials.len() {
+        text.push_str(&format!(
+            "interrupted after {} of {} trials\n",
+            verified.len(),
+            plan.trials.len()
+        ));
+    }
+    text
+}
