@@ -350,11 +350,12 @@ fn summary(asked: &[&Comparison<'_>], spec: &AnswerSpec, metric: Metric) -> Opti
         .iter()
         .filter_map(|c| factor_value(&spec.factor, Some(c.trial)))
         .collect();
+    values.sort();
     values.dedup();
-    let subject = if values.iter().all(|value| *value == values[0]) {
-        values[0].clone()
-    } else {
-        "The others".into()
+    let subject = match values.as_slice() {
+        [] => "The others".into(),
+        [one] => one.clone(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
     };
     let (faster, slower, undecided) = (told(Some(true)), told(Some(false)), told(None) - too_few);
     let mut parts = vec![

@@ -3,6 +3,7 @@
 //! Contract: pure; the same [`RunData`] gives the same [`Document`]. The answer comes first, warnings before the
 //! figures that they weaken, and every trial of the plan is listed, whatever became of it.
 mod definitions;
+mod gates;
 mod tables;
 
 use syncmark_record::{Outcome, rows::TrialRow};
@@ -40,6 +41,7 @@ pub fn compose(data: &RunData) -> Document {
     blocks.extend(charts(data, &facets));
     blocks.extend(tables::bytes_section(data, &facets));
     blocks.extend(tables::trials_section(data));
+    blocks.extend(gates::section(data));
     blocks.extend(tables::environment_section(data));
     blocks.extend(definitions::section());
     blocks.extend(reproduce(data));

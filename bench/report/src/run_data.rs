@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use syncmark_record::{
     Environment, FolderError, Outcome, RunFolder,
-    rows::{CommRow, DeviceRow, Pass, PhaseRow, RepeatRow, StepRow, TrialRow},
+    rows::{CommRow, DeviceRow, GateRow, Pass, PhaseRow, RepeatRow, StepRow, TrialRow},
 };
 
 use crate::{
@@ -89,6 +89,8 @@ pub struct RunData {
     pub comm: Vec<CommRow>,
     /// Devices.
     pub devices: Vec<DeviceRow>,
+    /// Gates.
+    pub gates: Vec<GateRow>,
     /// Phase sums by trial.
     pub phases: BTreeMap<String, PhaseTotals>,
     /// Spans of one traced step by trial.
@@ -114,6 +116,7 @@ impl RunData {
         }
         let comm: Vec<CommRow> = read(folder, &mut torn)?;
         let devices: Vec<DeviceRow> = read(folder, &mut torn)?;
+        let gates: Vec<GateRow> = read(folder, &mut torn)?;
         let scenario = match folder.scenario()? {
             Some(text) => {
                 ScenarioHead::parse(&path.join(syncmark_record::folder::SCENARIO_FILE), &text)?
@@ -139,6 +142,7 @@ impl RunData {
             repeats,
             comm,
             devices,
+            gates,
             phases,
             timelines,
             torn,

@@ -260,6 +260,27 @@ fn a_failed_trial_shows_no_figures_but_is_listed_with_its_reason() {
 }
 
 #[test]
+fn a_failed_gate_stands_first_with_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = write(dir.path(), &SMALL, 6);
+    let mut gates: Vec<syncmark_record::rows::GateRow> = folder.read().unwrap();
+    let last = gates.last_mut().unwrap();
+    (last.passed, last.error, last.reason) = (false, None, Some("bn1.weight is not finite".into()));
+    let label = last.trial.clone();
+    folder.write_gates(&gates).unwrap();
+    let rendered = render(dir.path()).unwrap();
+    let first = &table(&rendered, "tolerance").rows[0];
+    assert!(
+        label.ends_with("ddp-processes-2") && first[0].ends_with("ddp-processes ×2"),
+        "{first:?}"
+    );
+    assert_eq!(
+        (first[5].as_str(), first[8].as_str()),
+        ("not finite", "failed: bn1.weight is not finite")
+    );
+}
+
+#[test]
 fn an_interrupted_run_renders_with_the_repeats_that_finished() {
     let dir = tempfile::tempdir().unwrap();
     let folder = write(dir.path(), &SMALL, 7);
