@@ -1,7 +1,7 @@
 //! What a rank's calls moved, kept per phase, collective and payload: the engine's own count of bytes and times.
 //!
 //! An entry is made (and allocates) when a kind of call occurs for the first time; a steady-state step only adds.
-use super::collective::Tally;
+use super::exchange::Tally;
 use crate::comm::{Collective, CollectiveCall, Count};
 use crate::probe::Phase;
 

@@ -6,8 +6,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::collective::Number;
-use super::region::{MAILBOX_BYTES, Word};
+use super::layout::{MAILBOX_BYTES, Word};
+use super::number::Number;
 use super::rendezvous::{CommError, Meeting, Wait, advance};
 use crate::probe::now_ns;
 

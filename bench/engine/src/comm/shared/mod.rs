@@ -1,18 +1,21 @@
 //! The transport `shared`: ranks on one host exchange through memory that all of them see.
 //!
-//! One algorithm serves threads (a private mapping) and processes (an inherited memfd): [`region`] is the memory,
-//! [`rendezvous`] how ranks meet in it, [`collective`] what they do there, [`ledger`] what it moved. Collectives run on
+//! One algorithm serves threads (a private mapping) and processes (an inherited memfd): `region` is the memory,
+//! `rendezvous` how ranks meet in it, `exchange` and `collective` what they do there, `ledger` what it moved. Collectives run on
 //! the communication stream of the rank's device, so at most one per rank is under way at a time.
 mod collective;
+mod exchange;
+mod layout;
 pub(crate) mod ledger;
 mod mailbox;
+mod number;
 mod region;
 mod rendezvous;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use self::collective::{Exchange, invalid};
+use self::exchange::{Exchange, invalid};
 use self::ledger::Ledger;
 use self::rendezvous::{Lane, Meeting, announced};
 use crate::backend::{Backend, BackendError, Event, HostMemory, HostTask, Result, Stream};

@@ -5,22 +5,19 @@
 //! ordering rules are in [`super::rendezvous`]; the kernel's side is memfd_create(2) and futex(2).
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::thread::futex;
+
+use super::layout::{
+    Header, Layout, MAGIC, MAILBOX_BYTES, MailLine, PAGE, REASON_BYTES, RankLine, VERSION, Word,
+};
 
 /// Largest number of ranks of one region.
 pub const MAX_WORLD: usize = 256;
 /// Size of a data slot unless the caller chooses another: it lies well within a core's second-level cache.
 pub const DEFAULT_SLOT_BYTES: usize = 1 << 20;
-/// Size of each of the two slots of a point-to-point mailbox.
-pub(super) const MAILBOX_BYTES: usize = 64 << 10;
-
-const MAGIC: u64 = 0x7379_6e63_6d61_726b;
-const VERSION: u32 = 1;
-const PAGE: usize = 4096;
-const REASON_BYTES: usize = 1024;
 
 /// Why a region could not be made or found.
 #[derive(Debug, thiserror::Error)]
@@ -48,88 +45,6 @@ pub enum RegionError {
         /// What the kernel said.
         source: rustix::io::Errno,
     },
-}
-
-/// First page: what the region is, and whether it was aborted.
-#[repr(C)]
-struct Header {
-    magic: AtomicU64,
-    slot_bytes: AtomicU64,
-    version: AtomicU32,
-    world: AtomicU32,
-    /// 0: running; 1: a reason is being written; 2: aborted.
-    abort_state: AtomicU32,
-    /// Rank + 1 of who aborted; 0 for a supervisor.
-    abort_rank: AtomicU32,
-    reason_len: AtomicU32,
-    reason: [std::sync::atomic::AtomicU8; REASON_BYTES],
-}
-
-/// A futex word with the number of those who may be parked on it.
-#[repr(C, align(64))]
-pub(super) struct Word {
-    pub(super) value: AtomicU32,
-    pub(super) parked: AtomicU32,
-}
-
-/// What one rank tells the others; nobody else writes it but for [`RankLine::read_from`] and the parked counts.
-#[repr(C, align(128))]
-pub(super) struct RankLine {
-    /// Rounds of collectives that this rank has arrived at.
-    pub(super) arrivals: Word,
-    /// Host barriers that it has arrived at.
-    pub(super) barriers: Word,
-    /// What it is doing in the two latest rounds; see [`super::rendezvous::Signature`].
-    pub(super) signature: [AtomicU64; 2],
-    /// Total elements of a scatter or gather, which only the root knows.
-    pub(super) total: [AtomicU64; 2],
-    /// What it brings to the two latest host barriers.
-    pub(super) word: [AtomicU64; 2],
-    /// When it last arrived anywhere.
-    pub(super) heartbeat_ns: AtomicU64,
-    /// Bytes that other ranks read from this rank's slots: added by the readers.
-    pub(super) read_from: AtomicU64,
-    /// Not 0 once the rank's communicator is gone.
-    pub(super) departed: AtomicU32,
-}
-
-/// State of the mailbox of one (sender, receiver) pair.
-#[repr(C, align(128))]
-pub(super) struct MailLine {
-    /// Pieces written; only the sender adds.
-    pub(super) written: Word,
-    /// Pieces read; only the receiver adds.
-    pub(super) read: Word,
-    /// Bytes of the whole message that the piece in each slot belongs to.
-    pub(super) message_bytes: [AtomicU64; 2],
-}
-
-/// Offsets of a region's parts in bytes.
-#[derive(Clone, Copy, Debug)]
-struct Layout {
-    lines: usize,
-    mail_lines: usize,
-    slots: usize,
-    mail_slots: usize,
-    end: usize,
-}
-
-impl Layout {
-    fn new(world: usize, slot_bytes: usize) -> Self {
-        let page = |bytes: usize| bytes.next_multiple_of(PAGE);
-        let lines = page(size_of::<Header>());
-        let mail_lines = page(lines + world * size_of::<RankLine>());
-        let slots = page(mail_lines + world * world * size_of::<MailLine>());
-        let mail_slots = slots + world * 2 * slot_bytes;
-        let end = mail_slots + world * world * 2 * MAILBOX_BYTES;
-        Self {
-            lines,
-            mail_lines,
-            slots,
-            mail_slots,
-            end,
-        }
-    }
 }
 
 /// Memory shared by the ranks of one host.

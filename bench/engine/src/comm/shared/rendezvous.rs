@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use rustix::thread::futex;
 
-use super::region::{Region, Word};
+use super::layout::Word;
+use super::region::Region;
 use crate::comm::{Collective, Reduce};
 use crate::probe::now_ns;
 use crate::tensor::Dtype;
@@ -322,9 +323,13 @@ impl Meeting<'_> {
 
     /// The error of a missed meeting; what only this rank knows becomes the reason that all others see.
     fn explain(&self, missed: Missed, lane: Lane, target: u32, call: String) -> CommError {
-        let missing: Vec<usize> = (0..self.region.world_size())
-            .filter(|rank| !reached(self.word(lane, *rank).value.load(Ordering::SeqCst), target))
-            .collect();
+        let arrived =
+            |rank: usize| reached(self.word(lane, rank).value.load(Ordering::SeqCst), target);
+        let departed = |rank: usize| self.region.line(rank).departed.load(Ordering::SeqCst) != 0;
+        // Whoever is merely late when another is found to be gone is not to blame.
+        let blamed =
+            |rank: &usize| !arrived(*rank) && (missed != Missed::Departed || departed(*rank));
+        let missing = (0..self.region.world_size()).filter(blamed).collect();
         self.fail(missed, missing, call)
     }
 
