@@ -394,7 +394,7 @@ mod tests {
         assert_eq!(complaint, "only one side has a tensor 0.weight");
         let still = dump(&[("0.weight", [1.0, 1.0])]);
         assert!(
-            compare(&still, &[still.clone()])
+            compare(&still, std::slice::from_ref(&still))
                 .complaint
                 .unwrap()
                 .contains("did not change any tensor")

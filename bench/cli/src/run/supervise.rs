@@ -194,35 +194,21 @@ mod tests {
 
     #[test]
     fn only_process_ranks_get_a_process_each() {
-        let ranks = |strategy, devices| processes(&config(strategy, devices));
-        assert_eq!(ranks(StrategyConfig::Single, 1), [0..1]);
-        assert_eq!(
-            ranks(
-                StrategyConfig::Dp {
-                    loss: DpLoss::Gathered
-                },
-                3
-            ),
-            [0..1]
-        );
-        assert_eq!(ranks(StrategyConfig::Independent, 3), [0..3]);
-        assert_eq!(
-            ranks(
-                StrategyConfig::Ddp {
-                    launch: Launch::Threads
-                },
-                3
-            ),
-            [0..3]
-        );
-        assert_eq!(
-            ranks(
-                StrategyConfig::Ddp {
-                    launch: Launch::Processes
-                },
-                3
-            ),
-            [0..1, 1..2, 2..3]
-        );
+        let ranks = |strategy, devices| -> Vec<(usize, usize)> {
+            let processes = processes(&config(strategy, devices));
+            processes
+                .iter()
+                .map(|ranks| (ranks.start, ranks.end))
+                .collect()
+        };
+        let ddp = |launch| StrategyConfig::Ddp { launch };
+        let dp = StrategyConfig::Dp {
+            loss: DpLoss::Gathered,
+        };
+        assert_eq!(ranks(StrategyConfig::Single, 1), [(0, 1)]);
+        assert_eq!(ranks(dp, 3), [(0, 1)]);
+        assert_eq!(ranks(StrategyConfig::Independent, 3), [(0, 3)]);
+        assert_eq!(ranks(ddp(Launch::Threads), 3), [(0, 3)]);
+        assert_eq!(ranks(ddp(Launch::Processes), 3), [(0, 1), (1, 2), (2, 3)]);
     }
 }
