@@ -4,6 +4,7 @@ mod ranks;
 
 use ranks::{PATIENT, Rank, spawn, value, values};
 use syncmark_engine::backend::{Category, Stream};
+use syncmark_engine::comm::shared::Waiting;
 use syncmark_engine::comm::{Collective, Communicator, Reduce, chunk};
 use syncmark_engine::probe::Phase;
 use syncmark_engine::tensor::{Dtype, Span};
@@ -74,6 +75,23 @@ fn all_reduce_crosses_full_size_slots() {
         r.call(Collective::AllReduce, span, span, Reduce::Sum, 0)
             .unwrap();
         assert!(r.read_f32(span) == expected);
+    });
+}
+
+#[test]
+fn waiting_may_spin() {
+    let waiting = Waiting {
+        spin: true,
+        ..PATIENT
+    };
+    spawn(2, SLOT, waiting, |mut r| {
+        let span = r.f32(&values(0, 5003));
+        for _ in 0..3 {
+            r.call(Collective::AllReduce, span, span, Reduce::Sum, 0)
+                .unwrap();
+        }
+        let expected: Vec<f32> = values(0, 5003).iter().map(|v| v * 8.0).collect();
+        assert_eq!(r.read_f32(span), expected);
     });
 }
 

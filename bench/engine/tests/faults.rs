@@ -1,6 +1,7 @@
 //! What collectives do when something goes wrong: an abort, a rank that does not come, one that is gone, ranks that
 //! make different calls. Every wait must end, and say why.
 mod ranks;
+mod trials;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -163,4 +164,39 @@ fn parts_that_do_not_fit_the_roots_total_are_an_error() {
         error.contains("4 elements for its part of 7, which is 3"),
         "{error}"
     );
+}
+
+#[test]
+fn a_rank_that_panics_ends_the_others_with_its_number() {
+    use syncmark_engine::model::spec::Norm;
+    use syncmark_engine::probe::Silent;
+    use syncmark_engine::strategy::Strategy;
+    use trials::{Batch, On, ddp, model};
+
+    let begin = Instant::now();
+    let region = Arc::new(Region::for_threads(2, SLOT).unwrap());
+    let model = model(Norm::SyncBatch);
+    std::thread::scope(|scope| {
+        let start = |rank: usize| {
+            let (region, model) = (&region, &model);
+            scope.spawn(move || {
+                let mut ddp = ddp(On::Deferred, model, region, rank, &[3, 3], None);
+                for step in 0.. {
+                    assert!(rank == 0 || step < 3, "this rank was told to panic");
+                    let batch = Batch::new(step, 6);
+                    if let Err(error) =
+                        ddp.step(batch.whole().part(rank * 3..rank * 3 + 3), &mut Silent)
+                    {
+                        return error.to_string();
+                    }
+                }
+                unreachable!("rank 1 panics, so rank 0 fails")
+            })
+        };
+        let ranks = [0, 1].map(start).map(|rank| rank.join());
+        assert!(ranks[1].is_err());
+        let error = ranks.into_iter().next().unwrap().unwrap();
+        assert!(error.contains("rank 1 panicked"), "{error}");
+    });
+    assert!(begin.elapsed() < Duration::from_secs(20));
 }

@@ -320,6 +320,17 @@ impl Strategy for Ddp {
     }
 }
 
+impl Drop for Ddp {
+    /// A rank that panics may leave its communication stream in the middle of a collective: dropping the device waits
+    /// for that stream, and the stream for ranks that wait for this one. So the job ends here for all.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let reason = format!("rank {} panicked", self.communicator.rank());
+            self.communicator.aborter().abort(&reason);
+        }
+    }
+}
+
 /// Enqueues a broadcast from rank 0, of a span that may be empty.
 fn broadcast(
     communicator: &mut dyn Communicator,
