@@ -336,6 +336,21 @@ fn with_warning(list: Option<String>, text: &str) -> String {
     }
 }
 
+/// The warnings of a trial, without those that another one begins with and says more.
+pub fn warnings(trial: &TrialRow) -> Vec<&str> {
+    let all: Vec<&str> = trial
+        .warnings
+        .iter()
+        .flat_map(|list| list.split("; "))
+        .filter(|text| !text.is_empty())
+        .collect();
+    let longer = |text: &str| {
+        all.iter()
+            .any(|other| other.len() > text.len() && other.starts_with(text))
+    };
+    all.iter().copied().filter(|text| !longer(text)).collect()
+}
+
 /// A trial of which only the id is known, because the run ended before `trials.csv` was written.
 pub fn placeholder_trial(id: &str) -> TrialRow {
     let unknown = || "unknown".to_string();

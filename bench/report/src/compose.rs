@@ -6,9 +6,10 @@ mod definitions;
 mod gates;
 mod tables;
 
-use syncmark_record::{Outcome, rows::TrialRow};
+use syncmark_record::Outcome;
 
 use crate::{
+    analyse::warnings,
     answer::{Answer, answer},
     chart::{
         memory::memory,
@@ -40,7 +41,7 @@ pub fn compose(data: &RunData) -> Document {
     blocks.extend(comparisons(&answer));
     blocks.extend(charts(data, &facets));
     blocks.extend(tables::bytes_section(data, &facets));
-    blocks.extend(tables::trials_section(data));
+    blocks.extend(tables::trials_section(data, &shared_warnings(data)));
     blocks.extend(gates::section(data));
     blocks.extend(tables::environment_section(data));
     blocks.extend(definitions::section());
@@ -117,7 +118,11 @@ fn cautions(data: &RunData) -> Vec<Block> {
             "Some trials have fewer than 6 repeats. Their spread is the range of the repeats, not an interval, and no verdict is drawn from it.",
         ));
     }
-    cautions.extend(shared_warnings(data).into_iter().map(Block::warning));
+    cautions.extend(
+        shared_warnings(data)
+            .into_iter()
+            .map(|text| Block::warning(format!("All trials: {text}."))),
+    );
     let shaky = data
         .measured()
         .filter(|t| t.outcome != Outcome::Passed)
@@ -146,15 +151,7 @@ fn cautions(data: &RunData) -> Vec<Block> {
 }
 
 /// Warnings that every measured trial carries, such as that of a smoke size.
-fn shared_warnings(data: &RunData) -> Vec<String> {
-    let warnings = |trial: &TrialRow| -> Vec<String> {
-        trial
-            .warnings
-            .iter()
-            .flat_map(|list| list.split("; "))
-            .map(|text| format!("All trials: {text}."))
-            .collect()
-    };
+fn shared_warnings(data: &RunData) -> Vec<&str> {
     let mut all = data.measured().map(warnings);
     let first = all.next().unwrap_or_default();
     all.fold(first, |shared, own| {

@@ -11,6 +11,7 @@ pub mod error;
 pub mod format;
 pub mod html;
 pub mod markdown;
+pub mod phase_totals;
 pub mod render;
 pub mod run_data;
 pub mod scenario;

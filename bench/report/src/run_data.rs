@@ -6,71 +6,15 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use syncmark_record::{
     Environment, FolderError, Outcome, RunFolder,
-    rows::{CommRow, DeviceRow, GateRow, Pass, PhaseRow, RepeatRow, StepRow, TrialRow},
+    rows::{CommRow, DeviceRow, GateRow, PhaseRow, RepeatRow, TrialRow},
 };
 
 use crate::{
     analyse::{placeholder_trial, summarise},
-    chart::palette::PHASES,
     error::ReportError,
+    phase_totals::{PhaseTotals, phase_totals},
     scenario::ScenarioHead,
 };
-
-/// Sums over the traced steps of a trial, all ranks and repeats.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct PhaseTotals {
-    /// Steps summed over ranks and repeats.
-    pub steps: u64,
-    /// Their time.
-    pub step_ns: u64,
-    /// Time in each phase, in the order of [`PHASES`].
-    pub phase_ns: [u64; PHASES.len()],
-}
-
-impl PhaseTotals {
-    /// Mean time of a phase per step in milliseconds; 0 for a phase that does not occur.
-    pub fn mean_ms(&self, phase: &str) -> f64 {
-        let index = PHASES.iter().position(|(name, _)| *name == phase);
-        index.map_or(0.0, |index| {
-            self.phase_ns[index] as f64 / self.steps.max(1) as f64 / 1e6
-        })
-    }
-
-    /// Mean time of a step in milliseconds.
-    pub fn step_ms(&self) -> f64 {
-        self.step_ns as f64 / self.steps.max(1) as f64 / 1e6
-    }
-
-    fn add(&mut self, row: &StepRow) {
-        self.steps += 1;
-        self.step_ns += row.step_ns;
-        for (total, value) in self.phase_ns.iter_mut().zip(phases_of(row)) {
-            *total += value.unwrap_or(0);
-        }
-    }
-}
-
-/// The phase columns of a step in the order of [`PHASES`].
-fn phases_of(row: &StepRow) -> [Option<u64>; PHASES.len()] {
-    [
-        row.data_ns,
-        row.host_to_device_ns,
-        row.scatter_ns,
-        row.replicate_ns,
-        row.buffer_broadcast_ns,
-        row.forward_ns,
-        row.gather_ns,
-        row.loss_ns,
-        row.scatter_gradients_ns,
-        row.backward_ns,
-        row.sync_batch_norm_ns,
-        row.all_reduce_ns,
-        row.reduce_ns,
-        row.wait_ns,
-        row.optimizer_ns,
-        row.zero_ns,
-    ]
-}
 
 /// The records of one run.
 #[derive(Clone, Debug)]
@@ -185,31 +129,6 @@ fn placeholders(repeats: &[RepeatRow]) -> Vec<TrialRow> {
         }
     }
     ids.into_iter().map(placeholder_trial).collect()
-}
-
-fn phase_totals(
-    folder: &RunFolder,
-    trials: &[TrialRow],
-    torn: &mut Vec<&'static str>,
-) -> Result<BTreeMap<String, PhaseTotals>, FolderError> {
-    let rows = folder.rows::<StepRow>()?;
-    if rows.torn() {
-        torn.push("steps.csv");
-    }
-    let dp: Vec<&str> = trials
-        .iter()
-        .filter(|trial| trial.strategy == "dp")
-        .map(|trial| trial.trial.as_str())
-        .collect();
-    let mut totals: BTreeMap<String, PhaseTotals> = BTreeMap::new();
-    for row in rows {
-        let row = row?;
-        // DP has a row a device, and only device 0 has every phase: a mean over devices would be of no device.
-        if row.pass == Pass::Traced && (row.rank == 0 || !dp.contains(&row.trial.as_str())) {
-            totals.entry(row.trial.clone()).or_default().add(&row);
-        }
-    }
-    Ok(totals)
 }
 
 /// One traced step of each trial: the middle one of its first traced repeat, past the pass's first steps, which

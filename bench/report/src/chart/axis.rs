@@ -115,7 +115,7 @@ pub fn vertical(
         canvas.text(area.left - 6.0, y, &show(tick, step), Anchor::End, SMALL);
     }
     canvas.upward_text(
-        area.left - 50.0,
+        area.left - 58.0,
         (area.top + area.bottom) / 2.0,
         title,
         LABEL,

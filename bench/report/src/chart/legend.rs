@@ -41,17 +41,28 @@ impl Entry {
 }
 
 const LINE: f64 = 18.0;
-const SIGN: f64 = 28.0;
 const GAP: f64 = 12.0;
 /// Height of the title and subtitle.
 pub const HEADING: f64 = 48.0;
+
+impl Sign {
+    /// Room for the sign and the space after it.
+    fn width(self) -> f64 {
+        match self {
+            Self::Series(..) | Self::Dashes(_) => 25.0,
+            Self::Area(_) => 24.0,
+            Self::Interval => 20.0,
+            Self::Dot => 17.0,
+        }
+    }
+}
 
 /// Offsets of the entries and the height of all lines.
 fn layout(entries: &[Entry], width: f64) -> (Vec<(f64, f64)>, f64) {
     let (mut x, mut y) = (0.0, LINE / 2.0);
     let mut places = Vec::new();
     for entry in entries {
-        let needed = SIGN + text_width(&entry.name, LABEL);
+        let needed = entry.sign.width() + text_width(&entry.name, LABEL);
         if x > 0.0 && x + needed > width {
             x = 0.0;
             y += LINE;
@@ -78,7 +89,7 @@ pub fn draw(canvas: &mut Canvas<'_>, x: f64, y: f64, width: f64, entries: &[Entr
     for (entry, (dx, dy)) in entries.iter().zip(places) {
         sign(canvas, x + dx, y + dy, entry.sign);
         canvas.text(
-            x + dx + SIGN - 4.0,
+            x + dx + entry.sign.width(),
             y + dy,
             &entry.name,
             Anchor::Start,

@@ -257,7 +257,7 @@ fn draw(
         );
         let share = (width - MARGIN) / panels.len() as f64;
         for (index, panel) in panels.iter().enumerate() {
-            let left = index as f64 * share + 76.0;
+            let left = index as f64 * share + 80.0;
             let area = Area {
                 left,
                 top,

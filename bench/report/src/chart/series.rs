@@ -146,6 +146,8 @@ pub fn way(trial: &TrialRow) -> String {
         Some(variant) if variant.contains(&trial.strategy) || trial.strategy == "unknown" => {
             variant.clone()
         }
+        // A variant that names the model or the norm says nothing inside its facet.
+        Some(variant) if [&trial.model, &trial.norm, &trial.data].contains(&variant) => derived,
         Some(variant) if derived.contains(variant.as_str()) => derived,
         Some(variant) => format!("{derived} · {variant}"),
         None => derived,

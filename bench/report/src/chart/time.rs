@@ -15,11 +15,14 @@ use super::{
 use crate::{
     document::Figure,
     format::{milliseconds, percent},
-    run_data::{PhaseTotals, RunData},
+    phase_totals::PhaseTotals,
+    run_data::RunData,
 };
 
 /// Phases on the communication track, which can overlap the others.
 const OVERLAPPING: [&str; 3] = ["all_reduce", "buffer_broadcast", "sync_batch_norm"];
+/// Shares of a step below this are not drawn apart.
+const TOO_SMALL: f64 = 0.005;
 /// Time of a step that no phase claims.
 const REST: Fill = Fill::solid(Color(215, 215, 215));
 
@@ -52,7 +55,10 @@ pub fn time_by_phase(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
         .map(|(phase, fill)| Entry::new(Sign::Area(*fill), phase_name(phase)))
         .collect();
     if used(REST) {
-        legend.push(Entry::new(Sign::Area(REST), "between phases"));
+        legend.push(Entry::new(
+            Sign::Area(REST),
+            "between phases (starts, joins)",
+        ));
     }
     let title = "Time by phase";
     let axis = "time per step in the traced pass (ms)".into();
@@ -65,7 +71,7 @@ pub fn time_by_phase(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     };
     let (svg, height) = chart.draw(tick_label);
     let caption = format!(
-        "Mean over traced steps and ranks (of DP: device 0, which has every phase). This is the traced pass, a separate pass with spans recorded: {}. Headline figures do not \
+        "Mean over traced steps and ranks; of DP the slowest device of each phase, because DP joins its devices after each. This is the traced pass, a separate pass with spans recorded: {}. Headline figures do not \
          come from it. The thick bar is the compute track; a thin hatched bar below it is how long communication took on its own track, while \
          computation went on: only the part shown as wait (exposed) lengthens the step.{}{}",
         slowdown_words(&shown),
@@ -99,7 +105,7 @@ fn group(trial: &TrialRow, totals: &PhaseTotals) -> Group {
         .filter(|phase| !OVERLAPPING.contains(phase));
     let mut main = kept(blocking.map(segment).collect());
     let rest = totals.step_ms() - main.iter().map(|s| s.value).sum::<f64>();
-    if rest > 0.005 * totals.step_ms() {
+    if rest > TOO_SMALL * totals.step_ms() {
         main.push(Segment {
             value: rest,
             fill: REST,
@@ -112,8 +118,8 @@ fn group(trial: &TrialRow, totals: &PhaseTotals) -> Group {
         note: milliseconds(totals.step_ms()),
         height: 18.0,
     }];
-    if !overlapping.is_empty() {
-        let total: f64 = overlapping.iter().map(|s| s.value).sum();
+    let total: f64 = overlapping.iter().map(|s| s.value).sum();
+    if total > TOO_SMALL * totals.step_ms() {
         let note = format!("communication {}", milliseconds(total));
         bars.push(Bar {
             label: String::new(),

@@ -24,13 +24,15 @@ const PANEL_GAP: f64 = 10.0;
 struct Lane<'a> {
     label: String,
     spans: Vec<&'a PhaseRow>,
+    /// Where its time starts.
+    zero_ns: u64,
 }
 
 struct Panel<'a> {
     trial: &'a TrialRow,
     lanes: Vec<Lane<'a>>,
-    start_ns: u64,
-    end_ns: u64,
+    /// Length of the longest lane.
+    length_ns: u64,
 }
 
 /// The timelines of the facet's trials on the most devices.
@@ -51,11 +53,7 @@ pub fn timeline(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
         .filter(traced)
         .filter_map(|trial| panel(trial, &data.timelines[&trial.trial]))
         .collect();
-    let longest = panels
-        .iter()
-        .map(|panel| panel.end_ns - panel.start_ns)
-        .max()? as f64
-        / 1e6;
+    let longest = panels.iter().map(|panel| panel.length_ns).max()? as f64 / 1e6;
     let used = |phase: &str| {
         panels
             .iter()
@@ -125,7 +123,7 @@ pub fn timeline(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     let caption = format!(
         "One traced step of each trial on {most} device{}, the middle one of the first repeat's traced pass, per rank and track. Numbers on \
          communication spans are DDP buckets, in launch order. Where communication lies under backward it is hidden; wait (exposed) on \
-         the compute track is what is left.{}",
+         the compute track is what is left. Independent replicas run freely, so each starts at its own zero.{}",
         if most == 1 { "" } else { "s" },
         dp_on_cpu(facet)
     );
@@ -141,49 +139,67 @@ pub fn timeline(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
 
 fn panel<'a>(trial: &'a TrialRow, spans: &'a [PhaseRow]) -> Option<Panel<'a>> {
     let start_ns = spans.iter().map(|span| span.start_ns).min()?;
-    let end_ns = spans.iter().map(|span| span.end_ns).max()?.max(start_ns);
+    // Ranks that never meet drift apart; a common zero would show when they were started and nothing else.
+    let free_running = trial.strategy == "independent";
+    let zero_of = |rank: u32| {
+        spans
+            .iter()
+            .filter(|span| span.rank == rank)
+            .map(|span| span.start_ns)
+            .min()
+    };
     let mut lanes: Vec<Lane<'a>> = Vec::new();
     for span in spans {
         let label = lane_label(trial, span);
+        let zero_ns = if free_running {
+            zero_of(span.rank).unwrap_or(start_ns)
+        } else {
+            start_ns
+        };
         match lanes.iter_mut().find(|lane| lane.label == label) {
             Some(lane) => lane.spans.push(span),
             None => lanes.push(Lane {
                 label,
                 spans: vec![span],
+                zero_ns,
             }),
         }
     }
-    // Compute above communication, as the step flows; labels sort that way but for this.
     lanes.sort_by_key(|lane| {
         (
             lane.spans[0].rank,
             lane.spans[0].device,
-            track_order(&lane.spans[0].track),
+            lane.spans[0].track == "communication",
         )
     });
+    let length = |lane: &Lane<'_>| {
+        lane.spans
+            .iter()
+            .map(|span| span.end_ns.saturating_sub(lane.zero_ns))
+            .max()
+    };
+    let length_ns = lanes.iter().filter_map(length).max()?;
     Some(Panel {
         trial,
         lanes,
-        start_ns,
-        end_ns,
+        length_ns,
     })
 }
 
-fn track_order(track: &str) -> usize {
-    ["host", "compute", "communication"]
-        .iter()
-        .position(|known| *known == track)
-        .unwrap_or(3)
-}
-
-/// DP has one rank with several devices; everything else has a device a rank.
+/// DP has one rank with several devices; everything else has a device a rank. What the host does before computation
+/// starts (waiting for data) stands on the lane of the computation that waits for it.
 fn lane_label(trial: &TrialRow, span: &PhaseRow) -> String {
     let (noun, index) = if trial.strategy == "dp" {
         ("device", span.device)
     } else {
         ("rank", span.rank)
     };
-    format!("{noun} {index} {}", span.track)
+    let track = if span.track == "host" {
+        "compute"
+    } else {
+        &span.track
+    };
+    format!("{noun} {index} {track}")
 }
 
 impl Panel<'_> {
@@ -211,7 +227,7 @@ impl Panel<'_> {
                 SMALL,
             );
             for span in &lane.spans {
-                let at = |ns: u64| x.at(ns.saturating_sub(self.start_ns) as f64 / 1e6);
+                let at = |ns: u64| x.at(ns.saturating_sub(lane.zero_ns) as f64 / 1e6);
                 paint_span(
                     canvas,
                     (at(span.start_ns), at(span.end_ns.max(span.start_ns))),

@@ -4,6 +4,7 @@
 use syncmark_record::{Environment, rows::TrialRow};
 
 use crate::{
+    analyse::warnings,
     answer::Comparison,
     chart::{
         palette::phase_name,
@@ -220,7 +221,9 @@ fn algorithms(data: &RunData, trial: &str, phase: &str) -> String {
 }
 
 /// Every trial, with its outcome, reason and warnings.
-pub(super) fn trials_section(data: &RunData) -> Vec<Block> {
+///
+/// Warnings in `shared` stand above all tables, and are not repeated for every trial.
+pub(super) fn trials_section(data: &RunData, shared: &[&str]) -> Vec<Block> {
     let mut table = Table::new(
         "",
         &[
@@ -236,11 +239,10 @@ pub(super) fn trials_section(data: &RunData) -> Vec<Block> {
     for (index, trial) in data.trials.iter().enumerate() {
         let setting = shared_setting(trial);
         let repeated = index > 0 && setting == shared_setting(&data.trials[index - 1]);
-        let remarks: Vec<&str> = [trial.reason.as_deref(), trial.warnings.as_deref()]
+        let own = warnings(trial)
             .into_iter()
-            .flatten()
-            .filter(|t| !t.is_empty())
-            .collect();
+            .filter(|text| !shared.contains(text));
+        let remarks: Vec<&str> = trial.reason.as_deref().into_iter().chain(own).collect();
         let parameters = if trial.parameters == 0 {
             "–".into()
         } else {
