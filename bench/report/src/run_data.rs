@@ -131,8 +131,7 @@ fn placeholders(repeats: &[RepeatRow]) -> Vec<TrialRow> {
     ids.into_iter().map(placeholder_trial).collect()
 }
 
-/// One traced step of each trial: the middle one of its first traced repeat, past the pass's first steps, which
-/// still warm up, and before its last, which has no successor to overlap with.
+/// One traced step of each trial: of its first traced repeat, the one of median length.
 fn timelines(
     folder: &RunFolder,
     torn: &mut Vec<&'static str>,
@@ -156,15 +155,31 @@ fn timelines(
     }
     Ok(first
         .into_iter()
-        .map(|(trial, (_, spans))| (trial, middle_step(spans)))
+        .map(|(trial, (_, spans))| (trial, typical_step(spans)))
         .collect())
 }
 
-fn middle_step(mut spans: Vec<PhaseRow>) -> Vec<PhaseRow> {
-    let mut steps: Vec<u64> = spans.iter().map(|span| span.step).collect();
-    steps.sort_unstable();
-    steps.dedup();
-    let chosen = steps.get(steps.len() / 2).copied();
+/// Keeps the spans of the step of median length: the middle one in time could be the one that was disturbed.
+fn typical_step(mut spans: Vec<PhaseRow>) -> Vec<PhaseRow> {
+    let mut extents: BTreeMap<(u64, u32), (u64, u64)> = BTreeMap::new();
+    for span in &spans {
+        let (start, end) = extents
+            .entry((span.step, span.rank))
+            .or_insert((span.start_ns, span.end_ns));
+        (*start, *end) = (span.start_ns.min(*start), span.end_ns.max(*end));
+    }
+    // A step is as long as on its slowest rank; ranks of `independent` share no start.
+    let mut lengths: BTreeMap<u64, u64> = BTreeMap::new();
+    for ((step, _), (start, end)) in extents {
+        let length = lengths.entry(step).or_default();
+        *length = end.saturating_sub(start).max(*length);
+    }
+    let mut by_length: Vec<(u64, u64)> = lengths
+        .into_iter()
+        .map(|(step, length)| (length, step))
+        .collect();
+    by_length.sort_unstable();
+    let chosen = by_length.get(by_length.len() / 2).map(|(_, step)| *step);
     spans.retain(|span| Some(span.step) == chosen);
     spans.sort_by(|a, b| {
         (a.rank, a.device, &a.track, a.start_ns).cmp(&(b.rank, b.device, &b.track, b.start_ns))
@@ -237,5 +252,40 @@ pub fn outcome_name(outcome: Outcome) -> &'static str {
         Outcome::Disturbed => "disturbed",
         Outcome::Skipped => "skipped",
         Outcome::Interrupted => "interrupted",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(step: u64, rank: u32, start_ns: u64, end_ns: u64) -> PhaseRow {
+        PhaseRow {
+            trial: "a".into(),
+            repeat: 0,
+            rank,
+            device: rank,
+            track: "compute".into(),
+            phase: "forward".into(),
+            bucket: None,
+            step,
+            start_ns,
+            end_ns,
+            clock: "host".into(),
+        }
+    }
+
+    #[test]
+    fn the_timeline_shows_the_step_of_median_length() {
+        // Steps of 10, 90 and 30 ns on their slowest rank; the second one was disturbed.
+        let spans = vec![
+            span(0, 0, 0, 10),
+            span(1, 0, 10, 20),
+            span(1, 1, 10, 100),
+            span(2, 0, 500, 530),
+        ];
+        let typical = typical_step(spans);
+        assert!(typical.len() == 1 && typical[0].step == 2, "{typical:?}");
+        assert!(typical_step(Vec::new()).is_empty());
     }
 }

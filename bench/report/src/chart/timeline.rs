@@ -104,11 +104,13 @@ pub fn timeline(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
             // Titles stand on paper, before the grid and not across it; so do the gaps between panels.
             let mut y = top;
             for panel in &panels {
+                // Above the first panel stands the legend.
+                let gap = if y > top { PANEL_GAP } else { 0.0 };
                 canvas.rect(
                     0.0,
-                    y - PANEL_GAP,
+                    y - gap,
                     area.right + 2.0,
-                    PANEL_GAP + PANEL_TITLE,
+                    gap + PANEL_TITLE,
                     Fill::solid(Color::WHITE),
                 );
                 y += panel.height();
@@ -121,7 +123,7 @@ pub fn timeline(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
         },
     );
     let caption = format!(
-        "One traced step of each trial on {most} device{}, the middle one of the first repeat's traced pass, per rank and track. Numbers on \
+        "One traced step of each trial on {most} device{}, of the first repeat the one of median length, per rank and track. Numbers on \
          communication spans are DDP buckets, in launch order. Where communication lies under backward it is hidden; wait (exposed) on \
          the compute track is what is left. Independent replicas run freely, so each starts at its own zero.{}",
         if most == 1 { "" } else { "s" },
