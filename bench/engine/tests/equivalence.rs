@@ -163,6 +163,26 @@ fn uneven_chunks_of_dp_agree_with_one_device() {
 }
 
 #[test]
+fn dp_takes_batches_of_changing_size_and_uses_fewer_devices_for_small_ones() {
+    for on in BOTH {
+        let model = model(Norm::Group);
+        let mut alone = single(On::Cpu, &model, 10, &[]);
+        let mut parallel = dp(on, &model, 10, 4, DpLoss::Gathered);
+        for (step, len) in [10, 3, 9, 1, 10, 2].into_iter().enumerate() {
+            let batch = trials::Batch::new(step, len);
+            for strategy in [&mut alone as &mut dyn Strategy, &mut parallel] {
+                strategy.step(batch.whole(), &mut Silent).unwrap();
+            }
+        }
+        agree(
+            &format!("{on:?}"),
+            &parallel.export().unwrap(),
+            &alone.export().unwrap(),
+        );
+    }
+}
+
+#[test]
 fn uneven_ranks_weigh_equally_as_replicas_with_their_own_losses_do() {
     for on in BOTH {
         for norm in [Norm::None, Norm::Layer, Norm::Batch] {

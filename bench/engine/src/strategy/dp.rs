@@ -91,28 +91,7 @@ impl Dp {
             });
         }
         let share = settings.max_batch.div_ceil(count);
-        let mut devices = Vec::with_capacity(count);
-        for (index, backend) in backends.into_iter().enumerate() {
-            let replica = ReplicaSettings {
-                device: index,
-                max_batch: share,
-                loss_batch: if index == 0 {
-                    settings.max_batch
-                } else {
-                    share
-                },
-                chunks: &[],
-                world_size: 1,
-                seed: settings.seed,
-                optimizer: settings.optimizer,
-                optimizes: index == 0,
-            };
-            devices.push(Some(Box::new(Device::new(
-                Replica::new(backend, model, &replica)?,
-                index,
-                settings.loss,
-            )?)));
-        }
+        let mut devices = replicas(backends, model, settings, share)?;
         let first = devices[0].as_mut().expect("there is at least one device");
         let elements = first.replica.input_elements();
         let parameters = first.replica.program.parameters().len();
@@ -453,6 +432,34 @@ impl Strategy for Dp {
             .map(|device| device.replica.backend.memory_use())
             .collect()
     }
+}
+
+/// A replica for chunks of up to `share` samples on each device.
+fn replicas(
+    backends: Vec<Box<dyn Backend>>,
+    model: &Model,
+    settings: &DpSettings,
+    share: usize,
+) -> Result<Vec<Option<Box<Device>>>> {
+    let build = |(index, backend)| {
+        let replica = ReplicaSettings {
+            device: index,
+            max_batch: share,
+            loss_batch: if index == 0 {
+                settings.max_batch
+            } else {
+                share
+            },
+            chunks: &[],
+            world_size: 1,
+            seed: settings.seed,
+            optimizer: settings.optimizer,
+            optimizes: index == 0,
+        };
+        let replica = Replica::new(backend, model, &replica)?;
+        Ok(Some(Box::new(Device::new(replica, index, settings.loss)?)))
+    };
+    backends.into_iter().enumerate().map(build).collect()
 }
 
 /// Device 0, and the other devices in use.

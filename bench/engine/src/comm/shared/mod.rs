@@ -1,8 +1,8 @@
 //! The transport `shared`: ranks on one host exchange through memory that all of them see.
 //!
 //! One algorithm serves threads (a private mapping) and processes (an inherited memfd): `region` is the memory,
-//! `rendezvous` how ranks meet in it, `exchange` and `collective` what they do there, `ledger` what it moved. Collectives run on
-//! the communication stream of the rank's device, so at most one per rank is under way at a time.
+//! `rendezvous` how ranks meet in it, `exchange` and `collective` what they do there, `ledger` what it moved.
+//! Collectives run on the communication stream of the rank's device, so at most one per rank is under way at a time.
 mod collective;
 mod exchange;
 mod layout;
