@@ -1,0 +1,86 @@
+//! The equivalences of METHODOLOGY.md from outside: `verify` starts real children, thread and process ranks, for 2, 3 and 4
+//! devices, even and uneven chunks, and compares what they hold with one device.
+use std::process::Output;
+
+use assert_cmd::Command;
+
+/// Strong scaling, so that `batch` over `devices` says which chunks DP makes; DDP only where they are even.
+fn verify(norm: &str, batch: usize, devices: &str) -> Output {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let path = folder.path().join("gates.toml");
+    let text = format!(
+        r#"
+name = "gates"
+question = "Do all strategies train alike?"
+kind = "train"
+[model]
+preset = "convnet"
+norm = "{norm}"
+[data]
+source = "digits"
+batch_size = {batch}
+[train]
+optimizer = {{ sgd = {{ learning_rate = 0.05, momentum = 0.9, weight_decay = 1e-4 }} }}
+[parallel]
+scaling = "strong"
+[measure]
+smoke = true
+repeats = 1
+steps = 3
+min_time = "1ms"
+warmup_time = "1ms"
+timeout = "2m"
+[sweep]
+"parallel.devices" = {devices}
+[[variant]]
+name = "dp"
+set = {{ "parallel.strategy" = "dp" }}
+[[variant]]
+name = "dp-replica-loss"
+set = {{ "parallel.strategy" = "dp", "parallel.dp_loss" = "replica" }}
+[[variant]]
+name = "ddp-threads"
+set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "threads" }}
+[[variant]]
+name = "ddp-processes"
+set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "processes" }}
+"#
+    );
+    std::fs::write(&path, text).expect("the scenario is written");
+    Command::cargo_bin("syncmark")
+        .expect("the binary is built")
+        .args(["verify", "--quiet", path.to_str().expect("the path is UTF-8")])
+        .output()
+        .expect("the binary starts")
+}
+
+fn assert_passes(norm: &str, batch: usize, devices: &str) {
+    let output = verify(norm, batch, devices);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{norm}, {batch} over {devices}:\n{text}\n{errors}");
+    assert!(text.contains("ddp-processes") || !devices.contains('2'), "no process ranks were verified:\n{text}");
+}
+
+#[test]
+fn batch_norm_over_even_chunks() {
+    assert_passes("batch", 12, "[2, 3, 4]");
+}
+
+#[test]
+fn batch_norm_over_uneven_chunks() {
+    assert_passes("batch", 10, "[4]");
+    assert_passes("batch", 9, "[4]");
+}
+
+#[test]
+fn sync_batch_norm() {
+    assert_passes("sync-batch", 12, "[2, 3, 4]");
+}
+
+#[test]
+fn norms_that_do_not_see_the_batch() {
+    assert_passes("layer", 12, "[2, 3]");
+    assert_passes("group", 12, "[2, 4]");
+    assert_passes("none", 12, "[2, 3]");
+}
