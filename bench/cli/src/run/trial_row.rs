@@ -87,9 +87,6 @@ fn warnings(trial: &Trial, cores: usize) -> Vec<String> {
             config.devices
         ));
     }
-    if config.measure.smoke {
-        warnings.push("smoke size: too short to cite, exempt from the shortest times and from the rule for unsteady windows".into());
-    }
     if let (Gate::None(why), StrategyConfig::Dp { .. } | StrategyConfig::Ddp { .. }) =
         (Gate::of(config), config.strategy)
     {

@@ -48,29 +48,37 @@ pub fn run(
     Ok(())
 }
 
-/// Steps until `warmup_steps` and `warmup_time` are both reached; returns the time of a step at the end of it.
-/// Rank 0 alone looks at the clock, so that all ranks take equally many steps.
+/// Steps until `warmup_steps` and `warmup_time` are both reached; returns the shortest time of a step in it, so that a
+/// window planned with it is rather too long than too short. Rank 0 alone looks at the clock, so that all ranks take
+/// equally many steps.
 fn warm_up(assignment: &Assignment, participant: &mut Participant) -> Result<Duration, RankError> {
     let measure = &assignment.trial.measure;
     let start = now_ns();
     let (mut done, mut steps) = (0, participant.agree(measure.warmup_steps.max(3) as u64)?);
-    let mut per_step = 0;
+    let mut shortest = u64::MAX;
     while steps > 0 {
         let begin = now_ns();
+        let mut last = begin;
+        let mut quickest = u64::MAX;
         for _ in 0..steps {
             participant.step(&mut Silent)?;
+            let now = now_ns();
+            quickest = quickest.min(now - last);
+            last = now;
         }
         participant.strategy.finish()?;
-        done += steps;
         let now = now_ns();
+        let mean = ((now - begin) / steps).max(1);
+        // Where steps are enqueued, the host is done with one long before the device is: half the mean bounds that.
+        shortest = shortest.min(quickest.max(mean / 2));
+        done += steps;
         participant.spool.beat(now);
-        per_step = ((now - begin) / steps).max(1);
-        let left = (measure.warmup_time_ns).saturating_sub(now - start);
+        let left = measure.warmup_time_ns.saturating_sub(now - start);
         // At most as many again as were taken so far: the first steps are slow and would mislead the estimate.
-        steps = participant.agree(left.div_ceil(per_step).min(done))?;
+        steps = participant.agree(left.div_ceil(mean).min(done))?;
     }
     participant.spool.push(Event::Warmup { steps: done });
-    Ok(Duration::from_nanos(per_step))
+    Ok(Duration::from_nanos(shortest))
 }
 
 fn timed_pass(participant: &mut Participant, pass: Pass, steps: u64) -> Result<(), RankError> {
