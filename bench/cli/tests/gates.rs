@@ -49,7 +49,11 @@ set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "processes" }}
     std::fs::write(&path, text).expect("the scenario is written");
     Command::cargo_bin("syncmark")
         .expect("the binary is built")
-        .args(["verify", "--quiet", path.to_str().expect("the path is UTF-8")])
+        .args([
+            "verify",
+            "--quiet",
+            path.to_str().expect("the path is UTF-8"),
+        ])
         .output()
         .expect("the binary starts")
 }
@@ -58,8 +62,15 @@ fn assert_passes(norm: &str, batch: usize, devices: &str) {
     let output = verify(norm, batch, devices);
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{norm}, {batch} over {devices}:\n{text}\n{errors}");
-    assert!(text.contains("ddp-processes") || !devices.contains('2'), "no process ranks were verified:\n{text}");
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{norm}, {batch} over {devices}:\n{text}\n{errors}"
+    );
+    assert!(
+        text.contains("ddp-processes") || !devices.contains('2'),
+        "no process ranks were verified:\n{text}"
+    );
 }
 
 #[test]

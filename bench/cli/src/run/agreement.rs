@@ -85,6 +85,8 @@ impl Dump {
             SafeTensors::deserialize(&bytes).map_err(|error| format(error.to_string()))?;
         let mut dump = Self::default();
         for (name, view) in tensors.tensors() {
+            // SyncBatchNorm is gated against BatchNorm over the whole batch, whose tensors are its own but for the name.
+            let name = name.replace(".sync-batch-norm.", ".batch-norm.");
             let values = Values::decode(view.dtype(), view.data()).ok_or_else(|| {
                 format(format!(
                     "tensor {name} has type {:?}, not f32 or i64",

@@ -11,7 +11,7 @@ use syncmark_engine::model::spec::{LayerSpec, Norm};
 use super::job::Job;
 use super::protocol::Purpose;
 use crate::plan::config::{Batch, MeasureConfig, StrategyConfig, TrialConfig};
-use crate::scenario::file::{Launch, Scaling};
+use crate::scenario::file::{DpLoss, Launch, Scaling};
 
 /// Steps of a gate: enough for momentum, running statistics and DDP's rebuilt buckets to have had an effect.
 pub const STEPS: u32 = 3;
@@ -57,7 +57,14 @@ impl Gate {
                 "a model that mixes BatchNorm and SyncBatchNorm has no single-device equivalent",
             );
         }
-        let batch = gate_batch(&trial.batch, trial.devices);
+        let batch = match trial.strategy {
+            // The mean of the replicas' losses weighs replicas, not samples: over uneven chunks no single device
+            // computes it, so the gate's chunks are even (METHODOLOGY.md).
+            StrategyConfig::Dp {
+                loss: DpLoss::Replica,
+            } => even_batch(trial.devices),
+            _ => gate_batch(&trial.batch, trial.devices),
+        };
         let chunks = if synchronized {
             vec![batch.global]
         } else {
@@ -176,15 +183,21 @@ fn dumps(trial: &TrialConfig) -> usize {
     }
 }
 
+fn even_batch(devices: usize) -> Batch {
+    Batch {
+        global: DEVICE_BATCH * devices,
+        chunks: vec![DEVICE_BATCH; devices],
+    }
+}
+
 /// A small batch split like the trial's: even if the trial's is even, uneven if it is uneven.
 fn gate_batch(trial: &Batch, devices: usize) -> Batch {
     let even =
         trial.chunks.len() == devices && trial.chunks.windows(2).all(|pair| pair[0] == pair[1]);
-    let global = if even {
-        DEVICE_BATCH * devices
-    } else {
-        trial.global.min(DEVICE_BATCH * devices - 1)
-    };
+    if even {
+        return even_batch(devices);
+    }
+    let global = trial.global.min(DEVICE_BATCH * devices - 1);
     let chunk = global.div_ceil(devices);
     let chunks = (0..global)
         .step_by(chunk)
