@@ -114,9 +114,16 @@ pub fn answer(data: &RunData) -> Answer<'_> {
         sentences.extend(bytes_sentence(group));
     }
     if headline.len() < comparisons.len() {
-        let all = comparisons.len();
+        let crowded = |c: &Comparison<'_>| c.trial.oversubscribed || c.baseline.oversubscribed;
+        let left_out = comparisons.iter().any(crowded) && !asked.iter().any(|c| crowded(c));
+        let apart = if left_out {
+            "; those with oversubscribed trials are left out above"
+        } else {
+            ""
+        };
         sentences.push(format!(
-            "All {all} fair comparisons stand in the section Comparisons."
+            "All {} fair comparisons stand in the section Comparisons{apart}.",
+            comparisons.len()
         ));
     }
     Answer {
@@ -363,14 +370,14 @@ fn summary(asked: &[&Comparison<'_>], spec: &AnswerSpec, metric: Metric) -> Opti
         format!("slower in {}", none_or(slower)),
     ];
     if undecided > 0 {
-        parts.push(format!("not to be told apart in {undecided}"));
+        parts.push(format!("no difference can be told in {undecided}"));
     }
     if too_few > 0 {
         parts.push(format!("without a verdict (too few repeats) in {too_few}"));
     }
     let all = count(asked.len(), "comparison");
     Some(format!(
-        "{subject} against {}, over all device counts and settings ({all}): {}.",
+        "{subject} against {} ({all} over all device counts and settings): {}.",
         spec.baseline,
         parts.join(", ")
     ))
