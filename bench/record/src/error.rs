@@ -22,9 +22,7 @@ pub enum FolderError {
         path: PathBuf,
     },
     /// A new run would overwrite the records of an older one.
-    #[error(
-        "{path} already holds records ({file}): give another --out"
-    )]
+    #[error("{path} already holds records ({file}): give another --out")]
     Occupied {
         /// The folder.
         path: PathBuf,
