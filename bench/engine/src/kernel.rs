@@ -4,7 +4,10 @@
 //! `match`. Shapes are element counts; images are NHWC (`rows` = batch·height·width, channels fastest). All spans
 //! are already cut to the batch of the call. `Write` says whether a result overwrites or adds. What a kernel writes
 //! never overlaps another of its operands.
-#![allow(rustdoc::broken_intra_doc_links, reason = "formulas write indices in brackets")]
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "formulas write indices in brackets"
+)]
 use crate::tensor::Span;
 
 /// Whether a gradient overwrites its destination (first writer) or adds to it.

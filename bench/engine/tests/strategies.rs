@@ -333,3 +333,47 @@ fn links_refuse_what_does_not_match_and_cut_large_spans() {
     assert_eq!(sizes, [PIECE_BYTES, PIECE_BYTES, 40]);
     assert_eq!(pieces(large.first(0)).count(), 0);
 }
+
+/// What another device computes on while nothing is fetched must be of the usual size: remains of memory that backward
+/// uses again shrink through denormal numbers, and the arm without synchronization would time those.
+#[test]
+fn without_synchronization_other_devices_compute_on_ordinary_numbers() {
+    for loss in [DpLoss::Gathered, DpLoss::Replica] {
+        let devices: Vec<_> = (0..2).map(|index| device(On::Cpu, index)).collect();
+        let memory = devices[1]
+            .host_memory()
+            .expect("a CPU's memory is the host's");
+        let links = Arc::new(HostLinks::new(devices.iter().map(|device| &**device)).unwrap());
+        let settings = DpSettings {
+            max_batch: 6,
+            seed: SEED,
+            optimizer: OPTIMIZER,
+            loss,
+            cores: Vec::new(),
+        };
+        let mut dp = Dp::new(devices, links, &model(Norm::Batch), &settings).unwrap();
+        let batch = Batch::new(0, 6);
+        dp.step(batch.whole(), &mut Silent).unwrap();
+        dp.set_synchronize(false);
+        for _ in 0..60 {
+            dp.step(batch.whole(), &mut Silent).unwrap();
+        }
+        dp.finish().unwrap();
+        // Both devices allocate their programs first and alike, so the gradients have the same span.
+        let span = dp.master().program().gradients();
+        // SAFETY: the device is idle, and it is not stepped while the slice lives.
+        let gradients = unsafe { memory.read::<f32>(span) };
+        let subnormal = gradients
+            .iter()
+            .filter(|value| value.is_subnormal())
+            .count();
+        let largest = gradients
+            .iter()
+            .fold(0.0f32, |most, value| most.max(value.abs()));
+        assert_eq!(subnormal, 0, "{loss:?}: of {}", gradients.len());
+        assert!(
+            largest > 1e-4 && largest < 1e4,
+            "{loss:?}: the largest gradient is {largest}"
+        );
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! A device fetches what it needs: copies run on the destination's compute stream, after what the source has done.
 use super::DpLoss;
-use crate::backend::{BackendError, Category, Completion, Stream};
+use crate::backend::{BackendError, Category, Completion, HostSlice, Stream};
 use crate::comm::links::{Copy, Links, pieces};
 use crate::kernel::{Kernel, Write};
 use crate::probe::Phase;
@@ -22,6 +22,10 @@ pub(super) struct Device {
     /// With `dp_loss = replica`: the output's gradient by the replica's own loss, and the gradient of that loss.
     local: Span,
     seed: Span,
+    /// Stands in for the gradient that is not fetched while synchronization is off. Backward reuses the memory of the
+    /// output's gradient, so what an earlier step fetched is gone; left alone, its remains would shrink from step to
+    /// step through denormal numbers, on which a CPU computes a hundred times slower.
+    stand_in: Span,
     /// The end of its latest job.
     done: Option<Completion>,
     failure: Option<BackendError>,
@@ -67,6 +71,7 @@ impl Device {
                 .allocate(Category::Workspace, Dtype::F32, len),
         };
         let (local, seed) = (allocate(replica.program.output().len())?, allocate(1)?);
+        let stand_in = stand_in(&mut replica, index, loss)?;
         Ok(Self {
             replica,
             index,
@@ -74,6 +79,7 @@ impl Device {
             len: 0,
             local,
             seed,
+            stand_in,
             done: None,
             failure: None,
         })
@@ -269,6 +275,15 @@ impl Device {
                 };
                 self.replica.backend.launch(Stream::Compute, copy)?;
             }
+            _ if self.loss == DpLoss::Gathered => {
+                let copy = Kernel::Copy {
+                    from: self.stand_in.first(own.len()),
+                    to: own,
+                    write: Write::Overwrite,
+                };
+                self.replica.backend.launch(Stream::Compute, copy)?;
+            }
+            // The seed is written by links alone, so it still holds the gradient of the last synchronized step.
             _ => {}
         }
         if self.loss == DpLoss::Gathered {
@@ -289,4 +304,23 @@ impl Device {
         };
         self.replica.backend.launch(Stream::Compute, scale)
     }
+}
+
+/// Values of the size that a softmax gives: ±1/(2·batch), summing to about zero over the classes.
+fn stand_in(replica: &mut Replica, index: usize, loss: DpLoss) -> Result<Span> {
+    if index == 0 || loss == DpLoss::Replica {
+        return Ok(Span::EMPTY);
+    }
+    let len = replica.program.output().len();
+    let span = replica
+        .backend
+        .allocate(Category::Workspace, Dtype::F32, len)?;
+    let size = 0.5 / replica.max_batch() as f32;
+    let values: Vec<f32> = (0..len)
+        .map(|element| if element % 2 == 0 { size } else { -size })
+        .collect();
+    replica
+        .backend
+        .upload(Stream::Compute, HostSlice::F32(&values), span)?;
+    Ok(span)
 }
