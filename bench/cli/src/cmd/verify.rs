@@ -70,7 +70,7 @@ fn describe(plan: &Plan, verified: &[Verified]) -> String {
     table
         .load_style(presets::UTF8_BORDERS_ONLY)
         .set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["trial", "gate", "3 steps"]);
+    table.set_header(["trial", "gate: largest error", "3 steps"]);
     for found in verified {
         table.add_row([
             found.label.clone(),

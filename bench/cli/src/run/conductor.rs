@@ -93,15 +93,15 @@ impl Conductor<'_> {
                 .start(&format!("{}, gate", trial.label), run.estimate.remaining());
             match gating.gate(trial, self.executor)? {
                 GateEnd::NotNeeded(_) => {}
-                GateEnd::Passed(row) => run.gates.push(row),
+                GateEnd::Passed(rows) => run.gates.extend(rows),
                 GateEnd::Barred {
-                    row,
+                    rows,
                     outcome,
                     reason,
                 } => {
                     self.progress.problem(&trial.label, outcome, &reason);
                     standing.bar(outcome, reason);
-                    run.gates.extend(row);
+                    run.gates.extend(rows);
                 }
                 GateEnd::Interrupted => return Ok(Flow::Interrupted),
             }

@@ -4,13 +4,12 @@
 //! fails in a gate bars its trials with that job's own outcome; a disagreement bars them as `invalid`.
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use syncmark_record::Outcome;
 use syncmark_record::rows::GateRow;
 
 use super::agreement::{self, Agreement, Dump};
-use super::gate::{self, Gate, Pair};
+use super::gate::{Gate, Pair, STAGES, Stage};
 use super::job::{Executor, Job, StopError};
 use crate::plan::Trial;
 
@@ -19,12 +18,12 @@ use crate::plan::Trial;
 pub enum GateEnd {
     /// There is nothing to agree with, and why.
     NotNeeded(&'static str),
-    /// It agrees.
-    Passed(GateRow),
+    /// It agrees at every stage.
+    Passed(Vec<GateRow>),
     /// The trial must not be timed.
     Barred {
-        /// What was compared, where it came to that.
-        row: Option<GateRow>,
+        /// What was compared, as far as it came to that.
+        rows: Vec<GateRow>,
         /// `invalid`, or how a job of the gate ended.
         outcome: Outcome,
         /// Why.
@@ -45,7 +44,7 @@ enum Ended<T> {
 /// The gates run so far.
 pub struct Gating<'a> {
     scratch: &'a Path,
-    gates: HashMap<String, Ended<Agreement>>,
+    gates: HashMap<String, Ended<Vec<Agreement>>>,
     references: HashMap<String, Ended<Dump>>,
     jobs: usize,
 }
@@ -80,9 +79,9 @@ impl<'a> Gating<'a> {
             self.gates.insert(key.clone(), ended);
         }
         Ok(match self.gates[&key].clone() {
-            Ended::Done(agreement) => judge(trial, &pair, agreement),
+            Ended::Done(agreements) => judge(trial, &pair, agreements),
             Ended::Failed(outcome, reason) => GateEnd::Barred {
-                row: None,
+                rows: Vec::new(),
                 outcome,
                 reason,
             },
@@ -90,47 +89,79 @@ impl<'a> Gating<'a> {
         })
     }
 
-    /// The reference first: without it the strategy's side proves nothing.
+    /// Runs the stages in order, until one disagrees or cannot be run.
     fn run(
         &mut self,
         pair: &Pair,
         trial: &Trial,
         executor: &mut dyn Executor,
+    ) -> Result<Ended<Vec<Agreement>>, StopError> {
+        let mut agreements = Vec::new();
+        for stage in STAGES {
+            match self.stage(stage, pair, trial, executor)? {
+                Ended::Done(agreement) => agreements.push(agreement),
+                Ended::Failed(outcome, reason) => return Ok(Ended::Failed(outcome, reason)),
+                Ended::Interrupted => return Ok(Ended::Interrupted),
+            }
+            if agreements
+                .last()
+                .is_some_and(|last| last.complaint.is_some())
+            {
+                break;
+            }
+        }
+        Ok(Ended::Done(agreements))
+    }
+
+    /// The reference first: without it the strategy's side proves nothing.
+    fn stage(
+        &mut self,
+        stage: Stage,
+        pair: &Pair,
+        trial: &Trial,
+        executor: &mut dyn Executor,
     ) -> Result<Ended<Agreement>, StopError> {
-        let timeout = Duration::from_nanos(trial.config.measure.timeout_ns);
-        let key = pair.reference_key();
+        let reference = match self.reference(stage, pair, trial, executor)? {
+            Ended::Done(dump) => dump,
+            Ended::Failed(outcome, reason) => {
+                return Ok(Ended::Failed(
+                    outcome,
+                    format!("gate, on one device: {reason}"),
+                ));
+            }
+            Ended::Interrupted => return Ok(Ended::Interrupted),
+        };
+        let folder = self.folder();
+        let job = pair.strategy_job(stage, &trial.label, &folder);
+        Ok(match run_side(job, &folder, executor)? {
+            Ended::Done(dumps) => {
+                Ended::Done(agreement::compare(&reference, &dumps, stage.tolerance))
+            }
+            Ended::Failed(outcome, reason) => Ended::Failed(outcome, format!("gate: {reason}")),
+            Ended::Interrupted => Ended::Interrupted,
+        })
+    }
+
+    /// What one device holds after a stage's steps, run at most once.
+    fn reference(
+        &mut self,
+        stage: Stage,
+        pair: &Pair,
+        trial: &Trial,
+        executor: &mut dyn Executor,
+    ) -> Result<Ended<Dump>, StopError> {
+        let key = pair.reference_key(stage);
         if !self.references.contains_key(&key) {
             let folder = self.folder();
-            let ended = match run_side(
-                pair.reference_job(&trial.label, &folder, timeout),
-                &folder,
-                executor,
-            )? {
+            let job = pair.reference_job(stage, &trial.label, &folder);
+            let ended = match run_side(job, &folder, executor)? {
                 Ended::Done(mut dumps) => Ended::Done(dumps.swap_remove(0)),
-                Ended::Failed(outcome, reason) => {
-                    Ended::Failed(outcome, format!("gate, on one device: {reason}"))
-                }
+                Ended::Failed(outcome, reason) => Ended::Failed(outcome, reason),
                 Ended::Interrupted => Ended::Interrupted,
             };
             self.references.insert(key.clone(), ended);
         }
-        let reference = match self.references[&key].clone() {
-            Ended::Done(dump) => dump,
-            Ended::Failed(outcome, reason) => return Ok(Ended::Failed(outcome, reason)),
-            Ended::Interrupted => return Ok(Ended::Interrupted),
-        };
-        let folder = self.folder();
-        Ok(
-            match run_side(
-                pair.strategy_job(&trial.label, &folder, timeout),
-                &folder,
-                executor,
-            )? {
-                Ended::Done(dumps) => Ended::Done(agreement::compare(&reference, &dumps)),
-                Ended::Failed(outcome, reason) => Ended::Failed(outcome, format!("gate: {reason}")),
-                Ended::Interrupted => Ended::Interrupted,
-            },
-        )
+        Ok(self.references[&key].clone())
     }
 
     fn folder(&mut self) -> PathBuf {
@@ -168,30 +199,41 @@ fn run_side(
     })
 }
 
-/// The row of a gate that was run, and whether it lets its trial pass.
-fn judge(trial: &Trial, pair: &Pair, agreement: Agreement) -> GateEnd {
-    let row = GateRow {
-        trial: trial.id.clone(),
-        label: trial.label.clone(),
-        reference: pair.reference_name(),
-        steps: gate::STEPS,
-        tensors: agreement.tensors as u64,
-        worst_tensor: agreement.worst_tensor,
-        error: agreement.error.is_finite().then_some(agreement.error),
-        tolerance: agreement::TOLERANCE,
-        bit_equal: agreement.bit_equal,
-        passed: agreement.complaint.is_none(),
-        reason: agreement.complaint.clone(),
-    };
-    match agreement.complaint {
-        None => GateEnd::Passed(row),
-        Some(complaint) => {
-            let reason = format!("gate: {complaint} (against {})", row.reference);
+/// The rows of a gate that was run, and whether it lets its trial pass.
+fn judge(trial: &Trial, pair: &Pair, agreements: Vec<Agreement>) -> GateEnd {
+    let stages = STAGES.into_iter().zip(agreements);
+    let rows: Vec<GateRow> = stages
+        .map(|(stage, agreement)| row(trial, pair, stage, agreement))
+        .collect();
+    let complaint = rows
+        .iter()
+        .find_map(|row| Some((row.steps, row.reason.clone()?)));
+    match complaint {
+        None => GateEnd::Passed(rows),
+        Some((step, complaint)) => {
+            let reference = pair.reference_name();
+            let reason = format!("gate at step {step}: {complaint} (against {reference})");
             GateEnd::Barred {
-                row: Some(row),
+                rows,
                 outcome: Outcome::Invalid,
                 reason,
             }
         }
+    }
+}
+
+fn row(trial: &Trial, pair: &Pair, stage: Stage, agreement: Agreement) -> GateRow {
+    GateRow {
+        trial: trial.id.clone(),
+        label: trial.label.clone(),
+        reference: pair.reference_name(),
+        steps: stage.steps,
+        tensors: agreement.tensors as u64,
+        worst_tensor: agreement.worst_tensor,
+        error: agreement.error.is_finite().then_some(agreement.error),
+        tolerance: stage.tolerance,
+        bit_equal: agreement.bit_equal,
+        passed: agreement.complaint.is_none(),
+        reason: agreement.complaint,
     }
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use syncmark_record::Outcome;
+use syncmark_record::rows::GateRow;
 
-use super::gate;
 use super::gating::{GateEnd, Gating};
 use super::job::{Executor, Job, StopError};
 use super::ledger::{Verdict, judge};
@@ -17,12 +17,15 @@ use super::recorder::{self, RepeatFacts};
 use crate::plan::config::{MeasureConfig, TrialConfig};
 use crate::plan::{Plan, Trial};
 
+/// Steps of every trial.
+const STEPS: usize = 3;
+
 /// What was found out about one trial.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verified {
     /// Its label.
     pub label: String,
-    /// Its gate in words: `error 1.2e-7 in 0.conv2d.weight`, or why there is none.
+    /// Its gate in words: the largest error of each stage, or why there is none.
     pub gate: String,
     /// How its steps, or else its gate, ended.
     pub outcome: Outcome,
@@ -59,10 +62,9 @@ pub fn verify(
                 reason: Some(reason),
             },
             GateEnd::NotNeeded(why) => steps(trial, format!("none: {why}"), executor)?,
-            GateEnd::Passed(row) => {
-                let worst = row.worst_tensor.as_deref().unwrap_or("every tensor");
-                let error = row.error.unwrap_or(0.0);
-                steps(trial, format!("error {error:.1e} in {worst}"), executor)?
+            GateEnd::Passed(rows) => {
+                let gate: Vec<String> = rows.iter().map(describe).collect();
+                steps(trial, gate.join(", "), executor)?
             }
         };
         let interrupted = found.outcome == Outcome::Interrupted;
@@ -74,6 +76,11 @@ pub fn verify(
     }
     progress.end();
     Ok(verified)
+}
+
+/// `1.4e-5 at step 1`: the largest error of a stage.
+fn describe(row: &GateRow) -> String {
+    format!("{:.1e} at step {}", row.error.unwrap_or(0.0), row.steps)
 }
 
 /// Runs a few steps of a trial's own batch.
@@ -113,7 +120,7 @@ fn steps(trial: &Trial, gate: String, executor: &mut dyn Executor) -> Result<Ver
 /// The trial with a window of a few steps and nothing else.
 fn few_steps(trial: &TrialConfig) -> TrialConfig {
     let measure = MeasureConfig {
-        steps: gate::STEPS as usize,
+        steps: STEPS,
         min_time_ns: 0,
         warmup_steps: 0,
         warmup_time_ns: 0,
@@ -186,7 +193,7 @@ mod tests {
         );
         assert_eq!(
             found[1],
-            ("error 0.0e0 in 0.linear.weight".into(), Outcome::Passed)
+            ("0.0e0 at step 1, 0.0e0 at step 3".into(), Outcome::Passed)
         );
     }
 

@@ -71,18 +71,25 @@ fn scheduled(plan: &Plan, skip: impl Fn(&str, usize) -> bool) -> Vec<String> {
         .collect()
 }
 
-const GATES: [&str; 3] = ["dp, reference", "dp, gate", "ddp, gate"];
+const GATES: [&str; 6] = [
+    "dp, reference at step 1",
+    "dp, gate at step 1",
+    "dp, reference at step 3",
+    "dp, gate at step 3",
+    "ddp, gate at step 1",
+    "ddp, gate at step 3",
+];
 
 #[test]
 fn gates_come_first_and_share_their_reference_then_the_blocks_in_their_order() {
     let plan = plan(4);
     let told = tell(&plan, &[], |_, _| {});
     assert_eq!(
-        told.executor.jobs[..3],
+        told.executor.jobs[..6],
         GATES,
         "single needs no gate; dp and ddp share one reference"
     );
-    assert_eq!(told.executor.jobs[3..], scheduled(&plan, |_, _| false));
+    assert_eq!(told.executor.jobs[6..], scheduled(&plan, |_, _| false));
     assert_eq!(outcomes(&told.end), [Outcome::Passed; 3]);
     assert!(
         told.end
@@ -132,14 +139,14 @@ fn a_trial_that_disagrees_with_one_device_is_invalid_and_never_timed() {
         [Outcome::Passed, Outcome::Invalid, Outcome::Passed]
     );
     assert_eq!(
-        told.executor.jobs[3..],
+        told.executor.jobs[5..],
         scheduled(&plan, |label, _| label == "dp")
     );
     let row = &told.end.trials[1];
     assert_eq!(
         row.reason.as_deref(),
         Some(
-            "gate: the update of 0.linear.weight differs from that of one device by 5.0e-1, more than 1e-3 (against 1 device, chunks 4+4)"
+            "gate at step 1: the update of 0.linear.weight differs from that of one device by 5.0e-1, more than 1e-3 (against 1 device, chunks 4+4)"
         )
     );
     let gates: Vec<(&str, bool)> = told
@@ -148,14 +155,17 @@ fn a_trial_that_disagrees_with_one_device_is_invalid_and_never_timed() {
         .iter()
         .map(|row| (row.label.as_str(), row.passed))
         .collect();
-    assert_eq!(gates, [("dp", false), ("ddp", true)]);
+    assert_eq!(gates, [("dp", false), ("ddp", true), ("ddp", true)]);
 }
 
 #[test]
 fn a_gate_whose_process_dies_gives_its_trial_that_outcome() {
     let told = tell(
         &plan(2),
-        &[("ddp, gate", Act::End(Outcome::RankFailed, "rank 1 died"))],
+        &[(
+            "ddp, gate at step 1",
+            Act::End(Outcome::RankFailed, "rank 1 died"),
+        )],
         |_, _| {},
     );
     assert_eq!(
@@ -173,14 +183,17 @@ fn a_gate_whose_process_dies_gives_its_trial_that_outcome() {
 fn a_reference_that_fails_bars_all_that_depend_on_it_and_is_tried_once() {
     let told = tell(
         &plan(1),
-        &[("dp, reference", Act::End(Outcome::OutOfMemory, "no room"))],
+        &[(
+            "dp, reference at step 1",
+            Act::End(Outcome::OutOfMemory, "no room"),
+        )],
         |_, _| {},
     );
     assert_eq!(
         outcomes(&told.end),
         [Outcome::Passed, Outcome::OutOfMemory, Outcome::OutOfMemory]
     );
-    assert_eq!(told.executor.jobs, ["dp, reference", "single#0"]);
+    assert_eq!(told.executor.jobs, ["dp, reference at step 1", "single#0"]);
 }
 
 #[test]
@@ -192,7 +205,7 @@ fn one_failed_repeat_stops_nothing_and_decides_the_outcome_of_its_trial() {
         |_, _| {},
     );
     assert_eq!(
-        told.executor.jobs[3..],
+        told.executor.jobs[6..],
         scheduled(&plan, |_, _| false),
         "it is tried again in the next block"
     );
@@ -224,7 +237,7 @@ fn two_timeouts_or_one_lack_of_memory_end_a_trial() {
     let told = tell(&plan, &script, |_, _| {});
     let left_out =
         |label: &str, repeat| (label == "dp" && repeat > 2) || (label == "single" && repeat > 1);
-    assert_eq!(told.executor.jobs[3..], scheduled(&plan, left_out));
+    assert_eq!(told.executor.jobs[6..], scheduled(&plan, left_out));
     assert_eq!(
         outcomes(&told.end),
         [Outcome::OutOfMemory, Outcome::Timeout, Outcome::Passed]
@@ -242,7 +255,7 @@ fn an_interruption_keeps_rows_and_names_what_did_not_run() {
     let first: &'static str = Box::leak(order[0].clone().into_boxed_str());
     let told = tell(&plan, &[(first, Act::PassAndInterrupt)], |_, _| {});
     assert_eq!(told.end.unrun, Unrun::Interrupted);
-    assert_eq!(told.executor.jobs.len(), 4);
+    assert_eq!(told.executor.jobs.len(), 6 + 1);
     assert_eq!(told.ledger.repeats.len(), 1);
     for row in &told.end.trials {
         let expected = if first.starts_with(&format!("{}#", row.label)) {
@@ -266,18 +279,21 @@ fn an_interrupted_job_is_recorded_and_ends_the_run() {
     );
     assert_eq!(told.ledger.repeats.len(), 2, "its finished steps are kept");
     assert_eq!(told.ledger.repeats[1].3, Outcome::Interrupted);
-    assert_eq!(told.executor.jobs.len(), 5);
+    assert_eq!(told.executor.jobs.len(), 6 + 2);
 }
 
 #[test]
 fn an_interruption_among_the_gates_leaves_every_trial_interrupted() {
     let told = tell(
         &plan(2),
-        &[("dp, gate", Act::End(Outcome::Interrupted, "ctrl-C"))],
+        &[(
+            "dp, gate at step 1",
+            Act::End(Outcome::Interrupted, "ctrl-C"),
+        )],
         |_, _| {},
     );
     assert_eq!(outcomes(&told.end), [Outcome::Interrupted; 3]);
-    assert_eq!(told.executor.jobs, ["dp, reference", "dp, gate"]);
+    assert_eq!(told.executor.jobs, GATES[..2]);
 }
 
 #[test]
@@ -290,7 +306,7 @@ fn records_that_cannot_be_written_stop_the_run_with_what_there_is() {
         why.contains("steps.csv") && why.contains("4 repeats are kept"),
         "{why}"
     );
-    assert_eq!(told.executor.jobs.len(), 3 + 5);
+    assert_eq!(told.executor.jobs.len(), 6 + 5);
     assert_eq!(
         told.end.trials.iter().map(|row| row.repeats).sum::<u32>(),
         4
