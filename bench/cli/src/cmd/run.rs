@@ -24,6 +24,7 @@ use crate::run::signals::Signals;
 use crate::run::standing::Unrun;
 use crate::run::summary::summary;
 use crate::run::supervise::Supervisor;
+use crate::scenario::file::BackendChoice;
 
 /// Runs every scenario. The worst status of them counts; ctrl-C ends them all.
 ///
@@ -37,7 +38,8 @@ pub fn execute(args: &RunArgs) -> Result<Status> {
     // All folders before any run: the last one being unwritable must not show after hours.
     let folders = plans
         .iter()
-        .map(|plan| prepare(plan, &args.out))
+        .zip(&args.scenario.scenarios)
+        .map(|(plan, scenario)| prepare(plan, scenario, &args.out))
         .collect::<Result<Vec<_>>>()?;
     let signals = Signals::install()
         .map_err(|error| CliError::failed(format!("failed to take over ctrl-C: {error}")))?;
@@ -70,10 +72,11 @@ pub fn check_runnable(plan: &Plan) -> Result<()> {
 }
 
 /// Makes the run folder with everything that is known before the run.
-fn prepare(plan: &Plan, out: &Path) -> Result<RunFolder> {
+fn prepare(plan: &Plan, scenario: &str, out: &Path) -> Result<RunFolder> {
+    let file = Path::new(scenario);
     let environment = environment::capture(environment::Run {
         scenario: &plan.scenario.name,
-        scenario_folder: None,
+        scenario_folder: file.is_file().then(|| file.parent()).flatten(),
         command: std::env::args().collect(),
         started: SystemClock::default().utc(),
     });
@@ -130,7 +133,7 @@ fn run(plan: &Plan, folder: RunFolder, quiet: bool, signals: &Signals) -> Result
     signals.release();
     let (trials, written) = write_trials(&folder, &end);
     let reported = written.and_then(|()| report::render(folder.path(), pdf()).map(drop));
-    print(&closing_words(&folder, &trials))?;
+    print(&closing_words(plan, &folder, &trials))?;
     Ok(match (&end.unrun, reported) {
         (Unrun::Interrupted, reported) => {
             eprintln!(
@@ -214,13 +217,16 @@ fn pdf() -> Pdf<'static> {
 }
 
 /// The summary table, the answer in words, and where everything is.
-fn closing_words(folder: &RunFolder, trials: &[TrialRow]) -> String {
+fn closing_words(plan: &Plan, folder: &RunFolder, trials: &[TrialRow]) -> String {
     let mut text = format!("{}\n", summary(trials));
     if let Ok(data) = RunData::load(folder) {
         answer(&data)
             .sentences
             .iter()
             .for_each(|sentence| text.push_str(&format!("{sentence}\n")));
+    }
+    if plan.scenario.parallel.backend == BackendChoice::Auto {
+        text.push_str("Backend cpu: `auto` takes the fastest of this build, which has no other.\n");
     }
     text.push_str(&format!("\n{}\n", folder.path().display()));
     text
