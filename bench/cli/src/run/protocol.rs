@@ -56,7 +56,8 @@ pub enum Purpose {
         global_batch: usize,
         /// Normalization chunks of the single-device reference; empty for the strategy itself.
         chunks: Vec<usize>,
-        /// Where rank r writes: a safetensors file each.
+        /// Where each rank of this child writes, in rank order: a safetensors file each, tensors named `before.<name>` and
+        /// `after.<name>`.
         outputs: Vec<PathBuf>,
     },
 }
