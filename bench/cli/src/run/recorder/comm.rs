@@ -1,0 +1,119 @@
+//! Rows of `comm.csv`: what was counted in the window, beside what the configuration predicts.
+use syncmark_engine::comm::Collective;
+use syncmark_engine::probe::Phase;
+use syncmark_record::bytes::Traffic;
+use syncmark_record::rows::CommRow;
+
+use super::RepeatFacts;
+use crate::run::predict::{self, Expected};
+use crate::run::spool::{CommEvent, Event};
+
+/// One row per counted kind of call, and one per kind that was expected but never counted.
+pub(super) fn comm_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<CommRow> {
+    let counted: Vec<&CommEvent> = ranks.iter().flatten().filter_map(comm_event).collect();
+    let Some(steps) = counted.iter().map(|comm| comm.steps).max() else {
+        return Vec::new();
+    };
+    let mut expected = predict::step(facts.config);
+    let mut rows = Vec::new();
+    for comm in counted {
+        let key = |e: &Expected| {
+            e.device == u32::from(comm.device)
+                && e.phase == Phase::ALL[comm.phase as usize]
+                && e.collective == COLLECTIVES[comm.collective as usize]
+                && e.size_bytes == comm.size_bytes
+        };
+        let found = expected
+            .iter()
+            .position(key)
+            .map(|i| expected.swap_remove(i));
+        let traffic = found.map(|e| e.traffic).unwrap_or_default();
+        rows.push(comm_row(facts, comm, traffic));
+    }
+    for missing in expected {
+        rows.push(comm_row(
+            facts,
+            &never_called(&missing, steps),
+            missing.traffic,
+        ));
+    }
+    rows
+}
+
+fn comm_event(event: &Event) -> Option<&CommEvent> {
+    match event {
+        Event::Comm(comm) => Some(comm),
+        _ => None,
+    }
+}
+
+fn never_called(expected: &Expected, steps: u32) -> CommEvent {
+    CommEvent {
+        device: expected.device as u16,
+        phase: expected.phase as u8,
+        collective: COLLECTIVES
+            .iter()
+            .position(|c| *c == expected.collective)
+            .expect("every collective is listed") as u8,
+        algorithm: u8::from(expected.collective == Collective::Copy),
+        element_bytes: 1,
+        root: 0,
+        size_bytes: expected.size_bytes,
+        calls: 0,
+        steps,
+        sent_bytes: 0,
+        received_bytes: 0,
+        wait_ns: [u32::MAX; 2],
+        transfer_ns: [u32::MAX; 2],
+    }
+}
+
+/// `predicted` is per step; the row holds the whole window.
+fn comm_row(facts: &RepeatFacts<'_>, comm: &CommEvent, predicted: Traffic) -> CommRow {
+    let steps = u64::from(comm.steps);
+    let quantile = |ns: u32| (comm.calls > 0 && ns != u32::MAX).then_some(u64::from(ns));
+    CommRow {
+        trial: facts.trial.to_owned(),
+        repeat: facts.repeat,
+        rank: u32::from(comm.device),
+        phase: Phase::ALL[comm.phase as usize].name().to_owned(),
+        collective: COLLECTIVES[comm.collective as usize].name().to_owned(),
+        algorithm: ALGORITHMS[comm.algorithm as usize].to_owned(),
+        calls: u64::from(comm.calls),
+        steps,
+        size_bytes: comm.size_bytes,
+        payload_bytes: comm.size_bytes
+            * if comm.algorithm == 1 {
+                steps
+            } else {
+                u64::from(comm.calls)
+            },
+        sent_bytes: comm.sent_bytes,
+        received_bytes: comm.received_bytes,
+        predicted_sent_bytes: Some(predicted.sent * steps),
+        predicted_received_bytes: Some(predicted.received * steps),
+        measured_sent_bytes: None,
+        wait_ns_p50: quantile(comm.wait_ns[0]),
+        wait_ns_p90: quantile(comm.wait_ns[1]),
+        transfer_ns_p50: quantile(comm.transfer_ns[0]),
+        transfer_ns_p90: quantile(comm.transfer_ns[1]),
+    }
+}
+
+/// Collectives in the order of their spool numbers.
+pub const COLLECTIVES: [Collective; 11] = [
+    Collective::Barrier,
+    Collective::Broadcast,
+    Collective::Reduce,
+    Collective::AllReduce,
+    Collective::AllGather,
+    Collective::ReduceScatter,
+    Collective::Scatter,
+    Collective::Gather,
+    Collective::Send,
+    Collective::Receive,
+    Collective::Copy,
+];
+
+/// Algorithms in the order of their spool numbers.
+pub const ALGORITHMS: [&str; 2] = ["shared-direct", "peer-copy"];

@@ -1,0 +1,286 @@
+//! Spools of made-up ranks, folded.
+use super::*;
+use crate::plan::config::{
+    Backend, Batch, DataConfig, MeasureConfig, SourceConfig, StrategyConfig,
+};
+use crate::run::spool::CommEvent;
+use crate::scenario::file::{Launch, Optimizer, Scaling, Sgd};
+use syncmark_engine::comm::Collective;
+use syncmark_engine::model::spec::{Features, LayerSpec, LinearSpec, ModelSpec, Norm};
+use syncmark_engine::probe::Phase;
+
+/// Two ranks of a linear layer with 3 × 5 weights and 3 biases: one bucket of 18 elements.
+fn config() -> TrialConfig {
+    let linear = LinearSpec {
+        features: Features::Classes,
+        bias: None,
+    };
+    TrialConfig {
+        protocol: 1,
+        model: ModelSpec {
+            name: "line".into(),
+            input: vec![5],
+            classes: 3,
+            layers: vec![LayerSpec::Linear(linear)],
+        },
+        norm: Norm::None,
+        norm_groups: None,
+        data: DataConfig {
+            source: SourceConfig::Synthetic,
+            seed: 0,
+        },
+        optimizer: Optimizer::Sgd(Sgd {
+            learning_rate: 0.1,
+            momentum: 0.0,
+            weight_decay: 0.0,
+        }),
+        train_seed: 0,
+        strategy: StrategyConfig::Ddp {
+            launch: Launch::Threads,
+        },
+        backend: Backend::Cpu,
+        devices: 2,
+        scaling: Scaling::Weak,
+        batch: Batch {
+            global: 8,
+            chunks: vec![4, 4],
+        },
+        measure: MeasureConfig {
+            steps: 3,
+            min_time_ns: 0,
+            warmup_steps: 0,
+            warmup_time_ns: 0,
+            timeout_ns: 1,
+            trace_steps: 1,
+            unsynchronized: true,
+            smoke: true,
+        },
+    }
+}
+
+fn fold(config: &TrialConfig, ranks: &[Vec<Event>]) -> RepeatRecord {
+    let facts = RepeatFacts {
+        trial: "id",
+        config,
+        repeat: 4,
+        order: 2,
+        started: "2026-01-01T00:00:00Z".into(),
+        outcome: Outcome::Passed,
+        reason: None,
+        unsynchronized_first: Some(true),
+        cores: &[vec![0, 1, 2, 5], vec![7]],
+    };
+    record(&facts, ranks)
+}
+
+fn step(pass: Pass, step: u64, start_ns: u64, end_ns: u64) -> Event {
+    Event::Step {
+        pass: pass_number(pass),
+        step,
+        start_ns,
+        end_ns,
+        samples: 4,
+    }
+}
+
+/// Three steps of 10 ns from `start` on, and the end of the pass.
+fn pass(pass: Pass, start: u64) -> Vec<Event> {
+    let mut events: Vec<Event> = (0..3)
+        .map(|i| step(pass, i, start + 10 * i, start + 10 * i + 10))
+        .collect();
+    let (number, end) = (pass_number(pass), start + 30);
+    events.push(Event::Pass {
+        pass: number,
+        steps: 3,
+        samples: 12,
+        start_ns: start,
+        end_ns: end,
+    });
+    events
+}
+
+#[test]
+fn a_window_lasts_from_the_first_start_to_the_last_end() {
+    let row = fold(
+        &config(),
+        &[pass(Pass::Window, 100), pass(Pass::Window, 107)],
+    )
+    .repeat;
+    assert_eq!((row.window_ns, row.steps, row.samples), (Some(37), 3, 24));
+    assert_eq!(
+        (row.first_third_ns, row.last_third_ns),
+        (Some(10), Some(10))
+    );
+    assert_eq!(drift(&row), Some(0.0));
+    assert_eq!(
+        (
+            row.unsynchronized_window_ns,
+            row.unsynchronized_order.as_deref()
+        ),
+        (None, Some("before"))
+    );
+}
+
+#[test]
+fn a_killed_rank_leaves_its_finished_steps_and_no_window() {
+    let mut killed = pass(Pass::Window, 100);
+    killed.truncate(2);
+    let record = fold(&config(), &[pass(Pass::Window, 100), killed]);
+    assert_eq!(
+        (record.repeat.window_ns, record.repeat.first_third_ns),
+        (None, None)
+    );
+    assert_eq!(record.repeat.steps, 3, "of the rank that came furthest");
+    let steps: Vec<(u32, u64)> = record
+        .steps
+        .iter()
+        .map(|row| (row.rank, row.step))
+        .collect();
+    assert_eq!(steps, [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]);
+}
+
+#[test]
+fn a_window_that_slows_down_drifts() {
+    let mut events: Vec<Event> = (0..3)
+        .map(|i| step(Pass::Window, i, 100 * i, 100 * i + 100))
+        .collect();
+    events.extend((3..6).map(|i| step(Pass::Window, i, 100 * i, 100 * i + 100)));
+    events.extend((6..9).map(|i| step(Pass::Window, i, 600 + 110 * (i - 6), 710 + 110 * (i - 6))));
+    events.push(Event::Pass {
+        pass: 0,
+        steps: 9,
+        samples: 36,
+        start_ns: 0,
+        end_ns: 930,
+    });
+    let row = fold(&config(), &[events]).repeat;
+    assert!((drift(&row).unwrap() - 0.1).abs() < 1e-9, "{row:?}");
+}
+
+#[test]
+fn phases_are_totals_of_the_traced_pass_alone() {
+    let span = |phase: Phase, start: u64, end: u64| Event::Span {
+        device: 0,
+        track: 1,
+        phase: phase as u8,
+        bucket: u16::MAX,
+        step: 0,
+        host_ns: [start, end],
+        device_ns: [start, end],
+    };
+    let mut events = vec![step(Pass::Window, 0, 0, 9), step(Pass::Traced, 0, 20, 60)];
+    events.extend([
+        span(Phase::Forward, 20, 25),
+        span(Phase::Forward, 25, 31),
+        span(Phase::Wait, 31, 40),
+    ]);
+    events.push(Event::Memory {
+        device: 0,
+        bytes: [1, 2, 3, 4, 5, 6],
+    });
+    let record = fold(&config(), &[events]);
+    let of = |pass| record.steps.iter().find(|row| row.pass == pass).unwrap();
+    assert_eq!(
+        (of(Pass::Traced).forward_ns, of(Pass::Traced).wait_ns),
+        (Some(11), Some(9))
+    );
+    assert_eq!(
+        (of(Pass::Traced).step_ns, of(Pass::Window).forward_ns),
+        (40, None)
+    );
+    assert_eq!(record.phases.len(), 3);
+    assert_eq!(
+        (record.phases[1].start_ns, record.phases[1].end_ns),
+        (5, 11)
+    );
+    let device = &record.devices[0];
+    assert_eq!(
+        (device.peak_memory_bytes, device.busy_ns_per_step),
+        (21, Some(11)),
+        "waiting is not computing"
+    );
+    assert_eq!(device.cores, "0-2,5");
+}
+
+fn all_reduce(device: u16, size_bytes: u64, sent_bytes: u64) -> Event {
+    Event::Comm(CommEvent {
+        device,
+        phase: Phase::AllReduce as u8,
+        collective: COLLECTIVES
+            .iter()
+            .position(|c| *c == Collective::AllReduce)
+            .unwrap() as u8,
+        algorithm: 0,
+        element_bytes: 4,
+        root: 0,
+        size_bytes,
+        calls: 3,
+        steps: 3,
+        sent_bytes,
+        received_bytes: sent_bytes,
+        wait_ns: [1, 2],
+        transfer_ns: [3, u32::MAX],
+    })
+}
+
+#[test]
+fn a_bucket_of_the_wrong_size_and_one_that_never_came_both_show() {
+    // 18 elements over 2 ranks: each sends 9 + 9 elements, 72 bytes a step.
+    let rows = fold(
+        &config(),
+        &[vec![all_reduce(0, 72, 216)], vec![all_reduce(1, 72, 216)]],
+    )
+    .comm;
+    assert_eq!(rows.len(), 2);
+    assert!(
+        rows.iter()
+            .all(|row| row.predicted_sent_bytes == Some(216) && row.sent_bytes == 216),
+        "{rows:?}"
+    );
+    assert_eq!(
+        (rows[0].transfer_ns_p50, rows[0].transfer_ns_p90),
+        (Some(3), None)
+    );
+
+    let rows = fold(&config(), &[vec![all_reduce(0, 68, 204)]]).comm;
+    let seen: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            (
+                row.rank,
+                row.size_bytes,
+                row.sent_bytes,
+                row.predicted_sent_bytes,
+            )
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (0, 68, 204, Some(0)),
+            (0, 72, 0, Some(216)),
+            (1, 72, 0, Some(216))
+        ]
+    );
+}
+
+#[test]
+fn losses_of_several_steps_are_a_learning_curve() {
+    let loss = |step, loss| Event::Loss { step, loss };
+    let ranks = [
+        vec![loss(10, 2.0), loss(20, 1.0)],
+        vec![loss(10, 4.0), loss(20, 3.0)],
+    ];
+    let record = fold(&config(), &ranks);
+    let curve: Vec<_> = record
+        .learning
+        .iter()
+        .map(|row| (row.step, row.samples_seen, row.train_loss))
+        .collect();
+    assert_eq!(curve, [(10, 80, Some(3.0)), (20, 160, Some(2.0))]);
+    assert_eq!(record.repeat.loss, Some(2.0));
+    assert!(
+        fold(&config(), &[vec![loss(3, 1.0)]]).learning.is_empty(),
+        "one loss is no curve"
+    );
+}

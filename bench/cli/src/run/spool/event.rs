@@ -1,0 +1,274 @@
+//! The events of a spool and their 64 bytes, little-endian: bytes 0..8 hold the kind (u8) and small fields, words follow
+//! from byte 8 on. A kind keeps its number for ever; a reader skips kinds that it does not know.
+use super::EVENT_BYTES;
+
+/// What an event says. Times are nanoseconds of CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(
+    missing_docs,
+    reason = "fields are named as the columns that they become"
+)]
+pub enum Event {
+    /// One step of a pass has ended.
+    Step {
+        pass: u8,
+        step: u64,
+        start_ns: u64,
+        end_ns: u64,
+        samples: u64,
+    },
+    /// A pass has ended on this rank: from its barrier until its last step was complete on its device.
+    Pass {
+        pass: u8,
+        steps: u64,
+        samples: u64,
+        start_ns: u64,
+        end_ns: u64,
+    },
+    /// The warm-up has ended.
+    Warmup { steps: u64 },
+    /// A span of a traced step; `bucket` is `u16::MAX` for none.
+    Span {
+        device: u16,
+        track: u8,
+        phase: u8,
+        bucket: u16,
+        step: u64,
+        host_ns: [u64; 2],
+        device_ns: [u64; 2],
+    },
+    /// What was counted in the window; the quantiles are saturated at u32.
+    Comm(CommEvent),
+    /// What a device holds, per category of the engine.
+    Memory { device: u16, bytes: [u64; 6] },
+    /// Training loss of a step.
+    Loss { step: u64, loss: f64 },
+    /// Whether all ranks held bit-equal parameters after the window.
+    ParametersEqual { equal: bool },
+}
+
+/// Totals of one phase, collective, size and root on one device or rank, over the window.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CommEvent {
+    /// Device or rank.
+    pub device: u16,
+    /// Index into the engine's phases.
+    pub phase: u8,
+    /// Index into the engine's collectives.
+    pub collective: u8,
+    /// 0 `shared-direct`, 1 `peer-copy`.
+    pub algorithm: u8,
+    /// Bytes of an element.
+    pub element_bytes: u8,
+    /// Root of the collective.
+    pub root: u32,
+    /// Payload of one call; of `peer-copy` the payload of a step.
+    pub size_bytes: u64,
+    /// Calls.
+    pub calls: u32,
+    /// Steps of the window.
+    pub steps: u32,
+    /// Sent in all calls.
+    pub sent_bytes: u64,
+    /// Received in all calls.
+    pub received_bytes: u64,
+    /// p50 and p90 of waiting for the last rank.
+    pub wait_ns: [u32; 2],
+    /// p50 and p90 of moving bytes.
+    pub transfer_ns: [u32; 2],
+}
+
+/// Writes and reads the fields of an event in order.
+struct Fields<T> {
+    bytes: T,
+    at: usize,
+}
+
+impl Fields<&mut [u8; EVENT_BYTES]> {
+    fn put<const N: usize>(&mut self, value: [u8; N]) -> &mut Self {
+        self.bytes[self.at..self.at + N].copy_from_slice(&value);
+        self.at += N;
+        self
+    }
+    fn words(&mut self, values: &[u64]) -> &mut Self {
+        for value in values {
+            self.put(value.to_le_bytes());
+        }
+        self
+    }
+}
+
+impl Fields<&[u8; EVENT_BYTES]> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        self.at += N;
+        self.bytes[self.at - N..self.at]
+            .try_into()
+            .expect("within the event")
+    }
+    fn u8(&mut self) -> u8 {
+        self.take::<1>()[0]
+    }
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.take())
+    }
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+}
+
+impl Event {
+    /// Bytes 0..8 hold the kind (u8) and small fields, the words follow from byte 8 on.
+    pub(super) fn encode(self, bytes: &mut [u8; EVENT_BYTES]) {
+        bytes.fill(0);
+        let mut f = Fields { bytes, at: 0 };
+        match self {
+            Self::Step {
+                pass,
+                step,
+                start_ns,
+                end_ns,
+                samples,
+            } => {
+                f.put([1, pass, 0, 0, 0, 0, 0, 0])
+                    .words(&[step, start_ns, end_ns, samples]);
+            }
+            Self::Pass {
+                pass,
+                steps,
+                samples,
+                start_ns,
+                end_ns,
+            } => {
+                f.put([2, pass, 0, 0, 0, 0, 0, 0])
+                    .words(&[steps, samples, start_ns, end_ns]);
+            }
+            Self::Warmup { steps } => {
+                f.put([3, 0, 0, 0, 0, 0, 0, 0]).words(&[steps]);
+            }
+            Self::Span {
+                device,
+                track,
+                phase,
+                bucket,
+                step,
+                host_ns,
+                device_ns,
+            } => {
+                f.put([4, track, phase, 0])
+                    .put(device.to_le_bytes())
+                    .put(bucket.to_le_bytes());
+                f.words(&[step, host_ns[0], host_ns[1], device_ns[0], device_ns[1]]);
+            }
+            Self::Comm(c) => {
+                f.put([5, c.phase, c.collective, c.algorithm, c.element_bytes, 0])
+                    .put(c.device.to_le_bytes());
+                f.put(c.root.to_le_bytes())
+                    .put(c.calls.to_le_bytes())
+                    .put(c.steps.to_le_bytes());
+                f.words(&[c.size_bytes, c.sent_bytes, c.received_bytes]);
+                for value in c.wait_ns.into_iter().chain(c.transfer_ns) {
+                    f.put(value.to_le_bytes());
+                }
+            }
+            Self::Memory { device, bytes } => {
+                f.put([6, 0])
+                    .put(device.to_le_bytes())
+                    .put([0; 4])
+                    .words(&bytes);
+            }
+            Self::Loss { step, loss } => {
+                f.put([7, 0, 0, 0, 0, 0, 0, 0])
+                    .words(&[step, loss.to_bits()]);
+            }
+            Self::ParametersEqual { equal } => {
+                f.put([8, u8::from(equal)]);
+            }
+        }
+    }
+
+    pub(super) fn decode(bytes: &[u8; EVENT_BYTES]) -> Option<Self> {
+        let mut f = Fields { bytes, at: 1 };
+        Some(match bytes[0] {
+            1 => {
+                let pass = f.u8();
+                f.at = 8;
+                Self::Step {
+                    pass,
+                    step: f.u64(),
+                    start_ns: f.u64(),
+                    end_ns: f.u64(),
+                    samples: f.u64(),
+                }
+            }
+            2 => {
+                let pass = f.u8();
+                f.at = 8;
+                Self::Pass {
+                    pass,
+                    steps: f.u64(),
+                    samples: f.u64(),
+                    start_ns: f.u64(),
+                    end_ns: f.u64(),
+                }
+            }
+            3 => {
+                f.at = 8;
+                Self::Warmup { steps: f.u64() }
+            }
+            4 => {
+                let (track, phase) = (f.u8(), f.u8());
+                f.at = 4;
+                Self::Span {
+                    track,
+                    phase,
+                    device: f.u16(),
+                    bucket: f.u16(),
+                    step: f.u64(),
+                    host_ns: [f.u64(), f.u64()],
+                    device_ns: [f.u64(), f.u64()],
+                }
+            }
+            5 => {
+                let (phase, collective, algorithm, element_bytes) =
+                    (f.u8(), f.u8(), f.u8(), f.u8());
+                f.at = 6;
+                Self::Comm(CommEvent {
+                    phase,
+                    collective,
+                    algorithm,
+                    element_bytes,
+                    device: f.u16(),
+                    root: f.u32(),
+                    calls: f.u32(),
+                    steps: f.u32(),
+                    size_bytes: f.u64(),
+                    sent_bytes: f.u64(),
+                    received_bytes: f.u64(),
+                    wait_ns: [f.u32(), f.u32()],
+                    transfer_ns: [f.u32(), f.u32()],
+                })
+            }
+            6 => {
+                f.at = 2;
+                let device = f.u16();
+                f.at = 8;
+                Self::Memory {
+                    device,
+                    bytes: std::array::from_fn(|_| f.u64()),
+                }
+            }
+            7 => {
+                f.at = 8;
+                Self::Loss {
+                    step: f.u64(),
+                    loss: f64::from_bits(f.u64()),
+                }
+            }
+            8 => Self::ParametersEqual { equal: f.u8() != 0 },
+            _ => return None,
+        })
+    }
+}
