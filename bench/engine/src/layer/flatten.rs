@@ -1,6 +1,6 @@
 //! `[c, h, w]` to `[c·h·w]`, channel-major as in PyTorch: in memory a transpose from NHWC.
 //!
-//! A flatten that moves nothing never becomes a layer: see [`crate::model::resolve`].
+//! A flatten that moves nothing never becomes a layer: see [`crate::model::resolve()`].
 use super::{Layer, Result, Step, Wires};
 use crate::kernel::{Kernel, Write};
 

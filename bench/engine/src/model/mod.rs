@@ -1,4 +1,4 @@
-//! Models: their description as data ([`spec`]), and its resolution to a straight line of nodes ([`resolve`]).
+//! Models: their description as data ([`spec`]), and its resolution to a straight line of nodes ([`resolve()`]).
 //!
 //! Nothing here needs a device, so a scenario's models are checked before anything runs.
 pub mod error;

@@ -1,4 +1,4 @@
-//! DataParallel: one controller, a thread per device, everything through device 0.
+//! DataParallel: one controller, which is device 0's thread, and a thread for each other device; everything through device 0.
 //!
 //! Per step: scatter, replicate, forward, gather, loss, scatter gradients, backward, reduce, optimizer, in PyTorch's
 //! order and with its joins between the phases, so no communication hides behind computation. Replica 0 shares device
@@ -46,7 +46,8 @@ pub struct DpSettings {
     pub optimizer: SgdSettings,
     /// Where the loss is computed.
     pub loss: DpLoss,
-    /// Cores that each device's thread is pinned to; empty, or an empty list, leaves threads free.
+    /// Cores that each device's thread is pinned to; empty, or an empty list, leaves threads free. Those of device 0 are
+    /// not used: its thread is the caller's.
     pub cores: Vec<Vec<usize>>,
 }
 
@@ -68,7 +69,7 @@ pub struct Dp {
 }
 
 impl Dp {
-    /// Builds a replica on each of `backends`; `links` must join them in this order. Starts a thread per device.
+    /// Builds a replica on each of `backends`; `links` must join them in this order. Starts a thread per device but the first.
     ///
     /// # Errors
     /// [`StrategyError`].
@@ -120,7 +121,7 @@ impl Dp {
         let staging = allocate(Dtype::F32, most)?;
         Ok(Self {
             devices,
-            workers: Workers::start(if count == 1 { 0 } else { count }, &links, &settings.cores)?,
+            workers: Workers::start(count, &links, &settings.cores)?,
             links,
             loss: settings.loss,
             max_batch: settings.max_batch,
@@ -214,7 +215,7 @@ impl Dp {
             program.buffers().floats,
             program.buffers().integers,
         ];
-        for device in 0..used {
+        for device in (0..used).rev() {
             let samples = device * chunk..((device + 1) * chunk).min(len);
             let staged = samples.start.saturating_sub(chunk)..samples.end.saturating_sub(chunk);
             let job = Job::Receive {
@@ -263,7 +264,7 @@ impl Dp {
     fn backward(&mut self, len: usize, used: usize) -> Result<()> {
         let (chunk, copy) = (self.chunk(len), self.synchronize);
         let after = self.first_completion();
-        for device in 0..used {
+        for device in (0..used).rev() {
             let d_output = self.output.gradient_for(device, chunk, len);
             self.start(
                 device,
@@ -330,7 +331,7 @@ impl Dp {
 
     /// The same kind of job on every device in use.
     fn each(&mut self, used: usize, job: impl Fn(&Device) -> Job) -> Result<()> {
-        for device in 0..used {
+        for device in (0..used).rev() {
             let job = job(self.devices[device]
                 .as_ref()
                 .expect("devices are here between phases"));
@@ -339,14 +340,15 @@ impl Dp {
         self.join(used)
     }
 
-    /// Sends a device to its thread. A lone device works here: PyTorch starts no thread for it either.
+    /// Sends a device to its thread. Device 0 works on this one, which has nothing else to do until all have joined and
+    /// may share its core: so callers start it last, or the others would wait for it.
     fn start(&mut self, index: usize, job: Job) -> Result<()> {
         let mut device = self.devices[index]
             .take()
             .expect("devices are here between phases");
-        if self.workers.is_empty() {
+        if index == 0 {
             device.run(job, &*self.links);
-            self.devices[index] = Some(device);
+            self.devices[0] = Some(device);
             return Ok(());
         }
         self.workers.send(index, device, job)
@@ -354,10 +356,8 @@ impl Dp {
 
     /// Waits for all devices, then raises the error of the lowest index.
     fn join(&mut self, used: usize) -> Result<()> {
-        if !self.workers.is_empty() {
-            for index in 0..used {
-                self.devices[index] = self.workers.receive(index);
-            }
+        for index in 1..used {
+            self.devices[index] = self.workers.receive(index);
         }
         for (index, device) in self.devices[..used].iter_mut().enumerate() {
             match device {

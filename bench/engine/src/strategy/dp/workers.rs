@@ -1,4 +1,5 @@
-//! DataParallel's threads, one per device: devices move to them and back, so nothing is shared and nothing is locked.
+//! DataParallel's threads, one per device but the first: devices move to them and back, so nothing is shared and nothing
+//! is locked.
 //!
 //! Channels hold one job each and are allocated once.
 use std::sync::Arc;
@@ -17,31 +18,27 @@ struct Worker {
     thread: Option<JoinHandle<()>>,
 }
 
-/// The threads in the order of their devices.
+/// The threads of devices 1, 2, ... in that order.
 pub(super) struct Workers(Vec<Worker>);
 
 impl Workers {
-    /// Starts `count` threads, thread `i` pinned to `cores[i]` where given.
+    /// Starts the threads of all of `devices` but the first, that of device `i` pinned to `cores[i]` where given.
     pub(super) fn start(
-        count: usize,
+        devices: usize,
         links: &Arc<dyn Links>,
         cores: &[Vec<usize>],
     ) -> Result<Self> {
-        let mut workers = Self(Vec::with_capacity(count));
-        for index in 0..count {
+        let mut workers = Self(Vec::with_capacity(devices - 1));
+        for index in 1..devices {
             let cores = cores.get(index).cloned().unwrap_or_default();
             workers.0.push(start(index, Arc::clone(links), cores)?);
         }
         Ok(workers)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Hands a device and a job to its thread.
     pub(super) fn send(&self, index: usize, device: Box<Device>, job: Job) -> Result<()> {
-        let jobs = self.0[index]
+        let jobs = self.0[index - 1]
             .jobs
             .as_ref()
             .expect("threads end with the strategy only");
@@ -50,7 +47,7 @@ impl Workers {
 
     /// The device, once its job is done; none when its thread panicked.
     pub(super) fn receive(&self, index: usize) -> Option<Box<Device>> {
-        self.0[index].done.recv().ok()
+        self.0[index - 1].done.recv().ok()
     }
 }
 
