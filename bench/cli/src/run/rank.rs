@@ -76,13 +76,12 @@ impl RankError {
 pub fn main() -> ExitCode {
     // A child must not outlive its conductor, however that ends.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    match read_assignment().and_then(|assignment| run(&assignment)) {
-        Ok(()) => {
-            say(&Message::Done);
-            ExitCode::SUCCESS
-        }
-        Err(error) => fail(0, &error),
+    match read_assignment() {
+        Ok(assignment) => run(&assignment),
+        Err(error) => give_up(0, &error),
     }
+    say(&Message::Done);
+    ExitCode::SUCCESS
 }
 
 fn read_assignment() -> Result<Assignment, RankError> {
@@ -101,36 +100,39 @@ fn read_assignment() -> Result<Assignment, RankError> {
     )))
 }
 
-fn run(assignment: &Assignment) -> Result<(), RankError> {
-    let mut ranks = Ranks::new(assignment)?;
-    let count = ranks.local();
-    if count == 1 {
-        return run_rank(assignment, ranks.take(0));
+/// Runs all ranks of this child, the only one on this thread, several on a thread each.
+fn run(assignment: &Assignment) {
+    let mut ranks = Ranks::new(assignment).unwrap_or_else(|error| give_up(assignment.rank, &error));
+    if ranks.local() == 1 {
+        return run_or_give_up(assignment, ranks.take(0));
     }
     std::thread::scope(|scope| {
-        for index in 0..count {
+        for index in 0..ranks.local() {
             let seat = ranks.take(index);
-            let name = format!("rank {}", seat.rank);
-            let work = move || {
-                let rank = seat.rank;
-                if let Err(error) = run_rank(assignment, seat) {
-                    // Other ranks may be waiting in a collective: the whole child ends here, and says why first.
-                    std::process::exit(i32::from(fail(rank, &error) != ExitCode::SUCCESS));
-                }
-            };
-            std::thread::Builder::new()
-                .name(name)
-                .spawn_scoped(scope, work)
-                .map_err(|e| {
-                    RankError::Assignment(format!("failed to start a rank's thread: {e}"))
-                })?;
+            let rank = seat.rank;
+            let thread = std::thread::Builder::new().name(format!("rank {rank}"));
+            if let Err(error) = thread.spawn_scoped(scope, move || run_or_give_up(assignment, seat))
+            {
+                let problem = format!("failed to start the thread of rank {rank}: {error}");
+                give_up(rank, &RankError::Assignment(problem));
+            }
         }
-        Ok(())
-    })
+    });
+}
+
+fn run_or_give_up(assignment: &Assignment, seat: build::Seat) {
+    let rank = seat.rank;
+    if let Err(error) = run_rank(assignment, seat) {
+        give_up(rank, &error);
+    }
 }
 
 fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError> {
-    let participant = Participant::build(assignment, seat)?;
+    let mut participant = Participant::build(assignment, seat)?;
+    if participant.first_rank {
+        let parameters = participant.strategy.master().program().parameters().len() as u64;
+        say(&Message::Ready { parameters });
+    }
     match &assignment.purpose {
         Purpose::Measure {
             unsynchronized_first,
@@ -146,11 +148,12 @@ fn say(message: &Message) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-fn fail(rank: u32, error: &RankError) -> ExitCode {
+/// Says why and ends the child: other ranks of it may be waiting in a collective for one that will not come.
+fn give_up(rank: u32, error: &RankError) -> ! {
     say(&Message::Error {
         kind: error.kind(),
         rank,
         message: error.to_string(),
     });
-    ExitCode::FAILURE
+    std::process::exit(1)
 }
