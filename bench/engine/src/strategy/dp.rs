@@ -154,7 +154,7 @@ impl Dp {
         self.compute_loss(batch.len, used)?;
         self.backward(batch.len, used)?;
         self.reduce(used)?;
-        self.first().optimize()?;
+        self.optimize(used)?;
         let step = self.first().step;
         self.devices
             .iter_mut()
@@ -309,6 +309,17 @@ impl Dp {
             .trace
             .close(&mut *first.backend, Phase::Reduce, opened);
         Ok(())
+    }
+
+    /// The optimizer on device 0, while the other devices clear the gradients that it has read.
+    fn optimize(&mut self, used: usize) -> Result<()> {
+        let after = self.first_completion();
+        for device in (1..used).rev() {
+            let after = after.clone();
+            self.start(device, Job::Zero { after })?;
+        }
+        self.first().optimize()?;
+        self.join(used)
     }
 
     /// The present end of device 0's compute stream.

@@ -60,6 +60,11 @@ pub(super) enum Job {
         /// Whether copies are made.
         copy: bool,
     },
+    /// Clears the gradients for the next step.
+    Zero {
+        /// Device 0 has read them.
+        after: Completion,
+    },
 }
 
 impl Device {
@@ -117,6 +122,7 @@ impl Device {
                 d_output,
                 copy,
             } => self.backward(copy.then_some((&after, links)), d_output),
+            Job::Zero { after } => self.zero(&after),
         };
         let event = self.replica.backend.record(Stream::Compute);
         self.done = Some(self.replica.backend.completion(event));
@@ -225,25 +231,26 @@ impl Device {
         self.replica
             .trace
             .close(&mut *self.replica.backend, Phase::ScatterGradients, opened);
-        if self.index > 0 {
-            // Replicas are new at every step in PyTorch, so their gradients begin at zero; device 0's were zeroed by
-            // the optimizer.
-            let opened = self.replica.trace.open(&mut *self.replica.backend);
-            let gradients = self.replica.program.gradients();
-            if !gradients.is_empty() {
-                self.replica.backend.launch(
-                    Stream::Compute,
-                    Kernel::Fill {
-                        to: gradients,
-                        value: 0.0,
-                    },
-                )?;
-            }
-            self.replica
-                .trace
-                .close(&mut *self.replica.backend, Phase::Zero, opened);
-        }
         self.replica.backward_alone(self.len)
+    }
+
+    /// Replicas are new at every step in PyTorch, so their gradients begin at zero. Here they are cleared while device 0
+    /// optimizes: off the step's critical path, as an allocation would be.
+    fn zero(&mut self, after: &Completion) -> Done {
+        let Replica {
+            backend,
+            program,
+            trace,
+            ..
+        } = &mut self.replica;
+        backend.wait_for(Stream::Compute, after)?;
+        let opened = trace.open(&mut **backend);
+        let to = program.gradients();
+        if !to.is_empty() {
+            backend.launch(Stream::Compute, Kernel::Fill { to, value: 0.0 })?;
+        }
+        trace.close(&mut **backend, Phase::Zero, opened);
+        Ok(())
     }
 
     /// The output's gradient: a part of device 0's, or the own loss's times the gradient of that loss.
