@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const EXIT_STATUSES: &str = "Exit status: 0 all passed; 1 a trial failed, timed out or was invalid; \
-2 bad usage or scenario; 3 a regression; 4 nothing could run here; 130 interrupted.";
+2 bad usage or scenario; 4 nothing could run here; 130 interrupted.";
 
 /// Measures DataParallel, DistributedDataParallel and norms on this machine.
 #[derive(Debug, Parser)]

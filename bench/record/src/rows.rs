@@ -190,7 +190,9 @@ pub struct PhaseRow {
     pub clock: String,
 }
 
-/// `comm.csv`: one row per trial, repeat, rank (for DP: device), phase, collective and payload size.
+/// `comm.csv`: one row per trial, repeat, rank (for DP: device), phase, collective and payload size. DP moves a phase in
+/// several copies of different sizes: there a row is a device and phase, `size_bytes` is the phase's payload of a step,
+/// `calls` counts copies, and quantiles are empty.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CommRow {
     pub trial: String,

@@ -12,6 +12,9 @@ use syncmark_record::{
 
 use crate::stats::{Estimate, estimate, estimate_ratio, median};
 
+/// Share by which a figure may pass what is possible before the trial is marked: more is not noise of the middle.
+const IMPLAUSIBLE: f64 = 0.05;
+
 /// The least slowdown of the traced pass that is worth a warning.
 const SLOW_TRACE: f64 = 1.10;
 
@@ -305,6 +308,21 @@ fn fill_warnings(row: &mut TrialRow, repeats: &[RepeatRow], comm: &[CommRow]) {
     }
     if comm_differs(comm, &row.trial) {
         add("counted bytes differ from predicted bytes");
+    }
+    if row
+        .efficiency_independent_low
+        .is_some_and(|low| row.devices > 1 && low > 1.0 + IMPLAUSIBLE)
+    {
+        add(
+            "faster than replicas that never synchronize: other load or a changing clock is in these figures",
+        );
+    }
+    if let (Some(exposed), Some(step)) = (row.exposed_communication_ms, row.step_ms)
+        && exposed < -IMPLAUSIBLE * step
+    {
+        add(
+            "slower without synchronization than with it: other load or a changing clock is in these figures",
+        );
     }
     if row
         .tracing_slowdown

@@ -101,7 +101,7 @@ fn cautions(data: &RunData) -> Vec<Block> {
     if excluded > 0 {
         let trials = count(data.trials.len(), "trial");
         cautions.push(Block::warning(format!(
-            "{excluded} of {trials} show no figures: they failed, were skipped or were invalid. The section Trials gives every reason."
+            "No figures of {excluded} of {trials}, which did not end well. The section Trials gives every reason."
         )));
     }
     if data.measured().any(|trial| trial.oversubscribed) {

@@ -21,9 +21,10 @@ use crate::run::job::{Clock, SystemClock};
 use crate::run::ledger::FolderLedger;
 use crate::run::progress::Bar;
 use crate::run::signals::Signals;
-use crate::run::standing::Unrun;
-use crate::run::summary::summary;
+use crate::run::standing::{Standing, Unrun};
+use crate::run::summary::{cautions, summary};
 use crate::run::supervise::Supervisor;
+use crate::run::trial_row::row;
 use crate::scenario::file::BackendChoice;
 
 /// Runs every scenario. The worst status of them counts; ctrl-C ends them all.
@@ -170,6 +171,22 @@ fn measure(plan: &Plan, folder: &RunFolder, quiet: bool, signals: &Signals) -> R
     let mut ledger = FolderLedger::new(folder.clone())
         .map_err(|error| CliError::usage(format!("cannot write records: {error}")))?;
     let cores = supervisor.cores();
+    // What the trials are must be on disk before the first of them: a run that is killed leaves a folder that says.
+    let planned = plan.scenario.measure.repeats;
+    let waiting = |trial| {
+        row(
+            plan,
+            trial,
+            &Standing::default(),
+            planned,
+            cores,
+            &Unrun::Interrupted,
+        )
+    };
+    let rows: Vec<TrialRow> = plan.trials.iter().map(waiting).collect();
+    folder
+        .write_trials(&rows)
+        .map_err(|error| CliError::usage(format!("cannot write records: {error}")))?;
     let end = Conductor {
         executor: &mut supervisor,
         ledger: &mut ledger,
@@ -225,6 +242,9 @@ fn closing_words(plan: &Plan, folder: &RunFolder, trials: &[TrialRow]) -> String
             .iter()
             .for_each(|sentence| text.push_str(&format!("{sentence}\n")));
     }
+    cautions(trials)
+        .iter()
+        .for_each(|caution| text.push_str(&format!("warning: {caution}\n")));
     if plan.scenario.parallel.backend == BackendChoice::Auto {
         text.push_str("Backend cpu: `auto` takes the fastest of this build, which has no other.\n");
     }

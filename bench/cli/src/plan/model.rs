@@ -30,6 +30,12 @@ pub fn spec(scenario: &Scenario, checker: &Checker) -> Result<ModelSpec, Problem
         (Some(preset), _) => (Some(preset.input.clone()), Some(preset.classes)),
         (None, _) => (model.input.clone(), model.classes),
     };
+    if scenario.data.source == Source::Digits
+        && model.input.as_ref().is_some_and(|given| *given != DIGITS.0)
+    {
+        let help = "leave model.input out, or write data.source = \"synthetic\"";
+        return Err(checker.problem("model.input", "digits are images of [1, 8, 8]", help));
+    }
     let (mut shape, mut number) = (None, None);
     if scenario.data.source == Source::Synthetic {
         (shape, number) = (scenario.data.shape.clone(), scenario.data.classes);

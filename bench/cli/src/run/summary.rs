@@ -46,6 +46,24 @@ pub fn summary(trials: &[TrialRow]) -> String {
     text
 }
 
+/// What a reader must know before trusting a figure: each warning once, with the trials that it is about.
+pub fn cautions(trials: &[TrialRow]) -> Vec<String> {
+    let mut found: Vec<(&str, Vec<&str>)> = Vec::new();
+    for trial in trials {
+        for warning in syncmark_report::analyse::warnings(trial) {
+            match found.iter_mut().find(|(known, _)| *known == warning) {
+                Some((_, labels)) => labels.push(&trial.label),
+                None => found.push((warning, vec![&trial.label])),
+            }
+        }
+    }
+    let sentence = |(warning, labels): (&str, Vec<&str>)| match labels.len() {
+        all if all == trials.len() => format!("all trials: {warning}"),
+        _ => format!("{}: {warning}", labels.join(", ")),
+    };
+    found.into_iter().map(sentence).collect()
+}
+
 fn cells(trial: &TrialRow) -> [String; 9] {
     let label = if trial.oversubscribed {
         format!("{} (oversubscribed)", trial.label)

@@ -24,8 +24,9 @@ const DEFINITIONS: [&str; 11] = [
      means written for others or read by others; over all ranks, sent equals received.",
     "Memory: the peak of what the engine itself allocated on a device, by category.",
     "Phases and timelines: from a separate traced pass; its slowdown against the window is printed.",
-    "Gates: before any timing, every trial is checked against a single-device reference; a trial that fails is invalid and shows no figures. \
-     Unsteady: the first and last third of a window differ by more than 2 %. Disturbed: something else used the machine. Outliers are never dropped.",
+    "Gates: before any timing, every trial that exchanges anything is checked against a single-device reference (single and independent replicas \
+     exchange nothing); a trial that fails is invalid and shows no figures. Unsteady: the first and last third of a window differ by more than 2 %; \
+     smoke sizes are exempt. Nothing here notices other programs on the machine: compare blocks. Outliers are never dropped.",
 ];
 
 /// The section.

@@ -185,15 +185,18 @@ fn by_phase(copies: Vec<(usize, Count)>, steps: u64) -> Vec<(usize, Count)> {
         *payloads.entry(count.phase).or_default() += count.sent_bytes;
         match totals.entry((count.phase, device)) {
             Entry::Vacant(place) => {
-                place.insert(count);
+                // Times of single copies mean nothing beside the payload of a step; phases.csv has the phase's.
+                place.insert(Count {
+                    wait_ns: Vec::new(),
+                    transfer_ns: Vec::new(),
+                    ..count
+                });
             }
             Entry::Occupied(mut place) => {
                 let total = place.get_mut();
                 total.calls += count.calls;
                 total.sent_bytes += count.sent_bytes;
                 total.received_bytes += count.received_bytes;
-                total.wait_ns.extend(count.wait_ns);
-                total.transfer_ns.extend(count.transfer_ns);
             }
         }
     }
