@@ -17,6 +17,9 @@ use crate::run::protocol::{Assignment, Message};
 use crate::run::recorder::{ALGORITHMS, COLLECTIVES, pass_number};
 use crate::run::spool::{CommEvent, Event, Writer};
 
+/// By how much a window is planned longer than `min_time` asks: a clock that rises after the warm-up may not cut it short.
+const MARGIN: f64 = 1.05;
+
 /// Steps before each pass that are not counted: caches and branch predictors see the pass's own code.
 const LEAD_IN_STEPS: u64 = 3;
 
@@ -31,7 +34,8 @@ pub fn run(
 ) -> Result<(), RankError> {
     let measure = &assignment.trial.measure;
     let step_time = warm_up(assignment, &mut participant)?;
-    let planned = (measure.min_time_ns as f64 / step_time.as_nanos().max(1) as f64).ceil() as u64;
+    let window_ns = MARGIN * measure.min_time_ns as f64;
+    let planned = (window_ns / step_time.as_nanos().max(1) as f64).ceil() as u64;
     let steps = participant.agree(planned.max(measure.steps as u64))?;
     participant.strategy.snapshot()?;
     let mut passes = vec![Pass::Window];
