@@ -12,6 +12,9 @@ use syncmark_record::{
 
 use crate::stats::{Estimate, estimate, estimate_ratio, median};
 
+/// The warning of a trial whose counted bytes are not the predicted ones.
+pub const BYTES_DIFFER: &str = "counted bytes differ from predicted bytes in a call of some rank";
+
 /// Share by which a figure may pass what is possible before the trial is marked: more is not noise of the middle.
 const IMPLAUSIBLE: f64 = 0.05;
 
@@ -307,7 +310,7 @@ fn fill_warnings(row: &mut TrialRow, repeats: &[RepeatRow], comm: &[CommRow]) {
         add("ranks ended with different parameters");
     }
     if comm_differs(comm, &row.trial) {
-        add("counted bytes differ from predicted bytes");
+        add(BYTES_DIFFER);
     }
     if row
         .efficiency_independent_low
@@ -332,17 +335,15 @@ fn fill_warnings(row: &mut TrialRow, repeats: &[RepeatRow], comm: &[CommRow]) {
     }
 }
 
-/// Whether a trial's counted bytes differ from the predicted ones, in either direction and by a single byte.
+/// Whether any row of a trial counts other bytes than were predicted for it, in either direction and by a single byte. Row
+/// by row: over ranks and sizes a call of the wrong size could make up for one that never came.
 fn comm_differs(comm: &[CommRow], trial: &str) -> bool {
-    let own = || comm.iter().filter(|row| row.trial == trial);
-    let differs = |counted: fn(&CommRow) -> u64, predicted: fn(&CommRow) -> Option<u64>| {
-        own()
-            .map(predicted)
-            .sum::<Option<u64>>()
-            .is_some_and(|sum| sum != own().map(counted).sum::<u64>())
-    };
-    differs(|row| row.sent_bytes, |row| row.predicted_sent_bytes)
-        || differs(|row| row.received_bytes, |row| row.predicted_received_bytes)
+    let differs =
+        |counted: u64, predicted: Option<u64>| predicted.is_some_and(|bytes| bytes != counted);
+    comm.iter().filter(|row| row.trial == trial).any(|row| {
+        differs(row.sent_bytes, row.predicted_sent_bytes)
+            || differs(row.received_bytes, row.predicted_received_bytes)
+    })
 }
 
 /// Adds a warning to a list separated by `; `, once.

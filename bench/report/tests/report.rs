@@ -578,3 +578,27 @@ fn one_byte_too_many_is_seen() {
             .any(|f| f.name == "bytes-convnet" && f.svg.contains("differs: "))
     );
 }
+
+#[test]
+fn a_byte_moved_from_one_row_to_another_is_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = write(dir.path(), &SMALL, 8);
+    let path = folder.path().join("comm.csv");
+    let sent = 2 * fixtures::PARAMETERS * 4 / 2 * 50;
+    let text = fs::read_to_string(&path).unwrap();
+    let row = format!("{sent},{sent},{sent}");
+    let more = text.replacen(&row, &format!("{sent},{},{sent}", sent + 1), 1);
+    // The next row of these numbers is another rank's of the same trial and phase: the totals stay what they were.
+    fs::write(
+        &path,
+        more.replacen(&row, &format!("{sent},{},{sent}", sent - 1), 1),
+    )
+    .unwrap();
+    let rendered = render(dir.path()).unwrap();
+    let differing = table(&rendered, "agreement")
+        .rows
+        .iter()
+        .filter(|row| row[row.len() - 1] == "differs")
+        .count();
+    assert_eq!(differing, 1);
+}

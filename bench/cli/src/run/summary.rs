@@ -4,6 +4,7 @@
 //! whose outcome carries no figure shows none, and its reason stands below the table.
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use syncmark_record::rows::TrialRow;
+use syncmark_report::analyse::BYTES_DIFFER;
 use syncmark_report::format::{bytes, number, or_dash, percent, with_spread};
 
 use super::progress::outcome_name;
@@ -91,8 +92,9 @@ fn cells(trial: &TrialRow) -> [String; 9] {
 
 /// Counted bytes of a step, and whether they are what the formula says.
 fn traffic(trial: &TrialRow) -> String {
+    let differs = syncmark_report::analyse::warnings(trial).contains(&BYTES_DIFFER);
     match (trial.counted_bytes_per_step, trial.predicted_bytes_per_step) {
-        (Some(counted), Some(predicted)) if counted == predicted => {
+        (Some(counted), Some(predicted)) if counted == predicted && !differs => {
             format!("{} = predicted", bytes(counted))
         }
         (Some(counted), Some(predicted)) => format!("{counted} B, predicted {predicted} B"),

@@ -30,7 +30,7 @@ pub struct PhaseBytes {
     pub predicted_received: Option<f64>,
     /// Independent counter, out.
     pub measured_sent: Option<f64>,
-    /// Whether counted equals predicted in both directions, to the byte over all repeats; `None` without predictions.
+    /// Whether counted equals predicted in both directions, to the byte in every row; `None` without predictions.
     pub agrees: Option<bool>,
 }
 
@@ -83,15 +83,15 @@ pub fn bytes_by_phase(
         .collect()
 }
 
-/// Compares sums of whole bytes, so that no rounding can hide a difference.
+/// Compares row by row: over ranks and sizes a call of the wrong size could make up for one that never came.
 fn agrees(rows: &[&CommRow]) -> Option<bool> {
-    let sum = |bytes: fn(&CommRow) -> u64| rows.iter().map(|row| bytes(row)).sum::<u64>();
-    let predicted =
-        |bytes: fn(&CommRow) -> Option<u64>| rows.iter().map(|row| bytes(row)).sum::<Option<u64>>();
-    Some(
-        predicted(|row| row.predicted_sent_bytes)? == sum(|row| row.sent_bytes)
-            && predicted(|row| row.predicted_received_bytes)? == sum(|row| row.received_bytes),
-    )
+    let equal = |row: &&CommRow| {
+        let (sent, received) = (row.predicted_sent_bytes?, row.predicted_received_bytes?);
+        Some(sent == row.sent_bytes && received == row.received_bytes)
+    };
+    rows.iter()
+        .map(equal)
+        .try_fold(true, |all, equal| Some(all & equal?))
 }
 
 /// Phases in the order of a step, unknown ones last.
