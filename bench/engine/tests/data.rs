@@ -3,8 +3,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use syncmark_engine::data::{
-    Dataset, Digits, DigitsError, Loader, LoaderError, Random, Sampler, Sequential, Split,
-    Synthetic,
+    Dataset, Digits, DigitsError, IdxError, Loader, LoaderError, Random, Sampler, Sequential,
+    Split, Synthetic,
 };
 use syncmark_engine::shape::Shape;
 
@@ -62,33 +62,44 @@ fn bytes_that_are_not_the_digits_are_refused_with_what_is_wrong() {
             .map(|_| ())
             .expect_err("refused")
     };
-    let header = |file: &'static str, expected: &[u32]| DigitsError::Header {
-        file,
-        expected: expected.to_vec(),
+    let error = |file: &'static str, source: IdxError| DigitsError { file, source };
+    let magic = |found: &[u8], dimensions: u8| IdxError::Magic {
+        found: found.to_vec(),
+        expected: [0, 0, 8, dimensions],
     };
-    assert_eq!(parse(&labels, &labels), header("images", &[1797, 8, 8]));
-    assert_eq!(parse(&images, &images), header("labels", &[1797]));
-    assert_eq!(parse(&[], &labels), header("images", &[1797, 8, 8]));
-    let short = DigitsError::Length {
-        file: "labels",
-        found: 1796,
-        expected: 1797,
-    };
+    assert_eq!(
+        parse(&labels, &labels),
+        error("images", magic(&[0, 0, 8, 1], 3))
+    );
+    assert_eq!(
+        parse(&images, &images),
+        error("labels", magic(&[0, 0, 8, 3], 1))
+    );
+    assert_eq!(parse(&[], &labels), error("images", magic(&[], 3)));
+    let short = error(
+        "labels",
+        IdxError::Length {
+            found: 1796,
+            expected: 1797,
+        },
+    );
     assert_eq!(parse(&images, &labels[..labels.len() - 1]), short);
     assert_eq!(
         short.to_string(),
-        "labels: 1796 bytes after the header, expected 1797"
+        "labels holds 1796 bytes after the header, which says 1797"
     );
     let mut wrong = images.clone();
     wrong[16 + 70] = 17;
     assert_eq!(
         parse(&wrong, &labels),
-        DigitsError::Value {
-            file: "images",
-            value: 17,
-            offset: 70,
-            largest: 16
-        }
+        error(
+            "images",
+            IdxError::Value {
+                value: 17,
+                offset: 70,
+                largest: 16
+            }
+        )
     );
 }
 

@@ -4,6 +4,7 @@
 //! Pixels of 0 to 16 are scaled to 0 to 1. The files are not shuffled and the writers seem to stand together, so the
 //! split by position, the first 80 % for training and the rest for testing, is nearly one by writer.
 use super::Dataset;
+use super::idx::{self, IdxError};
 use crate::shape::Shape;
 
 /// Images for training: 80 % of 1797, rounded down.
@@ -23,39 +24,14 @@ pub enum Split {
     All,
 }
 
-/// Why bytes are not the digits.
+/// Which of the two embedded files is wrong, and how.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DigitsError {
-    /// The header of an IDX file is wrong.
-    #[error("{file}: not an IDX file of unsigned bytes with dimensions {expected:?}")]
-    Header {
-        /// `images` or `labels`.
-        file: &'static str,
-        /// What the header should say.
-        expected: Vec<u32>,
-    },
-    /// The file is longer or shorter than its header says.
-    #[error("{file}: {found} bytes after the header, expected {expected}")]
-    Length {
-        /// `images` or `labels`.
-        file: &'static str,
-        /// There.
-        found: usize,
-        /// By the header.
-        expected: usize,
-    },
-    /// A value out of range.
-    #[error("{file}: value {value} at offset {offset} is larger than {largest}")]
-    Value {
-        /// `images` or `labels`.
-        file: &'static str,
-        /// The value.
-        value: u8,
-        /// Where, after the header.
-        offset: usize,
-        /// The largest allowed.
-        largest: u8,
-    },
+#[error("{file} {source}")]
+pub struct DigitsError {
+    /// `images` or `labels`.
+    pub file: &'static str,
+    /// What is wrong.
+    pub source: IdxError,
 }
 
 /// The digits, or a part of them.
@@ -91,42 +67,16 @@ impl Digits {
     }
 }
 
-/// The data of an IDX file of unsigned bytes: two zeros, type 8, the number of dimensions, each of them big-endian.
-fn idx<'a>(
-    bytes: &'a [u8],
+fn idx(
+    bytes: &[u8],
     file: &'static str,
     dimensions: &[u32],
     largest: u8,
-) -> Result<&'a [u8], DigitsError> {
-    let mut header = vec![0, 0, 8, dimensions.len() as u8];
-    dimensions
-        .iter()
-        .for_each(|dimension| header.extend(dimension.to_be_bytes()));
-    let wrong = || DigitsError::Header {
-        file,
-        expected: dimensions.to_vec(),
-    };
-    let data = bytes.strip_prefix(header.as_slice()).ok_or_else(wrong)?;
-    let expected = dimensions
-        .iter()
-        .map(|dimension| *dimension as usize)
-        .product();
-    if data.len() != expected {
-        return Err(DigitsError::Length {
-            file,
-            found: data.len(),
-            expected,
-        });
-    }
-    match data.iter().position(|value| *value > largest) {
-        Some(offset) => Err(DigitsError::Value {
-            file,
-            value: data[offset],
-            offset,
-            largest,
-        }),
-        None => Ok(data),
-    }
+) -> Result<Vec<u8>, DigitsError> {
+    let dimensions: Vec<Option<u32>> = dimensions.iter().copied().map(Some).collect();
+    idx::read(bytes, &dimensions, largest)
+        .map(|idx| idx.data)
+        .map_err(|source| DigitsError { file, source })
 }
 
 impl Dataset for Digits {

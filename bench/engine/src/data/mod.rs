@@ -1,8 +1,13 @@
 //! Data sets, the order they are gone through, and batches in host memory.
 //!
 //! Everything is a function of seed, epoch and index, so that any rank can make any sample. Inputs are written NHWC.
+pub mod cifar10;
 pub mod digits;
+pub mod fashion_mnist;
+pub mod files;
+pub mod idx;
 pub mod loader;
+pub mod pixels;
 pub mod resident;
 pub mod sampler;
 pub mod synthetic;
@@ -10,7 +15,10 @@ pub mod synthetic;
 use crate::shape::Shape;
 
 pub use digits::{Digits, DigitsError, Split};
+pub use files::FilesError;
+pub use idx::IdxError;
 pub use loader::{Loader, LoaderError};
+pub use pixels::Pixels;
 pub use resident::Resident;
 pub use sampler::{Distributed, Random, RankOrder, Sampler, Sequential};
 pub use synthetic::Synthetic;
