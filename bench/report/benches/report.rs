@@ -1,0 +1,45 @@
+//! From a run folder to its report: reading, the statistics, composing with all charts, and writing every file.
+//!
+//! The folder is the tests' made-up one (8 trials, 10 repeats): what is timed does not depend on the figures in it.
+//! Run with `cargo bench -p syncmark-report` on an idle machine.
+#[path = "../tests/fixtures/mod.rs"]
+mod fixtures;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use syncmark_record::RunFolder;
+use syncmark_report::compose::compose;
+use syncmark_report::render;
+use syncmark_report::run_data::RunData;
+use syncmark_report::stats::bootstrap::estimate;
+use syncmark_report::stats::random::SplitMix64;
+
+const REPEATS: u32 = 10;
+
+fn reports(criterion: &mut Criterion) {
+    let parent = tempfile::tempdir().expect("a folder");
+    let folder = fixtures::write(&parent.path().join("run"), &fixtures::SMALL, REPEATS);
+    let path = folder.path().to_owned();
+    let load = || {
+        let folder = RunFolder::open(&path).expect("just written");
+        RunData::load(&folder).expect("readable rows")
+    };
+    let mut group = criterion.benchmark_group("report");
+    group.sample_size(10);
+    group.bench_function("load", |bencher| bencher.iter(load));
+    let data = load();
+    group.bench_function("compose", |bencher| bencher.iter(|| compose(&data)));
+    group.bench_function("render", |bencher| {
+        bencher.iter(|| render(&path).expect("a folder that can be written"));
+    });
+}
+
+fn bootstrap(criterion: &mut Criterion) {
+    let mut random = SplitMix64::new(1);
+    let blocks: Vec<f64> = (0..REPEATS).map(|_| random.normal()).collect();
+    criterion.bench_function("bootstrap/10 blocks", |bencher| {
+        bencher.iter(|| estimate(&blocks));
+    });
+}
+
+criterion_group!(benches, reports, bootstrap);
+criterion_main!(benches);
