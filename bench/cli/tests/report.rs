@@ -30,6 +30,9 @@ fn interrupted(folder: &Path) {
             comm: Vec::new(),
             devices: Vec::new(),
             learning: Vec::new(),
+            collectives: Vec::new(),
+            layers: Vec::new(),
+            compression: Vec::new(),
         };
         records.append(&record).expect("the rows are written");
     }

@@ -13,7 +13,10 @@ use std::{
 use crate::{
     environment::{Environment, FORMAT_VERSION},
     error::FolderError,
-    rows::{CommRow, DeviceRow, GateRow, LearningRow, PhaseRow, RepeatRow, StepRow, TrialRow},
+    rows::{
+        CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow, LearningRow,
+        PhaseRow, RepeatRow, StepRow, TrialRow,
+    },
     table::{Appender, Row, Rows, encode},
 };
 
@@ -207,6 +210,9 @@ impl RunFolder {
             comm: Appender::open(&self.path)?,
             devices: Appender::open(&self.path)?,
             learning: Appender::open(&self.path)?,
+            collectives: Appender::open(&self.path)?,
+            layers: Appender::open(&self.path)?,
+            compression: Appender::open(&self.path)?,
             repeats_kept,
         })
     }
@@ -235,6 +241,12 @@ pub struct RepeatRecord {
     pub devices: Vec<DeviceRow>,
     /// Learning curve; empty for trials that only measure speed.
     pub learning: Vec<LearningRow>,
+    /// Times of collectives; empty for other kinds of trials.
+    pub collectives: Vec<CollectiveRow>,
+    /// Times of the model's nodes; empty for other kinds of trials.
+    pub layers: Vec<LayerRow>,
+    /// Accuracy of compressed gradients; empty where nothing is compressed.
+    pub compression: Vec<CompressionRow>,
 }
 
 /// The files of a run folder, open for appending.
@@ -245,12 +257,15 @@ pub struct Records {
     comm: Appender<CommRow>,
     devices: Appender<DeviceRow>,
     learning: Appender<LearningRow>,
+    collectives: Appender<CollectiveRow>,
+    layers: Appender<LayerRow>,
+    compression: Appender<CompressionRow>,
     repeats_kept: usize,
 }
 
 impl Records {
-    /// Appends one repeat to every file and hands it to the operating system. `learning.csv` is made only when
-    /// there are rows for it.
+    /// Appends one repeat to every file and hands it to the operating system. Files that not every kind of trial fills
+    /// are made only when there are rows for them.
     ///
     /// # Errors
     /// [`FolderError::Io`] with what is kept; this repeat's rows are then in none of the files.
@@ -288,30 +303,47 @@ impl Records {
         self.phases.append(&record.phases)?;
         self.comm.append(&record.comm)?;
         self.devices.append(&record.devices)?;
-        if !record.learning.is_empty() {
-            self.learning.append(&record.learning)?;
-        }
+        self.learning.append_some(&record.learning)?;
+        self.collectives.append_some(&record.collectives)?;
+        self.layers.append_some(&record.layers)?;
+        self.compression.append_some(&record.compression)?;
         self.repeats.append(std::slice::from_ref(&record.repeat))
     }
 
-    fn lengths(&self) -> [u64; 6] {
+    fn lengths(&self) -> [u64; 9] {
         [
             self.steps.length(),
             self.phases.length(),
             self.comm.length(),
             self.devices.length(),
             self.learning.length(),
+            self.collectives.length(),
+            self.layers.length(),
+            self.compression.length(),
             self.repeats.length(),
         ]
     }
 
-    fn cut(&mut self, lengths: [u64; 6]) {
-        let [steps, phases, comm, devices, learning, repeats] = lengths;
+    fn cut(&mut self, lengths: [u64; 9]) {
+        let [
+            steps,
+            phases,
+            comm,
+            devices,
+            learning,
+            collectives,
+            layers,
+            compression,
+            repeats,
+        ] = lengths;
         self.steps.cut(steps);
         self.phases.cut(phases);
         self.comm.cut(comm);
         self.devices.cut(devices);
         self.learning.cut(learning);
+        self.collectives.cut(collectives);
+        self.layers.cut(layers);
+        self.compression.cut(compression);
         self.repeats.cut(repeats);
     }
 }

@@ -28,14 +28,34 @@ pub struct TrialRow {
     pub norm: String,
     /// Data source.
     pub data: String,
-    /// `single`, `independent`, `dp`, `ddp`.
+    /// `single`, `independent`, `dp`, `ddp`, `zero1`.
     pub strategy: String,
     /// `threads`, `processes`, or empty where the strategy has no choice.
     pub launch: Option<String>,
-    /// How ranks or devices exchange bytes: `shared`, `copies`, or empty.
+    /// How ranks or devices exchange bytes: `shared`, `tcp`, `copies`, or empty.
     pub transport: Option<String>,
     /// Where DP computes the loss: `gathered` or `replica`.
     pub dp_loss: Option<String>,
+    /// DDP's and ZeRO's buckets: a bucket is closed once it holds this much, and the first one once it holds that much.
+    pub bucket_cap_bytes: Option<u64>,
+    pub first_bucket_cap_bytes: Option<u64>,
+    /// Whether communication overlaps backward.
+    pub overlap: Option<bool>,
+    /// Micro-batches of a step.
+    pub accumulation: Option<u64>,
+    /// Whether only the last micro-batch synchronizes; empty with one micro-batch.
+    pub no_sync: Option<bool>,
+    /// `none`, `fp16`, `bf16`, `powersgd-r<rank>`.
+    pub compression: Option<String>,
+    /// Whether rank 0's buffers are broadcast before a forward.
+    pub broadcast_buffers: Option<bool>,
+    /// DP's order of devices where it is not 0, 1, ..., such as `1+0`, and the output device where it is not the first of it.
+    pub device_ids: Option<String>,
+    pub output_device: Option<u32>,
+    /// `sgd`, `sgd-nesterov`, `adamw`.
+    pub optimizer: Option<String>,
+    /// `constant`, `warm-up`, `step`, `cosine`.
+    pub schedule: Option<String>,
     /// `cpu` or `cuda`.
     pub backend: String,
     /// Number of devices N.
@@ -88,6 +108,70 @@ pub struct TrialRow {
     pub tracing_slowdown: Option<f64>,
     /// Everything a reader must know before trusting the row, separated by `; `.
     pub warnings: Option<String>,
+}
+
+impl TrialRow {
+    /// A trial of which only its id is known, without figures: what the writers of rows start from.
+    pub fn unknown(id: &str) -> Self {
+        let unknown = || "unknown".to_string();
+        Self {
+            trial: id.into(),
+            label: format!("trial {id}"),
+            scenario: String::new(),
+            kind: unknown(),
+            variant: None,
+            model: unknown(),
+            norm: unknown(),
+            data: unknown(),
+            strategy: unknown(),
+            launch: None,
+            transport: None,
+            dp_loss: None,
+            bucket_cap_bytes: None,
+            first_bucket_cap_bytes: None,
+            overlap: None,
+            accumulation: None,
+            no_sync: None,
+            compression: None,
+            broadcast_buffers: None,
+            device_ids: None,
+            output_device: None,
+            optimizer: None,
+            schedule: None,
+            backend: unknown(),
+            devices: 1,
+            scaling: "weak".into(),
+            global_batch: 0,
+            device_batch: 0,
+            parameters: 0,
+            oversubscribed: false,
+            outcome: Outcome::Interrupted,
+            reason: None,
+            repeats: 0,
+            spread: None,
+            step_ms: None,
+            step_ms_low: None,
+            step_ms_high: None,
+            samples_per_s: None,
+            samples_per_s_low: None,
+            samples_per_s_high: None,
+            efficiency_single: None,
+            efficiency_single_low: None,
+            efficiency_single_high: None,
+            efficiency_independent: None,
+            efficiency_independent_low: None,
+            efficiency_independent_high: None,
+            exposed_communication_ms: None,
+            exposed_communication_ms_low: None,
+            exposed_communication_ms_high: None,
+            predicted_bytes_per_step: None,
+            counted_bytes_per_step: None,
+            measured_bytes_per_step: None,
+            peak_memory_bytes: None,
+            tracing_slowdown: None,
+            warnings: None,
+        }
+    }
 }
 
 /// `repeats.csv`: one row per trial and repeat: what bootstrap, compare and history read.
@@ -280,4 +364,86 @@ pub struct GateRow {
     pub passed: bool,
     /// What is wrong, unless it passed.
     pub reason: Option<String>,
+}
+
+/// `collectives.csv`: one row per trial, repeat, collective and size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CollectiveRow {
+    pub trial: String,
+    pub repeat: u32,
+    /// `shared` or `tcp`.
+    pub transport: String,
+    /// `threads` or `processes`.
+    pub launch: String,
+    pub ranks: u32,
+    /// `all_reduce`, `broadcast`, `barrier`, ...
+    pub collective: String,
+    /// The named algorithm whose chunks the prediction sums over.
+    pub algorithm: String,
+    /// Elements (f32) of the call, and S in nccl-tests' sense: over all ranks where each brings a part.
+    pub elements: u64,
+    pub size_bytes: u64,
+    /// Timed calls.
+    pub iterations: u64,
+    /// Time of a call on the slowest rank, over batches of back-to-back calls.
+    pub time_ns_p10: u64,
+    pub time_ns_p50: u64,
+    pub time_ns_p90: u64,
+    /// S over the median time, and that times the collective's factor; empty for a barrier.
+    pub algbw_bytes_per_s: Option<f64>,
+    pub busbw_bytes_per_s: Option<f64>,
+    /// Whether every element of every rank's result was compared, and how many were wrong.
+    pub checked: bool,
+    pub wrong_elements: u64,
+    /// Bytes sent per call over all ranks: by our counters, by the formula, by an independent counter.
+    pub counted_sent_bytes: f64,
+    pub predicted_sent_bytes: Option<f64>,
+    pub measured_sent_bytes: Option<f64>,
+}
+
+/// `layers.csv`: one row per trial, repeat, node of the model and direction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerRow {
+    pub trial: String,
+    pub repeat: u32,
+    /// Position in the program.
+    pub node: u32,
+    /// `conv2d`, `batch-norm`, ...
+    pub layer: String,
+    /// Such as `3.conv2d`.
+    pub name: String,
+    /// Per-sample shape of its output, such as `16×32×32`.
+    pub output_shape: String,
+    /// `forward` or `backward`.
+    pub direction: String,
+    /// Timed calls.
+    pub calls: u64,
+    pub time_ns_p10: u64,
+    pub time_ns_p50: u64,
+    pub time_ns_p90: u64,
+    /// Floating-point operations of the call by formula; empty where the layer has none to speak of.
+    pub flops: Option<u64>,
+    /// Fewest bytes that the call must read and write.
+    pub read_write_bytes: Option<u64>,
+    /// Scalar parameters of the node.
+    pub parameters: u64,
+}
+
+/// `compression.csv`: one row per trial, repeat and checked step: how far compressed gradients are from exact ones.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CompressionRow {
+    pub trial: String,
+    pub repeat: u32,
+    pub step: u64,
+    /// As in `trials.csv`.
+    pub compression: String,
+    /// Bucket, or empty for all of them together.
+    pub bucket: Option<u32>,
+    /// ‖mean as used − exact mean‖ / ‖exact mean‖.
+    pub relative_error: f64,
+    /// Cosine of the angle between the two.
+    pub cosine: f64,
+    /// Bytes that a rank sent for gradients in the step, and would have sent uncompressed.
+    pub sent_bytes: u64,
+    pub uncompressed_bytes: u64,
 }

@@ -26,6 +26,7 @@ macro_rules! files {
 files! {
     TrialRow => "trials.csv", RepeatRow => "repeats.csv", StepRow => "steps.csv", PhaseRow => "phases.csv",
     CommRow => "comm.csv", DeviceRow => "devices.csv", LearningRow => "learning.csv", GateRow => "gates.csv",
+    CollectiveRow => "collectives.csv", LayerRow => "layers.csv", CompressionRow => "compression.csv",
 }
 
 /// Length of the file up to and including its last line end, and its whole length.
@@ -234,6 +235,14 @@ impl<R: Row> Appender<R> {
         file.write_all(&text).map_err(io)?;
         self.length += text.len() as u64;
         Ok(())
+    }
+
+    /// As [`Appender::append`], but a file without any rows is not made.
+    pub(crate) fn append_some(&mut self, rows: &[R]) -> Result<(), FolderError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.append(rows)
     }
 
     /// The present length, for [`Appender::cut`].

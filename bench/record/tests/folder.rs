@@ -68,6 +68,9 @@ fn record(trial: &str, number: u32) -> RepeatRecord {
         comm: vec![],
         devices: vec![],
         learning: vec![],
+        collectives: Vec::new(),
+        layers: Vec::new(),
+        compression: Vec::new(),
     }
 }
 

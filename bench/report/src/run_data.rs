@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use syncmark_record::{
     Environment, FolderError, Outcome, RunFolder,
-    rows::{CommRow, DeviceRow, GateRow, PhaseRow, RepeatRow, TrialRow},
+    rows::{
+        CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow, PhaseRow, RepeatRow,
+        TrialRow,
+    },
 };
 
 use crate::{
@@ -35,6 +38,12 @@ pub struct RunData {
     pub devices: Vec<DeviceRow>,
     /// Gates.
     pub gates: Vec<GateRow>,
+    /// Times of collectives.
+    pub collectives: Vec<CollectiveRow>,
+    /// Times of the nodes of models.
+    pub layers: Vec<LayerRow>,
+    /// Accuracy of compressed gradients.
+    pub compression: Vec<CompressionRow>,
     /// Phase sums by trial.
     pub phases: BTreeMap<String, PhaseTotals>,
     /// Spans of one traced step by trial.
@@ -61,6 +70,9 @@ impl RunData {
         let comm: Vec<CommRow> = read(folder, &mut torn)?;
         let devices: Vec<DeviceRow> = read(folder, &mut torn)?;
         let gates: Vec<GateRow> = read(folder, &mut torn)?;
+        let collectives = read(folder, &mut torn)?;
+        let layers = read(folder, &mut torn)?;
+        let compression = read(folder, &mut torn)?;
         let scenario = match folder.scenario()? {
             Some(text) => {
                 ScenarioHead::parse(&path.join(syncmark_record::folder::SCENARIO_FILE), &text)?
@@ -87,6 +99,9 @@ impl RunData {
             comm,
             devices,
             gates,
+            collectives,
+            layers,
+            compression,
             phases,
             timelines,
             torn,
@@ -189,7 +204,7 @@ fn typical_step(mut spans: Vec<PhaseRow>) -> Vec<PhaseRow> {
 
 /// Strategies from the plainest to the one that is asked about most.
 pub fn strategy_order(strategy: &str) -> usize {
-    ["single", "independent", "dp", "ddp"]
+    ["single", "independent", "dp", "ddp", "zero1"]
         .iter()
         .position(|known| *known == strategy)
         .unwrap_or(usize::MAX)

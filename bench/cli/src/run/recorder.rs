@@ -60,6 +60,9 @@ pub fn record(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRecord {
         comm: comm::comm_rows(facts, ranks),
         devices: devices::device_rows(facts, ranks),
         learning: learning_rows(facts, ranks),
+        collectives: Vec::new(),
+        layers: Vec::new(),
+        compression: Vec::new(),
     }
 }
 

@@ -25,7 +25,6 @@ pub fn row(
     let (outcome, reason) = standing.outcome(planned, unrun);
     let warnings = warnings(trial, cores);
     TrialRow {
-        trial: trial.id.clone(),
         label: trial.label.clone(),
         scenario: plan.scenario.name.clone(),
         kind: "train".into(),
@@ -52,28 +51,8 @@ pub fn row(
         outcome,
         reason,
         repeats: standing.with_figures() as u32,
-        spread: None,
-        step_ms: None,
-        step_ms_low: None,
-        step_ms_high: None,
-        samples_per_s: None,
-        samples_per_s_low: None,
-        samples_per_s_high: None,
-        efficiency_single: None,
-        efficiency_single_low: None,
-        efficiency_single_high: None,
-        efficiency_independent: None,
-        efficiency_independent_low: None,
-        efficiency_independent_high: None,
-        exposed_communication_ms: None,
-        exposed_communication_ms_low: None,
-        exposed_communication_ms_high: None,
-        predicted_bytes_per_step: None,
-        counted_bytes_per_step: None,
-        measured_bytes_per_step: None,
-        peak_memory_bytes: None,
-        tracing_slowdown: None,
         warnings: (!warnings.is_empty()).then(|| warnings.join("; ")),
+        ..TrialRow::unknown(&trial.id)
     }
 }
 
