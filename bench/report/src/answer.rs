@@ -9,6 +9,7 @@ use syncmark_record::rows::TrialRow;
 use crate::{
     analyse::{Blocks, paired},
     chart::series::name,
+    compose::kinds::collective_sentences,
     format::{count, percent, ratio},
     run_data::RunData,
     scenario::AnswerSpec,
@@ -86,6 +87,13 @@ pub fn answer(data: &RunData) -> Answer<'_> {
         sentences: vec![sentence],
         comparisons: Vec::new(),
     };
+    let collectives = collective_sentences(data);
+    if !collectives.is_empty() {
+        return Answer {
+            sentences: collectives,
+            comparisons: Vec::new(),
+        };
+    }
     let Some(spec) = &data.scenario.answer else {
         return only("The scenario has no [answer], so nothing is compared in words; the figures below stand for themselves.".into());
     };

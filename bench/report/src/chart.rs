@@ -7,16 +7,23 @@
 pub mod axis;
 pub mod bars;
 pub mod canvas;
+pub mod collectives;
+pub mod compression;
+pub mod curves;
+pub mod layers;
 pub mod legend;
+pub mod log_scale;
 pub mod memory;
 pub mod palette;
 mod panel;
 pub mod raster;
 pub mod scaling;
 pub mod series;
+pub mod sweeps;
 pub mod time;
 pub mod timeline;
 pub mod traffic;
+pub mod weak_strong;
 
 /// Width of every chart in pixels at 100 %.
 pub const WIDTH: u32 = 780;

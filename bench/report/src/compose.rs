@@ -4,6 +4,7 @@
 //! figures that they weaken, and every trial of the plan is listed, whatever became of it.
 mod definitions;
 mod gates;
+pub(crate) mod kinds;
 mod tables;
 
 use syncmark_record::Outcome;
@@ -12,12 +13,17 @@ use crate::{
     analyse::warnings,
     answer::{Answer, answer},
     chart::{
+        collectives::collectives,
+        compression::accuracy,
+        layers::layers,
         memory::memory,
         scaling::{efficiency, throughput},
-        series::{Facet, facets},
+        series::{Facet, facets, series},
+        sweeps::sweeps,
         time::time_by_phase,
         timeline::timeline,
         traffic::bytes,
+        weak_strong::weak_beside_strong,
     },
     document::{Block, Document, Figure},
     format::count,
@@ -31,14 +37,22 @@ pub fn compose(data: &RunData) -> Document {
     let answer = answer(data);
     let mut blocks = cautions(data);
     blocks.push(Block::heading(1, "Results"));
-    let facets = facets(&data.trials);
+    let training: Vec<_> = data
+        .trials
+        .iter()
+        .filter(|t| t.kind != "collectives" && t.kind != "layer-cost")
+        .collect();
+    let facets = facets(&training);
     blocks.extend(
         facets
             .iter()
             .map(|facet| Block::Table(tables::headline(facet))),
     );
-    blocks.push(Block::note(tables::SPREAD_NOTE));
+    if !facets.is_empty() {
+        blocks.push(Block::note(tables::SPREAD_NOTE));
+    }
     blocks.extend(comparisons(&answer));
+    blocks.extend(beside_training(data, &facets));
     blocks.extend(charts(data, &facets));
     blocks.extend(tables::bytes_section(data, &facets));
     blocks.extend(tables::trials_section(data, &shared_warnings(data)));
@@ -172,6 +186,41 @@ fn comparisons(answer: &Answer<'_>) -> Vec<Block> {
     ]
 }
 
+/// What belongs to no facet: collectives, nodes, settings that were swept.
+fn beside_training(data: &RunData, facets: &[Facet<'_>]) -> Vec<Block> {
+    let sections: [(&str, Vec<Figure>, Vec<Block>); 5] = [
+        ("Collectives", collectives(data), kinds::collectives(data)),
+        ("Cost by node", layers(data), kinds::layers(data)),
+        (
+            "Weak and strong scaling",
+            weak_beside_strong(data, facets),
+            Vec::new(),
+        ),
+        ("What was swept", sweeps(data, facets), Vec::new()),
+        (
+            "Compressed gradients",
+            facets
+                .iter()
+                .filter_map(|facet| Some(titled(accuracy(data, facet)?, facet)))
+                .collect(),
+            kinds::compression(data, facets),
+        ),
+    ];
+    let mut blocks = Vec::new();
+    for (heading, figures, tables) in sections {
+        if figures.is_empty() && tables.is_empty() {
+            continue;
+        }
+        blocks.push(Block::heading(1, heading));
+        blocks.extend(figures.into_iter().map(Block::Figure));
+        blocks.extend(tables);
+    }
+    blocks
+}
+
+/// More ways to run a model than this on one axis cannot be told apart; the tables have them all.
+const MOST_SERIES: usize = 10;
+
 fn charts(data: &RunData, facets: &[Facet<'_>]) -> Vec<Block> {
     const CHARTS: [(&str, Chart); 6] = [
         ("Throughput", throughput),
@@ -183,8 +232,12 @@ fn charts(data: &RunData, facets: &[Facet<'_>]) -> Vec<Block> {
     ];
     let mut blocks = Vec::new();
     for (heading, chart) in CHARTS {
+        let crowded = |facet: &&Facet<'_>| {
+            matches!(heading, "Throughput" | "Efficiency") && series(facet).len() > MOST_SERIES
+        };
         let figures: Vec<Figure> = facets
             .iter()
+            .filter(|facet| !crowded(facet))
             .filter_map(|facet| Some(titled(chart(data, facet)?, facet)))
             .collect();
         if !figures.is_empty() {

@@ -134,7 +134,7 @@ pub fn efficiency(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     })
 }
 
-fn efficiency_points(
+pub(super) fn efficiency_points(
     data: &RunData,
     facet: &Facet<'_>,
     all: &[Series<'_>],
@@ -190,7 +190,7 @@ fn efficiency_points(
 }
 
 /// Says what the error bars are, which depends on the number of repeats.
-fn spread_words(facet: &Facet<'_>) -> String {
+pub(super) fn spread_words(facet: &Facet<'_>) -> String {
     let spreads: Vec<&str> = facet
         .trials
         .iter()

@@ -5,7 +5,7 @@
 //! and marker in every chart.
 use syncmark_record::rows::TrialRow;
 
-use super::{canvas::Marker, palette::Color};
+use super::{canvas::Marker, curves::binary_bytes, palette::Color};
 
 /// Trials that belong in one chart.
 #[derive(Clone, Debug)]
@@ -78,7 +78,7 @@ pub fn shared_setting(trial: &TrialRow) -> String {
 }
 
 /// The facets in the order of their first trials.
-pub fn facets(trials: &[TrialRow]) -> Vec<Facet<'_>> {
+pub fn facets<'a>(trials: &[&'a TrialRow]) -> Vec<Facet<'a>> {
     let mut keys: Vec<FacetKey<'_>> = Vec::new();
     for trial in trials {
         if !keys.contains(&facet_key(trial)) {
@@ -89,8 +89,9 @@ pub fn facets(trials: &[TrialRow]) -> Vec<Facet<'_>> {
     keys.iter()
         .enumerate()
         .map(|(index, key)| {
-            let trials: Vec<_> = trials
+            let trials: Vec<&TrialRow> = trials
                 .iter()
+                .copied()
                 .filter(|trial| facet_key(trial) == *key)
                 .collect();
             let name = if models(key.0) == 1 {
@@ -133,15 +134,86 @@ pub fn slug(text: &str) -> String {
     }
 }
 
-/// How a trial runs its model, without the device count: `ddp-processes`, `dp`, or its variant's name.
-pub fn way(trial: &TrialRow) -> String {
-    let mut derived = trial.strategy.clone();
+/// What tells one way to run a model from another, with the scenario's key for each: strategy and launch first, then what
+/// differs from the defaults.
+fn settings(trial: &TrialRow) -> Vec<(&'static str, String)> {
+    let mut strategy = trial.strategy.clone();
     if let Some(launch) = &trial.launch {
-        derived = format!("{derived}-{launch}");
+        strategy = format!("{strategy}-{launch}");
     }
     if trial.dp_loss.as_deref() == Some("replica") {
-        derived = format!("{derived}-replica-loss");
+        strategy = format!("{strategy}-replica-loss");
     }
+    let cap = trial
+        .bucket_cap_bytes
+        .filter(|cap| *cap != BUCKET_CAP_BYTES);
+    let first = trial
+        .first_bucket_cap_bytes
+        .filter(|first| trial.bucket_cap_bytes != Some(*first) && *first != FIRST_BUCKET_CAP_BYTES);
+    let several = trial.accumulation.filter(|count| *count > 1);
+    let off =
+        |setting: Option<bool>, words: &str| (setting == Some(false)).then(|| words.to_owned());
+    let differing = [
+        (
+            "parallel.transport",
+            trial.transport.clone().filter(|name| name == "tcp"),
+        ),
+        (
+            "parallel.bucket_cap",
+            cap.map(|cap| format!("cap {}", binary_bytes(cap as f64))),
+        ),
+        (
+            "parallel.first_bucket_cap",
+            first.map(|cap| format!("first {}", binary_bytes(cap as f64))),
+        ),
+        ("parallel.overlap", off(trial.overlap, "no overlap")),
+        (
+            "train.accumulation",
+            several.map(|count| format!("{count} micro-batches")),
+        ),
+        ("parallel.no_sync", off(trial.no_sync, "each synchronized")),
+        (
+            "parallel.compression",
+            trial.compression.clone().filter(|name| name != "none"),
+        ),
+        (
+            "parallel.broadcast_buffers",
+            off(trial.broadcast_buffers, "no buffer broadcast"),
+        ),
+        ("parallel.device_ids", trial.device_ids.clone()),
+        (
+            "parallel.output_device",
+            trial
+                .output_device
+                .map(|device| format!("output on {device}")),
+        ),
+    ];
+    std::iter::once(("parallel.strategy", strategy))
+        .chain(
+            differing
+                .into_iter()
+                .filter_map(|(key, words)| Some((key, words?))),
+        )
+        .collect()
+}
+
+/// PyTorch's defaults: a trial that has them is not labelled with them.
+const BUCKET_CAP_BYTES: u64 = 25 << 20;
+const FIRST_BUCKET_CAP_BYTES: u64 = 1 << 20;
+
+/// How a trial runs its model, without the device count: `ddp-processes`, `dp`, or its variant's name.
+pub fn way(trial: &TrialRow) -> String {
+    way_without(trial, "")
+}
+
+/// [`way`] without the words of one setting: what trials share that differ in it.
+pub fn way_without(trial: &TrialRow, key: &str) -> String {
+    let words: Vec<String> = settings(trial)
+        .into_iter()
+        .filter(|(own, _)| *own != key)
+        .map(|(_, words)| words)
+        .collect();
+    let derived = words.join(" ");
     match &trial.variant {
         Some(variant) if variant.contains(&trial.strategy) || trial.strategy == "unknown" => {
             variant.clone()
@@ -172,6 +244,8 @@ fn usual_look(trial: &TrialRow) -> Option<(Marker, Color)> {
         ("dp", ..) => Some((Marker::Square, Color::VERMILION)),
         ("ddp", Some("threads"), _) => Some((Marker::Down, Color::GREEN)),
         ("ddp", ..) => Some((Marker::Up, Color::BLUE)),
+        ("zero1", Some("threads"), _) => Some((Marker::Down, Color::PURPLE)),
+        ("zero1", ..) => Some((Marker::Diamond, Color::PURPLE)),
         _ => None,
     }
 }
@@ -237,8 +311,12 @@ pub fn alert(trial: &TrialRow) -> String {
 
 /// A sentence on the facet's trials that show no figures; empty if there is none.
 pub fn not_shown(facet: &Facet<'_>) -> String {
-    let excluded: Vec<String> = facet
-        .trials
+    not_shown_of(&facet.trials)
+}
+
+/// The same for any trials.
+pub fn not_shown_of(trials: &[&TrialRow]) -> String {
+    let excluded: Vec<String> = trials
         .iter()
         .filter_map(|trial| {
             Some(format!(
