@@ -25,6 +25,9 @@ pub struct Count {
     pub sent_bytes: u64,
     /// Bytes received in all calls.
     pub received_bytes: u64,
+    /// Bytes sent in all calls by the kernel's own counters, with the transport's framing; none where there is no
+    /// counter that is not ours.
+    pub measured_sent_bytes: Option<u64>,
     /// Waiting for the last rank, per call, in nanoseconds: the latest calls, at most 4096.
     pub wait_ns: Vec<u64>,
     /// Moving and combining after that, per call, as `wait_ns`.

@@ -5,7 +5,7 @@
 //! DataParallel's semantics require these copies, this hardware does not.
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::shared::ledger::Ledger;
+use super::ledger::Ledger;
 use super::{Count, HostCall};
 use crate::backend::{
     Backend, BackendError, Completion, Event, HostMemory, HostTask, Result, Stream,

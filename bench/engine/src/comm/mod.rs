@@ -1,9 +1,14 @@
 //! Ranks that exchange bytes: the communicator and, for DataParallel, the links between one controller's devices.
 //!
 //! Bytes are counted where they are copied, never computed: the formulas live in a crate that this one cannot import.
+mod algorithm;
 pub mod count;
+pub mod error;
+mod ledger;
 pub mod links;
+mod number;
 pub mod shared;
+mod signature;
 
 use crate::backend::{Backend, Event, Result};
 use crate::probe::Phase;

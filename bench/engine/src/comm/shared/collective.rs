@@ -7,48 +7,14 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::exchange::{Exchange, invalid};
-use super::number::Number;
-use super::rendezvous::{CommError, announced};
+use super::exchange::Exchange;
+use super::rendezvous::announced;
+use crate::comm::algorithm::Algorithm;
+use crate::comm::error::{CommError, invalid};
+use crate::comm::number::{Number, scale};
 use crate::comm::{Reduce, chunk};
 
 impl Exchange<'_> {
-    pub(super) fn broadcast<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
-        let root = self.call.root;
-        let others = self.world() - 1;
-        if others == 0 {
-            return Ok(());
-        }
-        for piece in data.chunks_mut(self.capacity::<T>()) {
-            if self.rank() == root {
-                self.publish(0, piece, others);
-                self.meet()?;
-            } else {
-                let parity = self.meet()?;
-                piece.copy_from_slice(self.read(root, parity, 0, piece.len()));
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn reduce<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
-        if self.world() == 1 {
-            return self.alone(data);
-        }
-        for piece in data.chunks_mut(self.capacity::<T>()) {
-            if self.rank() == self.call.root {
-                let parity = self.meet()?;
-                self.combine(piece, parity, 0);
-                let len = piece.len();
-                piece.copy_from_slice(self.own_slot(0, len));
-            } else {
-                self.publish(0, piece, 1);
-                self.meet()?;
-            }
-        }
-        Ok(())
-    }
-
     /// Combines the contributions to one piece in rank order: those of others from element `at` of their slots, the
     /// own one from `own`. The result lies at the start of the own slot of the next round.
     fn combine<T: Number>(&mut self, own: &[T], parity: usize, at: usize) {
@@ -77,17 +43,6 @@ impl Exchange<'_> {
         }
     }
 
-    /// What a reduction of one contribution leaves.
-    fn alone<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
-        if let Reduce::ScaledSum(factor) = self.call.reduce
-            && factor != 1.0
-        {
-            data.iter_mut()
-                .for_each(|value| *value = value.scaled(factor));
-        }
-        Ok(())
-    }
-
     /// Publishes to every other rank its part of the contribution for piece `piece`.
     fn publish_parts<T: Number>(&mut self, data: &[T], piece: usize) {
         let (world, share) = (self.world(), self.share::<T>());
@@ -99,76 +54,6 @@ impl Exchange<'_> {
                 1,
             );
         }
-    }
-
-    pub(super) fn all_reduce<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
-        let (world, rank, share) = (self.world(), self.rank(), self.share::<T>());
-        if world == 1 {
-            return self.alone(data);
-        }
-        for piece in 0..pieces(data.len(), world, share) {
-            self.publish_parts(data, piece);
-            let parity = self.meet()?;
-            let own = part(data.len(), world, rank, piece, share);
-            self.combine(&data[own.clone()], parity, rank * share);
-            data[own.clone()].copy_from_slice(self.own_slot(0, own.len()));
-            self.sent::<T>(own.len(), world - 1);
-            let parity = self.meet()?;
-            for peer in (0..world).filter(|peer| *peer != rank) {
-                let theirs = part(data.len(), world, peer, piece, share);
-                data[theirs.clone()].copy_from_slice(self.read(peer, parity, 0, theirs.len()));
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn reduce_scatter<T: Number>(
-        &mut self,
-        from: &[T],
-        to: &mut [T],
-    ) -> Result<(), CommError> {
-        let (world, rank, share) = (self.world(), self.rank(), self.share::<T>());
-        if world == 1 {
-            to.copy_from_slice(from);
-            return self.alone(to);
-        }
-        let start = chunk(from.len(), world, rank).start;
-        for piece in 0..pieces(from.len(), world, share) {
-            self.publish_parts(from, piece);
-            let parity = self.meet()?;
-            let own = part(from.len(), world, rank, piece, share);
-            self.combine(&from[own.clone()], parity, rank * share);
-            let len = own.len();
-            to[own.start - start..own.end - start].copy_from_slice(self.own_slot(0, len));
-        }
-        Ok(())
-    }
-
-    pub(super) fn all_gather<T: Number>(
-        &mut self,
-        from: &[T],
-        to: &mut [T],
-    ) -> Result<(), CommError> {
-        let (world, rank, len) = (self.world(), self.rank(), from.len());
-        to[rank * len..(rank + 1) * len].copy_from_slice(from);
-        if world == 1 {
-            return Ok(());
-        }
-        let capacity = self.capacity::<T>();
-        for (piece, values) in from.chunks(capacity).enumerate() {
-            self.publish(0, values, world - 1);
-            let parity = self.meet()?;
-            for peer in (0..world).filter(|peer| *peer != rank) {
-                let start = peer * len + piece * capacity;
-                to[start..start + values.len()].copy_from_slice(self.read(
-                    peer,
-                    parity,
-                    0,
-                    values.len(),
-                ));
-            }
-        }
-        Ok(())
     }
 
     /// Meets once so that all learn the root's total, and checks the own part (`len` elements) against it.
@@ -193,8 +78,119 @@ impl Exchange<'_> {
         );
         Err(invalid(self.call.collective, &problem))
     }
+}
 
-    pub(super) fn scatter<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError> {
+impl Algorithm for Exchange<'_> {
+    fn rank(&self) -> usize {
+        self.meeting.rank
+    }
+
+    fn barrier(&mut self) -> Result<(), CommError> {
+        self.meet().map(|_| ())
+    }
+
+    fn broadcast<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
+        let root = self.call.root;
+        let others = self.world() - 1;
+        if others == 0 {
+            return Ok(());
+        }
+        for piece in data.chunks_mut(self.capacity::<T>()) {
+            if self.rank() == root {
+                self.publish(0, piece, others);
+                self.meet()?;
+            } else {
+                let parity = self.meet()?;
+                piece.copy_from_slice(self.read(root, parity, 0, piece.len()));
+            }
+        }
+        Ok(())
+    }
+
+    fn reduce<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
+        if self.world() == 1 {
+            scale(self.call.reduce, data);
+            return Ok(());
+        }
+        for piece in data.chunks_mut(self.capacity::<T>()) {
+            if self.rank() == self.call.root {
+                let parity = self.meet()?;
+                self.combine(piece, parity, 0);
+                let len = piece.len();
+                piece.copy_from_slice(self.own_slot(0, len));
+            } else {
+                self.publish(0, piece, 1);
+                self.meet()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn all_reduce<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
+        let (world, rank, share) = (self.world(), self.rank(), self.share::<T>());
+        if world == 1 {
+            scale(self.call.reduce, data);
+            return Ok(());
+        }
+        for piece in 0..pieces(data.len(), world, share) {
+            self.publish_parts(data, piece);
+            let parity = self.meet()?;
+            let own = part(data.len(), world, rank, piece, share);
+            self.combine(&data[own.clone()], parity, rank * share);
+            data[own.clone()].copy_from_slice(self.own_slot(0, own.len()));
+            self.sent::<T>(own.len(), world - 1);
+            let parity = self.meet()?;
+            for peer in (0..world).filter(|peer| *peer != rank) {
+                let theirs = part(data.len(), world, peer, piece, share);
+                data[theirs.clone()].copy_from_slice(self.read(peer, parity, 0, theirs.len()));
+            }
+        }
+        Ok(())
+    }
+
+    fn reduce_scatter<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError> {
+        let (world, rank, share) = (self.world(), self.rank(), self.share::<T>());
+        if world == 1 {
+            to.copy_from_slice(from);
+            scale(self.call.reduce, to);
+            return Ok(());
+        }
+        let start = chunk(from.len(), world, rank).start;
+        for piece in 0..pieces(from.len(), world, share) {
+            self.publish_parts(from, piece);
+            let parity = self.meet()?;
+            let own = part(from.len(), world, rank, piece, share);
+            self.combine(&from[own.clone()], parity, rank * share);
+            let len = own.len();
+            to[own.start - start..own.end - start].copy_from_slice(self.own_slot(0, len));
+        }
+        Ok(())
+    }
+
+    fn all_gather<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError> {
+        let (world, rank, len) = (self.world(), self.rank(), from.len());
+        to[rank * len..(rank + 1) * len].copy_from_slice(from);
+        if world == 1 {
+            return Ok(());
+        }
+        let capacity = self.capacity::<T>();
+        for (piece, values) in from.chunks(capacity).enumerate() {
+            self.publish(0, values, world - 1);
+            let parity = self.meet()?;
+            for peer in (0..world).filter(|peer| *peer != rank) {
+                let start = peer * len + piece * capacity;
+                to[start..start + values.len()].copy_from_slice(self.read(
+                    peer,
+                    parity,
+                    0,
+                    values.len(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn scatter<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError> {
         let (world, rank, root, share) =
             (self.world(), self.rank(), self.call.root, self.share::<T>());
         let total = self.meet_for_total(from.len(), to.len())?;
@@ -223,7 +219,7 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    pub(super) fn gather<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError> {
+    fn gather<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError> {
         let (world, rank, root, share) =
             (self.world(), self.rank(), self.call.root, self.share::<T>());
         let total = self.meet_for_total(to.len(), from.len())?;
@@ -250,14 +246,14 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    pub(super) fn send<T: Number>(&mut self, data: &[T]) -> Result<(), CommError> {
+    fn send<T: Number>(&mut self, data: &[T]) -> Result<(), CommError> {
         let outcome = super::mailbox::send(&self.meeting, self.call.root, data)?;
         self.sent::<T>(data.len(), 1);
         self.tally.wait_ns = outcome;
         Ok(())
     }
 
-    pub(super) fn receive<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
+    fn receive<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
         self.tally.wait_ns = super::mailbox::receive(&self.meeting, self.call.root, data)?;
         self.tally.received_bytes += size_of_val(data) as u64;
         Ok(())

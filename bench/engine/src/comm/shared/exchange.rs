@@ -5,22 +5,14 @@
 //! is in [`super::rendezvous`].
 use std::sync::atomic::Ordering;
 
-use super::number::Number;
-use super::rendezvous::{CommError, Lane, Meeting, Signature};
+use super::rendezvous::{Lane, Meeting};
 use crate::backend::HostMemory;
+use crate::comm::algorithm::perform;
+use crate::comm::error::CommError;
+use crate::comm::ledger::Tally;
+use crate::comm::number::Number;
+use crate::comm::signature::Signature;
 use crate::comm::{Collective, CollectiveCall, Reduce};
-use crate::tensor::{Dtype, Span};
-
-/// What one call did, for the ledger.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tally {
-    /// Elements of the call's payload.
-    pub(super) elements: usize,
-    pub(super) sent_bytes: u64,
-    pub(super) received_bytes: u64,
-    /// Time until the last rank had arrived for the first time.
-    pub(super) wait_ns: u64,
-}
 
 /// A call under way.
 pub(super) struct Exchange<'a> {
@@ -62,68 +54,10 @@ impl<'a> Exchange<'a> {
     /// # Safety
     /// Nobody else touches the call's spans until it returns.
     pub(super) unsafe fn run(mut self, memory: &HostMemory) -> Result<Tally, CommError> {
+        let call = self.call;
         // SAFETY: the caller's promise.
-        unsafe {
-            match self.call.from.dtype() {
-                Dtype::F32 => self.run_typed::<f32>(memory)?,
-                Dtype::I32 => self.run_typed::<i32>(memory)?,
-                Dtype::I64 => self.run_typed::<i64>(memory)?,
-            }
-        }
+        unsafe { perform(&mut self, &call, memory)? };
         Ok(self.tally)
-    }
-
-    /// # Safety
-    /// As [`Exchange::run`].
-    unsafe fn run_typed<T: Number>(&mut self, memory: &HostMemory) -> Result<(), CommError> {
-        let CollectiveCall {
-            collective,
-            from,
-            to,
-            ..
-        } = self.call;
-        // SAFETY: the caller keeps others off the spans; in-place calls take one slice only, and for the others
-        // `SharedCommunicator::enqueue` has refused spans that overlap.
-        unsafe {
-            match collective {
-                Collective::Barrier => self.meet().map(|_| ()),
-                Collective::Broadcast => self.broadcast(memory.write::<T>(to)),
-                Collective::Reduce => self.reduce(memory.write::<T>(to)),
-                Collective::AllReduce => self.all_reduce(memory.write::<T>(to)),
-                Collective::AllGather => {
-                    self.all_gather(memory.read::<T>(from), memory.write::<T>(to))
-                }
-                Collective::ReduceScatter => {
-                    self.reduce_scatter(memory.read::<T>(from), memory.write::<T>(to))
-                }
-                Collective::Scatter => self.scatter(
-                    memory.read::<T>(self.only_on_root(from)),
-                    memory.write::<T>(to),
-                ),
-                Collective::Gather => self.gather(
-                    memory.read::<T>(from),
-                    memory.write::<T>(self.only_on_root(to)),
-                ),
-                Collective::Send => self.send(memory.read::<T>(from)),
-                Collective::Receive => self.receive(memory.write::<T>(to)),
-                Collective::Copy => Err(invalid(
-                    collective,
-                    "a copy between devices is not a collective",
-                )),
-            }
-        }
-    }
-
-    fn only_on_root(&self, span: Span) -> Span {
-        if self.meeting.rank == self.call.root {
-            span
-        } else {
-            span.first(0)
-        }
-    }
-
-    pub(super) fn rank(&self) -> usize {
-        self.meeting.rank
     }
 
     pub(super) fn world(&self) -> usize {
@@ -138,7 +72,7 @@ impl<'a> Exchange<'a> {
     /// Announces the call, meets all ranks, and returns the parity of the round that they met in.
     pub(super) fn meet(&mut self) -> Result<usize, CommError> {
         let parity = self.parity();
-        self.meeting.region.line(self.rank()).signature[parity]
+        self.meeting.region.line(self.meeting.rank).signature[parity]
             .store(self.signature.0, Ordering::Relaxed);
         let (call, elements) = (self.call, self.tally.elements);
         let waited = self.meeting.meet(Lane::Stream, &|| {
@@ -173,7 +107,7 @@ impl<'a> Exchange<'a> {
 
     /// The own slot of the round that comes next.
     pub(super) fn own_slot<T: Number>(&mut self, at: usize, len: usize) -> &mut [T] {
-        let slot = self.slot::<T>(self.rank(), self.parity(), at, len);
+        let slot = self.slot::<T>(self.meeting.rank, self.parity(), at, len);
         // SAFETY: only this rank writes its slots, and everyone has read what the slot of this parity held (see
         // `rendezvous`); `&mut self` keeps this rank from making a second slice.
         unsafe { std::slice::from_raw_parts_mut(slot, len) }
@@ -226,12 +160,5 @@ impl<'a> Exchange<'a> {
     /// Elements of each rank's chunk that a piece holds.
     pub(super) fn share<T>(&self) -> usize {
         self.capacity::<T>() / self.world()
-    }
-}
-
-pub(super) fn invalid(collective: Collective, problem: &str) -> CommError {
-    CommError::Invalid {
-        call: collective.name(),
-        problem: problem.to_owned(),
     }
 }

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::layout::{MAILBOX_BYTES, Word};
-use super::number::Number;
-use super::rendezvous::{CommError, Meeting, Wait, advance};
+use super::rendezvous::{Meeting, Wait, advance};
+use crate::comm::error::CommError;
+use crate::comm::number::Number;
 use crate::probe::now_ns;
 
 /// Sends `data` to `peer`; returns the nanoseconds waited for room. The bytes are in the mailbox when it returns.

@@ -6,27 +6,23 @@
 mod collective;
 mod exchange;
 mod layout;
-pub(crate) mod ledger;
 mod mailbox;
-mod number;
 mod region;
 mod rendezvous;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use self::exchange::{Exchange, invalid};
-use self::ledger::Ledger;
+use self::exchange::Exchange;
 use self::rendezvous::{Lane, Meeting, announced};
 use crate::backend::{Backend, BackendError, Event, HostMemory, HostTask, Result, Stream};
-use crate::comm::{
-    Aborter, Collective, CollectiveCall, Communicator, Count, HostCall, Reduce, chunk,
-};
+use crate::comm::algorithm::check;
+use crate::comm::ledger::Books;
+use crate::comm::{Aborter, CollectiveCall, Communicator, Count, HostCall};
 use crate::probe::now_ns;
-use crate::tensor::Span;
 
 pub use self::region::{DEFAULT_SLOT_BYTES, MAX_WORLD, Region, RegionError};
-pub use self::rendezvous::{CommError, Waiting};
+pub use crate::comm::error::{CommError, Waiting};
 
 /// Name of this transport's algorithm in records.
 pub const ALGORITHM: &str = "shared-direct";
@@ -36,9 +32,7 @@ struct Endpoint {
     region: Arc<Region>,
     rank: usize,
     waiting: Waiting,
-    /// Only the stream's thread locks it within a step, so the lock is never contended there.
-    ledger: Mutex<Ledger>,
-    failure: OnceLock<String>,
+    books: Books,
 }
 
 impl Endpoint {
@@ -48,12 +42,6 @@ impl Endpoint {
             rank: self.rank,
             waiting: self.waiting,
         }
-    }
-
-    fn fail(&self, error: &CommError) -> String {
-        let text = error.to_string();
-        let _ = self.failure.set(text.clone());
-        text
     }
 }
 
@@ -66,11 +54,10 @@ impl HostTask for Endpoint {
         // SAFETY: the stream runs one task at a time, after the event that the caller named, and whoever uses the
         // spans next waits for the event of this task.
         let done = unsafe { Exchange::new(self.meeting(), call).run(memory) };
-        let tally = done.map_err(|error| self.fail(&error))?;
+        let tally = done.map_err(|error| self.books.fail(&error))?;
         // Alone, a rank exchanges nothing, so there is nothing to enter.
         if self.region.world_size() > 1 {
-            let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-            ledger.enter(&call, tally, now_ns() - begin);
+            self.books.ledger().enter(&call, tally, now_ns() - begin);
         }
         Ok(())
     }
@@ -110,13 +97,11 @@ impl SharedCommunicator {
                 problem,
             });
         }
-        let ledger = Mutex::new(Ledger::new(ALGORITHM));
         let endpoint = Arc::new(Endpoint {
             region,
             rank,
             waiting,
-            ledger,
-            failure: OnceLock::new(),
+            books: Books::new(ALGORITHM),
         });
         Ok(Self {
             task: Arc::clone(&endpoint) as Arc<dyn HostTask>,
@@ -144,68 +129,6 @@ impl SharedCommunicator {
     pub fn region(&self) -> &Arc<Region> {
         &self.endpoint.region
     }
-
-    fn check(&self, call: &CollectiveCall) -> std::result::Result<(), CommError> {
-        let (world, rank) = (self.world_size(), self.rank());
-        let CollectiveCall {
-            collective,
-            from,
-            to,
-            root,
-            ..
-        } = *call;
-        let wrong = |problem: String| Err(invalid(collective, &problem));
-        if root >= world {
-            return wrong(format!(
-                "root or peer {root} is not below the world size {world}"
-            ));
-        }
-        if from.dtype() != to.dtype() {
-            return wrong(format!(
-                "from holds {:?}, to {:?}",
-                from.dtype(),
-                to.dtype()
-            ));
-        }
-        if matches!(call.reduce, Reduce::ScaledSum(_)) && from.dtype() != crate::tensor::Dtype::F32
-        {
-            return wrong("only floats can be scaled".into());
-        }
-        let lengths = match collective {
-            Collective::Barrier => true,
-            Collective::Broadcast | Collective::Reduce | Collective::AllReduce => from == to,
-            Collective::AllGather => to.len() == from.len() * world,
-            Collective::ReduceScatter => to.len() == chunk(from.len(), world, rank).len(),
-            Collective::Scatter => rank != root || to.len() == chunk(from.len(), world, rank).len(),
-            Collective::Gather => rank != root || from.len() == chunk(to.len(), world, rank).len(),
-            Collective::Send | Collective::Receive => root != rank,
-            Collective::Copy => false,
-        };
-        if !lengths {
-            return wrong(format!(
-                "from {} to {} elements on rank {rank} of {world}",
-                from.len(),
-                to.len()
-            ));
-        }
-        let in_place = matches!(
-            collective,
-            Collective::Broadcast | Collective::Reduce | Collective::AllReduce
-        );
-        let one_sided = matches!(
-            collective,
-            Collective::Barrier | Collective::Send | Collective::Receive
-        );
-        if !in_place && !one_sided && overlap(from, to) {
-            return wrong("from and to overlap".into());
-        }
-        Ok(())
-    }
-}
-
-fn overlap(a: Span, b: Span) -> bool {
-    let apart = a.start() + a.len() <= b.start() || b.start() + b.len() <= a.start();
-    a.arena() == b.arena() && !a.is_empty() && !b.is_empty() && !apart
 }
 
 impl Communicator for SharedCommunicator {
@@ -223,7 +146,7 @@ impl Communicator for SharedCommunicator {
         call: CollectiveCall,
         after: Event,
     ) -> Result<Event> {
-        self.check(&call)
+        check(&call, self.rank(), self.world_size())
             .map_err(|error| BackendError::Communication(error.to_string()))?;
         let after = backend.completion(after);
         backend.enqueue_host(
@@ -240,7 +163,7 @@ impl Communicator for SharedCommunicator {
             .meeting()
             .meet(Lane::Host, &|| "barrier".to_owned());
         met.map(|_| ())
-            .map_err(|error| BackendError::Communication(self.endpoint.fail(&error)))
+            .map_err(|error| BackendError::Communication(self.endpoint.books.fail(&error)))
     }
 
     fn agree(&mut self, value: u64) -> Result<u64> {
@@ -253,19 +176,11 @@ impl Communicator for SharedCommunicator {
     }
 
     fn counts(&self) -> Vec<Count> {
-        self.endpoint
-            .ledger
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .counts()
+        self.endpoint.books.ledger().counts()
     }
 
     fn reset_counts(&mut self) {
-        self.endpoint
-            .ledger
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .reset();
+        self.endpoint.books.ledger().reset();
     }
 
     fn aborter(&self) -> Aborter {
@@ -275,6 +190,6 @@ impl Communicator for SharedCommunicator {
 
     fn failure(&self) -> Option<String> {
         let aborted = || Some(self.endpoint.meeting().refuse_aborted().err()?.to_string());
-        self.endpoint.failure.get().cloned().or_else(aborted)
+        self.endpoint.books.failure().or_else(aborted)
     }
 }

@@ -12,167 +12,15 @@ use rustix::thread::futex;
 
 use super::layout::Word;
 use super::region::Region;
-use crate::comm::{Collective, Reduce};
+use crate::comm::error::{CommError, Waiting};
+use crate::comm::signature::Signature;
 use crate::probe::now_ns;
-use crate::tensor::Dtype;
 
 /// Looks at a counter before parking. A pause takes 10 to 50 ns, so this is some tens of microseconds: the time in
 /// which a rank on a core of its own usually comes.
 const SPINS: u32 = 1000;
 /// Parked waiters look around by themselves this often, so that not even a lost wake-up can hang a rank.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
-/// Why a collective failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CommError {
-    /// Someone stopped the job.
-    #[error("{} aborted the job: {reason}", who(*.by))]
-    Aborted {
-        /// The rank; none for a supervisor.
-        by: Option<usize>,
-        /// Its words.
-        reason: String,
-    },
-    /// Ranks did not come in time.
-    #[error("rank {rank} waited {seconds} s in {call} for {}", ranks(.missing))]
-    Timeout {
-        /// Who waited.
-        rank: usize,
-        /// In which call.
-        call: String,
-        /// For whom.
-        missing: Vec<usize>,
-        /// How long.
-        seconds: u64,
-    },
-    /// A rank's communicator is gone, so it will never come.
-    #[error("{} left the job while rank {rank} waited in {call}", ranks(.missing))]
-    Departed {
-        /// Who waited.
-        rank: usize,
-        /// In which call.
-        call: String,
-        /// For whom.
-        missing: Vec<usize>,
-    },
-    /// Two ranks made different calls.
-    #[error(
-        "rank {rank} called {ours} while rank {peer} called {theirs}: every rank must make the same calls in the same order"
-    )]
-    Mismatch {
-        /// Who noticed.
-        rank: usize,
-        /// The other.
-        peer: usize,
-        /// What the first called.
-        ours: String,
-        /// What the other called.
-        theirs: String,
-    },
-    /// A call that no rank can make.
-    #[error("{call}: {problem}")]
-    Invalid {
-        /// The collective.
-        call: &'static str,
-        /// What is wrong.
-        problem: String,
-    },
-}
-
-fn who(rank: Option<usize>) -> String {
-    rank.map_or_else(|| "the supervisor".into(), |rank| format!("rank {rank}"))
-}
-
-fn ranks(list: &[usize]) -> String {
-    let names: Vec<String> = list.iter().map(ToString::to_string).collect();
-    format!(
-        "rank{} {}",
-        if list.len() == 1 { "" } else { "s" },
-        names.join(", ")
-    )
-}
-
-/// How a rank waits.
-#[derive(Clone, Copy, Debug)]
-pub struct Waiting {
-    /// Whether to look for a while before parking: only where every rank has a core of its own.
-    pub spin: bool,
-    /// How long to wait for a rank in all.
-    pub timeout: Duration,
-}
-
-impl Default for Waiting {
-    fn default() -> Self {
-        Self {
-            spin: false,
-            timeout: Duration::from_secs(300),
-        }
-    }
-}
-
-/// What a rank does in a round, packed into a word so that the others can compare: collective (8 bits), root (8),
-/// data type (4), combination (4), elements (40).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Signature(pub(super) u64);
-
-impl Signature {
-    pub(super) fn new(
-        collective: Collective,
-        root: usize,
-        dtype: Dtype,
-        reduce: Reduce,
-        elements: usize,
-    ) -> Self {
-        let dtype = match dtype {
-            Dtype::F32 => 0,
-            Dtype::I32 => 1,
-            Dtype::I64 => 2,
-        };
-        let reduce = match reduce {
-            Reduce::Sum => 0,
-            Reduce::ScaledSum(_) => 1,
-            Reduce::Max => 2,
-        };
-        let elements = elements as u64 & 0xff_ffff_ffff;
-        Self(
-            ((collective as u64 + 1) << 56)
-                | ((root as u64) << 48)
-                | (dtype << 44)
-                | (reduce << 40)
-                | elements,
-        )
-    }
-    fn describe(self) -> String {
-        let names = [
-            "nothing",
-            "barrier",
-            "broadcast",
-            "reduce",
-            "all_reduce",
-            "all_gather",
-            "reduce_scatter",
-            "scatter",
-            "gather",
-            "send",
-            "receive",
-            "copy",
-        ];
-        let name = names
-            .get((self.0 >> 56) as usize)
-            .unwrap_or(&"something unknown");
-        let dtype = ["f32", "i32", "i64"]
-            .get((self.0 >> 44) as usize & 15)
-            .unwrap_or(&"?");
-        let reduce = ["sum", "scaled sum", "max"]
-            .get((self.0 >> 40) as usize & 15)
-            .unwrap_or(&"?");
-        format!(
-            "{name} of {} {dtype} ({reduce}, root {})",
-            self.0 & 0xff_ffff_ffff,
-            (self.0 >> 48) & 0xff
-        )
-    }
-}
 
 /// Whether a counter has come as far as `target`.
 fn reached(value: u32, target: u32) -> bool {
@@ -385,17 +233,5 @@ mod tests {
     fn counters_wrap_around() {
         assert!(reached(5, 5) && reached(6, 5) && !reached(4, 5));
         assert!(reached(2, u32::MAX) && !reached(u32::MAX, 2));
-    }
-
-    #[test]
-    fn signatures_tell_calls_apart_and_describe_them() {
-        let one = Signature::new(Collective::AllReduce, 0, Dtype::F32, Reduce::Sum, 1_000_003);
-        let other = Signature::new(Collective::AllReduce, 0, Dtype::F32, Reduce::Max, 1_000_003);
-        assert_ne!(one, other);
-        assert_eq!(one.describe(), "all_reduce of 1000003 f32 (sum, root 0)");
-        assert_eq!(
-            Signature::new(Collective::Broadcast, 3, Dtype::I64, Reduce::Sum, 2).describe(),
-            "broadcast of 2 i64 (sum, root 3)"
-        );
     }
 }

@@ -1,12 +1,27 @@
 //! What a rank's calls moved, kept per phase, collective and payload: the engine's own count of bytes and times.
 //!
 //! An entry is made (and allocates) when a kind of call occurs for the first time; a steady-state step only adds.
-use super::exchange::Tally;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::comm::error::CommError;
 use crate::comm::{Collective, CollectiveCall, Count};
 use crate::probe::Phase;
 
 /// Calls of one kind whose times are kept.
 pub(crate) const SAMPLES: usize = 4096;
+
+/// What one call did, for the ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    /// Elements of the call's payload.
+    pub(super) elements: usize,
+    pub(super) sent_bytes: u64,
+    pub(super) received_bytes: u64,
+    /// Bytes that the kernel says left for it, where a kernel counts.
+    pub(super) measured_sent_bytes: Option<u64>,
+    /// Time until the last rank had arrived for the first time.
+    pub(super) wait_ns: u64,
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Key {
@@ -22,6 +37,7 @@ struct Entry {
     calls: u64,
     sent_bytes: u64,
     received_bytes: u64,
+    measured_sent_bytes: Option<u64>,
     /// Rings: the sample of call `i` is at `i % SAMPLES`.
     wait_ns: Box<[u64]>,
     transfer_ns: Box<[u64]>,
@@ -51,12 +67,7 @@ impl Ledger {
             root: call.root,
         };
         let transfer = total_ns.saturating_sub(tally.wait_ns);
-        self.add(
-            key,
-            tally.sent_bytes,
-            tally.received_bytes,
-            [tally.wait_ns, transfer],
-        );
+        self.add(key, &tally, [tally.wait_ns, transfer]);
     }
 
     /// Enters one copy of `bytes` from device `source` to the ledger's own.
@@ -76,10 +87,14 @@ impl Ledger {
             element_bytes,
             root: source,
         };
-        self.add(key, 0, bytes as u64, [0, ns]);
+        let tally = Tally {
+            received_bytes: bytes as u64,
+            ..Tally::default()
+        };
+        self.add(key, &tally, [0, ns]);
     }
 
-    fn add(&mut self, key: Key, sent: u64, received: u64, [wait, transfer]: [u64; 2]) {
+    fn add(&mut self, key: Key, tally: &Tally, [wait, transfer]: [u64; 2]) {
         let found = self.entries.iter().position(|entry| entry.key == key);
         let index = found.unwrap_or_else(|| {
             let ring = || vec![0; SAMPLES].into_boxed_slice();
@@ -88,6 +103,7 @@ impl Ledger {
                 calls: 0,
                 sent_bytes: 0,
                 received_bytes: 0,
+                measured_sent_bytes: None,
                 wait_ns: ring(),
                 transfer_ns: ring(),
             };
@@ -99,8 +115,11 @@ impl Ledger {
         entry.wait_ns[at] = wait;
         entry.transfer_ns[at] = transfer;
         entry.calls += 1;
-        entry.sent_bytes += sent;
-        entry.received_bytes += received;
+        entry.sent_bytes += tally.sent_bytes;
+        entry.received_bytes += tally.received_bytes;
+        if let Some(bytes) = tally.measured_sent_bytes {
+            *entry.measured_sent_bytes.get_or_insert(0) += bytes;
+        }
     }
 
     /// Totals since the last reset.
@@ -119,6 +138,7 @@ impl Ledger {
                 calls: entry.calls,
                 sent_bytes: entry.sent_bytes,
                 received_bytes: entry.received_bytes,
+                measured_sent_bytes: entry.measured_sent_bytes,
                 wait_ns: entry.wait_ns[..kept].to_vec(),
                 transfer_ns: entry.transfer_ns[..kept].to_vec(),
             }
@@ -130,6 +150,38 @@ impl Ledger {
     pub(crate) fn reset(&mut self) {
         for entry in &mut self.entries {
             (entry.calls, entry.sent_bytes, entry.received_bytes) = (0, 0, 0);
+            entry.measured_sent_bytes = None;
         }
+    }
+}
+
+/// What a communicator keeps beside its connections: its counts, and why it failed.
+pub(crate) struct Books {
+    /// Only the stream's thread locks it within a step, so the lock is never contended there.
+    ledger: Mutex<Ledger>,
+    failure: OnceLock<String>,
+}
+
+impl Books {
+    pub(crate) fn new(algorithm: &'static str) -> Self {
+        Self {
+            ledger: Mutex::new(Ledger::new(algorithm)),
+            failure: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the first failure; returns the words of this one.
+    pub(super) fn fail(&self, error: &CommError) -> String {
+        let text = error.to_string();
+        let _ = self.failure.set(text.clone());
+        text
+    }
+
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failure.get().cloned()
     }
 }

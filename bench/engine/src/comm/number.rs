@@ -2,6 +2,7 @@
 //!
 //! Reference: the semantics of sum and max in MPI_Reduce; integers wrap, as they do in every transport.
 use crate::backend::cpu::memory::Element;
+use crate::comm::Reduce;
 
 /// Arithmetic of what can be reduced.
 pub(super) trait Number: Element {
@@ -44,6 +45,16 @@ macro_rules! integer {
     )*};
 }
 integer!(i32, i64);
+
+/// What a reduction of one contribution leaves.
+pub(super) fn scale<T: Number>(reduce: Reduce, data: &mut [T]) {
+    if let Reduce::ScaledSum(factor) = reduce
+        && factor != 1.0
+    {
+        data.iter_mut()
+            .for_each(|value| *value = value.scaled(factor));
+    }
+}
 
 #[cfg(test)]
 mod tests {
