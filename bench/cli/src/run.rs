@@ -8,6 +8,7 @@ pub mod blame;
 pub mod child;
 pub mod conductor;
 pub mod cores;
+pub mod data_folder;
 pub mod gate;
 pub mod gating;
 pub mod job;

@@ -17,6 +17,7 @@ use crate::environment;
 use crate::error::{CliError, Result, Status};
 use crate::plan::{Plan, plans};
 use crate::run::conductor::{Conductor, RunEnd};
+use crate::run::data_folder::DataSet;
 use crate::run::job::{Clock, SystemClock};
 use crate::run::ledger::FolderLedger;
 use crate::run::progress::Bar;
@@ -61,6 +62,14 @@ pub fn execute(args: &RunArgs) -> Result<Status> {
 /// Exit status 4 with what is missing.
 pub fn check_runnable(plan: &Plan) -> Result<()> {
     plan.require_backend()?;
+    for (set, path) in plan
+        .trials
+        .iter()
+        .filter_map(|trial| DataSet::of(&trial.config.data.source))
+    {
+        set.locate(path)
+            .map_err(|missing| CliError::nothing_runs(missing.to_string()).help(missing.help()))?;
+    }
     if plan.trials.is_empty() {
         let name = &plan.scenario.name;
         return Err(

@@ -4,12 +4,14 @@
 //! configuration. What means nothing is named, never silently dropped. Reference: SEMANTICS.md 1, 2 and 6 as
 //! summarised under "Strategies" in METHODOLOGY.md.
 use crate::plan::config::{
-    Backend, Batch, DataConfig, MeasureConfig, PROTOCOL_VERSION, SourceConfig, StrategyConfig,
-    TrialConfig,
+    Backend, Batch, DataConfig, DdpConfig, DpConfig, MeasureConfig, PROTOCOL_VERSION, SourceConfig,
+    StrategyConfig, TrialConfig, Zero1Config,
 };
 use crate::plan::model;
 use crate::scenario::check::{Checker, check};
-use crate::scenario::file::{BackendChoice, Scaling, Scenario, Source, Strategy};
+use crate::scenario::file::{
+    BUCKET_CAP, BackendChoice, FIRST_BUCKET_CAP, Parallel, Scaling, Scenario, Source, Strategy,
+};
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Node;
 
@@ -50,6 +52,8 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
         norm_groups: norm.1,
         data: data(scenario),
         optimizer: scenario.train.optimizer.clone(),
+        schedule: scenario.train.schedule.clone(),
+        accumulation: scenario.train.accumulation,
         train_seed: scenario.train.seed,
         strategy: strategy(scenario),
         backend: match scenario.parallel.backend {
@@ -80,8 +84,8 @@ fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<String> {
         Strategy::Independent if synchronizes => {
             Some("SyncBatchNorm synchronizes, and independent replicas do not".to_owned())
         }
-        Strategy::Ddp if !divides => Some(format!(
-            "{devices} ranks cannot share a global batch of {batch} evenly, and DDP averages ranks, not samples"
+        Strategy::Ddp | Strategy::Zero1 if !divides => Some(format!(
+            "{devices} ranks cannot share a global batch of {batch} evenly, and ranks are averaged, not samples"
         )),
         Strategy::Independent if !divides => Some(format!(
             "{devices} replicas cannot share a global batch of {batch} evenly"
@@ -91,16 +95,54 @@ fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<String> {
 }
 
 fn strategy(scenario: &Scenario) -> StrategyConfig {
-    match scenario.parallel.strategy {
+    let parallel = &scenario.parallel;
+    let (launch, transport) = (parallel.launch, parallel.transport);
+    let (bucket_cap_bytes, first_bucket_cap_bytes) = bucket_caps(parallel);
+    let broadcast_buffers = parallel.broadcast_buffers;
+    match parallel.strategy {
         Strategy::Single => StrategyConfig::Single,
-        Strategy::Independent => StrategyConfig::Independent,
-        Strategy::Dp => StrategyConfig::Dp {
-            loss: scenario.parallel.dp_loss,
-        },
-        Strategy::Ddp => StrategyConfig::Ddp {
-            launch: scenario.parallel.launch,
-        },
+        Strategy::Independent => StrategyConfig::Independent { launch },
+        Strategy::Dp => {
+            let device_ids = match &parallel.device_ids {
+                Some(order) => order.clone(),
+                None => (0..parallel.devices).collect(),
+            };
+            StrategyConfig::Dp(DpConfig {
+                loss: parallel.dp_loss,
+                output_device: parallel.output_device.unwrap_or(device_ids[0]),
+                device_ids,
+                dim: parallel.dim,
+            })
+        }
+        Strategy::Ddp => StrategyConfig::Ddp(DdpConfig {
+            launch,
+            transport,
+            bucket_cap_bytes,
+            first_bucket_cap_bytes,
+            overlap: parallel.overlap,
+            no_sync: parallel.no_sync || scenario.train.accumulation == 1,
+            compression: parallel.compression,
+            broadcast_buffers,
+        }),
+        Strategy::Zero1 => StrategyConfig::Zero1(Zero1Config {
+            launch,
+            transport,
+            bucket_cap_bytes,
+            first_bucket_cap_bytes,
+            broadcast_buffers,
+        }),
     }
+}
+
+/// As PyTorch: the first bucket is smaller only as long as nobody chose a cap.
+fn bucket_caps(parallel: &Parallel) -> (u64, u64) {
+    let cap = parallel.bucket_cap;
+    let usual = if cap == BUCKET_CAP {
+        FIRST_BUCKET_CAP
+    } else {
+        cap
+    };
+    (cap.0, parallel.first_bucket_cap.unwrap_or(usual).0)
 }
 
 /// The samples of a step. DP scatters chunks of ceil(B/N), as torch.chunk does, so the last can be smaller and
@@ -122,6 +164,12 @@ fn batch(scenario: &Scenario) -> Batch {
 fn data(scenario: &Scenario) -> DataConfig {
     let source = match scenario.data.source {
         Source::Digits => SourceConfig::Digits,
+        Source::FashionMnist => SourceConfig::FashionMnist {
+            path: scenario.data.path.clone(),
+        },
+        Source::Cifar10 => SourceConfig::Cifar10 {
+            path: scenario.data.path.clone(),
+        },
         Source::Synthetic => SourceConfig::Synthetic,
     };
     DataConfig {
@@ -132,7 +180,10 @@ fn data(scenario: &Scenario) -> DataConfig {
 
 fn measure(scenario: &Scenario) -> MeasureConfig {
     let measure = &scenario.measure;
-    let synchronizes = matches!(scenario.parallel.strategy, Strategy::Dp | Strategy::Ddp);
+    let synchronizes = matches!(
+        scenario.parallel.strategy,
+        Strategy::Dp | Strategy::Ddp | Strategy::Zero1
+    );
     MeasureConfig {
         steps: measure.steps,
         min_time_ns: measure.min_time.as_ns(),

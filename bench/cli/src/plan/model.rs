@@ -2,6 +2,7 @@
 //!
 //! Contract: what the engine refuses is shown at the layer in the user's file, or at the preset's name. The
 //! engine's `model` needs no device, so shapes are checked before anything runs.
+use syncmark_engine::data::{cifar10, fashion_mnist};
 use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
 use syncmark_engine::model::{ModelError, resolve};
 
@@ -15,8 +16,15 @@ use crate::scenario::tree::Segment;
 /// Name of a model whose layers stand in the scenario.
 pub const IN_PLACE: &str = "in-place";
 
-/// Per-sample shape and classes of the digits.
-const DIGITS: ([usize; 3], usize) = ([1, 8, 8], 10);
+/// Per-sample shape and classes of a data set that has its own; synthetic samples have the model's.
+fn of_data(source: Source) -> Option<([usize; 3], usize)> {
+    match source {
+        Source::Digits => Some(([1, 8, 8], 10)),
+        Source::FashionMnist => Some((fashion_mnist::SHAPE, fashion_mnist::CLASSES)),
+        Source::Cifar10 => Some((cifar10::SHAPE, cifar10::CLASSES)),
+        Source::Synthetic => None,
+    }
+}
 
 /// The layers of a checked scenario with the input and classes that they get.
 ///
@@ -25,16 +33,18 @@ const DIGITS: ([usize; 3], usize) = ([1, 8, 8], 10);
 pub fn spec(scenario: &Scenario, checker: &Checker) -> Result<ModelSpec, Problem> {
     let model = &scenario.model;
     let preset = model.preset.as_deref().and_then(preset::model);
-    let (input, classes) = match (&preset, scenario.data.source) {
-        (_, Source::Digits) => (Some(DIGITS.0.to_vec()), Some(DIGITS.1)),
+    let given = of_data(scenario.data.source);
+    let (input, classes) = match (&preset, given) {
+        (_, Some((shape, classes))) => (Some(shape.to_vec()), Some(classes)),
         (Some(preset), _) => (Some(preset.input.clone()), Some(preset.classes)),
         (None, _) => (model.input.clone(), model.classes),
     };
-    if scenario.data.source == Source::Digits
-        && model.input.as_ref().is_some_and(|given| *given != DIGITS.0)
+    if let Some((shape, _)) = given
+        && model.input.as_ref().is_some_and(|input| *input != shape)
     {
         let help = "leave model.input out, or write data.source = \"synthetic\"";
-        return Err(checker.problem("model.input", "digits are images of [1, 8, 8]", help));
+        let message = format!("this data set has images of {shape:?}");
+        return Err(checker.problem("model.input", message, help));
     }
     let (mut shape, mut number) = (None, None);
     if scenario.data.source == Source::Synthetic {

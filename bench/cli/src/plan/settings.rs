@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::plan::config::TrialConfig;
+use crate::plan::config::{DpConfig, TrialConfig, compression_name};
 use crate::scenario::file::{Scenario, Source};
 use crate::scenario::keys::WHOLE_RUN;
+use crate::scenario::size::ByteSize;
 
 /// Dotted keys and values.
 pub type Settings = BTreeMap<String, String>;
@@ -38,6 +39,9 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
         settings.insert("data.classes".to_owned(), config.model.classes.to_string());
     }
     let norm = serde_json::to_value(config.norm).unwrap_or_default();
+    let (dp, ddp) = (config.strategy.dp(), config.strategy.ddp());
+    let caps = config.strategy.bucket_caps();
+    settings.retain(|key, _| !key.starts_with("parallel.compression"));
     let effective = [
         ("model.norm", Some(word(&norm))),
         (
@@ -53,6 +57,36 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
             "parallel.dp_loss",
             config.strategy.dp_loss().map(str::to_owned),
         ),
+        ("parallel.transport", of_ranks(config)),
+        (
+            "parallel.bucket_cap",
+            caps.map(|(cap, _)| ByteSize(cap).to_string()),
+        ),
+        (
+            "parallel.first_bucket_cap",
+            caps.map(|(_, first)| ByteSize(first).to_string()),
+        ),
+        ("parallel.overlap", ddp.map(|ddp| ddp.overlap.to_string())),
+        (
+            "parallel.no_sync",
+            ddp.filter(|_| config.accumulation > 1)
+                .map(|ddp| ddp.no_sync.to_string()),
+        ),
+        (
+            "parallel.compression",
+            ddp.map(|ddp| compression_name(ddp.compression)),
+        ),
+        (
+            "parallel.broadcast_buffers",
+            config.strategy.broadcast_buffers().map(|on| on.to_string()),
+        ),
+        ("parallel.device_ids", dp.and_then(DpConfig::order)),
+        (
+            "parallel.output_device",
+            dp.and_then(DpConfig::other_output)
+                .map(|device| device.to_string()),
+        ),
+        ("parallel.dim", dp.map(|dp| dp.dim.to_string())),
         (
             "measure.unsynchronized",
             Some(config.measure.unsynchronized.to_string()),
@@ -65,6 +99,12 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
         };
     }
     settings
+}
+
+/// The transport between ranks; DP's copies are no choice.
+fn of_ranks(config: &TrialConfig) -> Option<String> {
+    let transport = config.strategy.transport().map(str::to_owned);
+    transport.filter(|_| config.strategy.ranks_transport().is_some())
 }
 
 fn flatten(prefix: &str, value: &Value, settings: &mut Settings) {
@@ -141,6 +181,20 @@ fn named(key: &str, value: &str) -> String {
         "parallel.scaling" => value.to_owned(),
         "parallel.dp_loss" => format!("loss-{value}"),
         "model.layers" => "in-place".to_owned(),
+        "parallel.transport" | "parallel.compression" => value.to_owned(),
+        "parallel.bucket_cap" => format!("cap {value}"),
+        "parallel.first_bucket_cap" => format!("first {value}"),
+        "train.accumulation" => format!("micro-batches {value}"),
+        "parallel.overlap" => on_or_off("overlap", value),
+        "parallel.no_sync" => on_or_off("no_sync", value),
+        "parallel.broadcast_buffers" => on_or_off("buffer-broadcast", value),
         _ => format!("{}={value}", key.rsplit('.').next().unwrap_or(key)),
+    }
+}
+
+fn on_or_off(what: &str, value: &str) -> String {
+    match value {
+        "true" => what.to_owned(),
+        _ => format!("{what} off"),
     }
 }

@@ -11,7 +11,7 @@ use syncmark_engine::model::spec::{LayerSpec, Norm};
 use super::job::Job;
 use super::protocol::Purpose;
 use crate::plan::config::{Batch, MeasureConfig, StrategyConfig, TrialConfig};
-use crate::scenario::file::{DpLoss, Launch, Optimizer, Scaling, Sgd};
+use crate::scenario::file::{DpLoss, Optimizer, Scaling};
 
 /// One comparison of a gate.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,10 +73,10 @@ impl Gate {
     pub fn of(trial: &TrialConfig) -> Self {
         match trial.strategy {
             StrategyConfig::Single => return Self::None("one device is the reference itself"),
-            StrategyConfig::Independent => {
+            StrategyConfig::Independent { .. } => {
                 return Self::None("independent replicas exchange nothing that could be wrong");
             }
-            StrategyConfig::Dp { .. } | StrategyConfig::Ddp { .. } => {}
+            StrategyConfig::Dp(_) | StrategyConfig::Ddp(_) | StrategyConfig::Zero1(_) => {}
         }
         let synchronized =
             trial.norm == Norm::SyncBatch || has_layer(&trial.model.layers, is_sync_batch);
@@ -86,12 +86,10 @@ impl Gate {
                 "a model that mixes BatchNorm and SyncBatchNorm has no single-device equivalent",
             );
         }
-        let batch = match trial.strategy {
+        let batch = match trial.strategy.dp().map(|dp| dp.loss) {
             // The mean of the replicas' losses weighs replicas, not samples: over uneven chunks no single device
             // computes it, so the gate's chunks are even (METHODOLOGY.md).
-            StrategyConfig::Dp {
-                loss: DpLoss::Replica,
-            } => even_batch(trial.devices),
+            Some(DpLoss::Replica) => even_batch(trial.devices),
             _ => gate_batch(&trial.batch, trial.devices),
         };
         let chunks = if synchronized {
@@ -183,10 +181,8 @@ fn gate_job(
 /// Dumps that a configuration writes: one per rank of DDP, one for everything with one set of parameters.
 fn dumps(trial: &TrialConfig) -> usize {
     match trial.strategy {
-        StrategyConfig::Ddp {
-            launch: Launch::Threads | Launch::Processes,
-        } => trial.devices,
-        StrategyConfig::Single | StrategyConfig::Independent | StrategyConfig::Dp { .. } => 1,
+        StrategyConfig::Ddp(_) | StrategyConfig::Zero1(_) => trial.devices,
+        StrategyConfig::Single | StrategyConfig::Independent { .. } | StrategyConfig::Dp(_) => 1,
     }
 }
 
@@ -225,11 +221,11 @@ fn gate_config(trial: &TrialConfig, batch: Batch) -> TrialConfig {
         unsynchronized: false,
         smoke: true,
     };
-    let Optimizer::Sgd(sgd) = &trial.optimizer;
-    let optimizer = Optimizer::Sgd(Sgd {
-        learning_rate: sgd.learning_rate.min(LEARNING_RATE),
-        ..sgd.clone()
-    });
+    let mut optimizer = trial.optimizer.clone();
+    match &mut optimizer {
+        Optimizer::Sgd(sgd) => sgd.learning_rate = sgd.learning_rate.min(LEARNING_RATE),
+        Optimizer::Adamw(adam) => adam.learning_rate = adam.learning_rate.min(LEARNING_RATE),
+    }
     TrialConfig {
         batch,
         scaling: Scaling::Strong,
@@ -261,15 +257,16 @@ fn has_layer(layers: &[LayerSpec], kind: fn(&LayerSpec) -> bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::mock::config;
-    use crate::scenario::file::DpLoss;
+    use crate::run::mock::{config, ddp, dp};
+    use crate::scenario::file::{DpLoss, Launch};
 
-    const DP: StrategyConfig = StrategyConfig::Dp {
-        loss: DpLoss::Gathered,
-    };
-    const DDP: StrategyConfig = StrategyConfig::Ddp {
-        launch: Launch::Processes,
-    };
+    fn of_dp(devices: usize) -> TrialConfig {
+        config(dp(DpLoss::Gathered, devices), devices)
+    }
+
+    fn of_ddp(devices: usize) -> TrialConfig {
+        config(ddp(Launch::Processes), devices)
+    }
 
     fn pair(trial: &TrialConfig) -> Pair {
         match Gate::of(trial) {
@@ -280,14 +277,14 @@ mod tests {
 
     #[test]
     fn an_even_trial_is_gated_with_even_chunks() {
-        let pair = pair(&config(DDP, 2));
+        let pair = pair(&of_ddp(2));
         assert_eq!(
             (pair.strategy.batch.global, &pair.strategy.batch.chunks[..]),
             (8, &[4, 4][..])
         );
         assert_eq!(
-            (pair.reference.strategy, pair.reference.devices),
-            (StrategyConfig::Single, 1)
+            (&pair.reference.strategy, pair.reference.devices),
+            (&StrategyConfig::Single, 1)
         );
         assert_eq!(
             (&pair.chunks[..], &pair.reference.batch.chunks[..]),
@@ -298,7 +295,7 @@ mod tests {
 
     #[test]
     fn an_uneven_trial_is_gated_with_uneven_chunks() {
-        let mut trial = config(DP, 4);
+        let mut trial = of_dp(4);
         trial.batch = Batch {
             global: 130,
             chunks: vec![33, 33, 33, 31],
@@ -322,7 +319,7 @@ mod tests {
 
     #[test]
     fn sync_batch_norm_is_held_against_the_global_batch() {
-        let mut trial = config(DDP, 2);
+        let mut trial = of_ddp(2);
         trial.norm = Norm::SyncBatch;
         let pair = pair(&trial);
         assert_eq!(
@@ -338,10 +335,10 @@ mod tests {
 
     #[test]
     fn trials_that_differ_in_length_share_a_gate_and_strategies_share_a_reference() {
-        let (short, mut long) = (config(DDP, 2), config(DDP, 2));
+        let (short, mut long) = (of_ddp(2), of_ddp(2));
         long.measure.steps = 1000;
         assert_eq!(pair(&short).key(), pair(&long).key());
-        let dp = config(DP, 2);
+        let dp = of_dp(2);
         assert_ne!(pair(&dp).key(), pair(&short).key());
         assert_ne!(
             pair(&dp).reference_key(STAGES[0]),
@@ -360,7 +357,12 @@ mod tests {
             Gate::None(_)
         ));
         assert!(matches!(
-            Gate::of(&config(StrategyConfig::Independent, 2)),
+            Gate::of(&config(
+                StrategyConfig::Independent {
+                    launch: Launch::Threads
+                },
+                2
+            )),
             Gate::None(_)
         ));
     }
@@ -373,7 +375,7 @@ mod tests {
                 .1
                 .len()
         };
-        assert_eq!(dumps(config(DDP, 3)), 3);
-        assert_eq!(dumps(config(DP, 3)), 1);
+        assert_eq!(dumps(of_ddp(3)), 3);
+        assert_eq!(dumps(of_dp(3)), 1);
     }
 }

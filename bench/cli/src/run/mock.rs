@@ -18,11 +18,14 @@ use super::recorder::RepeatFacts;
 use super::spool::Event;
 use super::standing::{Standing, Unrun};
 use crate::plan::config::{
-    Backend, Batch, DataConfig, MeasureConfig, PROTOCOL_VERSION, SourceConfig, StrategyConfig,
-    TrialConfig,
+    Backend, Batch, DataConfig, DdpConfig, DpConfig, MeasureConfig, PROTOCOL_VERSION, SourceConfig,
+    StrategyConfig, TrialConfig,
 };
 use crate::plan::{Plan, Trial};
-use crate::scenario::file::{DpLoss, Launch, Optimizer, Scaling, Scenario};
+use crate::scenario::file::{
+    BUCKET_CAP, Compression, DpLoss, FIRST_BUCKET_CAP, Launch, Optimizer, Scaling, Scenario,
+    Schedule, Transport,
+};
 
 /// A configuration with 32 samples on each device.
 pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
@@ -41,8 +44,10 @@ pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
             seed: 0,
         },
         optimizer: Optimizer::default(),
+        schedule: Schedule::Constant,
+        accumulation: 1,
         train_seed: 0,
-        strategy,
+        strategy: strategy.clone(),
         backend: Backend::Cpu,
         devices,
         scaling: Scaling::Weak,
@@ -63,12 +68,29 @@ pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
     }
 }
 
-const DP: StrategyConfig = StrategyConfig::Dp {
-    loss: DpLoss::Gathered,
-};
-const DDP: StrategyConfig = StrategyConfig::Ddp {
-    launch: Launch::Processes,
-};
+/// DP with the usual order of devices.
+pub(crate) fn dp(loss: DpLoss, devices: usize) -> StrategyConfig {
+    StrategyConfig::Dp(DpConfig {
+        loss,
+        device_ids: (0..devices).collect(),
+        output_device: 0,
+        dim: 0,
+    })
+}
+
+/// DDP with PyTorch's defaults.
+pub(crate) fn ddp(launch: Launch) -> StrategyConfig {
+    StrategyConfig::Ddp(DdpConfig {
+        launch,
+        transport: Transport::Shared,
+        bucket_cap_bytes: BUCKET_CAP.0,
+        first_bucket_cap_bytes: FIRST_BUCKET_CAP.0,
+        overlap: true,
+        no_sync: true,
+        compression: Compression::None,
+        broadcast_buffers: true,
+    })
+}
 
 /// A trial of a made-up configuration.
 pub(crate) fn trial(label: &str, strategy: StrategyConfig, devices: usize) -> Trial {
@@ -94,8 +116,8 @@ pub(crate) fn plan(repeats: usize) -> Plan {
         toml,
         trials: vec![
             trial("single", StrategyConfig::Single, 1),
-            trial("dp", DP, 2),
-            trial("ddp", DDP, 2),
+            trial("dp", dp(DpLoss::Gathered, 2), 2),
+            trial("ddp", ddp(Launch::Processes), 2),
         ],
         left_out: Vec::new(),
         merged: Vec::new(),

@@ -43,9 +43,12 @@ pub fn step(config: &TrialConfig) -> Vec<Expected> {
         return Vec::new();
     };
     match config.strategy {
-        StrategyConfig::Single | StrategyConfig::Independent => Vec::new(),
-        StrategyConfig::Dp { loss } => data_parallel(config, &model, loss),
-        StrategyConfig::Ddp { .. } => (0..config.devices as u32)
+        // What ZeRO-1 moves is predicted once it is built.
+        StrategyConfig::Single | StrategyConfig::Independent { .. } | StrategyConfig::Zero1(_) => {
+            Vec::new()
+        }
+        StrategyConfig::Dp(ref dp) => data_parallel(config, &model, dp.loss),
+        StrategyConfig::Ddp(_) => (0..config.devices as u32)
             .flat_map(|rank| distributed(config, &model, rank))
             .collect(),
     }

@@ -19,7 +19,7 @@ use super::signals::Signals;
 use super::spool;
 use super::spool_folder::SpoolFolder;
 use super::watch::Watch;
-use crate::plan::config::{StrategyConfig, TrialConfig};
+use crate::plan::config::TrialConfig;
 use crate::scenario::file::Launch;
 
 /// Events of a gate's spool: it is there for its heartbeat.
@@ -153,15 +153,10 @@ impl Executor for Supervisor<'_> {
 
 /// The ranks of each process of a trial. DP and `single` count as one rank: one process writes one spool.
 fn processes(trial: &TrialConfig) -> Vec<Range<usize>> {
-    match trial.strategy {
-        StrategyConfig::Single | StrategyConfig::Dp { .. } => std::iter::once(0..1).collect(),
-        StrategyConfig::Independent
-        | StrategyConfig::Ddp {
-            launch: Launch::Threads,
-        } => std::iter::once(0..trial.devices).collect(),
-        StrategyConfig::Ddp {
-            launch: Launch::Processes,
-        } => (0..trial.devices).map(|rank| rank..rank + 1).collect(),
+    match trial.strategy.launched() {
+        None => std::iter::once(0..1).collect(),
+        Some(Launch::Threads) => std::iter::once(0..trial.devices).collect(),
+        Some(Launch::Processes) => (0..trial.devices).map(|rank| rank..rank + 1).collect(),
     }
 }
 
@@ -176,10 +171,8 @@ fn purpose_of(purpose: &Purpose, ranks: &Range<usize>) -> Purpose {
 
 /// The memory that ranks in processes share, and the descriptor through which they find it.
 fn shared_region(trial: &TrialConfig) -> Result<Option<(OwnedFd, Region)>, String> {
-    match trial.strategy {
-        StrategyConfig::Ddp {
-            launch: Launch::Processes,
-        } => Region::create_memfd(trial.devices, DEFAULT_SLOT_BYTES)
+    match trial.strategy.launched() {
+        Some(Launch::Processes) => Region::create_memfd(trial.devices, DEFAULT_SLOT_BYTES)
             .map(Some)
             .map_err(|error| error.to_string()),
         _ => Ok(None),
@@ -189,7 +182,8 @@ fn shared_region(trial: &TrialConfig) -> Result<Option<(OwnedFd, Region)>, Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::mock::config;
+    use crate::plan::config::StrategyConfig;
+    use crate::run::mock::{config, ddp, dp};
     use crate::scenario::file::DpLoss;
 
     #[test]
@@ -201,13 +195,11 @@ mod tests {
                 .map(|ranks| (ranks.start, ranks.end))
                 .collect()
         };
-        let ddp = |launch| StrategyConfig::Ddp { launch };
-        let dp = StrategyConfig::Dp {
-            loss: DpLoss::Gathered,
-        };
+        let independent = |launch| StrategyConfig::Independent { launch };
         assert_eq!(ranks(StrategyConfig::Single, 1), [(0, 1)]);
-        assert_eq!(ranks(dp, 3), [(0, 1)]);
-        assert_eq!(ranks(StrategyConfig::Independent, 3), [(0, 3)]);
+        assert_eq!(ranks(dp(DpLoss::Gathered, 3), 3), [(0, 1)]);
+        assert_eq!(ranks(independent(Launch::Threads), 2), [(0, 2)]);
+        assert_eq!(ranks(independent(Launch::Processes), 2), [(0, 1), (1, 2)]);
         assert_eq!(ranks(ddp(Launch::Threads), 3), [(0, 3)]);
         assert_eq!(ranks(ddp(Launch::Processes), 3), [(0, 1), (1, 2), (2, 3)]);
     }

@@ -8,7 +8,9 @@ use syncmark_record::rows::TrialRow;
 use super::cores;
 use super::gate::Gate;
 use super::standing::{Standing, Unrun};
-use crate::plan::config::{SourceConfig, StrategyConfig, TrialConfig};
+use crate::plan::config::{
+    DpConfig, SourceConfig, compression_name, optimizer_name, schedule_name,
+};
 use crate::plan::{Plan, Trial};
 use crate::scenario::file::Scaling;
 
@@ -24,6 +26,8 @@ pub fn row(
     let config = &trial.config;
     let (outcome, reason) = standing.outcome(planned, unrun);
     let warnings = warnings(trial, cores);
+    let (dp, ddp) = (config.strategy.dp(), config.strategy.ddp());
+    let caps = config.strategy.bucket_caps();
     TrialRow {
         label: trial.label.clone(),
         scenario: plan.scenario.name.clone(),
@@ -34,8 +38,23 @@ pub fn row(
         data: source_name(&config.data.source).into(),
         strategy: config.strategy.name().into(),
         launch: config.strategy.launch().map(str::to_owned),
-        transport: transport(config).map(str::to_owned),
+        transport: config.strategy.transport().map(str::to_owned),
         dp_loss: config.strategy.dp_loss().map(str::to_owned),
+        bucket_cap_bytes: caps.map(|(cap, _)| cap),
+        first_bucket_cap_bytes: caps.map(|(_, first)| first),
+        overlap: ddp.map(|ddp| ddp.overlap),
+        accumulation: Some(config.accumulation as u64),
+        no_sync: ddp
+            .filter(|_| config.accumulation > 1)
+            .map(|ddp| ddp.no_sync),
+        compression: ddp.map(|ddp| compression_name(ddp.compression)),
+        broadcast_buffers: config.strategy.broadcast_buffers(),
+        device_ids: dp.and_then(DpConfig::order),
+        output_device: dp
+            .and_then(DpConfig::other_output)
+            .map(|device| device as u32),
+        optimizer: Some(optimizer_name(&config.optimizer).to_owned()),
+        schedule: Some(schedule_name(&config.schedule).to_owned()),
         backend: config.backend.name().into(),
         devices: config.devices as u32,
         scaling: if config.scaling == Scaling::Weak {
@@ -66,9 +85,7 @@ fn warnings(trial: &Trial, cores: usize) -> Vec<String> {
             config.devices
         ));
     }
-    if let (Gate::None(why), StrategyConfig::Dp { .. } | StrategyConfig::Ddp { .. }) =
-        (Gate::of(config), config.strategy)
-    {
+    if let (Gate::None(why), Some(_)) = (Gate::of(config), config.strategy.transport()) {
         warnings.push(format!("not gated: {why}"));
     }
     warnings
@@ -87,15 +104,8 @@ fn norm_name(norm: Norm) -> &'static str {
 fn source_name(source: &SourceConfig) -> &'static str {
     match source {
         SourceConfig::Digits => "digits",
+        SourceConfig::FashionMnist { .. } => "fashion-mnist",
+        SourceConfig::Cifar10 { .. } => "cifar10",
         SourceConfig::Synthetic => "synthetic",
-    }
-}
-
-/// How ranks or devices exchange bytes, where they do.
-fn transport(config: &TrialConfig) -> Option<&'static str> {
-    match config.strategy {
-        StrategyConfig::Single | StrategyConfig::Independent => None,
-        StrategyConfig::Dp { .. } => Some("copies"),
-        StrategyConfig::Ddp { .. } => Some("shared"),
     }
 }

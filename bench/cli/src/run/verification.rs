@@ -139,7 +139,7 @@ fn few_steps(trial: &TrialConfig) -> TrialConfig {
 mod tests {
     use super::*;
     use crate::plan::config::StrategyConfig;
-    use crate::run::mock::{Act, FakeClock, MockExecutor, MockProgress, plan, trial};
+    use crate::run::mock::{Act, FakeClock, MockExecutor, MockProgress, dp, plan, trial};
     use crate::run::spool::Event;
     use crate::scenario::file::DpLoss;
 
@@ -150,13 +150,7 @@ mod tests {
         let mut plan = plan(1);
         plan.trials = vec![
             trial("single", StrategyConfig::Single, 1),
-            trial(
-                "dp",
-                StrategyConfig::Dp {
-                    loss: DpLoss::Gathered,
-                },
-                2,
-            ),
+            trial("dp", dp(DpLoss::Gathered, 2), 2),
         ];
         let scratch = tempfile::tempdir().unwrap();
         let mut executor = MockExecutor::new(&FakeClock::default(), script);

@@ -184,7 +184,7 @@ impl<'a> Watch<'a> {
     /// `rank 1 (process 4711)`.
     fn name(&self, child: &Child) -> String {
         let pid = child.pid();
-        match (self.job.trial.strategy, child.ranks.len()) {
+        match (&self.job.trial.strategy, child.ranks.len()) {
             (StrategyConfig::Dp { .. }, _) => format!("the controller (process {pid})"),
             (_, 1) => format!("rank {} (process {pid})", child.ranks.start),
             (_, n) => format!("the process of ranks 0 to {} (process {pid})", n - 1),

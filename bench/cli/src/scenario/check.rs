@@ -2,8 +2,11 @@
 //!
 //! Contract: `check` sees one effective configuration (a sweep's values and overrides are in the tree) and
 //! points at the value that is wrong, wherever it came from. It does no I/O. Shapes are the engine's to check.
+use syncmark_engine::data::{cifar10, fashion_mnist};
+
 use crate::plan::config::MAX_DEVICES;
-use crate::scenario::file::{Measure, Optimizer, Scaling, Scenario, Source, Strategy, TimeSpan};
+use crate::scenario::contradictions;
+use crate::scenario::file::{Measure, Scaling, Scenario, Source, Strategy, TimeSpan};
 use crate::scenario::preset::MODELS;
 use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Segment};
@@ -51,14 +54,14 @@ impl Checker<'_> {
         Problem::new(kind).at(self.0.nearest(path).place)
     }
 
-    fn at_least_one(&self, key: &str, value: usize) -> Outcome {
+    pub(super) fn at_least_one(&self, key: &str, value: usize) -> Outcome {
         match value {
             0 => Err(self.problem(key, format!("`{key}` is 0"), "write at least 1")),
             _ => Ok(()),
         }
     }
 
-    fn not_negative(&self, key: &str, value: f64) -> Outcome {
+    pub(super) fn not_negative(&self, key: &str, value: f64) -> Outcome {
         if value.is_finite() && value >= 0.0 {
             return Ok(());
         }
@@ -91,8 +94,10 @@ pub fn check(scenario: &Scenario, tree: &Node) -> Outcome {
     head(&checker, scenario)?;
     model(&checker, scenario)?;
     data(&checker, scenario)?;
-    train(&checker, scenario)?;
+    contradictions::data(&checker, scenario)?;
+    contradictions::train(&checker, scenario)?;
     parallel(&checker, scenario)?;
+    contradictions::parallel(&checker, scenario)?;
     measure(&checker, &scenario.measure)
 }
 
@@ -197,13 +202,6 @@ fn data(checker: &Checker, scenario: &Scenario) -> Outcome {
     checker.at_least_one("data.classes", data.classes.unwrap_or(1))
 }
 
-fn train(checker: &Checker, scenario: &Scenario) -> Outcome {
-    let Optimizer::Sgd(sgd) = &scenario.train.optimizer;
-    checker.not_negative("train.optimizer.sgd.learning_rate", sgd.learning_rate)?;
-    checker.not_negative("train.optimizer.sgd.momentum", sgd.momentum)?;
-    checker.not_negative("train.optimizer.sgd.weight_decay", sgd.weight_decay)
-}
-
 fn parallel(checker: &Checker, scenario: &Scenario) -> Outcome {
     let (devices, batch) = (scenario.parallel.devices, scenario.data.batch_size);
     checker.at_least_one("parallel.devices", devices)?;
@@ -236,6 +234,8 @@ fn parallel(checker: &Checker, scenario: &Scenario) -> Outcome {
     };
     let (limit, whose) = match scenario.data.source {
         Source::Digits => (DIGITS, "training images of digits"),
+        Source::FashionMnist => (fashion_mnist::TRAINING, "training images of Fashion-MNIST"),
+        Source::Cifar10 => (cifar10::TRAINING, "training images of CIFAR-10"),
         Source::Synthetic => (MAX_BATCH, "that the engine can count"),
     };
     if global.is_none_or(|global| global > limit) {

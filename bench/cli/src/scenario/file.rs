@@ -10,6 +10,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use syncmark_engine::model::spec::{LayerSpec, Norm};
 
+use crate::scenario::size::ByteSize;
+
+/// PyTorch's caps of DDP's buckets: the first is smaller so that it starts early, as long as nobody chose a cap.
+pub const BUCKET_CAP: ByteSize = ByteSize::mib(25);
+/// See [`BUCKET_CAP`].
+pub const FIRST_BUCKET_CAP: ByteSize = ByteSize::mib(1);
+
 /// One scenario file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +112,9 @@ pub struct Model {
 pub struct Data {
     /// Where samples come from.
     pub source: Source,
+    /// Folder of the files of `fashion-mnist` or `cifar10`; default: SYNCMARK_DATA, then the known places.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
     /// Per-sample shape of `synthetic`; default: the model's input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<Vec<usize>>,
@@ -127,19 +137,25 @@ pub struct Data {
 pub enum Source {
     /// UCI handwritten digits: 1797 images of 1×8×8 in 10 classes, embedded.
     Digits,
+    /// Fashion-MNIST: 60,000 images of 1×28×28 in 10 classes, from files of the user.
+    FashionMnist,
+    /// CIFAR-10: 50,000 images of 3×32×32 in 10 classes, from files of the user.
+    Cifar10,
     /// Random samples of any shape.
     Synthetic,
 }
 
 /// `[train]`: optimizer and initial parameters.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Train {
     /// The optimizer and its settings.
-    #[serde(default)]
     pub optimizer: Optimizer,
+    /// How the learning rate changes from step to step.
+    pub schedule: Schedule,
+    /// Micro-batches of a step: `batch_size` is that of one, and a step's gradient is their mean.
+    pub accumulation: usize,
     /// Seed of initial parameters and dropout masks, the same on every rank.
-    #[serde(default)]
     pub seed: u64,
 }
 
@@ -149,6 +165,74 @@ pub struct Train {
 pub enum Optimizer {
     /// Stochastic gradient descent with PyTorch's momentum and weight decay.
     Sgd(Sgd),
+    /// AdamW: Adam with decoupled weight decay.
+    Adamw(Adamw),
+}
+
+/// How the learning rate changes from step to step, by PyTorch's closed forms.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// It does not.
+    #[default]
+    Constant,
+    /// It grows linearly to the optimizer's.
+    WarmUp(WarmUp),
+    /// It is multiplied by a factor again and again.
+    Step(StepDecay),
+    /// It falls like half a cosine.
+    Cosine(Cosine),
+}
+
+/// Settings of a warm-up: PyTorch's `LinearLR`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WarmUp {
+    /// Steps until the optimizer's learning rate is reached.
+    pub steps: usize,
+    /// Share of the learning rate in the first step.
+    #[serde(default)]
+    pub start: f64,
+}
+
+/// Settings of a decay by steps: PyTorch's `StepLR`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StepDecay {
+    /// Steps between two changes.
+    pub every: usize,
+    /// What the learning rate is multiplied by.
+    pub factor: f64,
+}
+
+/// Settings of a cosine: PyTorch's `CosineAnnealingLR`, after a `LinearLR` where there is a warm-up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cosine {
+    /// Steps from the highest learning rate to the lowest, after the warm-up.
+    pub steps: usize,
+    /// Steps of a linear warm-up before.
+    #[serde(default)]
+    pub warm_up_steps: usize,
+    /// Lowest learning rate.
+    #[serde(default)]
+    pub minimum: f64,
+}
+
+/// Settings of AdamW, with PyTorch's defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Adamw {
+    /// Step size.
+    pub learning_rate: f64,
+    /// Decay of the mean of gradients.
+    pub beta1: f64,
+    /// Decay of the mean of their squares.
+    pub beta2: f64,
+    /// Added to the root of the latter.
+    pub eps: f64,
+    /// Share of the learning rate by which parameters shrink in a step.
+    pub weight_decay: f64,
 }
 
 /// Settings of SGD.
@@ -161,6 +245,8 @@ pub struct Sgd {
     pub momentum: f64,
     /// L2 penalty added to the gradient; 0 for none.
     pub weight_decay: f64,
+    /// Nesterov's momentum.
+    pub nesterov: bool,
 }
 
 /// `[parallel]`: how the work is spread over devices.
@@ -179,6 +265,29 @@ pub struct Parallel {
     pub backend: BackendChoice,
     /// Where DP computes its loss.
     pub dp_loss: DpLoss,
+    /// How ranks exchange bytes.
+    pub transport: Transport,
+    /// DDP and ZeRO: a bucket of gradients is closed once it holds this much.
+    pub bucket_cap: ByteSize,
+    /// The same for the first bucket; default: 1 MiB with the default `bucket_cap`, as in PyTorch, else `bucket_cap`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_bucket_cap: Option<ByteSize>,
+    /// DDP: whether buckets are reduced while backward goes on.
+    pub overlap: bool,
+    /// DDP with `accumulation`: only the last micro-batch of a step synchronizes.
+    pub no_sync: bool,
+    /// DDP: what gradients are exchanged as.
+    pub compression: Compression,
+    /// DDP and ZeRO: rank 0's buffers are broadcast before a forward, as PyTorch does.
+    pub broadcast_buffers: bool,
+    /// DP: the order of devices; the first holds the master. Default: 0, 1, ...
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_ids: Option<Vec<usize>>,
+    /// DP: where outputs are gathered. Default: the first of `device_ids`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_device: Option<usize>,
+    /// DP: the dimension that is scattered.
+    pub dim: usize,
 }
 
 /// Who holds a replica, and what is exchanged.
@@ -193,6 +302,47 @@ pub enum Strategy {
     Dp,
     /// DistributedDataParallel: one rank per device, gradients all-reduced.
     Ddp,
+    /// ZeRO-1: as DDP, with the optimizer's state sharded over the ranks.
+    Zero1,
+}
+
+/// How ranks exchange bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// Through memory that ranks on one host share.
+    Shared,
+    /// Through TCP connections in a ring, on any hosts.
+    Tcp,
+}
+
+/// What gradients are exchanged as: DDP's communication hooks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// As they are.
+    #[default]
+    None,
+    /// IEEE half precision.
+    Fp16,
+    /// The upper half of fp32.
+    Bf16,
+    /// Low-rank approximations.
+    Powersgd(PowerSgd),
+}
+
+/// Settings of PowerSGD, with the meaning of PyTorch's `PowerSGDState`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PowerSgd {
+    /// Rank of the approximation of each matrix.
+    pub rank: usize,
+    /// Steps with plain all-reduce before it starts.
+    pub start_step: usize,
+    /// Add what a step lost to the next one's gradient.
+    pub error_feedback: bool,
+    /// Start from the last step's factors.
+    pub warm_start: bool,
 }
 
 /// How DDP's ranks are launched.
@@ -296,12 +446,47 @@ impl Default for Optimizer {
     }
 }
 
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            optimizer: Optimizer::default(),
+            schedule: Schedule::default(),
+            accumulation: 1,
+            seed: 0,
+        }
+    }
+}
+
+impl Default for Adamw {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 1e-2,
+        }
+    }
+}
+
+impl Default for PowerSgd {
+    fn default() -> Self {
+        Self {
+            rank: 1,
+            start_step: 10,
+            error_feedback: true,
+            warm_start: true,
+        }
+    }
+}
+
 impl Default for Sgd {
     fn default() -> Self {
         Self {
             learning_rate: 0.1,
             momentum: 0.9,
             weight_decay: 1e-4,
+            nesterov: false,
         }
     }
 }
@@ -315,6 +500,16 @@ impl Default for Parallel {
             scaling: Scaling::Weak,
             backend: BackendChoice::Auto,
             dp_loss: DpLoss::Gathered,
+            transport: Transport::Shared,
+            bucket_cap: BUCKET_CAP,
+            first_bucket_cap: None,
+            overlap: true,
+            no_sync: true,
+            compression: Compression::None,
+            broadcast_buffers: true,
+            device_ids: None,
+            output_device: None,
+            dim: 0,
         }
     }
 }

@@ -57,14 +57,9 @@ impl Ranks {
     /// # Errors
     /// When the region cannot be made or joined.
     pub fn new(assignment: &Assignment) -> Result<Self, RankError> {
-        let TrialConfig {
-            strategy, devices, ..
-        } = assignment.trial;
-        let meets = matches!(
-            strategy,
-            StrategyConfig::Independent | StrategyConfig::Ddp { .. }
-        );
-        if !meets {
+        not_built(&assignment.trial)?;
+        let devices = assignment.trial.devices;
+        if assignment.trial.strategy.launched().is_none() {
             return Ok(Self {
                 seats: vec![Some(Seat {
                     rank: assignment.rank,
@@ -206,13 +201,68 @@ fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, Ran
     })?))
 }
 
-fn optimizer(config: &TrialConfig) -> SgdSettings {
-    let file::Optimizer::Sgd(sgd) = &config.optimizer;
-    SgdSettings {
+/// Settings that a scenario can say and that this binary cannot run yet.
+fn not_built(config: &TrialConfig) -> Result<(), RankError> {
+    let ddp = config.strategy.ddp();
+    let dp = config.strategy.dp();
+    let missing = [
+        (
+            matches!(&config.optimizer, file::Optimizer::Sgd(sgd) if sgd.nesterov),
+            "Nesterov's momentum",
+        ),
+        (
+            matches!(config.optimizer, file::Optimizer::Adamw(_)),
+            "AdamW",
+        ),
+        (
+            config.schedule != file::Schedule::Constant,
+            "a schedule of the learning rate",
+        ),
+        (config.accumulation > 1, "gradient accumulation"),
+        (
+            matches!(config.strategy, StrategyConfig::Zero1(_)),
+            "ZeRO-1",
+        ),
+        (
+            config.strategy.ranks_transport() == Some(file::Transport::Tcp),
+            "the transport tcp",
+        ),
+        (
+            ddp.is_some_and(|ddp| {
+                (ddp.bucket_cap_bytes, ddp.first_bucket_cap_bytes)
+                    != (file::BUCKET_CAP.0, file::FIRST_BUCKET_CAP.0)
+            }),
+            "another bucket cap than the default",
+        ),
+        (ddp.is_some_and(|ddp| !ddp.overlap), "overlap = false"),
+        (
+            ddp.is_some_and(|ddp| ddp.compression != file::Compression::None),
+            "compression",
+        ),
+        (
+            config.strategy.broadcast_buffers() == Some(false),
+            "broadcast_buffers = false",
+        ),
+        (
+            dp.is_some_and(|dp| dp.order().is_some() || dp.other_output().is_some()),
+            "another order of devices",
+        ),
+    ];
+    match missing.iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => Err(RankError::Assignment(format!("{what} is not built yet"))),
+        None => Ok(()),
+    }
+}
+
+fn optimizer(config: &TrialConfig) -> Result<SgdSettings, RankError> {
+    let file::Optimizer::Sgd(sgd) = &config.optimizer else {
+        return Err(RankError::Assignment("AdamW is not built yet".to_owned()));
+    };
+    Ok(SgdSettings {
         learning_rate: sgd.learning_rate as f32,
         momentum: sgd.momentum as f32,
         weight_decay: sgd.weight_decay as f32,
-    }
+    })
 }
 
 type Built = (Box<dyn Strategy>, Option<SharedCommunicator>);
@@ -225,9 +275,9 @@ fn strategy(
     communicator: Option<SharedCommunicator>,
 ) -> Result<Built, RankError> {
     let config = &assignment.trial;
-    let (seed, optimizer, global) = (config.train_seed, optimizer(config), config.batch.global);
+    let (seed, optimizer, global) = (config.train_seed, optimizer(config)?, config.batch.global);
     let own = config.batch.chunks.get(rank).copied().unwrap_or(0);
-    Ok(match config.strategy {
+    Ok(match &config.strategy {
         StrategyConfig::Single => {
             let chunks = match &assignment.purpose {
                 Purpose::Gate { chunks, .. } => chunks.clone(),
@@ -244,7 +294,7 @@ fn strategy(
                 None,
             )
         }
-        StrategyConfig::Independent => {
+        StrategyConfig::Independent { .. } => {
             let sample_offset = config.batch.chunks[..rank].iter().sum();
             let settings = IndependentSettings {
                 index: rank,
@@ -262,12 +312,12 @@ fn strategy(
                 communicator,
             )
         }
-        StrategyConfig::Dp { loss } => {
+        StrategyConfig::Dp(dp) => {
             let devices: Vec<_> = (0..config.devices)
                 .map(|index| device(assignment, index))
                 .collect::<Result<_, _>>()?;
             let links = Arc::new(HostLinks::new(devices.iter().map(|device| &**device))?);
-            let loss = match loss {
+            let loss = match dp.loss {
                 file::DpLoss::Gathered => DpLoss::Gathered,
                 file::DpLoss::Replica => DpLoss::Replica,
             };
@@ -283,7 +333,10 @@ fn strategy(
             };
             (Box::new(Dp::new(devices, links, model, &settings)?), None)
         }
-        StrategyConfig::Ddp { .. } => {
+        StrategyConfig::Zero1(_) => {
+            return Err(RankError::Assignment("ZeRO-1 is not built yet".to_owned()));
+        }
+        StrategyConfig::Ddp(_) => {
             let communicator = communicator
                 .ok_or_else(|| RankError::Assignment("ddp without a region".to_owned()))?;
             let sample_offset = config.batch.chunks[..rank].iter().sum();

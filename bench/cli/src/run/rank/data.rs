@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use syncmark_engine::data::{
     Dataset, Digits, Distributed, Loader, RankOrder, Resident, Sampler, Sequential, Split,
-    Synthetic,
+    Synthetic, cifar10, fashion_mnist,
 };
 use syncmark_engine::shape::Shape;
 
 use super::RankError;
 use crate::plan::config::{SourceConfig, StrategyConfig, TrialConfig};
+use crate::run::data_folder::DataSet;
 
 const DIGITS_IMAGES: &[u8] =
     include_bytes!("../../../../../scenarios/data/digits.images.idx3-ubyte");
@@ -27,11 +28,26 @@ const SYNTHETIC_SAMPLES: usize = 2048;
 /// # Errors
 /// When the embedded data is damaged or the input shape is none.
 pub fn dataset(config: &TrialConfig) -> Result<Arc<dyn Dataset>, RankError> {
+    if let Some((set, path)) = DataSet::of(&config.data.source) {
+        let folder = set
+            .locate(path)
+            .map_err(|missing| RankError::Assignment(missing.to_string()))?;
+        let pixels = match set {
+            DataSet::FashionMnist => fashion_mnist::open(&folder, Split::Train),
+            DataSet::Cifar10 => cifar10::open(&folder, Split::Train),
+        };
+        return Ok(Arc::new(
+            pixels.map_err(|error| RankError::Assignment(error.to_string()))?,
+        ));
+    }
     Ok(Arc::new(match config.data.source {
         SourceConfig::Digits => {
             let digits = Digits::parse(DIGITS_IMAGES, DIGITS_LABELS, Split::Train)
                 .map_err(|e| RankError::Assignment(e.to_string()))?;
             Resident::of(&digits)
+        }
+        SourceConfig::FashionMnist { .. } | SourceConfig::Cifar10 { .. } => {
+            unreachable!("read from files above")
         }
         SourceConfig::Synthetic => {
             let input = &config.model.input;
@@ -76,7 +92,7 @@ pub fn timed(
         ..shard
     };
     let (sampler, batch): (Box<dyn Sampler>, usize) = match config.strategy {
-        StrategyConfig::Independent | StrategyConfig::Ddp { .. } => {
+        StrategyConfig::Independent { .. } | StrategyConfig::Ddp(_) | StrategyConfig::Zero1(_) => {
             (Box::new(shard), config.batch.chunks[rank])
         }
         // Uneven chunks have no counterpart among ranks, whose batches are equal.
@@ -104,7 +120,7 @@ pub fn gate(
 ) -> Result<Loader, RankError> {
     let sampler: Box<dyn Sampler> = Box::new(Sequential { len: data.len() });
     let (sampler, batch) = match config.strategy {
-        StrategyConfig::Ddp { .. } => {
+        StrategyConfig::Ddp(_) | StrategyConfig::Zero1(_) => {
             let batch = global / config.devices;
             (
                 Box::new(Part {

@@ -1,10 +1,9 @@
 //! Spools of made-up ranks, folded.
 use super::*;
-use crate::plan::config::{
-    Backend, Batch, DataConfig, MeasureConfig, SourceConfig, StrategyConfig,
-};
+use crate::plan::config::{Backend, Batch, DataConfig, MeasureConfig, SourceConfig};
+use crate::run::mock::ddp;
 use crate::run::spool::CommEvent;
-use crate::scenario::file::{Launch, Optimizer, Scaling, Sgd};
+use crate::scenario::file::{Launch, Optimizer, Scaling, Schedule, Sgd};
 use syncmark_engine::comm::Collective;
 use syncmark_engine::model::spec::{Features, LayerSpec, LinearSpec, ModelSpec, Norm};
 use syncmark_engine::probe::Phase;
@@ -33,11 +32,12 @@ fn config() -> TrialConfig {
             learning_rate: 0.1,
             momentum: 0.0,
             weight_decay: 0.0,
+            nesterov: false,
         }),
+        schedule: Schedule::Constant,
+        accumulation: 1,
         train_seed: 0,
-        strategy: StrategyConfig::Ddp {
-            launch: Launch::Threads,
-        },
+        strategy: ddp(Launch::Threads),
         backend: Backend::Cpu,
         devices: 2,
         scaling: Scaling::Weak,
