@@ -4,9 +4,12 @@ mod ranks;
 mod trials;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use ranks::{PATIENT, spawn, values};
+use ranks::{PATIENT, Rank, TRANSPORTS, Transport, spawn_on, values};
 use syncmark_engine::backend::Category;
+use syncmark_engine::comm::shared::Region;
+use syncmark_engine::comm::tcp::HEADER_BYTES;
 use syncmark_engine::comm::{Collective, Count, Reduce};
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::{Phase, Silent};
@@ -17,6 +20,35 @@ use trials::{Batch, CLASSES, INPUT, On, dp, model, ranks as ddp_ranks};
 /// Sizes of the standard split: the first `len % n` chunks have one element more.
 fn split(len: u64, n: u64) -> Vec<u64> {
     (0..n).map(|r| len / n + u64::from(r < len % n)).collect()
+}
+
+/// Elements (sent, received) by `rank` of `n` on a ring, and the messages that it sends: worked out chunk by chunk.
+fn ring(collective: Collective, len: u64, n: u64, rank: u64, root: u64) -> (u64, u64, u64) {
+    let chunks = split(len, n);
+    let chunk = |place: u64| chunks[(place % n) as usize];
+    let (next, previous) = ((rank + 1) % n, (rank + n - 1) % n);
+    let others: Vec<u64> = (0..n).filter(|other| *other != rank).collect();
+    // All chunks but one: the one that a rank keeps, or that it has from the beginning.
+    let but = |place: u64| len - chunk(place);
+    match collective {
+        Collective::AllReduce => (but(rank) + but(next), but(previous) + but(rank), 1),
+        Collective::ReduceScatter => (but(rank), but(previous), 1),
+        Collective::AllGather => (len * (n - 1), len * (n - 1), 1),
+        Collective::Broadcast => {
+            let (sends, receives) = (u64::from(next != root), u64::from(rank != root));
+            (len * sends, len * receives, sends)
+        }
+        Collective::Reduce => {
+            let (sends, receives) = (u64::from(rank != root), u64::from(previous != root));
+            (len * sends, len * receives, sends)
+        }
+        // The root tells each other rank the total, with its part or before it takes that.
+        Collective::Scatter if rank == root => (others.iter().map(|p| chunk(*p)).sum(), 0, n - 1),
+        Collective::Scatter => (0, chunk(rank), 0),
+        Collective::Gather if rank == root => (0, others.iter().map(|p| chunk(*p)).sum(), n - 1),
+        Collective::Gather => (chunk(rank), 0, 1),
+        other => panic!("no formula for {other:?}"),
+    }
 }
 
 /// Elements (sent, received) by `rank` of `n`, for a payload of `len`, worked out from what each rank needs.
@@ -47,9 +79,12 @@ fn every_collective_moves_what_its_formula_says() {
     };
     for n in 1..=4_usize {
         // 4099 elements cross several slots of 4096 bytes in uneven pieces.
-        for len in [0_usize, 1, 2, 3, 7, 129, 4099] {
+        for (len, transport) in [0_usize, 1, 2, 3, 7, 129, 4099]
+            .into_iter()
+            .flat_map(|len| TRANSPORTS.map(|transport| (len, transport)))
+        {
             let root = n - 1;
-            spawn(n, 4096, PATIENT, |mut r| {
+            spawn_on(transport, n, PATIENT, |mut r| {
                 for collective in [
                     Broadcast,
                     ToRoot,
@@ -75,18 +110,36 @@ fn every_collective_moves_what_its_formula_says() {
                         Gather => (part, whole),
                         _ => (whole, whole),
                     };
-                    use syncmark_engine::comm::Communicator;
                     r.comm.reset_counts();
                     r.call(collective, from, to, Reduce::Sum, root).unwrap();
-                    let (sent, received) = if n == 1 {
-                        (0, 0)
-                    } else {
-                        elements(collective, len as u64, n as u64, r.rank as u64, root as u64)
+                    let sizes = (len as u64, n as u64, r.rank as u64, root as u64);
+                    let (sent, received, messages) = match transport {
+                        _ if n == 1 => (0, 0, 0),
+                        Transport::Shared(_) => {
+                            let (sent, received) =
+                                elements(collective, sizes.0, sizes.1, sizes.2, sizes.3);
+                            (sent, received, 0)
+                        }
+                        Transport::Tcp { .. } => {
+                            ring(collective, sizes.0, sizes.1, sizes.2, sizes.3)
+                        }
                     };
+                    // Read after the counts, which wait until the kernel has sent all it took.
+                    let measured: Option<u64> = r
+                        .comm
+                        .counts()
+                        .iter()
+                        .map(|count| count.measured_sent_bytes)
+                        .sum();
+                    let framing = messages * HEADER_BYTES as u64;
+                    match transport {
+                        Transport::Tcp { .. } => assert_eq!(measured, Some(4 * sent + framing)),
+                        Transport::Shared(_) => assert!(n == 1 || measured.is_none()),
+                    }
                     assert_eq!(
                         r.traffic(),
                         (4 * sent, 4 * received),
-                        "{collective:?} of {len} on rank {} of {n}",
+                        "{collective:?} of {len} on rank {} of {n}, {transport:?}",
                         r.rank
                     );
                 }
@@ -98,8 +151,9 @@ fn every_collective_moves_what_its_formula_says() {
 #[test]
 fn what_a_rank_sent_is_what_the_others_read_from_it() {
     for n in 2..=4 {
-        let sums = spawn(n, 4096, PATIENT, |mut r| {
-            use syncmark_engine::comm::Communicator;
+        let region = Arc::new(Region::for_threads(n, 4096).unwrap());
+        let body = |rank: usize| {
+            let mut r = Rank::join(&region, rank, PATIENT);
             let span = r.f32(&values(r.rank, 5003));
             let all = r.f32(&vec![0.0; 5003 * r.world]);
             r.call(Collective::AllReduce, span, span, Reduce::Sum, 0)
@@ -119,8 +173,13 @@ fn what_a_rank_sent_is_what_the_others_read_from_it() {
             }
             r.comm.barrier().unwrap();
             let (sent, received) = r.traffic();
-            assert_eq!(sent, r.comm.region().read_from(r.rank), "rank {}", r.rank);
+            assert_eq!(sent, region.read_from(r.rank), "rank {}", r.rank);
             (sent, received)
+        };
+        let sums: Vec<_> = std::thread::scope(|scope| {
+            let body = &body;
+            let ranks: Vec<_> = (0..n).map(|rank| scope.spawn(move || body(rank))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         });
         let sent: u64 = sums.iter().map(|(sent, _)| sent).sum();
         assert_eq!(sent, sums.iter().map(|(_, received)| received).sum::<u64>());

@@ -1,8 +1,8 @@
-//! The communicator `shared` against what each collective is defined to do: every world size from 1 to 4, lengths that
-//! do not divide, payloads larger than a slot, all data types. Values are small integers, so equality is exact.
+//! The communicators `shared` and `tcp` against what each collective is defined to do: every world size from 1 to 4, lengths that
+//! do not divide, payloads larger than a slot or a socket buffer, all data types. Values are small integers, so equality is exact.
 mod ranks;
 
-use ranks::{PATIENT, Rank, spawn, value, values};
+use ranks::{PATIENT, Rank, TRANSPORTS, Transport, spawn, spawn_on, value, values};
 use syncmark_engine::backend::{Category, Stream};
 use syncmark_engine::comm::shared::Waiting;
 use syncmark_engine::comm::{Collective, Communicator, Reduce, chunk};
@@ -16,8 +16,15 @@ const SLOT: usize = 4096;
 fn everywhere(check: impl Fn(Rank, usize) + Sync) {
     for world in 1..=4 {
         for len in LENGTHS.into_iter().chain([5003]) {
-            spawn(world, SLOT, PATIENT, |rank| check(rank, len));
+            on_all(world, |rank| check(rank, len));
         }
+    }
+}
+
+/// Runs `check` on every rank of a job over each transport.
+fn on_all(world: usize, check: impl Fn(Rank) + Sync) {
+    for transport in TRANSPORTS {
+        spawn_on(transport, world, PATIENT, &check);
     }
 }
 
@@ -67,15 +74,52 @@ fn all_reduce_sums_scales_and_takes_the_largest() {
 }
 
 #[test]
-fn all_reduce_crosses_full_size_slots() {
+fn large_payloads_cross_full_size_slots_and_buffers() {
     let len = 1_000_003;
     let expected = sum(3, len);
-    spawn(3, 1 << 20, PATIENT, |mut r| {
-        let span = r.f32(&values(r.rank, len));
-        r.call(Collective::AllReduce, span, span, Reduce::Sum, 0)
+    for transport in [Transport::Shared(1 << 20), TRANSPORTS[1], TRANSPORTS[2]] {
+        spawn_on(transport, 3, PATIENT, |mut r| {
+            let span = r.f32(&values(r.rank, len));
+            r.call(Collective::AllReduce, span, span, Reduce::Sum, 0)
+                .unwrap();
+            assert!(r.read_f32(span) == expected);
+
+            let span = r.f32(&values(r.rank, len));
+            let own = chunk(len, r.world, r.rank);
+            let part = r.f32(&vec![0.0; own.len()]);
+            r.call(
+                Collective::ReduceScatter,
+                span,
+                part,
+                Reduce::ScaledSum(0.5),
+                0,
+            )
             .unwrap();
-        assert!(r.read_f32(span) == expected);
-    });
+            let half: Vec<f32> = expected[own].iter().map(|sum| sum * 0.5).collect();
+            assert!(r.read_f32(part) == half);
+
+            r.call(Collective::Reduce, span, span, Reduce::ScaledSum(2.0), 1)
+                .unwrap();
+            let after = r.read_f32(span);
+            let doubled = |(sum, value): (&f32, &f32)| *value == sum * 2.0;
+            if r.rank == 1 {
+                assert!(expected.iter().zip(&after).all(doubled));
+            } else {
+                assert!(after == values(r.rank, len));
+            }
+
+            let all = r.f32(&vec![0.0; len * r.world]);
+            r.call(Collective::Broadcast, span, span, Reduce::Sum, 1)
+                .unwrap();
+            r.call(Collective::AllGather, span, all, Reduce::Sum, 0)
+                .unwrap();
+            let all = r.read_f32(all);
+            assert!(
+                all.chunks(len)
+                    .all(|block| expected.iter().zip(block).all(doubled))
+            );
+        });
+    }
 }
 
 #[test]
@@ -84,22 +128,24 @@ fn waiting_may_spin() {
         spin: true,
         ..PATIENT
     };
-    spawn(2, SLOT, waiting, |mut r| {
-        let span = r.f32(&values(0, 5003));
-        for _ in 0..3 {
-            r.call(Collective::AllReduce, span, span, Reduce::Sum, 0)
-                .unwrap();
-        }
-        let expected: Vec<f32> = values(0, 5003).iter().map(|v| v * 8.0).collect();
-        assert_eq!(r.read_f32(span), expected);
-    });
+    for transport in TRANSPORTS {
+        spawn_on(transport, 2, waiting, |mut r| {
+            let span = r.f32(&values(0, 5003));
+            for _ in 0..3 {
+                r.call(Collective::AllReduce, span, span, Reduce::Sum, 0)
+                    .unwrap();
+            }
+            let expected: Vec<f32> = values(0, 5003).iter().map(|v| v * 8.0).collect();
+            assert_eq!(r.read_f32(span), expected);
+        });
+    }
 }
 
 #[test]
 fn rounding_is_the_same_on_every_rank() {
     let inexact =
         |rank: usize| -> Vec<f32> { (0..999).map(|i| 1.0 / (i + 3 * rank + 1) as f32).collect() };
-    let results = spawn(4, SLOT, PATIENT, |mut r| {
+    let reduced = |mut r: Rank| {
         let span = r.f32(&inexact(r.rank));
         r.call(
             Collective::AllReduce,
@@ -110,16 +156,47 @@ fn rounding_is_the_same_on_every_rank() {
         )
         .unwrap();
         r.read_f32(span)
-    });
-    let in_rank_order: Vec<f32> = (0..999)
-        .map(|i| {
-            (1..4).fold(inexact(0)[i] * 0.25, |sum, rank| {
-                sum + inexact(rank)[i] * 0.25
-            })
+    };
+    // Over shared memory in rank order; on the ring a chunk's sum begins with the rank after its owner.
+    let summed = |i: usize, first: usize| {
+        (1..4).fold(inexact(first)[i] * 0.25, |sum, by| {
+            sum + inexact((first + by) % 4)[i] * 0.25
         })
-        .collect();
-    for result in results {
-        assert!(result == in_rank_order);
+    };
+    let owner = |i: usize| {
+        (0..4)
+            .find(|rank| chunk(999, 4, *rank).contains(&i))
+            .unwrap()
+    };
+    for transport in TRANSPORTS {
+        let first = |i: usize| match transport {
+            Transport::Shared(_) => 0,
+            Transport::Tcp { .. } => owner(i) + 1,
+        };
+        let expected: Vec<f32> = (0..999).map(|i| summed(i, first(i) % 4)).collect();
+        for result in spawn_on(transport, 4, PATIENT, reduced) {
+            assert!(result == expected, "{transport:?}");
+        }
+    }
+}
+
+#[test]
+fn a_reduce_scatter_has_the_bits_of_an_all_reduce() {
+    for transport in TRANSPORTS {
+        spawn_on(transport, 3, PATIENT, |mut r| {
+            let inexact: Vec<f32> = (0..1001)
+                .map(|i| 1.0 / (i + 3 * r.rank + 1) as f32)
+                .collect();
+            let whole = r.f32(&inexact);
+            let own = chunk(1001, 3, r.rank);
+            let part = r.f32(&vec![0.0; own.len()]);
+            let mean = Reduce::ScaledSum(1.0 / 3.0);
+            r.call(Collective::ReduceScatter, whole, part, mean, 0)
+                .unwrap();
+            r.call(Collective::AllReduce, whole, whole, mean, 0)
+                .unwrap();
+            assert!(r.read_f32(part) == r.read_f32(whole)[own]);
+        });
     }
 }
 
@@ -207,7 +284,7 @@ fn scatter_and_gather_are_each_others_mirror() {
 fn messages_pass_between_two_ranks_while_others_do_nothing() {
     // 40,000 floats are three pieces of a mailbox.
     for len in LENGTHS.into_iter().chain([40_000]) {
-        spawn(4, SLOT, PATIENT, |mut r| {
+        on_all(4, |mut r| {
             let span = r.f32(&values(r.rank, len));
             match r.rank {
                 1 => r
@@ -227,21 +304,23 @@ fn messages_pass_between_two_ranks_while_others_do_nothing() {
 #[test]
 fn barriers_hold_everyone_back_and_bring_the_word_of_rank_0() {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    let arrived = AtomicUsize::new(0);
-    spawn(4, SLOT, PATIENT, |mut r| {
-        for round in 1..=50 {
-            arrived.fetch_add(1, Ordering::SeqCst);
-            r.comm.barrier().unwrap();
-            assert!(arrived.load(Ordering::SeqCst) >= 4 * round);
-            let word = r.comm.agree((round * 10 + r.rank) as u64).unwrap();
-            assert_eq!(word, round as u64 * 10);
-        }
-    });
+    for transport in TRANSPORTS {
+        let arrived = AtomicUsize::new(0);
+        spawn_on(transport, 4, PATIENT, |mut r| {
+            for round in 1..=50 {
+                arrived.fetch_add(1, Ordering::SeqCst);
+                r.comm.barrier().unwrap();
+                assert!(arrived.load(Ordering::SeqCst) >= 4 * round);
+                let word = r.comm.agree((round * 10 + r.rank) as u64).unwrap();
+                assert_eq!(word, round as u64 * 10);
+            }
+        });
+    }
 }
 
 #[test]
 fn a_collective_barrier_runs_on_the_stream() {
-    spawn(3, SLOT, PATIENT, |mut r| {
+    on_all(3, |mut r| {
         r.call(
             Collective::Barrier,
             Span::EMPTY,
@@ -260,7 +339,7 @@ fn a_collective_barrier_runs_on_the_stream() {
 
 #[test]
 fn calls_run_in_order_and_after_what_they_name() {
-    spawn(3, SLOT, PATIENT, |mut r| {
+    on_all(3, |mut r| {
         let len = 3001;
         let span = r.f32(&values(0, len));
         let mut last = r.backend.record(Stream::Compute);
@@ -280,27 +359,33 @@ fn calls_run_in_order_and_after_what_they_name() {
 
 #[test]
 fn counts_are_kept_apart_by_phase_collective_and_size_and_times_are_kept() {
-    spawn(2, SLOT, PATIENT, |mut r| {
-        for len in [10, 10, 20] {
-            let span = r.f32(&values(r.rank, len));
-            r.call(Collective::AllReduce, span, span, Reduce::Sum, 0)
-                .unwrap();
-        }
-        let mut counts = r.comm.counts();
-        counts.sort_by_key(|count| count.elements);
-        let seen: Vec<_> = counts
-            .iter()
-            .map(|c| (c.elements, c.calls, c.size_bytes, c.wait_ns.len()))
-            .collect();
-        assert_eq!(seen, [(10, 2, 40, 2), (20, 1, 80, 1)]);
-        assert!(
-            counts
+    for transport in TRANSPORTS {
+        spawn_on(transport, 2, PATIENT, |mut r| {
+            for len in [10, 10, 20] {
+                let span = r.f32(&values(r.rank, len));
+                r.call(Collective::AllReduce, span, span, Reduce::Sum, 0)
+                    .unwrap();
+            }
+            let mut counts = r.comm.counts();
+            counts.sort_by_key(|count| count.elements);
+            let seen: Vec<_> = counts
                 .iter()
-                .all(|c| c.algorithm == "shared-direct" && c.transfer_ns.iter().all(|ns| *ns > 0))
-        );
-        r.comm.reset_counts();
-        assert!(r.comm.counts().is_empty());
-    });
+                .map(|c| (c.elements, c.calls, c.size_bytes, c.wait_ns.len()))
+                .collect();
+            assert_eq!(seen, [(10, 2, 40, 2), (20, 1, 80, 1)]);
+            let algorithm = match transport {
+                Transport::Shared(_) => "shared-direct",
+                Transport::Tcp { .. } => "ring",
+            };
+            assert!(
+                counts
+                    .iter()
+                    .all(|c| c.algorithm == algorithm && c.transfer_ns.iter().all(|ns| *ns > 0))
+            );
+            r.comm.reset_counts();
+            assert!(r.comm.counts().is_empty());
+        });
+    }
 }
 
 #[test]

@@ -65,8 +65,8 @@ fn simulate_ring(collective: Collective, elements: u64, ranks: u64) -> Wire {
         for rank in 0..ranks {
             match collective {
                 Collective::AllReduce => {
+                    wire.send(rank, next(rank), chunk(rank + 2 * ranks - 1 - step));
                     wire.send(rank, next(rank), chunk(rank + ranks - step));
-                    wire.send(rank, next(rank), chunk(rank + 1 + ranks - step));
                 }
                 Collective::ReduceScatter => {
                     wire.send(rank, next(rank), chunk(rank + 2 * ranks - 1 - step))
@@ -155,6 +155,9 @@ proptest! {
             for collective in &rooted(root, peer)[..5] {
                 check(Algorithm::Ring, *collective, elements, ranks, &simulate_ring(*collective, elements, ranks));
             }
+            for collective in &rooted(root, peer)[5..] {
+                check(Algorithm::Ring, *collective, elements, ranks, &simulate_shared(*collective, elements, ranks));
+            }
         }
         for collective in [Collective::AllReduce, Collective::Broadcast { root }, Collective::Reduce { root }] {
             check(Algorithm::BinaryTree, collective, elements, ranks, &simulate_tree(collective, elements, ranks));
@@ -198,8 +201,9 @@ fn hand_computed_uneven_all_reduce() {
             received: 56
         }
     );
-    // On the ring rank 0 leaves out chunks 1 (3) and 2 (2): 20 − 5 elements.
-    assert_eq!(call(Algorithm::Ring).traffic(0).unwrap().sent, 60);
+    // On the ring rank 0 leaves out chunks 0 (3) and 1 (3), rank 1 chunks 1 (3) and 2 (2): 14 and 15 elements.
+    assert_eq!(call(Algorithm::Ring).traffic(0).unwrap().sent, 56);
+    assert_eq!(call(Algorithm::Ring).traffic(1).unwrap().sent, 60);
 }
 
 #[test]
@@ -253,7 +257,7 @@ fn a_barrier_and_a_lone_rank_move_nothing() {
 fn what_an_algorithm_lacks_has_no_figure() {
     let scatter = Call {
         collective: Collective::Scatter { root: 0 },
-        algorithm: Algorithm::Ring,
+        algorithm: Algorithm::BinaryTree,
         elements: 9,
         element_bytes: 4,
         ranks: 3,

@@ -67,7 +67,7 @@ fn who(rank: Option<usize>) -> String {
     rank.map_or_else(|| "the supervisor".into(), |rank| format!("rank {rank}"))
 }
 
-fn ranks(list: &[usize]) -> String {
+pub(super) fn ranks(list: &[usize]) -> String {
     let names: Vec<String> = list.iter().map(ToString::to_string).collect();
     format!(
         "rank{} {}",

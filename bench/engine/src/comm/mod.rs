@@ -4,11 +4,14 @@
 mod algorithm;
 pub mod count;
 pub mod error;
+#[doc(hidden)]
+pub mod fault;
 mod ledger;
 pub mod links;
 mod number;
 pub mod shared;
 mod signature;
+pub mod tcp;
 
 use crate::backend::{Backend, Event, Result};
 use crate::probe::Phase;

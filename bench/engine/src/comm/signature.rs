@@ -34,6 +34,19 @@ impl Signature {
                 | elements,
         )
     }
+    /// Whether it is a send.
+    pub(super) fn is_send(self) -> bool {
+        self.0 >> 56 == Collective::Send as u64 + 1
+    }
+
+    pub(super) fn elements(self) -> usize {
+        (self.0 & 0xff_ffff_ffff) as usize
+    }
+
+    pub(super) fn element_bytes(self) -> usize {
+        if (self.0 >> 44) & 15 == 2 { 8 } else { 4 }
+    }
+
     pub(super) fn describe(self) -> String {
         let names = [
             "nothing",

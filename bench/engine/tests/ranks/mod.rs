@@ -1,4 +1,4 @@
-//! Ranks for tests: threads that share a region, each with a device of its own.
+//! Ranks for tests: threads that meet over one of the transports, each with a device of its own.
 //!
 //! Values are small integers, so that sums are exact and equality can be demanded.
 #![allow(dead_code, reason = "each test file uses a part of this")]
@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
 use syncmark_engine::backend::{Backend, Category, HostSlice, HostSliceMut, Stream};
+use syncmark_engine::comm::fault::Fault;
 use syncmark_engine::comm::shared::{Region, SharedCommunicator, Waiting};
+use syncmark_engine::comm::tcp::TcpCommunicator;
 use syncmark_engine::comm::{Collective, CollectiveCall, Communicator, Reduce};
 use syncmark_engine::probe::Phase;
 use syncmark_engine::tensor::{Dtype, Span};
@@ -17,7 +19,62 @@ pub struct Rank {
     pub rank: usize,
     pub world: usize,
     pub backend: Box<dyn Backend>,
-    pub comm: SharedCommunicator,
+    pub comm: Box<dyn Communicator>,
+    /// Stops the rank in the midst of a call, once it is armed.
+    pub fault: Fault,
+}
+
+/// How the ranks of a test exchange.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Transport {
+    /// Over shared memory with slots of so many bytes.
+    Shared(usize),
+    /// Over the loopback interface, with the kernel's buffers as it sizes them, or of 128 KiB: two packets
+    /// of this interface, below which each waits for a timer of the kernel.
+    Tcp { small_buffers: bool },
+}
+
+/// Small slots and small buffers, so that a thousand elements cross many pieces.
+pub const TRANSPORTS: [Transport; 3] = [
+    Transport::Shared(4096),
+    Transport::Tcp {
+        small_buffers: false,
+    },
+    Transport::Tcp {
+        small_buffers: true,
+    },
+];
+
+/// What the ranks of a job are made of before they are on their threads.
+pub type Seat = (Box<dyn Communicator>, Fault);
+
+/// The communicators of a new job, in rank order.
+pub fn seats(transport: Transport, world: usize, waiting: Waiting) -> Vec<Seat> {
+    match transport {
+        Transport::Shared(slot_bytes) => {
+            let region = Arc::new(Region::for_threads(world, slot_bytes).unwrap());
+            (0..world)
+                .map(|rank| shared_seat(&region, rank, waiting))
+                .collect()
+        }
+        Transport::Tcp { small_buffers } => {
+            let joined = TcpCommunicator::for_threads_with(world, |settings| {
+                settings.waiting = waiting;
+                settings.buffer_bytes = small_buffers.then_some(128 << 10);
+            });
+            let seat = |comm: TcpCommunicator| {
+                let fault = comm.fault();
+                (Box::new(comm) as Box<dyn Communicator>, fault)
+            };
+            joined.unwrap().into_iter().map(seat).collect()
+        }
+    }
+}
+
+fn shared_seat(region: &Arc<Region>, rank: usize, waiting: Waiting) -> Seat {
+    let comm = SharedCommunicator::join(Arc::clone(region), rank, waiting).unwrap();
+    let fault = comm.fault();
+    (Box::new(comm), fault)
 }
 
 /// A time limit that no passing test comes near.
@@ -32,12 +89,17 @@ pub fn cpu() -> Box<dyn Backend> {
 
 impl Rank {
     pub fn join(region: &Arc<Region>, rank: usize, waiting: Waiting) -> Self {
-        let comm = SharedCommunicator::join(Arc::clone(region), rank, waiting).unwrap();
+        Self::sit(shared_seat(region, rank, waiting))
+    }
+
+    /// A rank on the calling thread.
+    pub fn sit((comm, fault): Seat) -> Self {
         Self {
-            rank,
-            world: region.world_size(),
+            rank: comm.rank(),
+            world: comm.world_size(),
             backend: cpu(),
             comm,
+            fault,
         }
     }
 
@@ -125,11 +187,21 @@ pub fn spawn<T: Send>(
     waiting: Waiting,
     body: impl Fn(Rank) -> T + Sync,
 ) -> Vec<T> {
-    let region = Arc::new(Region::for_threads(world, slot_bytes).unwrap());
+    spawn_on(Transport::Shared(slot_bytes), world, waiting, body)
+}
+
+/// Runs `body` on every rank of a new job and returns the results in rank order.
+pub fn spawn_on<T: Send>(
+    transport: Transport,
+    world: usize,
+    waiting: Waiting,
+    body: impl Fn(Rank) -> T + Sync,
+) -> Vec<T> {
+    let seats = seats(transport, world, waiting);
     std::thread::scope(|scope| {
-        let (region, body) = (&region, &body);
-        let start = |rank| scope.spawn(move || body(Rank::join(region, rank, waiting)));
-        let ranks: Vec<_> = (0..world).map(start).collect();
+        let body = &body;
+        let start = |seat| scope.spawn(move || body(Rank::sit(seat)));
+        let ranks: Vec<_> = seats.into_iter().map(start).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
 }

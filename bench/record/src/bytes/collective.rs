@@ -50,7 +50,7 @@ pub enum Algorithm {
     /// One memory region visible to all ranks: each reduces its own chunk out of the others' contributions, and the
     /// others read the result from it.
     SharedDirect,
-    /// Neighbours on a ring, chunk after chunk.
+    /// Neighbours on a ring, chunk after chunk; scatter, gather and messages go straight.
     Ring,
     /// One binary tree over the ranks (in heap order from the root): up for a sum, down for a result. NCCL's double
     /// tree runs each half of the payload over its own tree, which bounds a rank's bytes by twice the payload.
@@ -101,7 +101,7 @@ impl Call {
         }
         let (sent, received) = match self.algorithm {
             Algorithm::SharedDirect => self.shared_direct(rank),
-            Algorithm::Ring => self.ring(rank)?,
+            Algorithm::Ring => self.ring(rank),
             Algorithm::BinaryTree => self.binary_tree(rank)?,
             Algorithm::Root => self.root(rank)?,
         };
@@ -145,14 +145,14 @@ impl Call {
         }
     }
 
-    fn ring(&self, rank: u64) -> Option<(u64, u64)> {
+    fn ring(&self, rank: u64) -> (u64, u64) {
         let (len, n) = (self.elements, self.ranks);
         let previous = rank + n - 1;
-        Some(match self.collective {
-            // The reduce-scatter half leaves chunk r + 1 out of what rank r sends, the all-gather half chunk r + 2.
+        match self.collective {
+            // The reduce-scatter half leaves chunk r out of what rank r sends, the all-gather half chunk r + 1.
             Collective::AllReduce => (
-                2 * len - self.chunk(rank + 1) - self.chunk(rank + 2),
                 2 * len - self.chunk(rank) - self.chunk(rank + 1),
+                2 * len - self.chunk(previous) - self.chunk(rank),
             ),
             Collective::ReduceScatter => (len - self.chunk(rank), len - self.chunk(previous)),
             Collective::AllGather => (len * (n - 1), len * (n - 1)),
@@ -165,11 +165,12 @@ impl Call {
                 if rank == root { 0 } else { len },
                 if rank == (root + 1) % n { 0 } else { len },
             ),
-            Collective::SendRecv { .. } => self.shared_direct(rank),
-            Collective::Scatter { .. } | Collective::Gather { .. } | Collective::Barrier => {
-                return None;
-            }
-        })
+            // Straight between the root, or the sender, and each other rank.
+            Collective::SendRecv { .. }
+            | Collective::Scatter { .. }
+            | Collective::Gather { .. }
+            | Collective::Barrier => self.shared_direct(rank),
+        }
     }
 
     fn binary_tree(&self, rank: u64) -> Option<(u64, u64)> {

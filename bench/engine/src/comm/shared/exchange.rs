@@ -72,6 +72,7 @@ impl<'a> Exchange<'a> {
     /// Announces the call, meets all ranks, and returns the parity of the round that they met in.
     pub(super) fn meet(&mut self) -> Result<usize, CommError> {
         let parity = self.parity();
+        self.meeting.fault.point();
         self.meeting.region.line(self.meeting.rank).signature[parity]
             .store(self.signature.0, Ordering::Relaxed);
         let (call, elements) = (self.call, self.tally.elements);
@@ -87,6 +88,7 @@ impl<'a> Exchange<'a> {
             self.met = true;
             self.tally.wait_ns = waited;
         }
+        self.meeting.fault.point();
         self.meeting.compare(parity, self.signature)?;
         Ok(parity)
     }

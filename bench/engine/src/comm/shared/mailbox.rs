@@ -94,6 +94,7 @@ fn wait(
     call: impl Fn() -> String,
 ) -> Result<u64, CommError> {
     let begin = now_ns();
+    meeting.fault.point();
     meeting
         .region
         .line(meeting.rank)

@@ -17,6 +17,7 @@ use self::exchange::Exchange;
 use self::rendezvous::{Lane, Meeting, announced};
 use crate::backend::{Backend, BackendError, Event, HostMemory, HostTask, Result, Stream};
 use crate::comm::algorithm::check;
+use crate::comm::fault::Fault;
 use crate::comm::ledger::Books;
 use crate::comm::{Aborter, CollectiveCall, Communicator, Count, HostCall};
 use crate::probe::now_ns;
@@ -33,6 +34,7 @@ struct Endpoint {
     rank: usize,
     waiting: Waiting,
     books: Books,
+    fault: Fault,
 }
 
 impl Endpoint {
@@ -41,6 +43,7 @@ impl Endpoint {
             region: &self.region,
             rank: self.rank,
             waiting: self.waiting,
+            fault: &self.fault,
         }
     }
 }
@@ -102,6 +105,7 @@ impl SharedCommunicator {
             rank,
             waiting,
             books: Books::new(ALGORITHM),
+            fault: Fault::default(),
         });
         Ok(Self {
             task: Arc::clone(&endpoint) as Arc<dyn HostTask>,
@@ -123,6 +127,12 @@ impl SharedCommunicator {
                 .expect("every rank is below the world size")
         };
         Ok((0..world).map(join).collect())
+    }
+
+    /// Lets a test stop this rank in the midst of a call; see [`Fault`].
+    #[doc(hidden)]
+    pub fn fault(&self) -> Fault {
+        self.endpoint.fault.clone()
     }
 
     /// The memory that the ranks share.

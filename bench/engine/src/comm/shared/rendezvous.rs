@@ -13,6 +13,7 @@ use rustix::thread::futex;
 use super::layout::Word;
 use super::region::Region;
 use crate::comm::error::{CommError, Waiting};
+use crate::comm::fault::Fault;
 use crate::comm::signature::Signature;
 use crate::probe::now_ns;
 
@@ -110,6 +111,7 @@ pub(super) struct Meeting<'a> {
     pub(super) region: &'a Region,
     pub(super) rank: usize,
     pub(super) waiting: Waiting,
+    pub(super) fault: &'a Fault,
 }
 
 impl Meeting<'_> {

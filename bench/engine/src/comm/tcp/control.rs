@@ -1,0 +1,436 @@
+//! The control connections: host barriers, aborts, and noticing at once that a rank is gone.
+//!
+//! Every rank has one to rank 0, which passes on what concerns all. A thread per rank reads them, so that an abort or a
+//! death reaches a rank wherever it is: whoever waits in a collective polls an event descriptor, whoever waits in a
+//! barrier a condition variable. Nothing here happens inside a step.
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::net::{SendFlags, send};
+
+use super::accept::timespec;
+use super::error::{JoinError, system};
+use super::wire::{FRAME_BYTES, Frame, TEXT_BYTES};
+use crate::comm::error::CommError;
+
+/// How long a control frame may take to be written: they are tiny, so a full buffer means a peer that does not read.
+const WRITE_LIMIT: Duration = Duration::from_secs(1);
+/// How much later than rank 0, which knows who is missing, the others give up on a barrier by themselves.
+const GRACE: Duration = Duration::from_millis(500);
+/// How long a rank whose peer is gone waits to hear the reason from rank 0.
+const HEARSAY: Duration = Duration::from_millis(300);
+
+#[derive(Default)]
+struct State {
+    /// Host barriers that this rank has come to, and that have been released.
+    entered: u64,
+    released: u64,
+    /// What rank 0 brought to the last of them.
+    word: u64,
+    aborted: Option<(Option<usize>, String)>,
+    /// Rank 0: barriers that each rank has come to. Others: unused.
+    arrived: Vec<u64>,
+    /// Who has left in good order; but for rank 0, a rank only knows that of rank 0.
+    left: Vec<bool>,
+    /// Rank 0: who came first to the barrier that is under way, and when.
+    first: Option<(usize, Instant)>,
+    over: bool,
+}
+
+/// One rank's control connections.
+pub(super) struct Control {
+    pub(super) rank: usize,
+    pub(super) world: usize,
+    timeout: Duration,
+    links: Vec<Option<TcpStream>>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Set with `State::aborted`.
+    aborted: AtomicBool,
+    /// Readable once the job is aborted.
+    alarm: OwnedFd,
+    /// Ends the reading thread.
+    end: OwnedFd,
+}
+
+impl Control {
+    /// Starts the reading thread, unless this rank is alone.
+    pub(super) fn start(
+        rank: usize,
+        links: Vec<Option<TcpStream>>,
+        timeout: Duration,
+    ) -> Result<Arc<Self>, JoinError> {
+        let world = links.len();
+        let event = || {
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+                .map_err(|error| system("make an event descriptor")(error.into()))
+        };
+        for link in links.iter().flatten() {
+            link.set_nonblocking(true)
+                .and_then(|()| link.set_nodelay(true))
+                .map_err(system("set up a control connection"))?;
+        }
+        let control = Arc::new(Self {
+            rank,
+            world,
+            timeout,
+            links,
+            state: Mutex::new(State {
+                arrived: vec![0; world],
+                left: vec![false; world],
+                ..State::default()
+            }),
+            changed: Condvar::new(),
+            aborted: AtomicBool::new(false),
+            alarm: event()?,
+            end: event()?,
+        });
+        if world > 1 {
+            let reader = Reader {
+                control: Arc::clone(&control),
+                buffers: (0..world).map(|_| VecDeque::new()).collect(),
+            };
+            std::thread::Builder::new()
+                .name(format!("control {rank}"))
+                .spawn(move || reader.serve())
+                .map_err(system("start the thread of the control connections"))?;
+        }
+        Ok(control)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Becomes readable when the job is aborted.
+    pub(super) fn alarm(&self) -> BorrowedFd<'_> {
+        self.alarm.as_fd()
+    }
+
+    pub(super) fn refuse_aborted(&self) -> Result<(), CommError> {
+        if self.aborted.load(Ordering::Acquire) {
+            Err(self.abort_error())
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(super) fn abort_error(&self) -> CommError {
+        let (by, reason) = self
+            .state()
+            .aborted
+            .clone()
+            .unwrap_or((None, "no reason given".into()));
+        CommError::Aborted { by, reason }
+    }
+
+    /// Makes all pending and later calls of all ranks fail; the first reason counts.
+    pub(super) fn abort(&self, by: Option<usize>, reason: &str) {
+        let reason = &reason[..reason.floor_char_boundary(TEXT_BYTES)];
+        let mut state = self.state();
+        if state.aborted.is_some() {
+            return;
+        }
+        state.aborted = Some((by, reason.to_owned()));
+        self.aborted.store(true, Ordering::Release);
+        // A full counter is readable as well, so that a failed write would not matter.
+        let _ = rustix::io::write(&self.alarm, &1_u64.to_ne_bytes());
+        self.changed.notify_all();
+        let frame = Frame::Abort {
+            by,
+            len: reason.len(),
+        };
+        // Rank 0 passes it on to all, the others tell rank 0; whom it does not reach is gone.
+        for peer in 0..self.world {
+            let _ = self.write(peer, frame, reason.as_bytes());
+        }
+    }
+
+    /// The error of a rank whose data connection to `peer` has ended: the abort that explains it, if one comes soon.
+    pub(super) fn gone(&self, peer: usize, call: String) -> CommError {
+        let until = Instant::now() + HEARSAY;
+        let mut state = self.state();
+        while state.aborted.is_none() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        let known = state.aborted.is_some();
+        drop(state);
+        if known {
+            return self.abort_error();
+        }
+        self.fail(CommError::Departed {
+            rank: self.rank,
+            call,
+            missing: vec![peer],
+        })
+    }
+
+    /// Aborts the job for `error`, which only this rank knows.
+    pub(super) fn fail(&self, error: CommError) -> CommError {
+        self.abort(Some(self.rank), &error.to_string());
+        error
+    }
+
+    /// Writes a frame to `peer`, if there is a connection; false when it does not get through.
+    fn write(&self, peer: usize, frame: Frame, text: &[u8]) -> bool {
+        let Some(link) = self.links.get(peer).and_then(Option::as_ref) else {
+            return true;
+        };
+        let mut message = [0; FRAME_BYTES + TEXT_BYTES];
+        message[..FRAME_BYTES].copy_from_slice(&frame.encode());
+        message[FRAME_BYTES..FRAME_BYTES + text.len()].copy_from_slice(text);
+        let mut left = &message[..FRAME_BYTES + text.len()];
+        let until = Instant::now() + WRITE_LIMIT;
+        while !left.is_empty() {
+            match send(link, left, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(sent) => left = &left[sent..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// Blocks until all ranks have come, and returns the word that rank 0 brought.
+    pub(super) fn barrier(&self, word: u64, timeout: Duration) -> Result<u64, CommError> {
+        self.refuse_aborted()?;
+        if self.world == 1 {
+            return Ok(word);
+        }
+        let mut state = self.state();
+        state.entered += 1;
+        let number = state.entered;
+        if self.rank == 0 {
+            state.word = word;
+            self.arrive(&mut state, 0, number);
+        } else {
+            // A connection that has ended is noticed below.
+            let _ = self.write(0, Frame::Arrive { number }, &[]);
+        }
+        let until = Instant::now() + timeout + GRACE;
+        while state.released < number && state.aborted.is_none() {
+            let left = until.saturating_duration_since(Instant::now());
+            let departed = self.rank != 0 && state.left[0];
+            if left.is_zero() || departed {
+                drop(state);
+                return Err(self.fail(self.no_barrier(departed, vec![0])));
+            }
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        if state.released >= number {
+            return Ok(state.word);
+        }
+        drop(state);
+        Err(self.abort_error())
+    }
+
+    fn no_barrier(&self, departed: bool, missing: Vec<usize>) -> CommError {
+        let (rank, call) = (self.rank, "barrier".to_owned());
+        if departed {
+            CommError::Departed {
+                rank,
+                call,
+                missing,
+            }
+        } else {
+            CommError::Timeout {
+                rank,
+                call,
+                missing,
+                seconds: self.timeout.as_secs(),
+            }
+        }
+    }
+
+    /// Rank 0: `rank` has come to barrier `number`; releases it when it was the last.
+    fn arrive(&self, state: &mut State, rank: usize, number: u64) {
+        state.arrived[rank] = number;
+        let next = state.released + 1;
+        if state.first.is_none() {
+            state.first = Some((rank, Instant::now()));
+        }
+        if state.arrived.iter().all(|arrived| *arrived >= next) {
+            state.released = next;
+            state.first = None;
+            let frame = Frame::Release {
+                number: next,
+                word: state.word,
+            };
+            for peer in 1..self.world {
+                let _ = self.write(peer, frame, &[]);
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    /// Rank 0: who makes the barrier under way impossible: has left, or is late.
+    fn overdue(&self) -> Option<CommError> {
+        let state = self.state();
+        let (first, since) = state.first?;
+        let next = state.released + 1;
+        let absent = |rank: &usize| state.arrived[*rank] < next;
+        let departed: Vec<usize> = (0..self.world)
+            .filter(|rank| state.left[*rank] && absent(rank))
+            .collect();
+        let late = since.elapsed() >= self.timeout;
+        let error = |departed, missing| match self.no_barrier(departed, missing) {
+            CommError::Departed { call, missing, .. } => CommError::Departed {
+                rank: first,
+                call,
+                missing,
+            },
+            CommError::Timeout {
+                call,
+                missing,
+                seconds,
+                ..
+            } => CommError::Timeout {
+                rank: first,
+                call,
+                missing,
+                seconds,
+            },
+            other => other,
+        };
+        if !departed.is_empty() {
+            return Some(error(true, departed));
+        }
+        late.then(|| error(false, (0..self.world).filter(absent).collect()))
+    }
+
+    /// Says good-bye and ends the reading thread.
+    pub(super) fn leave(&self) {
+        for peer in 0..self.world {
+            let _ = self.write(peer, Frame::Leave, &[]);
+        }
+        self.state().over = true;
+        let _ = rustix::io::write(&self.end, &1_u64.to_ne_bytes());
+    }
+}
+
+/// The reading thread of a rank.
+struct Reader {
+    control: Arc<Control>,
+    /// What has come from each rank and is no whole frame yet.
+    buffers: Vec<VecDeque<u8>>,
+}
+
+impl Reader {
+    fn serve(mut self) {
+        let mut open: Vec<bool> = self.control.links.iter().map(Option::is_some).collect();
+        while !self.control.state().over {
+            self.sleep(&open);
+            for peer in 0..self.control.world {
+                if open[peer] {
+                    open[peer] = self.read(peer);
+                }
+            }
+            if self.control.rank == 0
+                && let Some(error) = self.control.overdue()
+            {
+                self.control.abort(Some(0), &error.to_string());
+            }
+        }
+    }
+
+    fn sleep(&self, open: &[bool]) {
+        let links = self.control.links.iter().zip(open);
+        let links = links.filter_map(|(link, open)| link.as_ref().filter(|_| *open));
+        let mut fds: Vec<_> = std::iter::once(self.control.end.as_fd())
+            .chain(links.map(AsFd::as_fd))
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        // Looking at a barrier that is under way is rank 0's business, and only then does time matter.
+        let watching = self.control.rank == 0 && self.control.state().first.is_some();
+        let pause = Duration::from_millis(if watching { 20 } else { 1000 });
+        // Whatever ends the call, the look at everything follows.
+        let _ = poll(&mut fds, Some(&timespec(pause)));
+    }
+
+    /// Reads what has come from `peer`; false once nothing more can.
+    fn read(&mut self, peer: usize) -> bool {
+        let Some(mut link) = self.control.links[peer].as_ref() else {
+            return false;
+        };
+        let mut bytes = [0; 4096];
+        let open = loop {
+            match link.read(&mut bytes) {
+                Ok(0) => break false,
+                Ok(read) => self.buffers[peer].extend(&bytes[..read]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break true,
+                Err(_) => break false,
+            }
+        };
+        while let Some((frame, text)) = take_frame(&mut self.buffers[peer]) {
+            self.hear(peer, frame, &text);
+        }
+        let left = self.control.state().left[peer];
+        if !open && !left {
+            let reason =
+                format!("rank {peer} is gone: its control connection ended without a word");
+            self.control.abort(Some(self.control.rank), &reason);
+        }
+        open && !left
+    }
+
+    fn hear(&self, peer: usize, frame: Option<Frame>, text: &[u8]) {
+        let control = &self.control;
+        match frame {
+            Some(Frame::Arrive { number }) => control.arrive(&mut control.state(), peer, number),
+            Some(Frame::Release { number, word }) => {
+                let mut state = control.state();
+                (state.released, state.word) = (number, word);
+                control.changed.notify_all();
+            }
+            Some(Frame::Abort { by, .. }) => control.abort(by, &String::from_utf8_lossy(text)),
+            Some(Frame::Leave) => {
+                control.state().left[peer] = true;
+                control.changed.notify_all();
+            }
+            None => control.abort(
+                Some(control.rank),
+                &format!("rank {peer} sent what is no control frame"),
+            ),
+        }
+    }
+}
+
+/// The first whole frame of a buffer, with its text; the frame is `None` when it is none of ours.
+fn take_frame(buffer: &mut VecDeque<u8>) -> Option<(Option<Frame>, Vec<u8>)> {
+    if buffer.len() < FRAME_BYTES {
+        return None;
+    }
+    let start: [u8; FRAME_BYTES] = std::array::from_fn(|i| buffer[i]);
+    let frame = Frame::decode(&start);
+    let text = match frame {
+        Some(Frame::Abort { len, .. }) => len,
+        _ => 0,
+    };
+    if buffer.len() < FRAME_BYTES + text {
+        return None;
+    }
+    buffer.drain(..FRAME_BYTES);
+    Some((frame, buffer.drain(..text).collect()))
+}
