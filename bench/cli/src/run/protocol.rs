@@ -4,6 +4,7 @@
 //! writes [`Message`]s, one JSON value a line, to its standard output, its events to the spool (see [`super::spool`]), and
 //! free text to standard error, whose last lines the conductor quotes when the child fails. It ends with status 0 after
 //! `"done"`, with any other status after `{"error": ...}`.
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::config::TrialConfig;
 
 /// Version of the protocol; a child refuses any other.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// What a child is to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,14 +30,38 @@ pub struct Assignment {
     pub rank: u32,
     /// Ranks over all children of the trial. 1 for single, N for independent and DDP; for DP the number of devices.
     pub world_size: u32,
-    /// Inherited descriptor of the shared region, for ranks in processes.
-    pub region_fd: Option<i32>,
+    /// How its ranks meet those of other processes; none where all ranks are in this one.
+    pub meeting: Option<Meeting>,
     /// One spool per rank of this child; for DP and single one in all.
     pub spools: Vec<PathBuf>,
     /// Cores of each device of the trial, by rank or device.
     pub cores: Vec<Vec<usize>>,
     /// More devices than cores: do not spin.
     pub oversubscribed: bool,
+}
+
+/// How ranks in several processes meet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Meeting {
+    /// In memory that they share.
+    Region {
+        /// Inherited descriptor of it.
+        fd: i32,
+    },
+    /// Over TCP: see `syncmark_engine::comm::tcp`.
+    Tcp {
+        /// Where rank 0 listens, as this child reaches it.
+        address: SocketAddr,
+        /// Rank 0 only: inherited descriptor of the socket that listens there already, so that nobody can take the port
+        /// in between. Without it rank 0 binds `address`.
+        listener_fd: Option<i32>,
+        /// At which of this host's addresses the other ranks reach this child; none: that of the interface that leads
+        /// to rank 0.
+        interface: Option<IpAddr>,
+        /// The same in all children of a job, and different in every other job.
+        token: u64,
+    },
 }
 
 /// What a child is for.

@@ -14,7 +14,7 @@ use syncmark_record::Outcome;
 use super::child::Child;
 use super::cores;
 use super::job::{Executor, Job, JobResult, StopError};
-use super::protocol::{Assignment, PROTOCOL_VERSION, Purpose};
+use super::protocol::{Assignment, Meeting, PROTOCOL_VERSION, Purpose};
 use super::signals::Signals;
 use super::spool;
 use super::spool_folder::SpoolFolder;
@@ -105,7 +105,7 @@ impl<'a> Supervisor<'a> {
             repeat: job.repeat,
             rank: ranks.start as u32,
             world_size: job.trial.devices as u32,
-            region_fd: inherited.map(AsRawFd::as_raw_fd),
+            meeting: inherited.map(|fd| Meeting::Region { fd: fd.as_raw_fd() }),
             spools: spools.spools()[ranks.clone()].to_vec(),
             cores: cores.to_vec(),
             oversubscribed: cores::oversubscribed(job.trial.devices, self.cores.len()),

@@ -1,5 +1,7 @@
 //! From an assignment to the ranks of this child: communicators, devices pinned to their cores, strategies, data.
-use std::os::fd::BorrowedFd;
+use std::net::TcpListener;
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice, pin_to_cores};
 use syncmark_engine::comm::Communicator;
 use syncmark_engine::comm::links::HostLinks;
 use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicator, Waiting};
+use syncmark_engine::comm::tcp::{self, TcpCommunicator};
 use syncmark_engine::data::Loader;
 use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::optim::SgdSettings;
@@ -18,7 +21,7 @@ use syncmark_engine::strategy::{
 
 use super::{RankError, data};
 use crate::plan::config::{StrategyConfig, TrialConfig};
-use crate::run::protocol::{Assignment, Purpose};
+use crate::run::protocol::{Assignment, Meeting, Purpose};
 use crate::run::spool::Writer;
 use crate::scenario::file;
 
@@ -31,8 +34,8 @@ pub struct Ranks {
 pub struct Seat {
     /// The rank.
     pub rank: u32,
-    /// Its end of the shared region, where ranks meet at all.
-    communicator: Option<SharedCommunicator>,
+    /// Its end of what the ranks meet over, where they meet at all.
+    communicator: Option<Box<dyn Communicator>>,
 }
 
 /// A rank, built and ready to step.
@@ -48,14 +51,14 @@ pub struct Participant {
     /// Whether this rank speaks for its child.
     pub first_rank: bool,
     /// How replicas that train without each other still start together.
-    meeting: Option<SharedCommunicator>,
+    meeting: Option<Box<dyn Communicator>>,
 }
 
 impl Ranks {
-    /// Joins the shared region for every rank of this child.
+    /// Meets the other ranks, for every rank of this child.
     ///
     /// # Errors
-    /// When the region cannot be made or joined.
+    /// When the ranks do not meet.
     pub fn new(assignment: &Assignment) -> Result<Self, RankError> {
         not_built(&assignment.trial)?;
         let devices = assignment.trial.devices;
@@ -73,31 +76,39 @@ impl Ranks {
             timeout: Duration::from_nanos(assignment.trial.measure.timeout_ns)
                 .max(Duration::from_secs(1)),
         };
-        let (region, local) = match assignment.region_fd {
-            Some(fd) => {
+        let first = assignment.rank;
+        let (local, communicators) = match &assignment.meeting {
+            Some(Meeting::Region { fd }) => {
                 // SAFETY: the conductor promises an open descriptor of this number, inherited over exec and used by
                 // nobody else in this process.
-                let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-                (Region::from_fd(fd), assignment.rank..assignment.rank + 1)
+                let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+                let region = Region::from_fd(fd).map_err(unmet)?;
+                (
+                    first..first + 1,
+                    in_region(region, first..first + 1, waiting)?,
+                )
             }
-            None => (
-                Region::for_threads(devices, DEFAULT_SLOT_BYTES),
-                0..devices as u32,
-            ),
+            Some(meeting @ Meeting::Tcp { .. }) => {
+                let joined = TcpCommunicator::join(tcp_settings(assignment, meeting, waiting)?);
+                let joined: Box<dyn Communicator> = Box::new(joined.map_err(unmet)?);
+                (first..first + 1, vec![joined])
+            }
+            None => {
+                let region = Region::for_threads(devices, DEFAULT_SLOT_BYTES).map_err(unmet)?;
+                (
+                    0..devices as u32,
+                    in_region(region, 0..devices as u32, waiting)?,
+                )
+            }
         };
-        let region = Arc::new(region.map_err(|e| RankError::Assignment(e.to_string()))?);
-        let seat = |rank: u32| {
-            SharedCommunicator::join(Arc::clone(&region), rank as usize, waiting)
-                .map(|communicator| {
-                    Some(Seat {
-                        rank,
-                        communicator: Some(communicator),
-                    })
-                })
-                .map_err(|e| RankError::Assignment(e.to_string()))
+        let seat = |(rank, communicator)| {
+            Some(Seat {
+                rank,
+                communicator: Some(communicator),
+            })
         };
         Ok(Self {
-            seats: local.map(seat).collect::<Result<_, _>>()?,
+            seats: local.zip(communicators).map(seat).collect(),
         })
     }
 
@@ -115,42 +126,66 @@ impl Ranks {
     }
 }
 
-/// A rank that only communicates.
-pub struct Bench {
-    /// Its device.
-    pub backend: Box<dyn Backend>,
-    /// Its end of the group.
-    pub communicator: Box<dyn Communicator>,
-    /// Its events.
-    pub spool: Writer,
+fn unmet(error: impl std::fmt::Display) -> RankError {
+    RankError::Assignment(error.to_string())
 }
 
-impl Bench {
-    /// Builds a rank on the calling thread, pinned to its device's cores.
-    ///
-    /// # Errors
-    /// When the device or the spool cannot be had.
-    pub fn build(assignment: &Assignment, seat: Seat) -> Result<Self, RankError> {
-        let rank = seat.rank as usize;
-        pin_to_cores(cores(assignment, rank))?;
-        let communicator = seat
-            .communicator
-            .ok_or_else(|| RankError::Assignment("a rank without a group".to_owned()))?;
-        Ok(Self {
-            backend: device(assignment, rank)?,
-            communicator: Box::new(communicator),
-            spool: spool(assignment, rank)?,
+/// Joins a region for every rank of this child.
+fn in_region(
+    region: Region,
+    ranks: Range<u32>,
+    waiting: Waiting,
+) -> Result<Vec<Box<dyn Communicator>>, RankError> {
+    let region = Arc::new(region);
+    ranks
+        .map(|rank| {
+            let joined = SharedCommunicator::join(Arc::clone(&region), rank as usize, waiting);
+            Ok(Box::new(joined.map_err(unmet)?) as Box<dyn Communicator>)
         })
-    }
+        .collect()
 }
 
-/// The spool of a rank of this child.
-fn spool(assignment: &Assignment, rank: usize) -> Result<Writer, RankError> {
-    let path = assignment
-        .spools
-        .get(rank - assignment.rank as usize)
-        .ok_or_else(|| RankError::Assignment(format!("no spool for rank {rank}")))?;
-    Ok(Writer::open(path)?)
+/// How this child's rank meets the others over TCP.
+fn tcp_settings(
+    assignment: &Assignment,
+    meeting: &Meeting,
+    waiting: Waiting,
+) -> Result<tcp::Settings, RankError> {
+    let Meeting::Tcp {
+        address,
+        listener_fd,
+        interface,
+        token,
+    } = *meeting
+    else {
+        return Err(RankError::Assignment("not a meeting over TCP".to_owned()));
+    };
+    let (rank, world) = (assignment.rank as usize, assignment.world_size as usize);
+    let listener = listener_fd.map(inherited_listener).transpose()?;
+    Ok(tcp::Settings {
+        listener,
+        interface,
+        // Children of one job start together; what is slow is the start of the last agent's child.
+        join_timeout: waiting.timeout.min(Duration::from_secs(60)),
+        waiting,
+        ..tcp::Settings::new(rank, world, address, token)
+    })
+}
+
+/// The socket that rank 0 listens on, after a look whether it is one.
+fn inherited_listener(fd: i32) -> Result<TcpListener, RankError> {
+    // SAFETY: the conductor promises an open descriptor of this number, inherited over exec and used by nobody else in
+    // this process.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    match rustix::net::sockopt::socket_acceptconn(&fd) {
+        Ok(true) => Ok(fd.into()),
+        Ok(false) => Err(RankError::Assignment(format!(
+            "the inherited descriptor {fd:?} is a socket that does not listen"
+        ))),
+        Err(error) => Err(RankError::Assignment(format!(
+            "the inherited descriptor {fd:?} is no listening socket: {error}"
+        ))),
+    }
 }
 
 /// Spinning pays where the device has a core to spare: with one core per device the spinning thread would hold up the
@@ -174,7 +209,11 @@ impl Participant {
             Purpose::Measure { .. } => data::timed(config, samples, rank)?,
             Purpose::Gate { global_batch, .. } => data::gate(config, samples, rank, *global_batch)?,
         };
-        let spool = spool(assignment, rank)?;
+        let path = assignment
+            .spools
+            .get(rank - assignment.rank as usize)
+            .ok_or_else(|| RankError::Assignment(format!("no spool for rank {rank}")))?;
+        let spool = Writer::open(path)?;
         let (strategy, meeting) = strategy(assignment, &model, rank, seat.communicator)?;
         let first_rank = seat.rank == assignment.rank;
         Ok(Self {
@@ -299,14 +338,14 @@ fn optimizer(config: &TrialConfig) -> Result<SgdSettings, RankError> {
     })
 }
 
-type Built = (Box<dyn Strategy>, Option<SharedCommunicator>);
+type Built = (Box<dyn Strategy>, Option<Box<dyn Communicator>>);
 
 /// The strategy of one rank, and the meeting of replicas that have no communicator of their own.
 fn strategy(
     assignment: &Assignment,
     model: &Model,
     rank: usize,
-    communicator: Option<SharedCommunicator>,
+    communicator: Option<Box<dyn Communicator>>,
 ) -> Result<Built, RankError> {
     let config = &assignment.trial;
     let (seed, optimizer, global) = (config.train_seed, optimizer(config)?, config.batch.global);
@@ -372,7 +411,7 @@ fn strategy(
         }
         StrategyConfig::Ddp(_) => {
             let communicator = communicator
-                .ok_or_else(|| RankError::Assignment("ddp without a region".to_owned()))?;
+                .ok_or_else(|| RankError::Assignment("ddp without a meeting".to_owned()))?;
             let sample_offset = config.batch.chunks[..rank].iter().sum();
             let settings = DdpSettings {
                 max_batch: own,
@@ -381,12 +420,7 @@ fn strategy(
                 optimizer,
                 bucket_cap_bytes: None,
             };
-            let ddp = Ddp::new(
-                device(assignment, rank)?,
-                Box::new(communicator),
-                model,
-                &settings,
-            )?;
+            let ddp = Ddp::new(device(assignment, rank)?, communicator, model, &settings)?;
             (Box::new(ddp), None)
         }
     })
