@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::agent::launcher::LauncherArg;
+
 const EXIT_STATUSES: &str = "Exit status: 0 all passed; 1 a trial failed, timed out or was invalid; \
 2 bad usage or scenario; 4 nothing could run here; 130 interrupted.";
 
@@ -84,6 +86,9 @@ pub struct RunArgs {
     /// No progress on stderr.
     #[arg(long, short)]
     pub quiet: bool,
+    /// Who started this process and gives it a rank: found by itself from the variables that launchers set.
+    #[arg(long, value_enum, default_value_t)]
+    pub launcher: LauncherArg,
 }
 
 /// `syncmark plan`.
@@ -103,6 +108,9 @@ pub struct VerifyArgs {
     /// No progress on stderr.
     #[arg(long, short)]
     pub quiet: bool,
+    /// Who started this process and gives it a rank: found by itself from the variables that launchers set.
+    #[arg(long, value_enum, default_value_t)]
+    pub launcher: LauncherArg,
 }
 
 /// `syncmark report`.

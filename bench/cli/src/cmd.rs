@@ -3,6 +3,7 @@
 //! Contract: a command prints its result on stdout and returns its exit status; errors are printed by `main`.
 pub mod completions;
 pub mod doctor;
+pub mod launch;
 pub mod man;
 pub mod plan;
 pub mod report;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use syncmark_record::environment::{Environment, FORMAT_VERSION};
 
 /// Variables that are recorded by name.
-const VARIABLES: [&str; 21] = [
+const VARIABLES: [&str; 26] = [
     "CUDA_DEVICE_MAX_CONNECTIONS",
     "CUDA_DEVICE_ORDER",
     "CUDA_LAUNCH_BLOCKING",
@@ -29,17 +29,25 @@ const VARIABLES: [&str; 21] = [
     "NVIDIA_TF32_OVERRIDE",
     "NVIDIA_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
+    "PMI_RANK",
+    "PMI_SIZE",
     "RANK",
     "SLURM_JOB_ID",
     "SLURM_LOCALID",
     "SLURM_NODEID",
     "SLURM_NTASKS",
     "SLURM_PROCID",
+    "SLURM_STEP_ID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_STEP_NUM_TASKS",
     "WORLD_SIZE",
 ];
 
 /// Variables that are recorded by the beginning of their name.
 const PREFIXES: [&str; 3] = ["NCCL_", "OMPI_COMM_WORLD_", "SYNCMARK_"];
+
+/// Variables that these prefixes must not let through: what keeps strangers out of a job is nobody's business.
+const SECRETS: [&str; 1] = ["SYNCMARK_JOB_TOKEN"];
 
 /// The root folder below which `proc`, `sys` and `etc` are looked up.
 #[derive(Clone, Debug)]
@@ -139,6 +147,7 @@ pub fn describe(root: &Root, variables: impl IntoIterator<Item = (String, String
             .read("proc/loadavg")
             .and_then(|text| load_average(&text)),
         variables: allowed(variables),
+        launched: None,
     }
 }
 
@@ -175,8 +184,9 @@ fn load_average(text: &str) -> Option<[f64; 3]> {
 }
 
 fn allowed(variables: impl IntoIterator<Item = (String, String)>) -> BTreeMap<String, String> {
+    let prefixed = |name: &str| PREFIXES.iter().any(|p| name.starts_with(p));
     let kept =
-        |name: &str| VARIABLES.contains(&name) || PREFIXES.iter().any(|p| name.starts_with(p));
+        |name: &str| VARIABLES.contains(&name) || (prefixed(name) && !SECRETS.contains(&name));
     variables
         .into_iter()
         .filter(|(name, _)| kept(name))
@@ -267,6 +277,7 @@ pub(crate) mod tests {
             "AWS_SECRET_ACCESS_KEY",
             "MY_NCCL_X",
             "SYNCMARK_MASTER_PORT",
+            "SYNCMARK_JOB_TOKEN",
         ];
         let variables = given.map(|name| (name.to_string(), "1".to_string()));
         let kept: Vec<_> = allowed(variables).into_keys().collect();

@@ -28,6 +28,7 @@ pub mod supervise;
 pub mod trial_row;
 pub mod verification;
 pub mod watch;
+pub mod watched;
 
 #[cfg(test)]
 pub(crate) mod mock;

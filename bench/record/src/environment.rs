@@ -53,6 +53,33 @@ pub struct Environment {
     pub load_average: Option<[f64; 3]>,
     /// Environment variables from an allow-list; never the whole environment.
     pub variables: BTreeMap<String, String>,
+    /// The processes of a launcher, where one started this run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launched: Option<Launched>,
+}
+
+/// A run whose ranks a launcher started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launched {
+    /// Who.
+    pub launcher: String,
+    /// One per rank, in rank order.
+    pub agents: Vec<AgentRecord>,
+}
+
+/// Where a rank ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentRecord {
+    /// The rank.
+    pub rank: u32,
+    /// Name of its host.
+    pub host: String,
+    /// CPU model of its host.
+    pub cpu_model: String,
+    /// Cores that its process may run on.
+    pub affinity: Vec<u32>,
+    /// Cores that it was given in trials of all ranks.
+    pub cores: Vec<u32>,
 }
 
 impl Environment {
@@ -86,6 +113,16 @@ pub(crate) fn sample() -> Environment {
         rustc_version: None,
         load_average: Some([0.5, 0.2, 0.1]),
         variables: BTreeMap::from([("OMP_NUM_THREADS".into(), "1".into())]),
+        launched: Some(Launched {
+            launcher: "torchrun".into(),
+            agents: vec![AgentRecord {
+                rank: 0,
+                host: "example".into(),
+                cpu_model: "Example CPU".into(),
+                affinity: vec![0, 2],
+                cores: vec![0],
+            }],
+        }),
     }
 }
 

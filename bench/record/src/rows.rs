@@ -267,10 +267,10 @@ pub struct PhaseRow {
     /// DDP bucket, where the phase has one.
     pub bucket: Option<u32>,
     pub step: u64,
-    /// On `clock`, comparable between rows of one repeat.
+    /// On `clock`, since its first span; comparable between rows of one repeat on one clock.
     pub start_ns: u64,
     pub end_ns: u64,
-    /// `host` or `device`.
+    /// `host`, or under a launcher on several hosts the name of the rank's.
     pub clock: String,
 }
 

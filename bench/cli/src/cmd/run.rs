@@ -10,15 +10,17 @@ use syncmark_record::{FolderError, RunFolder};
 use syncmark_report::answer::answer;
 use syncmark_report::run_data::RunData;
 
-use crate::args::RunArgs;
+use crate::agent::crew::Crew;
+use crate::args::{RunArgs, ScenarioArgs};
+use crate::cmd::launch::{Part, part};
 use crate::cmd::print;
 use crate::cmd::report::{self, HAS_PDF, Pdf};
 use crate::environment;
 use crate::error::{CliError, Result, Status};
-use crate::plan::{Plan, plans};
+use crate::plan::{Plan, Trial, plans};
 use crate::run::conductor::{Conductor, RunEnd};
 use crate::run::data_folder::DataSet;
-use crate::run::job::{Clock, SystemClock};
+use crate::run::job::{Clock, Executor, SystemClock};
 use crate::run::ledger::FolderLedger;
 use crate::run::progress::Bar;
 use crate::run::signals::Signals;
@@ -33,21 +35,22 @@ use crate::scenario::file::BackendChoice;
 /// # Errors
 /// Exit status 2 for a bad scenario or a folder that cannot be written, 4 when nothing can run here.
 pub fn execute(args: &RunArgs) -> Result<Status> {
-    let plans = plans(&args.scenario)?;
-    for plan in &plans {
-        check_runnable(plan)?;
-    }
+    let signals = Signals::install()
+        .map_err(|error| CliError::failed(format!("failed to take over ctrl-C: {error}")))?;
+    let plans = runnable_plans(&args.scenario);
+    let (plans, crew) = match part("run", args.launcher, plans, &signals)? {
+        Part::Conduct { plans, crew } => (plans, crew),
+        Part::Served(status) => return Ok(status),
+    };
     // All folders before any run: the last one being unwritable must not show after hours.
     let folders = plans
         .iter()
         .zip(&args.scenario.scenarios)
-        .map(|(plan, scenario)| prepare(plan, scenario, &args.out))
+        .map(|(plan, scenario)| prepare(plan, scenario, &args.out, crew.as_deref()))
         .collect::<Result<Vec<_>>>()?;
-    let signals = Signals::install()
-        .map_err(|error| CliError::failed(format!("failed to take over ctrl-C: {error}")))?;
     let mut status = Status::Passed;
     for (plan, folder) in plans.iter().zip(folders) {
-        let ended = run(plan, folder, args.quiet, &signals)?;
+        let ended = run(plan, folder, args.quiet, &signals, crew.as_deref())?;
         status = worse(status, ended);
         if ended == Status::Interrupted {
             break;
@@ -56,11 +59,21 @@ pub fn execute(args: &RunArgs) -> Result<Status> {
     Ok(status)
 }
 
+/// The plans of the scenarios, all of which have something to run here.
+///
+/// # Errors
+/// Exit status 2 for a bad scenario, 4 when nothing of one can run here.
+pub fn runnable_plans(args: &ScenarioArgs) -> Result<Vec<Plan>> {
+    let plans = plans(args)?;
+    plans.iter().try_for_each(check_runnable)?;
+    Ok(plans)
+}
+
 /// Whether this build and this plan have something to run.
 ///
 /// # Errors
 /// Exit status 4 with what is missing.
-pub fn check_runnable(plan: &Plan) -> Result<()> {
+fn check_runnable(plan: &Plan) -> Result<()> {
     plan.require_backend()?;
     for (set, path) in plan
         .trials
@@ -82,14 +95,15 @@ pub fn check_runnable(plan: &Plan) -> Result<()> {
 }
 
 /// Makes the run folder with everything that is known before the run.
-fn prepare(plan: &Plan, scenario: &str, out: &Path) -> Result<RunFolder> {
+fn prepare(plan: &Plan, scenario: &str, out: &Path, crew: Option<&Crew>) -> Result<RunFolder> {
     let file = Path::new(scenario);
-    let environment = environment::capture(environment::Run {
+    let mut environment = environment::capture(environment::Run {
         scenario: &plan.scenario.name,
         scenario_folder: file.is_file().then(|| file.parent()).flatten(),
         command: std::env::args().collect(),
         started: SystemClock::default().utc(),
     });
+    environment.launched = crew.map(Crew::record);
     let time = jiff::Timestamp::now()
         .strftime("%Y%m%dT%H%M%SZ")
         .to_string();
@@ -137,9 +151,18 @@ fn free_path(out: &Path, scenario: &str, time: &str, host: &str) -> PathBuf {
 }
 
 /// Runs one plan into its folder, reports it, and prints its summary.
-fn run(plan: &Plan, folder: RunFolder, quiet: bool, signals: &Signals) -> Result<Status> {
+fn run(
+    plan: &Plan,
+    folder: RunFolder,
+    quiet: bool,
+    signals: &Signals,
+    crew: Option<&Crew>,
+) -> Result<Status> {
     signals.hold();
-    let end = measure(plan, &folder, quiet, signals)?;
+    let end = measure(plan, &folder, quiet, signals, crew)?;
+    if let Some(departure) = crew.and_then(Crew::departure) {
+        eprintln!("{departure}");
+    }
     signals.release();
     let (trials, written) = write_trials(&folder, &end);
     let reported = written.and_then(|()| report::render(folder.path(), pdf()).map(drop));
@@ -173,22 +196,27 @@ fn run(plan: &Plan, folder: RunFolder, quiet: bool, signals: &Signals) -> Result
 }
 
 /// Lets the conductor work with real processes, real files and real time.
-fn measure(plan: &Plan, folder: &RunFolder, quiet: bool, signals: &Signals) -> Result<RunEnd> {
+fn measure(
+    plan: &Plan,
+    folder: &RunFolder,
+    quiet: bool,
+    signals: &Signals,
+    crew: Option<&Crew>,
+) -> Result<RunEnd> {
     let scratch = folder.path().join(".gates");
-    let mut supervisor = Supervisor::new(folder.path().join(".spool"), signals)
+    let mut supervisor = Supervisor::new(folder.path().join(".spool"), signals, crew)
         .map_err(|error| CliError::nothing_runs(format!("cannot start processes here: {error}")))?;
     let mut ledger = FolderLedger::new(folder.clone())
         .map_err(|error| CliError::usage(format!("cannot write records: {error}")))?;
-    let cores = supervisor.cores();
     // What the trials are must be on disk before the first of them: a run that is killed leaves a folder that says.
     let planned = plan.scenario.measure.repeats;
-    let waiting = |trial| {
+    let waiting = |trial: &Trial| {
         row(
             plan,
             trial,
             &Standing::default(),
             planned,
-            cores,
+            supervisor.cores(&trial.config),
             &Unrun::Interrupted,
         )
     };
@@ -202,7 +230,6 @@ fn measure(plan: &Plan, folder: &RunFolder, quiet: bool, signals: &Signals) -> R
         clock: &SystemClock::default(),
         progress: &mut Bar::new(quiet),
         scratch: &scratch,
-        cores,
     }
     .run(plan);
     // Dumps are removed one by one as they are read; only the empty folder is left.

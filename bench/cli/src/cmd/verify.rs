@@ -3,11 +3,13 @@
 //! Contract: exit status 0 means that every trial of the scenarios runs here and trains like one device does.
 use comfy_table::{ContentArrangement, Table, presets};
 
+use crate::agent::crew::Crew;
 use crate::args::VerifyArgs;
+use crate::cmd::launch::{Part, part};
 use crate::cmd::print;
-use crate::cmd::run::{check_runnable, worse};
+use crate::cmd::run::{runnable_plans, worse};
 use crate::error::{CliError, Result, Status};
-use crate::plan::{Plan, plans};
+use crate::plan::Plan;
 use crate::run::progress::{Bar, outcome_name};
 use crate::run::signals::Signals;
 use crate::run::supervise::Supervisor;
@@ -18,13 +20,16 @@ use crate::run::verification::{Verified, verify};
 /// # Errors
 /// Exit status 2 for a bad scenario, 4 when nothing can run here, 1 when no process can be started any more.
 pub fn execute(args: &VerifyArgs) -> Result<Status> {
-    let plans = plans(&args.scenario)?;
-    plans.iter().try_for_each(check_runnable)?;
     let signals = Signals::install()
         .map_err(|error| CliError::failed(format!("failed to take over ctrl-C: {error}")))?;
+    let plans = runnable_plans(&args.scenario);
+    let (plans, crew) = match part("verify", args.launcher, plans, &signals)? {
+        Part::Conduct { plans, crew } => (plans, crew),
+        Part::Served(status) => return Ok(status),
+    };
     let mut status = Status::Passed;
     for plan in &plans {
-        let verified = one(plan, args.quiet, &signals)?;
+        let verified = one(plan, args.quiet, &signals, crew.as_deref())?;
         print(&describe(plan, &verified))?;
         status = worse(status, status_of(plan, &verified));
         if status == Status::Interrupted {
@@ -34,12 +39,12 @@ pub fn execute(args: &VerifyArgs) -> Result<Status> {
     Ok(status)
 }
 
-fn one(plan: &Plan, quiet: bool, signals: &Signals) -> Result<Vec<Verified>> {
+fn one(plan: &Plan, quiet: bool, signals: &Signals, crew: Option<&Crew>) -> Result<Vec<Verified>> {
     let scratch = tempfile::tempdir().map_err(|error| {
         CliError::failed(format!("cannot make a folder for the spools: {error}"))
             .help("set TMPDIR to a folder with room")
     })?;
-    let mut supervisor = Supervisor::new(scratch.path().join("spool"), signals)
+    let mut supervisor = Supervisor::new(scratch.path().join("spool"), signals, crew)
         .map_err(|error| CliError::nothing_runs(format!("cannot start processes here: {error}")))?;
     verify(
         plan,

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use syncmark_record::Outcome;
 
-use super::child::{Child, describe};
 use super::protocol::{ErrorKind, Message};
+use super::watched::Watched;
 
 /// Lines of a dead child's standard error that its reason quotes.
 const QUOTED_LINES: usize = 3;
@@ -40,8 +40,8 @@ pub struct Account {
 impl Account {
     /// The account of a child that has ended. `stopped_at` is when the supervisor began to send signals: a child that
     /// ends by a signal after that did not die by itself.
-    pub fn of(child: &Child, name: String, stopped_at: Option<Instant>) -> Self {
-        let error = child.messages.iter().find_map(|message| match message {
+    pub fn of(child: &dyn Watched, name: String, stopped_at: Option<Instant>) -> Self {
+        let error = child.messages().iter().find_map(|message| match message {
             Message::Error {
                 kind,
                 rank,
@@ -51,14 +51,14 @@ impl Account {
         });
         let by_itself = |at: Instant| stopped_at.is_none_or(|stopped| at < stopped);
         let death = child
-            .ended
-            .filter(|(status, at)| !status.success() && by_itself(*at));
+            .ended()
+            .filter(|(end, at)| !end.is_success() && by_itself(*at));
         Self {
             name,
-            death: death.map(|(status, at)| (describe(status), at)),
+            death: death.map(|(end, at)| (end.describe(), at)),
             error,
-            done: child.messages.contains(&Message::Done),
-            tail: child.tail.iter().cloned().collect(),
+            done: child.messages().contains(&Message::Done),
+            tail: child.tail().iter().cloned().collect(),
         }
     }
 

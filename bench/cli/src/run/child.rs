@@ -284,12 +284,17 @@ fn keep(tail: &mut VecDeque<String>, line: &[u8]) {
 /// `killed by signal 9 (SIGKILL)` or `exit status 101`.
 pub fn describe(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
-        (Some(signal), _) => match signal_hook::low_level::signal_name(signal) {
-            Some(name) => format!("was killed by signal {signal} ({name})"),
-            None => format!("was killed by signal {signal}"),
-        },
+        (Some(signal), _) => format!("was killed by {}", signal_words(signal)),
         (None, Some(code)) => format!("ended with exit status {code}"),
         (None, None) => format!("ended with {status}"),
+    }
+}
+
+/// `signal 9 (SIGKILL)`.
+pub fn signal_words(signal: i32) -> String {
+    match signal_hook::low_level::signal_name(signal) {
+        Some(name) => format!("signal {signal} ({name})"),
+        None => format!("signal {signal}"),
     }
 }
 

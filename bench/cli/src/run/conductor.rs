@@ -32,8 +32,6 @@ pub struct Conductor<'a> {
     pub progress: &'a mut dyn Progress,
     /// Where gates dump their tensors.
     pub scratch: &'a Path,
-    /// Cores that this process may use.
-    pub cores: usize,
 }
 
 /// What became of a run.
@@ -79,7 +77,7 @@ impl Conductor<'_> {
             Err(error) => Unrun::Stopped(error.to_string()),
         };
         self.progress.end();
-        run.end(plan, self.cores, unrun)
+        run.end(plan, self.executor, unrun)
     }
 
     /// Gates every trial before any is timed, so that no time is spent on results that are wrong.
@@ -88,6 +86,13 @@ impl Conductor<'_> {
         for (trial, standing) in plan.trials.iter().zip(&mut run.standings) {
             if self.executor.interrupted() {
                 return Ok(Flow::Interrupted);
+            }
+            if let Some(reason) = self.executor.refuses(&trial.config) {
+                self.progress
+                    .problem(&trial.label, Outcome::Skipped, &reason);
+                standing.bar(Outcome::Skipped, reason);
+                self.progress.finish();
+                continue;
             }
             self.progress
                 .start(&format!("{}, gate", trial.label), run.estimate.remaining());
@@ -217,6 +222,7 @@ fn repeat_facts<'a>(
         reason: result.reason.clone(),
         unsynchronized_first,
         cores: &result.cores,
+        clocks: &result.clocks,
     }
 }
 
@@ -249,9 +255,10 @@ impl Run {
         self.standings.len() * (1 + self.blocks.len())
     }
 
-    fn end(self, plan: &Plan, cores: usize, unrun: Unrun) -> RunEnd {
+    fn end(self, plan: &Plan, executor: &dyn Executor, unrun: Unrun) -> RunEnd {
         let trials = plan.trials.iter().zip(&self.standings);
         let trials = trials.map(|(trial, standing)| {
+            let cores = executor.cores(&trial.config);
             trial_row::row(plan, trial, standing, self.blocks.len(), cores, &unrun)
         });
         RunEnd {

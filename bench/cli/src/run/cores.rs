@@ -15,6 +15,26 @@ pub fn usable() -> std::io::Result<Vec<usize>> {
         .collect())
 }
 
+/// Which of `wanted` a thread of this process may really be pinned to: a batch system can narrow the mask of a process with
+/// or without forbidding it the other cores.
+///
+/// # Errors
+/// What sched_getaffinity(2) says, or that no thread can be started.
+pub fn reachable(wanted: &[usize]) -> std::io::Result<Vec<usize>> {
+    let mut set = rustix::thread::CpuSet::new();
+    wanted.iter().for_each(|&core| set.set(core));
+    let attempt = std::thread::Builder::new()
+        .name("cores".into())
+        .spawn(move || {
+            // A mask that the system refuses as a whole leaves the old one, which is what the next line reads.
+            let _ = rustix::thread::sched_setaffinity(None, &set);
+            usable()
+        })?;
+    attempt
+        .join()
+        .map_err(|_| std::io::Error::other("a thread panicked"))?
+}
+
 /// Cores of each of `devices` devices.
 pub fn assign(devices: usize, usable: &[usize]) -> Vec<Vec<usize>> {
     (0..devices)
@@ -39,6 +59,13 @@ mod tests {
 
     #[test]
     fn this_process_may_run_somewhere() {
-        assert!(!usable().unwrap().is_empty());
+        let usable = usable().unwrap();
+        assert!(!usable.is_empty());
+        assert_eq!(reachable(&usable[..1]).unwrap(), usable[..1]);
+        assert_eq!(
+            super::usable().unwrap(),
+            usable,
+            "only a scratch thread was pinned"
+        );
     }
 }

@@ -38,6 +38,8 @@ pub struct JobResult {
     pub events: Vec<Vec<Event>>,
     /// Cores of each device.
     pub cores: Vec<Vec<usize>>,
+    /// Whose clock each rank's times are on; empty where all are on this host's.
+    pub clocks: Vec<String>,
     /// The spools on disk; they go when this is dropped, so not before the events are recorded.
     pub spools: Option<SpoolFolder>,
 }
@@ -48,6 +50,9 @@ pub enum StopError {
     /// A spool cannot be made, for want of room among others.
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    /// An agent that later jobs need is gone.
+    #[error("{0}")]
+    Agent(String),
     /// Processes cannot be watched on this system.
     #[error("failed to {what}: {source}")]
     System {
@@ -68,6 +73,12 @@ pub trait Executor {
 
     /// Whether the user has asked to stop.
     fn interrupted(&self) -> bool;
+
+    /// Why `trial` cannot run where this executor starts processes; `None` when it can.
+    fn refuses(&self, trial: &TrialConfig) -> Option<String>;
+
+    /// Cores that the devices of `trial` have between them, so that more devices than these share some.
+    fn cores(&self, trial: &TrialConfig) -> usize;
 }
 
 /// Tells the time; tests bring their own.

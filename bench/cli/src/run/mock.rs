@@ -197,6 +197,8 @@ pub(crate) struct MockExecutor {
     pub(crate) script: VecDeque<(&'static str, Act)>,
     /// Factor on the updates of gates of this label.
     pub(crate) wrong: Option<&'static str>,
+    /// Strategy that this executor refuses.
+    pub(crate) refused: Option<&'static str>,
     /// What the ranks of every job leave.
     pub(crate) events: Vec<Vec<Event>>,
     clock: FakeClock,
@@ -210,6 +212,7 @@ impl MockExecutor {
             arms: Vec::new(),
             script: script.iter().cloned().collect(),
             wrong: None,
+            refused: None,
             events: Vec::new(),
             clock: clock.clone(),
             interrupted: false,
@@ -267,12 +270,23 @@ impl Executor for MockExecutor {
             reason,
             events: self.events.clone(),
             cores: Vec::new(),
+            clocks: Vec::new(),
             spools: None,
         })
     }
 
     fn interrupted(&self) -> bool {
         self.interrupted
+    }
+
+    fn refuses(&self, trial: &TrialConfig) -> Option<String> {
+        self.refused
+            .filter(|name| *name == trial.strategy.name())
+            .map(|name| format!("no {name} here"))
+    }
+
+    fn cores(&self, _: &TrialConfig) -> usize {
+        2
     }
 }
 

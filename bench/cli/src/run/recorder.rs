@@ -8,6 +8,8 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use syncmark_record::folder::RepeatRecord;
 use syncmark_record::outcome::Outcome;
 use syncmark_record::rows::{LearningRow, Pass, RepeatRow};
@@ -38,6 +40,15 @@ pub struct RepeatFacts<'a> {
     pub unsynchronized_first: Option<bool>,
     /// Cores of each device.
     pub cores: &'a [Vec<usize>],
+    /// Whose clock each rank's times are on; empty where all are on this host's.
+    pub clocks: &'a [String],
+}
+
+impl RepeatFacts<'_> {
+    /// The clock of a rank, as in `phases.csv`.
+    fn clock(&self, rank: usize) -> &str {
+        self.clocks.get(rank).map_or("host", String::as_str)
+    }
 }
 
 /// Passes in the order of their spool numbers.
@@ -80,11 +91,17 @@ struct Whole {
     wall_ns: u64,
 }
 
-/// From the first rank past the barrier until the last one's last step, if every rank completed the pass.
-fn whole_pass(ranks: &[Vec<Event>], pass: Pass) -> Option<Whole> {
+/// From the first rank past the barrier until the last one's last step, if every rank completed the pass. Times of different
+/// clocks have nothing to do with each other: each clock has its own first and last, and the longest counts.
+fn whole_pass(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>], pass: Pass) -> Option<Whole> {
     let number = pass_number(pass);
-    let mut whole: Option<(Whole, u64, u64)> = None;
-    for events in ranks {
+    let mut whole = Whole {
+        steps: 0,
+        samples: 0,
+        wall_ns: 0,
+    };
+    let mut ends: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for (rank, events) in ranks.iter().enumerate() {
         let (steps, samples, start, end) = events.iter().find_map(|event| match *event {
             Event::Pass {
                 pass,
@@ -95,28 +112,13 @@ fn whole_pass(ranks: &[Vec<Event>], pass: Pass) -> Option<Whole> {
             } if pass == number => Some((steps, samples, start_ns, end_ns)),
             _ => None,
         })?;
-        let (known, first, last) = whole.unwrap_or((
-            Whole {
-                steps,
-                samples: 0,
-                wall_ns: 0,
-            },
-            start,
-            end,
-        ));
-        let (first, last) = (first.min(start), last.max(end));
-        let wall_ns = last.saturating_sub(first);
-        whole = Some((
-            Whole {
-                steps: known.steps.max(steps),
-                samples: known.samples + samples,
-                wall_ns,
-            },
-            first,
-            last,
-        ));
+        let (first, last) = ends.entry(facts.clock(rank)).or_insert((start, end));
+        (*first, *last) = ((*first).min(start), (*last).max(end));
+        whole.steps = whole.steps.max(steps);
+        whole.samples += samples;
+        whole.wall_ns = whole.wall_ns.max(last.saturating_sub(*first));
     }
-    whole.map(|(whole, ..)| whole)
+    (!ends.is_empty()).then_some(whole)
 }
 
 /// `[start, end]` of each step of a pass on one rank, in order.
@@ -149,9 +151,9 @@ fn thirds(ranks: &[Vec<Event>]) -> Option<[u64; 2]> {
 }
 
 fn repeat_row(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRow {
-    let window = whole_pass(ranks, Pass::Window);
-    let unsynchronized = whole_pass(ranks, Pass::Unsynchronized);
-    let traced = whole_pass(ranks, Pass::Traced);
+    let window = whole_pass(facts, ranks, Pass::Window);
+    let unsynchronized = whole_pass(facts, ranks, Pass::Unsynchronized);
+    let traced = whole_pass(facts, ranks, Pass::Traced);
     let thirds = window.as_ref().and_then(|_| thirds(ranks));
     let warmup = ranks.iter().flatten().find_map(|event| match *event {
         Event::Warmup { steps } => Some(steps),
@@ -215,8 +217,7 @@ fn parameters_equal(ranks: &[Vec<Event>]) -> Option<bool> {
 
 /// Training losses, averaged over ranks, where a trial reports more than the last one.
 fn learning_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<LearningRow> {
-    let mut by_step: std::collections::BTreeMap<u64, (f64, u32)> =
-        std::collections::BTreeMap::new();
+    let mut by_step: BTreeMap<u64, (f64, u32)> = BTreeMap::new();
     for event in ranks.iter().flatten() {
         if let Event::Loss { step, loss } = *event {
             let entry = by_step.entry(step).or_default();

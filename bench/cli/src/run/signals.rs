@@ -9,7 +9,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -22,6 +22,7 @@ pub struct Signals {
     pipe: UnixStream,
     received: Cell<usize>,
     released: Arc<AtomicBool>,
+    last: Arc<AtomicUsize>,
 }
 
 /// Exit status of a process that a signal ends once it is released.
@@ -37,6 +38,8 @@ impl Signals {
         for signal in STOPPING {
             let released = Arc::clone(&signals.0.released);
             signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED, released)?;
+            let last = Arc::clone(&signals.0.last);
+            signal_hook::flag::register_usize(signal, last, signal as usize)?;
             signal_hook::low_level::pipe::register(signal, signals.1.try_clone()?)?;
         }
         Ok(signals.0)
@@ -50,6 +53,7 @@ impl Signals {
                 pipe,
                 received: Cell::new(0),
                 released: Arc::default(),
+                last: Arc::default(),
             },
             write,
         ))
@@ -63,6 +67,11 @@ impl Signals {
     /// From now on a signal is remembered again.
     pub fn hold(&self) {
         self.released.store(false, Ordering::Relaxed);
+    }
+
+    /// The number of the one that came last; 0 for none.
+    pub fn last(&self) -> i32 {
+        self.last.load(Ordering::Relaxed) as i32
     }
 
     /// How many came until now. Never blocks.

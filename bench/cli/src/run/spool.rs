@@ -163,10 +163,14 @@ impl Reader {
             .load(Ordering::Acquire)
     }
 
+    /// Events written so far.
+    pub fn written(&self) -> usize {
+        (self.word(WRITTEN) as usize).min(self.map.len() / EVENT_BYTES - 1)
+    }
+
     /// The events written so far, in order. An event of an unknown kind (of a later version) is skipped.
     pub fn events(&self) -> impl Iterator<Item = Event> + '_ {
-        let written = (self.word(WRITTEN) as usize).min(self.map.len() / EVENT_BYTES - 1);
-        self.map[EVENT_BYTES..EVENT_BYTES * (written + 1)]
+        self.map[EVENT_BYTES..EVENT_BYTES * (self.written() + 1)]
             .chunks_exact(EVENT_BYTES)
             .filter_map(|bytes| Event::decode(bytes.try_into().expect("64 bytes")))
     }

@@ -51,6 +51,16 @@ pub fn verify(
             break;
         }
         progress.start(&trial.label, Duration::ZERO);
+        if let Some(reason) = executor.refuses(&trial.config) {
+            verified.push(Verified {
+                label: trial.label.clone(),
+                gate: "not run".into(),
+                outcome: Outcome::Skipped,
+                reason: Some(reason),
+            });
+            progress.finish();
+            continue;
+        }
         let found = match gating.gate(trial, executor)? {
             GateEnd::Interrupted => break,
             GateEnd::Barred {
@@ -106,6 +116,7 @@ fn steps(trial: &Trial, gate: String, executor: &mut dyn Executor) -> Result<Ver
         reason: result.reason,
         unsynchronized_first: None,
         cores: &result.cores,
+        clocks: &result.clocks,
     };
     let Verdict { outcome, reason } =
         judge(&config, &recorder::record(&facts, &result.events).repeat);

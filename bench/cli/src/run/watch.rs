@@ -14,17 +14,26 @@ use syncmark_engine::probe::now_ns;
 use syncmark_record::Outcome;
 
 use super::blame::{Account, Stopped, blame};
-use super::child::Child;
 use super::job::Job;
 use super::signals::Signals;
 use super::silence::{self, Sign};
 use super::spool_folder::SpoolFolder;
+use super::watched::Watched;
 use crate::plan::config::StrategyConfig;
 
 /// How long the other ranks may take to notice that one has failed.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a process may take to end after SIGTERM.
 pub const GRACE: Duration = Duration::from_secs(1);
+
+/// The time left until a deadline, for poll(2).
+pub fn time_until(deadline: Instant) -> Timespec {
+    let left = deadline.saturating_duration_since(Instant::now());
+    Timespec {
+        tv_sec: left.as_secs() as i64,
+        tv_nsec: i64::from(left.subsec_nanos()),
+    }
+}
 
 /// How far the job has been stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +53,7 @@ pub struct Watch<'a> {
     job: &'a Job,
     spools: &'a SpoolFolder,
     region: Option<Region>,
-    children: Vec<Child>,
+    children: Vec<Box<dyn Watched>>,
     deadline: Instant,
     stage: Stage,
     stopped: Option<Stopped>,
@@ -74,13 +83,13 @@ impl<'a> Watch<'a> {
     }
 
     /// Takes a process under watch.
-    pub fn add(&mut self, child: Child) {
+    pub fn add(&mut self, child: Box<dyn Watched>) {
         self.children.push(child);
     }
 
     /// Whether every process is gone.
     pub fn is_over(&self) -> bool {
-        self.children.iter().all(|child| child.ended.is_some())
+        self.children.iter().all(|child| child.is_over())
     }
 
     /// Sleeps until there is something to attend to.
@@ -91,7 +100,7 @@ impl<'a> Watch<'a> {
         let descriptors = self
             .children
             .iter()
-            .flat_map(Child::descriptors)
+            .flat_map(|child| child.descriptors())
             .chain([signals.as_fd()]);
         let mut fds: Vec<PollFd<'_>> = descriptors
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
@@ -101,34 +110,32 @@ impl<'a> Watch<'a> {
             Stage::Told { until } | Stage::Asked { until } => Some(until),
             Stage::Killed => None,
         };
-        let timeout = until.map(|until| {
-            let left = until.saturating_duration_since(Instant::now());
-            Timespec {
-                tv_sec: left.as_secs() as i64,
-                tv_nsec: i64::from(left.subsec_nanos()),
-            }
-        });
+        let others = self.children.iter().filter_map(|child| child.deadline());
+        let until = until.into_iter().chain(others).min();
+        let timeout = until.map(time_until);
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Attends to whatever has happened until `now`; `signals` is how many the user has sent in all.
-    pub fn attend(&mut self, now: Instant, signals: usize) {
-        self.children.iter_mut().for_each(Child::attend);
+    /// Attends to whatever has happened until `now`; `signals` says how many the user has sent in all. It is asked after the
+    /// processes, whose words can bring the news of a signal together with what the signal did.
+    pub fn attend(&mut self, now: Instant, signals: impl FnOnce() -> usize) {
+        self.children.iter_mut().for_each(|child| child.attend());
+        let signals = signals();
         match self.stage {
             Stage::Running => {
-                if let Some(cause) = self.failure() {
+                if signals > 0 {
+                    self.stopped = Some(Stopped::Interrupted);
+                    self.ask(now);
+                } else if let Some(cause) = self.failure() {
                     if let Some(region) = &self.region {
                         region.abort(None, &cause);
                     }
                     self.stage = Stage::Told {
                         until: now + PATIENCE,
                     };
-                } else if signals > 0 {
-                    self.stopped = Some(Stopped::Interrupted);
-                    self.ask(now);
                 } else if now >= self.deadline {
                     self.stopped = Some(Stopped::Timeout(self.silence()));
                     self.ask(now);
@@ -145,7 +152,7 @@ impl<'a> Watch<'a> {
         let accounts: Vec<Account> = self
             .children
             .iter()
-            .map(|child| Account::of(child, self.name(child), self.signalled))
+            .map(|child| Account::of(&**child, self.name(&**child), self.signalled))
             .collect();
         blame(self.stopped.as_ref(), &accounts)
     }
@@ -155,11 +162,11 @@ impl<'a> Watch<'a> {
         let accounts = self
             .children
             .iter()
-            .map(|child| (child, Account::of(child, self.name(child), None)));
+            .map(|child| (child, Account::of(&**child, self.name(&**child), None)));
         let mut failed = accounts.filter(|(child, account)| {
             account.error.is_some()
                 || account.death.is_some()
-                || (child.ended.is_some() && !account.done)
+                || (child.ended().is_some() && !account.done)
         });
         failed
             .next()
@@ -178,41 +185,44 @@ impl<'a> Watch<'a> {
 
     fn signal(&mut self, signal: Signal, now: Instant) {
         self.signalled.get_or_insert(now);
-        self.children.iter().for_each(|child| child.signal(signal));
+        self.children
+            .iter_mut()
+            .for_each(|child| child.signal(signal));
     }
 
     /// `rank 1 (process 4711)`.
-    fn name(&self, child: &Child) -> String {
-        let pid = child.pid();
-        match (&self.job.trial.strategy, child.ranks.len()) {
-            (StrategyConfig::Dp { .. }, _) => format!("the controller (process {pid})"),
-            (_, 1) => format!("rank {} (process {pid})", child.ranks.start),
-            (_, n) => format!("the process of ranks 0 to {} (process {pid})", n - 1),
+    fn name(&self, child: &dyn Watched) -> String {
+        let (place, ranks) = (child.place(), child.ranks());
+        match (&self.job.trial.strategy, ranks.len()) {
+            (StrategyConfig::Dp { .. }, _) => format!("the controller ({place})"),
+            (_, 1) => format!("rank {} ({place})", ranks.start),
+            (_, n) => format!("the process of ranks 0 to {} ({place})", n - 1),
         }
     }
 
     /// Why the time limit was passed: which rank has been silent for longest.
     fn silence(&self) -> String {
         let beats = self.spools.heartbeats_ns();
-        let sign = |child: &Child, rank: usize| {
+        let sign = |child: &dyn Watched, rank: usize| {
             // A rank that waits for another one has arrived at a collective; one that hangs has not.
             let arrived = self
                 .region
                 .as_ref()
                 .map_or(0, |region| region.heartbeat_ns(rank));
+            let spooled = || beats.get(rank).copied().unwrap_or(0);
             Sign {
-                name: if child.ranks.len() == 1 {
+                name: if child.ranks().len() == 1 {
                     self.name(child)
                 } else {
                     format!("rank {rank}")
                 },
-                beat_ns: beats.get(rank).copied().unwrap_or(0).max(arrived),
-                stopped: silence::is_stopped(child.pid()),
+                beat_ns: child.beat_ns().unwrap_or_else(spooled).max(arrived),
+                stopped: child.is_stopped(),
             }
         };
-        let alive = self.children.iter().filter(|child| child.ended.is_none());
+        let alive = self.children.iter().filter(|child| child.ended().is_none());
         let signs: Vec<Sign> = alive
-            .flat_map(|child| child.ranks.clone().map(move |rank| sign(child, rank)))
+            .flat_map(|child| child.ranks().map(move |rank| sign(&**child, rank)))
             .collect();
         silence::reason(self.job.timeout, &signs, now_ns())
     }

@@ -62,6 +62,15 @@ set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "processes", "parallel
     )
 }
 
+/// `NAME=value` of a variable that no other run has.
+pub fn marker() -> String {
+    format!(
+        "{MARKER}={}-{}",
+        std::process::id(),
+        RUNS.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
 /// The built binary.
 pub fn command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_syncmark"))
@@ -110,11 +119,7 @@ impl Run {
     fn begin(toml: &str, arguments: &[&str], out: PathBuf, files: tempfile::TempDir) -> Self {
         let scenario = files.path().join("faults.toml");
         std::fs::write(&scenario, toml).unwrap();
-        let marker = format!(
-            "{MARKER}={}-{}",
-            std::process::id(),
-            RUNS.fetch_add(1, Ordering::Relaxed)
-        );
+        let marker = marker();
         let (name, value) = marker.split_once('=').unwrap();
         let child = command()
             .arg("run")
@@ -151,35 +156,11 @@ impl Run {
 
     /// The events of each rank of the measuring job that is running. A gate's spools are smaller and left out.
     pub fn spools(&self) -> Vec<Vec<Event>> {
-        let Some(folder) = self.folder() else {
-            return Vec::new();
-        };
-        let jobs = std::fs::read_dir(folder.join(".spool"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        let mut spools: Vec<PathBuf> = jobs
-            .flat_map(|job| {
-                std::fs::read_dir(job.path())
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-            })
-            .map(|file| file.path())
-            .filter(|path| {
-                path.metadata()
-                    .is_ok_and(|data| data.len() >= (EVENT_BYTES * CAPACITY) as u64)
-            })
-            .collect();
-        spools.sort();
-        spools
-            .iter()
-            .filter_map(|path| Some(Reader::open(path).ok()?.events().collect()))
-            .collect()
+        spools(&self.out)
     }
 
     fn folder(&self) -> Option<PathBuf> {
-        Some(std::fs::read_dir(&self.out).ok()?.flatten().next()?.path())
+        run_folder(&self.out)
     }
 
     /// Waits for the end, which must leave no process behind.
@@ -217,6 +198,34 @@ impl Drop for Run {
     }
 }
 
+/// The run folder below `out`, once it is made.
+pub fn run_folder(out: &Path) -> Option<PathBuf> {
+    Some(std::fs::read_dir(out).ok()?.flatten().next()?.path())
+}
+
+/// The events of each rank of the measuring job whose run folder is below `out`. A gate's spools are smaller and left out.
+pub fn spools(out: &Path) -> Vec<Vec<Event>> {
+    let Some(folder) = run_folder(out) else {
+        return Vec::new();
+    };
+    let entries = |path: PathBuf| {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path())
+    };
+    let mut spools: Vec<PathBuf> = entries(folder.join(".spool"))
+        .flat_map(entries)
+        .filter(|path| {
+            path.metadata()
+                .is_ok_and(|data| data.len() >= (EVENT_BYTES * CAPACITY) as u64)
+        })
+        .collect();
+    spools.sort();
+    spools
+        .iter()
+        .filter_map(|path| Some(Reader::open(path).ok()?.events().collect()))
+        .collect()
+}
+
 fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().flatten() {
@@ -230,7 +239,7 @@ fn copy_folder(from: &Path, to: &Path) {
 }
 
 /// Living processes whose environment holds the marker. A zombie's environment is empty.
-fn marked(marker: &str) -> Vec<u32> {
+pub fn marked(marker: &str) -> Vec<u32> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter(|pid| {

@@ -32,7 +32,6 @@ fn tell(
         clock: &clock,
         progress: &mut progress,
         scratch: scratch.path(),
-        cores: 2,
     }
     .run(plan);
     assert!(progress.ended, "the bar is taken away, whatever happened");
@@ -342,4 +341,16 @@ fn remaining_time_falls_to_the_last_job() {
         expected
     );
     assert_eq!((told.progress.jobs, told.progress.finished), (12, 12));
+}
+
+#[test]
+fn a_trial_that_the_executor_refuses_is_skipped_with_its_reason_and_never_started() {
+    let plan = plan(2);
+    let told = tell(&plan, &[], |executor, _| executor.refused = Some("ddp"));
+    assert_eq!(
+        outcomes(&told.end),
+        [Outcome::Passed, Outcome::Passed, Outcome::Skipped]
+    );
+    assert_eq!(told.end.trials[2].reason.as_deref(), Some("no ddp here"));
+    assert!(!told.executor.jobs.iter().any(|job| job.starts_with("ddp")));
 }

@@ -1,4 +1,6 @@
 //! Rows of `steps.csv` and `phases.csv`: what each rank's steps took, and the spans of the traced ones.
+use std::collections::BTreeMap;
+
 use syncmark_engine::probe::Phase;
 use syncmark_record::rows::{Pass, PhaseRow, StepRow};
 
@@ -143,11 +145,18 @@ pub(super) fn phase_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<P
         Event::Span { device_ns, .. } => Some(device_ns[0]),
         _ => None,
     };
-    let Some(origin) = ranks.iter().flatten().filter_map(spans).min() else {
-        return Vec::new();
-    };
+    // Each clock begins at its own first span: the ranks have just left a barrier there.
+    let mut origins: BTreeMap<&str, u64> = BTreeMap::new();
+    for (rank, events) in ranks.iter().enumerate() {
+        if let Some(first) = events.iter().filter_map(spans).min() {
+            let origin = origins.entry(facts.clock(rank)).or_insert(first);
+            *origin = first.min(*origin);
+        }
+    }
     let mut rows = Vec::new();
     for (rank, events) in ranks.iter().enumerate() {
+        let clock = facts.clock(rank);
+        let origin = origins.get(clock).copied().unwrap_or(0);
         for event in events {
             let Event::Span {
                 device,
@@ -172,7 +181,7 @@ pub(super) fn phase_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<P
                 step,
                 start_ns: device_ns[0] - origin,
                 end_ns: device_ns[1] - origin,
-                clock: "host".to_owned(),
+                clock: clock.to_owned(),
             });
         }
     }

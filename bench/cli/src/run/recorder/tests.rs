@@ -59,6 +59,10 @@ fn config() -> TrialConfig {
 }
 
 fn fold(config: &TrialConfig, ranks: &[Vec<Event>]) -> RepeatRecord {
+    fold_on(&[], config, ranks)
+}
+
+fn fold_on(clocks: &[String], config: &TrialConfig, ranks: &[Vec<Event>]) -> RepeatRecord {
     let facts = RepeatFacts {
         trial: "id",
         config,
@@ -69,6 +73,7 @@ fn fold(config: &TrialConfig, ranks: &[Vec<Event>]) -> RepeatRecord {
         reason: None,
         unsynchronized_first: Some(true),
         cores: &[vec![0, 1, 2, 5], vec![7]],
+        clocks,
     };
     record(&facts, ranks)
 }
@@ -97,6 +102,35 @@ fn pass(pass: Pass, start: u64) -> Vec<Event> {
         end_ns: end,
     });
     events
+}
+
+#[test]
+fn times_of_different_hosts_are_never_subtracted() {
+    let clocks = ["a".to_owned(), "b".to_owned(), "a".to_owned()];
+    let span = |start| Event::Span {
+        device: 0,
+        track: 1,
+        phase: 0,
+        bucket: u16::MAX,
+        step: 0,
+        host_ns: [start, start + 5],
+        device_ns: [start, start + 5],
+    };
+    let rank = |start| [pass(Pass::Window, start), vec![span(start)]].concat();
+    // Host b was started an age before host a.
+    let record = fold_on(
+        &clocks,
+        &config(),
+        &[rank(100), rank(9_000_000_000), rank(104)],
+    );
+    assert_eq!(record.repeat.window_ns, Some(34));
+    assert_eq!(record.repeat.samples, 36);
+    let starts: Vec<(&str, u64)> = record
+        .phases
+        .iter()
+        .map(|row| (row.clock.as_str(), row.start_ns))
+        .collect();
+    assert_eq!(starts, [("a", 0), ("b", 0), ("a", 4)]);
 }
 
 #[test]
