@@ -15,7 +15,7 @@ use crate::agent::message::{Report, SharedRegion, Start};
 use crate::agent::parcel::{send_output, send_spool};
 use crate::agent::wire::send;
 use crate::run::child::Child;
-use crate::run::protocol::{Assignment, Purpose};
+use crate::run::protocol::{Assignment, Meeting, Purpose};
 use crate::run::silence;
 use crate::run::spool_folder::SpoolFolder;
 
@@ -44,9 +44,14 @@ impl Work {
         let region = start.region.map(open_region).transpose()?;
         let mut assignment = start.assignment;
         assignment.spools = spool.spools().to_vec();
-        assignment.region_fd = region.as_ref().map(AsRawFd::as_raw_fd);
+        if let Some(region) = &region {
+            let fd = region.as_raw_fd();
+            assignment.meeting = Some(Meeting::Region { fd });
+        }
+        if let Some(Meeting::Tcp { address, .. }) = &mut assignment.meeting {
+            address.set_ip(rank_0);
+        }
         let output = place_output(&mut assignment, scratch);
-        let _ = rank_0;
         let rank = assignment.rank as usize;
         let child =
             Child::start(binary, &assignment, rank..rank + 1).map_err(|error| error.to_string())?;
