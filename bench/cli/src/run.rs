@@ -6,6 +6,7 @@
 pub mod agreement;
 pub mod blame;
 pub mod child;
+pub mod collectives_summary;
 pub mod conductor;
 pub mod cores;
 pub mod data_folder;

@@ -10,7 +10,7 @@ use syncmark_record::{
     rows::{CommRow, DeviceRow, RepeatRow, TrialRow},
 };
 
-use crate::stats::{Estimate, estimate, estimate_ratio, median};
+use crate::stats::{Estimate, estimate, estimate_ratio, median, spread_of};
 
 /// The warning of a trial whose counted bytes are not the predicted ones.
 pub const BYTES_DIFFER: &str = "counted bytes differ from predicted bytes in a call of some rank";
@@ -100,6 +100,9 @@ pub fn summarise(
         .iter()
         .map(|trial| {
             let own = &blocks[trial.trial.as_str()];
+            if !trains(trial) {
+                return beside_training(trial, repeats);
+            }
             if own.step_ms.is_empty() {
                 return without_repeats(trial);
             }
@@ -118,6 +121,24 @@ pub fn summarise(
             row
         })
         .collect()
+}
+
+/// Whether a trial takes whole training steps. Other kinds have files of their own for their figures.
+pub fn trains(trial: &TrialRow) -> bool {
+    !matches!(trial.kind.as_str(), "collectives" | "layer-cost")
+}
+
+/// A trial without steps: how many of its repeats have figures, and what their spread is.
+fn beside_training(trial: &TrialRow, repeats: &[RepeatRow]) -> TrialRow {
+    let finished = repeats
+        .iter()
+        .filter(|repeat| repeat.trial == trial.trial && repeat.outcome.has_figures())
+        .count();
+    TrialRow {
+        repeats: finished as u32,
+        spread: (finished > 0).then(|| spread_of(finished).name().to_owned()),
+        ..trial.clone()
+    }
 }
 
 /// Gives an interrupted trial the outcome of its finished repeats.

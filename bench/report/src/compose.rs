@@ -10,7 +10,7 @@ mod tables;
 use syncmark_record::Outcome;
 
 use crate::{
-    analyse::warnings,
+    analyse::{trains, warnings},
     answer::{Answer, answer},
     chart::{
         collectives::collectives,
@@ -37,11 +37,7 @@ pub fn compose(data: &RunData) -> Document {
     let answer = answer(data);
     let mut blocks = cautions(data);
     blocks.push(Block::heading(1, "Results"));
-    let training: Vec<_> = data
-        .trials
-        .iter()
-        .filter(|t| t.kind != "collectives" && t.kind != "layer-cost")
-        .collect();
+    let training: Vec<_> = data.trials.iter().filter(|trial| trains(trial)).collect();
     let facets = facets(&training);
     blocks.extend(
         facets

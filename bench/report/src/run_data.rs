@@ -13,7 +13,7 @@ use syncmark_record::{
 };
 
 use crate::{
-    analyse::{placeholder_trial, summarise},
+    analyse::{placeholder_trial, summarise, trains},
     error::ReportError,
     phase_totals::{PhaseTotals, phase_totals},
     scenario::ScenarioHead,
@@ -113,7 +113,7 @@ impl RunData {
     pub fn measured(&self) -> impl Iterator<Item = &TrialRow> {
         self.trials
             .iter()
-            .filter(|trial| trial.outcome.has_figures() && trial.step_ms.is_some())
+            .filter(|trial| excluded_reason(trial).is_none())
     }
 
     /// Repeats of a trial that have a window.
@@ -241,10 +241,11 @@ fn sort_trials(trials: &mut [TrialRow]) {
 /// Whether a trial failed in a way that a reader must see.
 pub fn excluded_reason(trial: &TrialRow) -> Option<String> {
     if trial.outcome.has_figures() {
-        return trial
-            .step_ms
-            .is_none()
-            .then(|| "no finished repeat".to_string());
+        let nothing = match trains(trial) {
+            true => trial.step_ms.is_none(),
+            false => trial.repeats == 0,
+        };
+        return nothing.then(|| "no finished repeat".to_string());
     }
     let outcome = outcome_name(trial.outcome);
     Some(match &trial.reason {

@@ -7,7 +7,7 @@ pub mod bootstrap;
 pub mod random;
 
 pub use bootstrap::{
-    Estimate, FEWEST_FOR_INTERVAL, Spread, estimate, estimate_ratio, median_of_ratios,
+    Estimate, FEWEST_FOR_INTERVAL, Spread, estimate, estimate_ratio, median_of_ratios, spread_of,
 };
 
 /// The q-quantile of a sample, 0 ≤ q ≤ 1, interpolated linearly between its order statistics.

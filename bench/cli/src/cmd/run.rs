@@ -18,6 +18,7 @@ use crate::cmd::report::{self, HAS_PDF, Pdf};
 use crate::environment;
 use crate::error::{CliError, Result, Status};
 use crate::plan::{Plan, Trial, plans};
+use crate::run::collectives_summary;
 use crate::run::conductor::{Conductor, RunEnd};
 use crate::run::data_folder::DataSet;
 use crate::run::job::{Clock, Executor, SystemClock};
@@ -28,7 +29,7 @@ use crate::run::standing::{Standing, Unrun};
 use crate::run::summary::{cautions, summary};
 use crate::run::supervise::Supervisor;
 use crate::run::trial_row::row;
-use crate::scenario::file::BackendChoice;
+use crate::scenario::file::{BackendChoice, Kind};
 
 /// Runs every scenario. The worst status of them counts; ctrl-C ends them all.
 ///
@@ -271,9 +272,13 @@ fn pdf() -> Pdf<'static> {
 
 /// The summary table, the answer in words, and where everything is.
 fn closing_words(plan: &Plan, folder: &RunFolder, trials: &[TrialRow]) -> String {
-    let mut text = format!("{}\n", summary(trials));
-    if let Ok(data) = RunData::load(folder) {
-        answer(&data)
+    let data = RunData::load(folder).ok();
+    let mut text = match (&data, plan.scenario.kind) {
+        (Some(data), Kind::Collectives) => format!("{}\n", collectives_summary::summary(data)),
+        _ => format!("{}\n", summary(trials)),
+    };
+    if let Some(data) = &data {
+        answer(data)
             .sentences
             .iter()
             .for_each(|sentence| text.push_str(&format!("{sentence}\n")));

@@ -300,7 +300,7 @@ impl Draft {
 
 /// `ddp-processes ×2`.
 fn strategy_in_words(config: &TrialConfig) -> String {
-    let name = config.strategy.name();
+    let name = config.strategy_name();
     match config.strategy {
         StrategyConfig::Single => name.to_owned(),
         _ => match config.strategy.launch() {

@@ -5,12 +5,13 @@
 //! summarised under "Strategies" in METHODOLOGY.md.
 use crate::plan::config::{
     Backend, Batch, DataConfig, DdpConfig, DpConfig, MeasureConfig, PROTOCOL_VERSION, SourceConfig,
-    StrategyConfig, TrialConfig, Zero1Config,
+    StrategyConfig, TrialConfig, Work, Zero1Config,
 };
-use crate::plan::model;
+use crate::plan::{collectives, model};
 use crate::scenario::check::{Checker, check};
 use crate::scenario::file::{
-    BUCKET_CAP, BackendChoice, FIRST_BUCKET_CAP, Parallel, Scaling, Scenario, Source, Strategy,
+    BUCKET_CAP, BackendChoice, FIRST_BUCKET_CAP, Kind, Parallel, Scaling, Scenario, Source,
+    Strategy,
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Node;
@@ -37,6 +38,9 @@ pub enum Combination {
 pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem> {
     check(scenario, tree)?;
     let checker = Checker(tree);
+    if scenario.kind == Kind::Collectives {
+        return Ok(collectives::combine(scenario));
+    }
     let spec = model::spec(scenario, &checker)?;
     let norm = model::norm(scenario, &spec);
     if let Some(why) = meaningless(scenario, model::synchronizes(&spec, norm.0)) {
@@ -47,6 +51,7 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
     let notes = notes(scenario, &batch);
     let config = TrialConfig {
         protocol: PROTOCOL_VERSION,
+        work: Work::Train,
         model: spec,
         norm: norm.0,
         norm_groups: norm.1,
@@ -56,11 +61,7 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
         accumulation: scenario.train.accumulation,
         train_seed: scenario.train.seed,
         strategy: strategy(scenario),
-        backend: match scenario.parallel.backend {
-            // This build computes on CPUs alone, so they are the fastest that it has.
-            BackendChoice::Auto | BackendChoice::Cpu => Backend::Cpu,
-            BackendChoice::Cuda => Backend::Cuda,
-        },
+        backend: backend(scenario),
         devices: scenario.parallel.devices,
         scaling: scenario.parallel.scaling,
         batch,
@@ -71,6 +72,14 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
         parameters,
         notes,
     })
+}
+
+pub(super) fn backend(scenario: &Scenario) -> Backend {
+    match scenario.parallel.backend {
+        // This build computes on CPUs alone, so they are the fastest that it has.
+        BackendChoice::Auto | BackendChoice::Cpu => Backend::Cpu,
+        BackendChoice::Cuda => Backend::Cuda,
+    }
 }
 
 fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<String> {
@@ -178,7 +187,7 @@ fn data(scenario: &Scenario) -> DataConfig {
     }
 }
 
-fn measure(scenario: &Scenario) -> MeasureConfig {
+pub(super) fn measure(scenario: &Scenario) -> MeasureConfig {
     let measure = &scenario.measure;
     let synchronizes = matches!(
         scenario.parallel.strategy,
@@ -196,7 +205,7 @@ fn measure(scenario: &Scenario) -> MeasureConfig {
     }
 }
 
-fn notes(scenario: &Scenario, batch: &Batch) -> Vec<String> {
+pub(super) fn notes(scenario: &Scenario, batch: &Batch) -> Vec<String> {
     let mut notes = Vec::new();
     let (devices, chunks) = (scenario.parallel.devices, &batch.chunks);
     if chunks.len() < devices {

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use syncmark_engine::model::NormOptions;
 use syncmark_engine::model::spec::{GroupNormSpec, ModelSpec, Norm};
 
-use crate::scenario::file::{Compression, DpLoss, Launch, Optimizer, Scaling, Schedule, Transport};
+use crate::scenario::file::{
+    Compression, DpLoss, Launch, Operation, Optimizer, Scaling, Schedule, Transport,
+};
 
 /// Version of [`TrialConfig`]'s JSON; a child refuses any other.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -21,6 +23,8 @@ pub const MAX_DEVICES: usize = 1024;
 pub struct TrialConfig {
     /// [`PROTOCOL_VERSION`] of the writer. Not part of the trial's id.
     pub protocol: u32,
+    /// What is measured. Collectives use neither model, data nor optimizer: these hold the same values in all such trials.
+    pub work: Work,
     /// The model, resolved; its `input` and `classes` are those of the data.
     pub model: ModelSpec,
     /// What the model's `norm` layers become; `none` where the model has no such layer.
@@ -49,6 +53,42 @@ pub struct TrialConfig {
     pub batch: Batch,
     /// How long it is measured.
     pub measure: MeasureConfig,
+}
+
+/// What a trial measures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Work {
+    /// Whole training steps.
+    Train,
+    /// Collectives of ranks that do nothing else.
+    Collectives(CollectivesConfig),
+}
+
+/// Operations and sizes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CollectivesConfig {
+    /// In the order in which they are timed.
+    pub operations: Vec<Operation>,
+    /// Sizes of the messages, over all ranks.
+    pub sizes_bytes: Vec<u64>,
+    /// Calls of a size that are not timed.
+    pub warmup: u64,
+    /// Fewest timed calls of a size.
+    pub iterations: u64,
+    /// Shortest time that a size is timed for.
+    pub min_time_ns: u64,
+}
+
+impl Work {
+    /// The scenario's kind, as in `trials.csv`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Collectives(_) => "collectives",
+        }
+    }
 }
 
 /// Where samples come from.
@@ -365,6 +405,14 @@ impl TrialConfig {
         match self.strategy.launched() {
             Some(Launch::Processes) => self.devices,
             _ => 1,
+        }
+    }
+
+    /// The strategy's name in `trials.csv`: ranks that only communicate follow none.
+    pub fn strategy_name(&self) -> &'static str {
+        match self.work {
+            Work::Train => self.strategy.name(),
+            Work::Collectives(_) => "ranks",
         }
     }
 

@@ -5,12 +5,15 @@
 use std::time::Duration;
 
 use crate::plan::Plan;
-use crate::plan::config::TrialConfig;
+use crate::plan::config::{TrialConfig, Work};
 
 /// Starting the processes of one repeat, building the model, and collecting its records.
 const START_UP: Duration = Duration::from_millis(300);
 /// Gating one trial, once.
 const GATE: Duration = Duration::from_millis(500);
+
+/// Checking and warming up one collective at one size.
+const CHECK: Duration = Duration::from_millis(30);
 
 /// What the estimate takes for granted.
 pub const ASSUMPTION: &str = "assumes that `steps` steps fit into min_time, that a traced step takes at most min_time / steps, \
@@ -27,6 +30,11 @@ pub fn expected(plan: &Plan) -> Duration {
 
 /// The expected time of one repeat of one trial.
 pub fn repeat(config: &TrialConfig) -> Duration {
+    if let Work::Collectives(collectives) = &config.work {
+        let cases = collectives.operations.len() * collectives.sizes_bytes.len();
+        let case = Duration::from_nanos(collectives.min_time_ns).saturating_add(CHECK);
+        return START_UP.saturating_add(case.saturating_mul(cases as u32));
+    }
     let measure = &config.measure;
     let window = Duration::from_nanos(measure.min_time_ns);
     let windows = if measure.unsynchronized { 2 } else { 1 };

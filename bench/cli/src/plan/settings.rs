@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::plan::config::{DpConfig, TrialConfig, compression_name};
+use crate::plan::config::{CollectivesConfig, DpConfig, TrialConfig, Work, compression_name};
 use crate::scenario::file::{Scenario, Source};
 use crate::scenario::keys::WHOLE_RUN;
 use crate::scenario::size::ByteSize;
@@ -16,6 +16,9 @@ pub type Settings = BTreeMap<String, String>;
 
 /// The settings of a configuration that was made from this effective scenario.
 pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
+    if let Work::Collectives(collectives) = &config.work {
+        return of_collectives(scenario, config, collectives);
+    }
     let mut settings = Settings::new();
     let sections = [
         ("model", serde_json::to_value(&scenario.model)),
@@ -98,6 +101,37 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
             None => settings.remove(key),
         };
     }
+    settings
+}
+
+/// Ranks that only communicate use little.
+fn of_collectives(
+    scenario: &Scenario,
+    config: &TrialConfig,
+    collectives: &CollectivesConfig,
+) -> Settings {
+    let mut settings = Settings::new();
+    let own = serde_json::to_value(&scenario.collectives);
+    flatten("collectives", &own.unwrap_or_default(), &mut settings);
+    let operations = collectives.operations.iter().map(|operation| {
+        let name = serde_json::to_value(operation).unwrap_or_default();
+        word(&name)
+    });
+    let others = [
+        (
+            "collectives.operations",
+            operations.collect::<Vec<_>>().join("+"),
+        ),
+        ("parallel.backend", config.backend.name().to_owned()),
+        ("parallel.devices", config.devices.to_string()),
+        (
+            "parallel.launch",
+            config.strategy.launch().unwrap_or_default().to_owned(),
+        ),
+        ("parallel.transport", of_ranks(config).unwrap_or_default()),
+        ("measure.smoke", config.measure.smoke.to_string()),
+    ];
+    settings.extend(others.map(|(key, value)| (key.to_owned(), value)));
     settings
 }
 

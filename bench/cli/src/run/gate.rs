@@ -10,7 +10,7 @@ use syncmark_engine::model::spec::{LayerSpec, Norm};
 
 use super::job::Job;
 use super::protocol::Purpose;
-use crate::plan::config::{Batch, MeasureConfig, StrategyConfig, TrialConfig};
+use crate::plan::config::{Batch, MeasureConfig, StrategyConfig, TrialConfig, Work};
 use crate::scenario::file::{DpLoss, Optimizer, Scaling};
 
 /// One comparison of a gate.
@@ -71,6 +71,9 @@ pub struct Pair {
 impl Gate {
     /// The gate of a trial.
     pub fn of(trial: &TrialConfig) -> Self {
+        if trial.work != Work::Train {
+            return Self::None("collectives compare their own results");
+        }
         match trial.strategy {
             StrategyConfig::Single => return Self::None("one device is the reference itself"),
             StrategyConfig::Independent { .. } => {

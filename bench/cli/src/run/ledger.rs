@@ -4,11 +4,11 @@
 //! that is not finite, a missing window and an unsteady one are all visible in the events alone. Rows are on disk when
 //! a call returns. See "A run folder" in ARCHITECTURE.md.
 use syncmark_record::rows::{GateRow, RepeatRow};
-use syncmark_record::{FolderError, Outcome, Records, RunFolder};
+use syncmark_record::{FolderError, Outcome, Records, RepeatRecord, RunFolder};
 
 use super::recorder::{self, RepeatFacts};
 use super::spool::Event;
-use crate::plan::config::TrialConfig;
+use crate::plan::config::{TrialConfig, Work};
 
 /// Largest change of the mean step time from the first to the last third of a steady window.
 pub const STEADY: f64 = 0.02;
@@ -65,7 +65,10 @@ impl Ledger for FolderLedger {
         ranks: &[Vec<Event>],
     ) -> Result<Verdict, FolderError> {
         let mut record = recorder::record(facts, ranks);
-        let verdict = judge(facts.config, &record.repeat);
+        let verdict = match facts.config.work {
+            Work::Train => judge(facts.config, &record.repeat),
+            Work::Collectives(_) => judge_collectives(&record),
+        };
         record.repeat.outcome = verdict.outcome;
         record.repeat.reason = verdict.reason.clone();
         self.records.append(&record)?;
@@ -79,6 +82,28 @@ impl Ledger for FolderLedger {
             self.folder.write_gates(rows)
         }
     }
+}
+
+/// Judges a repeat of collectives: one wrong element makes all of it invalid.
+fn judge_collectives(record: &RepeatRecord) -> Verdict {
+    let row = &record.repeat;
+    let wrong = record.collectives.iter().find(|row| row.wrong_elements > 0);
+    let (outcome, reason) = match (row.outcome, wrong) {
+        (Outcome::Passed, Some(wrong)) => {
+            let (count, name) = (wrong.wrong_elements, &wrong.collective);
+            let reason = format!(
+                "{count} elements of a {name} of {} B were wrong",
+                wrong.size_bytes
+            );
+            (Outcome::Invalid, Some(reason))
+        }
+        (Outcome::Passed, None) if record.collectives.is_empty() => (
+            Outcome::Failed,
+            Some("no collective was measured".to_owned()),
+        ),
+        (outcome, _) => (outcome, row.reason.clone()),
+    };
+    Verdict { outcome, reason }
 }
 
 /// Judges a repeat by its row. What its processes said stands, unless they said that all went well.

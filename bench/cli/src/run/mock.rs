@@ -19,7 +19,7 @@ use super::spool::Event;
 use super::standing::{Standing, Unrun};
 use crate::plan::config::{
     Backend, Batch, DataConfig, DdpConfig, DpConfig, MeasureConfig, PROTOCOL_VERSION, SourceConfig,
-    StrategyConfig, TrialConfig,
+    StrategyConfig, TrialConfig, Work,
 };
 use crate::plan::{Plan, Trial};
 use crate::scenario::file::{
@@ -31,6 +31,7 @@ use crate::scenario::file::{
 pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
     TrialConfig {
         protocol: PROTOCOL_VERSION,
+        work: Work::Train,
         model: ModelSpec {
             name: "test".into(),
             input: vec![4],

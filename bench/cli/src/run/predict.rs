@@ -6,7 +6,7 @@ use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::probe::Phase;
 use syncmark_record::bytes::{self, Algorithm, Call, DataParallelStep, Gathered, Traffic};
 
-use crate::plan::config::{StrategyConfig, TrialConfig};
+use crate::plan::config::{StrategyConfig, TrialConfig, Work};
 use crate::scenario::file::DpLoss;
 
 /// PyTorch's default caps in bytes: SEMANTICS of DDP's reducer.
@@ -32,6 +32,9 @@ pub struct Expected {
 
 /// All that a steady step of `config` should move, one entry per device, phase, collective and size.
 pub fn step(config: &TrialConfig) -> Vec<Expected> {
+    if config.work != Work::Train {
+        return Vec::new();
+    }
     let options = config.norm_options();
     let Ok(model) = resolve(
         &config.model,

@@ -4,6 +4,7 @@
 //! ranks a thread each, pinned to their device's cores. The first failure of any rank ends the child: nobody waits for
 //! a rank that will not come.
 mod build;
+mod collectives;
 mod data;
 mod gate;
 mod measure;
@@ -17,7 +18,9 @@ use syncmark_engine::strategy::StrategyError;
 
 use super::protocol::{Assignment, ErrorKind, Message, PROTOCOL_VERSION, Purpose};
 use super::spool::SpoolError;
-use build::{Participant, Ranks};
+use build::{Bench, Participant, Ranks};
+
+use crate::plan::config::Work;
 
 /// Why a rank gives up.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +131,9 @@ fn run_or_give_up(assignment: &Assignment, seat: build::Seat) {
 }
 
 fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError> {
+    if let Work::Collectives(config) = &assignment.trial.work {
+        return collectives::run(config, Bench::build(assignment, seat)?);
+    }
     let mut participant = Participant::build(assignment, seat)?;
     if participant.first_rank {
         let parameters = participant.strategy.master().program().parameters().len() as u64;

@@ -2,6 +2,7 @@
 //!
 //! Contract: a pure fold over events, so that what a killed rank left is recorded exactly like what a finished one left:
 //! every finished step becomes a row, and a figure that needs all ranks (the window) stays empty unless all ranks have it.
+mod collectives;
 mod comm;
 mod devices;
 mod steps;
@@ -71,7 +72,7 @@ pub fn record(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRecord {
         comm: comm::comm_rows(facts, ranks),
         devices: devices::device_rows(facts, ranks),
         learning: learning_rows(facts, ranks),
-        collectives: Vec::new(),
+        collectives: collectives::collective_rows(facts, ranks),
         layers: Vec::new(),
         compression: Vec::new(),
     }

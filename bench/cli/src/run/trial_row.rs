@@ -9,7 +9,7 @@ use super::cores;
 use super::gate::Gate;
 use super::standing::{Standing, Unrun};
 use crate::plan::config::{
-    DpConfig, SourceConfig, compression_name, optimizer_name, schedule_name,
+    DpConfig, SourceConfig, Work, compression_name, optimizer_name, schedule_name,
 };
 use crate::plan::{Plan, Trial};
 use crate::scenario::file::Scaling;
@@ -26,35 +26,37 @@ pub fn row(
     let config = &trial.config;
     let (outcome, reason) = standing.outcome(planned, unrun);
     let warnings = warnings(trial, cores);
-    let (dp, ddp) = (config.strategy.dp(), config.strategy.ddp());
-    let caps = config.strategy.bucket_caps();
+    let training = config.work == Work::Train;
+    let dp = config.strategy.dp();
+    let ddp = config.strategy.ddp().filter(|_| training);
+    let caps = config.strategy.bucket_caps().filter(|_| training);
     TrialRow {
         label: trial.label.clone(),
         scenario: plan.scenario.name.clone(),
-        kind: "train".into(),
+        kind: config.work.kind().into(),
         variant: trial.variant.clone(),
         model: trial.model.clone(),
         norm: norm_name(config.norm).into(),
         data: source_name(&config.data.source).into(),
-        strategy: config.strategy.name().into(),
+        strategy: config.strategy_name().into(),
         launch: config.strategy.launch().map(str::to_owned),
         transport: config.strategy.transport().map(str::to_owned),
         dp_loss: config.strategy.dp_loss().map(str::to_owned),
         bucket_cap_bytes: caps.map(|(cap, _)| cap),
         first_bucket_cap_bytes: caps.map(|(_, first)| first),
         overlap: ddp.map(|ddp| ddp.overlap),
-        accumulation: Some(config.accumulation as u64),
+        accumulation: training.then_some(config.accumulation as u64),
         no_sync: ddp
             .filter(|_| config.accumulation > 1)
             .map(|ddp| ddp.no_sync),
         compression: ddp.map(|ddp| compression_name(ddp.compression)),
-        broadcast_buffers: config.strategy.broadcast_buffers(),
+        broadcast_buffers: config.strategy.broadcast_buffers().filter(|_| training),
         device_ids: dp.and_then(DpConfig::order),
         output_device: dp
             .and_then(DpConfig::other_output)
             .map(|device| device as u32),
-        optimizer: Some(optimizer_name(&config.optimizer).to_owned()),
-        schedule: Some(schedule_name(&config.schedule).to_owned()),
+        optimizer: training.then(|| optimizer_name(&config.optimizer).to_owned()),
+        schedule: training.then(|| schedule_name(&config.schedule).to_owned()),
         backend: config.backend.name().into(),
         devices: config.devices as u32,
         scaling: if config.scaling == Scaling::Weak {
@@ -85,7 +87,8 @@ fn warnings(trial: &Trial, cores: usize) -> Vec<String> {
             config.devices
         ));
     }
-    if let (Gate::None(why), Some(_)) = (Gate::of(config), config.strategy.transport()) {
+    let gated = config.work == Work::Train && config.strategy.transport().is_some();
+    if let (Gate::None(why), true) = (Gate::of(config), gated) {
         warnings.push(format!("not gated: {why}"));
     }
     warnings

@@ -6,7 +6,7 @@ use syncmark_engine::data::{cifar10, fashion_mnist};
 
 use crate::plan::config::MAX_DEVICES;
 use crate::scenario::contradictions;
-use crate::scenario::file::{Measure, Scaling, Scenario, Source, Strategy, TimeSpan};
+use crate::scenario::file::{Kind, Scaling, Scenario, Source, Strategy, TimeSpan};
 use crate::scenario::preset::MODELS;
 use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Segment};
@@ -92,13 +92,18 @@ impl Checker<'_> {
 pub fn check(scenario: &Scenario, tree: &Node) -> Outcome {
     let checker = Checker(tree);
     head(&checker, scenario)?;
+    contradictions::kind(&checker, scenario)?;
+    if scenario.kind == Kind::Collectives {
+        devices(&checker, scenario)?;
+        return measure(&checker, scenario);
+    }
     model(&checker, scenario)?;
     data(&checker, scenario)?;
     contradictions::data(&checker, scenario)?;
     contradictions::train(&checker, scenario)?;
     parallel(&checker, scenario)?;
     contradictions::parallel(&checker, scenario)?;
-    measure(&checker, &scenario.measure)
+    measure(&checker, scenario)
 }
 
 fn head(checker: &Checker, scenario: &Scenario) -> Outcome {
@@ -202,8 +207,8 @@ fn data(checker: &Checker, scenario: &Scenario) -> Outcome {
     checker.at_least_one("data.classes", data.classes.unwrap_or(1))
 }
 
-fn parallel(checker: &Checker, scenario: &Scenario) -> Outcome {
-    let (devices, batch) = (scenario.parallel.devices, scenario.data.batch_size);
+fn devices(checker: &Checker, scenario: &Scenario) -> Outcome {
+    let devices = scenario.parallel.devices;
     checker.at_least_one("parallel.devices", devices)?;
     if devices > MAX_DEVICES {
         let message = format!("`parallel.devices` is {devices}");
@@ -213,6 +218,12 @@ fn parallel(checker: &Checker, scenario: &Scenario) -> Outcome {
             format!("write at most {MAX_DEVICES}"),
         ));
     }
+    Ok(())
+}
+
+fn parallel(checker: &Checker, scenario: &Scenario) -> Outcome {
+    devices(checker, scenario)?;
+    let (devices, batch) = (scenario.parallel.devices, scenario.data.batch_size);
     let devices = if scenario.parallel.strategy == Strategy::Single {
         1
     } else {
@@ -251,9 +262,13 @@ fn parallel(checker: &Checker, scenario: &Scenario) -> Outcome {
     Ok(())
 }
 
-fn measure(checker: &Checker, measure: &Measure) -> Outcome {
+fn measure(checker: &Checker, scenario: &Scenario) -> Outcome {
+    let measure = &scenario.measure;
     checker.at_least_one("measure.steps", measure.steps)?;
     checker.at_least_one("measure.repeats", measure.repeats)?;
+    if scenario.kind == Kind::Collectives {
+        return Ok(());
+    }
     let times = [
         ("measure.min_time", measure.min_time, MIN_TIME, "a window"),
         (

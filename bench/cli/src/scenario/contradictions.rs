@@ -5,17 +5,61 @@
 //! `DistributedDataParallel` and `PowerSGDState`.
 use crate::scenario::check::Checker;
 use crate::scenario::file::{
-    BUCKET_CAP, Compression, Optimizer, Parallel, Scenario, Schedule, Source, Strategy,
+    BUCKET_CAP, Compression, Kind, Optimizer, Parallel, Scenario, Schedule, Source, Strategy,
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::size::ByteSize;
 
 /// Smaller buckets than one element hold nothing.
 const SMALLEST_BUCKET: ByteSize = ByteSize(4);
+/// Four buffers of this size are held by every rank.
+const LARGEST_MESSAGE: ByteSize = ByteSize(4 << 30);
 /// PyTorch starts PowerSGD after the first iterations, because buckets are rebuilt in them.
 const EARLIEST_POWERSGD: usize = 2;
 
 type Outcome = Result<(), Problem>;
+
+/// Most sizes of a message: more would be a slip.
+const MOST_SIZES: u32 = 64;
+
+/// What the kind needs, and its own table.
+///
+/// # Errors
+/// The first problem.
+pub fn kind(checker: &Checker, scenario: &Scenario) -> Outcome {
+    if scenario.kind != Kind::Collectives {
+        return match checker.0.entry("data") {
+            Some(_) => Ok(()),
+            None => {
+                let help = "write [data] with a source and a batch_size";
+                Err(checker.problem("data", "the section `data` is missing", help))
+            }
+        };
+    }
+    let collectives = &scenario.collectives;
+    checker.at_least_one("collectives.operations", collectives.operations.len())?;
+    checker.at_least_one("collectives.iterations", collectives.iterations as usize)?;
+    let (from, to) = (collectives.from, collectives.to);
+    for (key, size) in [("collectives.from", from), ("collectives.to", to)] {
+        if size.0 < 4 || !size.0.is_multiple_of(4) || size > LARGEST_MESSAGE {
+            let message = format!("`{key}` is {size}");
+            let help = format!("write whole elements of 4 bytes, at most {LARGEST_MESSAGE}");
+            return Err(checker.problem(key, message, help));
+        }
+    }
+    if from > to {
+        let message = format!("messages from {from} to {to}");
+        return Err(checker.problem("collectives.from", message, "write the smaller size first"));
+    }
+    let sizes = (to.0 / from.0)
+        .checked_ilog(collectives.factor)
+        .filter(|_| collectives.factor > 1);
+    if sizes.is_none_or(|sizes| sizes >= MOST_SIZES) {
+        let message = format!("`collectives.factor` is {}", collectives.factor);
+        return Err(checker.problem("collectives.factor", message, "write 2 or more, such as 4"));
+    }
+    Ok(())
+}
 
 /// Optimizer, schedule and accumulation.
 ///

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use syncmark_engine::comm::Collective;
 use syncmark_engine::model::spec::{LayerSpec, Norm};
 
 use crate::scenario::size::ByteSize;
@@ -33,7 +34,8 @@ pub struct Scenario {
     /// The model that trains.
     #[serde(default)]
     pub model: Model,
-    /// The samples it trains on.
+    /// The samples it trains on; only `kind = "collectives"` goes without.
+    #[serde(default)]
     pub data: Data,
     /// Optimizer and initial parameters.
     #[serde(default)]
@@ -41,6 +43,9 @@ pub struct Scenario {
     /// How the work is spread over devices.
     #[serde(default)]
     pub parallel: Parallel,
+    /// Operations and sizes of `kind = "collectives"`.
+    #[serde(default)]
+    pub collectives: Collectives,
     /// How long and how often it is measured.
     #[serde(default)]
     pub measure: Measure,
@@ -58,6 +63,75 @@ pub struct Scenario {
 pub enum Kind {
     /// Whole training steps.
     Train,
+    /// Collectives of ranks, without training.
+    Collectives,
+}
+
+/// `[collectives]`: which operations are timed at which sizes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Collectives {
+    /// In the order in which they are timed.
+    pub operations: Vec<Operation>,
+    /// Smallest message, over all ranks, as nccl-tests counts.
+    pub from: ByteSize,
+    /// Largest message.
+    pub to: ByteSize,
+    /// Factor from one size to the next.
+    pub factor: u64,
+    /// Calls of a size that are not timed.
+    pub warmup: u64,
+    /// Fewest timed calls of a size.
+    pub iterations: u64,
+    /// Shortest time that a size is timed for.
+    pub min_time: TimeSpan,
+}
+
+/// A collective that can be timed alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Operation {
+    Broadcast,
+    Reduce,
+    AllReduce,
+    AllGather,
+    ReduceScatter,
+    Scatter,
+    Gather,
+    /// From the first rank to the last.
+    SendRecv,
+    Barrier,
+}
+
+impl Operation {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Broadcast,
+        Self::Reduce,
+        Self::AllReduce,
+        Self::AllGather,
+        Self::ReduceScatter,
+        Self::Scatter,
+        Self::Gather,
+        Self::SendRecv,
+        Self::Barrier,
+    ];
+
+    /// The engine's name of it; a send stands for both of its ends.
+    pub fn collective(self) -> Collective {
+        match self {
+            Self::Broadcast => Collective::Broadcast,
+            Self::Reduce => Collective::Reduce,
+            Self::AllReduce => Collective::AllReduce,
+            Self::AllGather => Collective::AllGather,
+            Self::ReduceScatter => Collective::ReduceScatter,
+            Self::Scatter => Collective::Scatter,
+            Self::Gather => Collective::Gather,
+            Self::SendRecv => Collective::Send,
+            Self::Barrier => Collective::Barrier,
+        }
+    }
 }
 
 /// `[answer]`: what the report's answer in words compares.
@@ -437,6 +511,34 @@ impl TimeSpan {
     /// In nanoseconds; saturates after 584 years.
     pub fn as_ns(self) -> u64 {
         u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            source: Source::Synthetic,
+            path: None,
+            shape: None,
+            classes: None,
+            batch_size: 1,
+            workers: 0,
+            seed: 0,
+        }
+    }
+}
+
+impl Default for Collectives {
+    fn default() -> Self {
+        Self {
+            operations: Operation::ALL.to_vec(),
+            from: ByteSize(4),
+            to: ByteSize::mib(64),
+            factor: 4,
+            warmup: 5,
+            iterations: 20,
+            min_time: TimeSpan(Duration::from_millis(100)),
+        }
     }
 }
 

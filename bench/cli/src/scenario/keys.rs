@@ -8,7 +8,7 @@ use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Place, Value};
 
 /// Every key that a sweep or variant can set.
-pub const SETTINGS: [&str; 67] = [
+pub const SETTINGS: [&str; 74] = [
     "model.preset",
     "model.layers",
     "model.input",
@@ -68,6 +68,13 @@ pub const SETTINGS: [&str; 67] = [
     "parallel.device_ids",
     "parallel.output_device",
     "parallel.dim",
+    "collectives.operations",
+    "collectives.from",
+    "collectives.to",
+    "collectives.factor",
+    "collectives.warmup",
+    "collectives.iterations",
+    "collectives.min_time",
     "measure.steps",
     "measure.min_time",
     "measure.warmup_steps",
@@ -311,7 +318,14 @@ mod tests {
     fn the_keys_are_those_of_the_schema() {
         let root = serde_json::to_value(schemars::schema_for!(Scenario)).unwrap();
         let mut keys = Vec::new();
-        for section in ["model", "data", "train", "parallel", "measure"] {
+        for section in [
+            "model",
+            "data",
+            "train",
+            "parallel",
+            "collectives",
+            "measure",
+        ] {
             collect(&root["properties"][section], &root, section, &mut keys);
         }
         let mut known: Vec<String> = settings();

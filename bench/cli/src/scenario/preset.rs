@@ -26,7 +26,7 @@ pub const MODELS: [(&str, &str); 3] = [
 ];
 
 /// Names and texts of the shipped scenarios.
-pub const SCENARIOS: [(&str, &str); 3] = [
+pub const SCENARIOS: [(&str, &str); 5] = [
     (
         "quickstart",
         include_str!("../../../../scenarios/quickstart.toml"),
@@ -38,6 +38,14 @@ pub const SCENARIOS: [(&str, &str); 3] = [
     (
         "dp-vs-ddp-smoke",
         include_str!("../../../../scenarios/dp-vs-ddp-smoke.toml"),
+    ),
+    (
+        "collectives",
+        include_str!("../../../../scenarios/collectives.toml"),
+    ),
+    (
+        "collectives-smoke",
+        include_str!("../../../../scenarios/collectives-smoke.toml"),
     ),
 ];
 

@@ -67,7 +67,7 @@ pub const LOOKS: [(Marker, Color); 8] = [
 ];
 
 const MARGIN: f64 = 16.0;
-const LEFT: f64 = 80.0;
+const LEFT: f64 = 94.0;
 const BELOW: f64 = 52.0;
 
 /// Draws plots in rows of `columns`; gives the SVG and its height. `None` without a point.

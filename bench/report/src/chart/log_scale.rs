@@ -81,7 +81,7 @@ pub fn vertical(
         1.0,
     );
     canvas.upward_text(
-        area.left - 58.0,
+        area.left - 72.0,
         (area.top + area.bottom) / 2.0,
         title,
         LABEL,

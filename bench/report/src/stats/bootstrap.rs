@@ -75,6 +75,15 @@ impl Estimate {
     }
 }
 
+/// What is given for so many blocks.
+pub fn spread_of(blocks: usize) -> Spread {
+    if blocks < FEWEST_FOR_INTERVAL {
+        Spread::Range
+    } else {
+        Spread::Interval
+    }
+}
+
 /// The median of one value a block, with its spread. `None` for no blocks.
 pub fn estimate(blocks: &[f64]) -> Option<Estimate> {
     let value = median(blocks)?;
@@ -86,11 +95,7 @@ pub fn estimate(blocks: &[f64]) -> Option<Estimate> {
     } else {
         expanded_percentile(blocks, RESAMPLES, SEED)
     };
-    let spread = if blocks.len() < FEWEST_FOR_INTERVAL {
-        Spread::Range
-    } else {
-        Spread::Interval
-    };
+    let spread = spread_of(blocks.len());
     Some(Estimate {
         value,
         low,

@@ -188,6 +188,44 @@ fn inherited_listener(fd: i32) -> Result<TcpListener, RankError> {
     }
 }
 
+/// A rank that only communicates.
+pub struct Bench {
+    /// Its device.
+    pub backend: Box<dyn Backend>,
+    /// Its end of the group.
+    pub communicator: Box<dyn Communicator>,
+    /// Its events.
+    pub spool: Writer,
+}
+
+impl Bench {
+    /// Builds a rank on the calling thread, pinned to its device's cores.
+    ///
+    /// # Errors
+    /// When the device or the spool cannot be had.
+    pub fn build(assignment: &Assignment, seat: Seat) -> Result<Self, RankError> {
+        let rank = seat.rank as usize;
+        pin_to_cores(cores(assignment, rank))?;
+        let communicator = seat
+            .communicator
+            .ok_or_else(|| RankError::Assignment("a rank without a group".to_owned()))?;
+        Ok(Self {
+            backend: device(assignment, rank)?,
+            communicator,
+            spool: spool(assignment, rank)?,
+        })
+    }
+}
+
+/// The spool of a rank of this child.
+fn spool(assignment: &Assignment, rank: usize) -> Result<Writer, RankError> {
+    let path = assignment
+        .spools
+        .get(rank - assignment.rank as usize)
+        .ok_or_else(|| RankError::Assignment(format!("no spool for rank {rank}")))?;
+    Ok(Writer::open(path)?)
+}
+
 /// Spinning pays where the device has a core to spare: with one core per device the spinning thread would hold up the
 /// very thread that it waits for.
 fn spins(assignment: &Assignment) -> bool {
@@ -209,11 +247,7 @@ impl Participant {
             Purpose::Measure { .. } => data::timed(config, samples, rank)?,
             Purpose::Gate { global_batch, .. } => data::gate(config, samples, rank, *global_batch)?,
         };
-        let path = assignment
-            .spools
-            .get(rank - assignment.rank as usize)
-            .ok_or_else(|| RankError::Assignment(format!("no spool for rank {rank}")))?;
-        let spool = Writer::open(path)?;
+        let spool = spool(assignment, rank)?;
         let (strategy, meeting) = strategy(assignment, &model, rank, seat.communicator)?;
         let first_rank = seat.rank == assignment.rank;
         Ok(Self {

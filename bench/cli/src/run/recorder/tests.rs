@@ -1,6 +1,6 @@
 //! Spools of made-up ranks, folded.
 use super::*;
-use crate::plan::config::{Backend, Batch, DataConfig, MeasureConfig, SourceConfig};
+use crate::plan::config::{Backend, Batch, DataConfig, MeasureConfig, SourceConfig, Work};
 use crate::run::mock::ddp;
 use crate::run::spool::CommEvent;
 use crate::scenario::file::{Launch, Optimizer, Scaling, Schedule, Sgd};
@@ -16,6 +16,7 @@ fn config() -> TrialConfig {
     };
     TrialConfig {
         protocol: 1,
+        work: Work::Train,
         model: ModelSpec {
             name: "line".into(),
             input: vec![5],

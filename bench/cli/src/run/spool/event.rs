@@ -45,6 +45,24 @@ pub enum Event {
     Loss { step: u64, loss: f64 },
     /// Whether all ranks held bit-equal parameters after the window.
     ParametersEqual { equal: bool },
+    /// Time of a call of a collective that runs alone, at p10, p50 and p90 of its batches on the slowest rank.
+    CollectiveTime {
+        collective: u8,
+        algorithm: u8,
+        elements: u64,
+        size_bytes: u64,
+        iterations: u64,
+        time_ns: [u64; 3],
+    },
+    /// What the check and the counters of all ranks found at the collective whose time came before.
+    CollectiveCheck {
+        collective: u8,
+        elements: u64,
+        wrong: u64,
+        calls: u64,
+        sent_bytes: u64,
+        measured_sent_bytes: Option<u64>,
+    },
 }
 
 /// Totals of one phase, collective, size and root on one device or rank, over the window.
@@ -186,6 +204,31 @@ impl Event {
             Self::ParametersEqual { equal } => {
                 f.put([8, u8::from(equal)]);
             }
+            Self::CollectiveTime {
+                collective,
+                algorithm,
+                elements,
+                size_bytes,
+                iterations,
+                time_ns,
+            } => {
+                f.put([20, collective, algorithm, 0, 0, 0, 0, 0])
+                    .words(&[elements, size_bytes, iterations])
+                    .words(&time_ns);
+            }
+            Self::CollectiveCheck {
+                collective,
+                elements,
+                wrong,
+                calls,
+                sent_bytes,
+                measured_sent_bytes,
+            } => {
+                f.put([21, collective, u8::from(measured_sent_bytes.is_some()), 0])
+                    .put([0; 4])
+                    .words(&[elements, wrong, calls, sent_bytes])
+                    .words(&[measured_sent_bytes.unwrap_or(0)]);
+            }
         }
     }
 
@@ -268,6 +311,30 @@ impl Event {
                 }
             }
             8 => Self::ParametersEqual { equal: f.u8() != 0 },
+            20 => {
+                let (collective, algorithm) = (f.u8(), f.u8());
+                f.at = 8;
+                Self::CollectiveTime {
+                    collective,
+                    algorithm,
+                    elements: f.u64(),
+                    size_bytes: f.u64(),
+                    iterations: f.u64(),
+                    time_ns: std::array::from_fn(|_| f.u64()),
+                }
+            }
+            21 => {
+                let (collective, measured) = (f.u8(), f.u8() != 0);
+                f.at = 8;
+                Self::CollectiveCheck {
+                    collective,
+                    elements: f.u64(),
+                    wrong: f.u64(),
+                    calls: f.u64(),
+                    sent_bytes: f.u64(),
+                    measured_sent_bytes: Some(f.u64()).filter(|_| measured),
+                }
+            }
             _ => return None,
         })
     }

@@ -341,10 +341,8 @@ impl Reader {
         let mut open: Vec<bool> = self.control.links.iter().map(Option::is_some).collect();
         while !self.control.state().over {
             self.sleep(&open);
-            for peer in 0..self.control.world {
-                if open[peer] {
-                    open[peer] = self.read(peer);
-                }
+            for (peer, open) in open.iter_mut().enumerate().filter(|(_, open)| **open) {
+                *open = self.read(peer);
             }
             if self.control.rank == 0
                 && let Some(error) = self.control.overdue()

@@ -361,7 +361,7 @@ impl<T: Number, I: Fn(usize) -> Range<usize>> Ends for Through<'_, T, I> {
         if left == 0 {
             return &[];
         }
-        let at = self.sent % (self.buffer.len() * size);
+        let at = self.sent % size_of_val(self.buffer);
         let bytes = &bytes_of(self.buffer)[at..];
         &bytes[..bytes.len().min(left).min(MOST)]
     }

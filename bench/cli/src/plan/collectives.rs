@@ -1,0 +1,91 @@
+//! Trials of the kind `collectives`: ranks that only communicate.
+//!
+//! Contract: such a trial uses launch, transport and number of devices; everything that belongs to training holds one
+//! value in all of them, so that equal work is an equal configuration.
+use syncmark_engine::model::spec::{ModelSpec, Norm};
+
+use crate::plan::combine::{Combination, backend, measure, notes};
+use crate::plan::config::{
+    Batch, CollectivesConfig, DataConfig, DdpConfig, PROTOCOL_VERSION, SourceConfig,
+    StrategyConfig, TrialConfig, Work,
+};
+use crate::scenario::file::{
+    BUCKET_CAP, Compression, FIRST_BUCKET_CAP, Optimizer, Scaling, Scenario, Schedule,
+};
+
+/// Resolves a checked scenario of this kind.
+pub fn combine(scenario: &Scenario) -> Combination {
+    let devices = scenario.parallel.devices;
+    if devices < 2 {
+        return Combination::LeftOut("one rank has nobody to exchange anything with".to_owned());
+    }
+    let batch = Batch {
+        global: devices,
+        chunks: vec![1; devices],
+    };
+    let notes = notes(scenario, &batch);
+    Combination::Trial {
+        config: Box::new(config(scenario, batch)),
+        parameters: 0,
+        notes,
+    }
+}
+
+fn config(scenario: &Scenario, batch: Batch) -> TrialConfig {
+    let collectives = &scenario.collectives;
+    let mut measure = measure(scenario);
+    // Collectives have lengths of their own.
+    (measure.steps, measure.warmup_steps, measure.trace_steps) = (1, 0, 0);
+    (measure.min_time_ns, measure.warmup_time_ns) = (0, 0);
+    measure.unsynchronized = false;
+    TrialConfig {
+        protocol: PROTOCOL_VERSION,
+        work: Work::Collectives(CollectivesConfig {
+            operations: collectives.operations.clone(),
+            sizes_bytes: sizes(scenario),
+            warmup: collectives.warmup,
+            iterations: collectives.iterations,
+            min_time_ns: collectives.min_time.as_ns(),
+        }),
+        model: ModelSpec {
+            name: "none".to_owned(),
+            input: vec![1],
+            classes: 1,
+            layers: Vec::new(),
+        },
+        norm: Norm::None,
+        norm_groups: None,
+        data: DataConfig {
+            source: SourceConfig::Synthetic,
+            seed: 0,
+        },
+        optimizer: Optimizer::default(),
+        schedule: Schedule::Constant,
+        accumulation: 1,
+        train_seed: 0,
+        strategy: StrategyConfig::Ddp(DdpConfig {
+            launch: scenario.parallel.launch,
+            transport: scenario.parallel.transport,
+            bucket_cap_bytes: BUCKET_CAP.0,
+            first_bucket_cap_bytes: FIRST_BUCKET_CAP.0,
+            overlap: true,
+            no_sync: true,
+            compression: Compression::None,
+            broadcast_buffers: true,
+        }),
+        backend: backend(scenario),
+        devices: scenario.parallel.devices,
+        scaling: Scaling::Weak,
+        batch,
+        measure,
+    }
+}
+
+/// From the smallest to the largest; the check has seen that there are not too many.
+fn sizes(scenario: &Scenario) -> Vec<u64> {
+    let collectives = &scenario.collectives;
+    let next = |size: &u64| size.checked_mul(collectives.factor);
+    std::iter::successors(Some(collectives.from.0), next)
+        .take_while(|size| *size <= collectives.to.0)
+        .collect()
+}
