@@ -22,6 +22,7 @@ import torch  # noqa: E402
 import fixtures_layers  # noqa: E402
 import fixtures_norms  # noqa: E402
 import fixtures_parallel  # noqa: E402
+import fixtures_schedules  # noqa: E402
 import fixtures_training  # noqa: E402
 import fixtures_values  # noqa: E402
 from fixture import Fixture, compare  # noqa: E402
@@ -33,6 +34,7 @@ FAMILIES: dict[str, Callable[[], Iterator[Fixture]]] = {
     "values": fixtures_values.fixtures,
     "training": fixtures_training.fixtures,
     "parallel": fixtures_parallel.fixtures,
+    "schedules": fixtures_schedules.fixtures,
 }
 
 

@@ -66,7 +66,7 @@ def data_parallel_gradients(net: nn.Module, devices: int, inputs: Tensor, labels
 def train_dp(devices: int, run: Run, dtype: torch.dtype, memory: torch.memory_format) -> Arrays:
     """Train with DP's step on `devices` stand-ins."""
     net = run.model(dtype).to(memory_format=memory)
-    optimizer = run.sgd.optimizer(net)
+    optimizer = run.optimizer.make(net)
     losses = []
     for k in range(run.steps):
         inputs, labels = run.source.batch(k * run.batch, run.batch)
@@ -81,7 +81,7 @@ def ddp_rank(rank: int, ranks: int, run: Run, dtype: torch.dtype, memory: torch.
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     net = DistributedDataParallel(run.model(dtype).to(memory_format=memory))
-    optimizer = run.sgd.optimizer(net)
+    optimizer = run.optimizer.make(net)
     per_rank = run.batch // ranks
     losses = []
     for k in range(run.steps):

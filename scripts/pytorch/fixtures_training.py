@@ -1,11 +1,11 @@
-"""Fixtures of training on one device: ten SGD steps of the preset models.
+"""Fixtures of training on one device: ten steps of the preset models.
 
 Contract: step k's batch is samples k·batch..(k+1)·batch of the source; the initial parameters are philox.py's at metadata
 `seed`, and are not stored. Tensors: `losses` (steps,) of the float64 run, `losses_fp32` of PyTorch's float32 run, `labels`
 (steps, batch), `input_head` (the first 16 elements of step 0's input, to check the data), `initial_norm.<name>`,
 `first_gradient_norm.<name>` (of step 0, without weight decay) and `final_norm.<name>` (L2 norms, scalars, float64 run) and, of
 convnet, `final.<name>` in full. Metadata: `model`, `norm`, `source`, `seed`, `source_seed`, `input_shape`, `classes`, `batch`,
-`steps_trained`, `learning_rate`, `momentum`, `weight_decay`, and `fp32_gap`.
+`steps_trained`, the optimizer's settings, `schedule` unless constant, and `fp32_gap`.
 
 How far float32 may be: `losses_gap` (steps,) and metadata `fp32_gap` hold the largest difference of six float32 runs from the
 float64 run: contiguous, channels_last, and four whose initial parameters were moved by one unit in the last place. An activation
@@ -30,7 +30,7 @@ import model
 import philox
 import training
 from fixture import Arrays, Fixture, gaps
-from training import Sgd, Source, numpy_tensors
+from training import Adamw, Schedule, Sgd, Source, numpy_tensors
 
 DIGITS = Source("digits", (1, 8, 8), 10)
 STEPS = 10
@@ -48,7 +48,8 @@ class Run:
     batch: int
     steps: int = STEPS
     seed: int = 7
-    sgd: Sgd = Sgd()
+    optimizer: Sgd | Adamw = Sgd()
+    schedule: Schedule = "constant"
     keep_final: bool = False
     jitter: int = 0
 
@@ -73,10 +74,7 @@ class Run:
             "classes": str(self.source.classes),
             "batch": str(self.batch),
             "steps_trained": str(self.steps),
-            "learning_rate": str(self.sgd.learning_rate),
-            "momentum": str(self.sgd.momentum),
-            "weight_decay": str(self.sgd.weight_decay),
-        }
+        } | self.optimizer.metadata() | ({} if self.schedule == "constant" else {"schedule": json.dumps(self.schedule)})
 
 
 # The trainer of a run: takes the run, the type and the memory format; returns `losses` and `final.<name>`.
@@ -100,12 +98,14 @@ def finals(net: nn.Module, prefix: str = "final.") -> Arrays:
 def train(run: Run, dtype: torch.dtype, memory: torch.memory_format) -> Arrays:
     """Train on one device."""
     net = run.model(dtype).to(memory_format=memory)
-    optimizer = run.sgd.optimizer(net)
+    optimizer = run.optimizer.make(net)
+    scheduler = training.scheduler(optimizer, run.schedule)
     losses: list[float] = []
     first: Arrays = {}
     for k in range(run.steps):
         inputs, labels = run.source.batch(k * run.batch, run.batch)
         losses.append(training.step(net, optimizer, inputs.to(dtype, memory_format=memory), labels))
+        scheduler.step()
         first = first or gradients(net)
     return {"losses": np.array(losses)} | norms(first, "", "first_gradient_norm.") | finals(net)
 
@@ -162,9 +162,17 @@ def runs() -> Iterator[Run]:
     """List the runs."""
     yield Run("train_mlp_batch", "mlp", "batch", Source("synthetic", (1, 28, 28), 10, seed=3), 8)
     slow = Sgd(learning_rate=0.005)  # At 0.05 float32 and float64 part by 0.1 within ten steps.
-    yield Run("train_resnet20_batch", "resnet20", "batch", Source("synthetic", (3, 32, 32), 10, seed=5), 4, sgd=slow)
+    yield Run("train_resnet20_batch", "resnet20", "batch", Source("synthetic", (3, 32, 32), 10, seed=5), 4, optimizer=slow)
     for norm in ("batch", "layer", "group", "none"):
         yield Run(f"train_convnet_{norm}", "convnet", norm, DIGITS, 16, keep_final=True)
+    yield convnet("nesterov", Sgd(nesterov=True))
+    yield convnet("adamw", Adamw())
+    yield convnet("adamw_cosine", Adamw(learning_rate=3e-3), {"cosine": {"steps": 9, "warm_up_steps": 3, "minimum": 1e-4}})
+
+
+def convnet(name: str, optimizer: Sgd | Adamw, schedule: Schedule = "constant") -> Run:
+    """Name a run of convnet with group norm, whose gradients have no direction that is rounding alone."""
+    return Run(f"train_convnet_{name}", "convnet", "group", DIGITS, 16, optimizer=optimizer, schedule=schedule, keep_final=True)
 
 
 def fixtures() -> Iterator[Fixture]:

@@ -1,15 +1,15 @@
 """Initialisation, batches, optimizer and the step, shared by the fixtures and by the scripts that time PyTorch.
 
 Contract: values come from philox.py or from the digits data and are float32 before any conversion, so that a float64
-reference and a float32 engine start from the same numbers. A step is zeroing, forward, mean cross-entropy, backward, SGD.
+reference and a float32 engine start from the same numbers. A step is zeroing, forward, mean cross-entropy, backward, update.
 
-Reference: torch.optim.SGD; scenarios/data/README.md for the digits.
+Reference: torch.optim.SGD, AdamW and lr_scheduler; scenarios/data/README.md for the digits.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, SequentialLR, StepLR
 
 import philox
 from layers import Shape
@@ -33,10 +34,64 @@ class Sgd:
     learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    nesterov: bool = False
 
-    def optimizer(self, model: nn.Module) -> torch.optim.SGD:
+    def make(self, model: nn.Module) -> torch.optim.SGD:
         """Make PyTorch's optimizer over the model's parameters."""
-        return torch.optim.SGD(model.parameters(), lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+        settings = {"lr": self.learning_rate, "momentum": self.momentum, "weight_decay": self.weight_decay}
+        return torch.optim.SGD(model.parameters(), nesterov=self.nesterov, **settings)
+
+    def metadata(self) -> dict[str, str]:
+        """Describe it; `nesterov` only where it is on."""
+        known = {key: str(getattr(self, key)) for key in ("learning_rate", "momentum", "weight_decay")}
+        return known | ({"nesterov": "true"} if self.nesterov else {})
+
+
+@dataclass(frozen=True)
+class Adamw:
+    """Settings of AdamW, PyTorch's defaults."""
+
+    learning_rate: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+
+    def make(self, model: nn.Module) -> torch.optim.AdamW:
+        """Make PyTorch's optimizer over the model's parameters."""
+        settings = {"lr": self.learning_rate, "eps": self.eps, "weight_decay": self.weight_decay}
+        return torch.optim.AdamW(model.parameters(), betas=(self.beta1, self.beta2), **settings)
+
+    def metadata(self) -> dict[str, str]:
+        """Describe it."""
+        return {"optimizer": "adamw"} | {key: str(value) for key, value in asdict(self).items()}
+
+
+# As in a scenario: "constant", or {"warm-up": {...}}, {"step": {...}}, {"cosine": {...}}.
+Schedule = str | dict[str, dict[str, float]]
+
+
+def scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule) -> LRScheduler:
+    """Make PyTorch's scheduler; it sets the first step's rate at once."""
+    if schedule == "constant":
+        return LambdaLR(optimizer, lambda _: 1.0)
+    (kind, values), = schedule.items()
+    if kind == "warm-up":
+        return warm_up(optimizer, values["steps"], values["start"])
+    if kind == "step":
+        return StepLR(optimizer, values["every"], values["factor"])
+    first = values["warm_up_steps"]
+    if first == 0:
+        return CosineAnnealingLR(optimizer, values["steps"], values["minimum"])
+    parts = [warm_up(optimizer, first, 0.0), CosineAnnealingLR(optimizer, values["steps"] - first, values["minimum"])]
+    return SequentialLR(optimizer, parts, [first])
+
+
+def warm_up(optimizer: torch.optim.Optimizer, steps: int, start: float) -> LRScheduler:
+    """Make a LinearLR; from zero, which LinearLR refuses, a LambdaLR of its formula."""
+    if start == 0.0:
+        return LambdaLR(optimizer, lambda k: min(k, steps) / steps)
+    return LinearLR(optimizer, start, total_iters=steps)
 
 
 @dataclass(frozen=True)

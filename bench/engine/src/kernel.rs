@@ -344,13 +344,29 @@ pub enum Kernel {
     },
 
     // --- optimizer ---
-    /// g = grad + wd·p; buf = momentum·buf + g; p −= lr·buf (p −= lr·g without momentum, `buffer` empty). lr = rates[0] on the device.
+    /// g = grad + wd·p; buf = momentum·buf + g; p −= lr·buf, or with `nesterov` p −= lr·(g + momentum·buf); p −= lr·g without
+    /// momentum (`buffer` empty). lr = rates[0] on the device.
     Sgd {
         parameter: Span,
         gradient: Span,
         buffer: Span,
         rates: Span,
         momentum: f32,
+        weight_decay: f32,
+        nesterov: bool,
+    },
+    /// p ← p·(1 − lr·wd); m = average ← β₁·m + (1 − β₁)·grad; v = square ← β₂·v + (1 − β₂)·grad²;
+    /// p −= lr/(1 − β₁ᵗ)·m/(√v/√(1 − β₂ᵗ) + eps). lr = rates[0] and t = counters[0] + 1 (i32) on the device.
+    Adamw {
+        parameter: Span,
+        gradient: Span,
+        average: Span,
+        square: Span,
+        rates: Span,
+        counters: Span,
+        beta1: f64,
+        beta2: f64,
+        eps: f32,
         weight_decay: f32,
     },
 }

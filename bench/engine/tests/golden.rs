@@ -8,6 +8,8 @@ mod fixture;
 mod inventory;
 #[path = "golden/layer.rs"]
 mod layer;
+#[path = "golden/schedules.rs"]
+mod schedules;
 #[path = "golden/sync.rs"]
 mod sync;
 #[path = "golden/training.rs"]

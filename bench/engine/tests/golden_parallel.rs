@@ -13,7 +13,7 @@ use syncmark_engine::comm::links::HostLinks;
 use syncmark_engine::comm::shared::{SharedCommunicator, Waiting};
 use syncmark_engine::data::{Dataset, Digits, HostBatch, Split};
 use syncmark_engine::model::{Model, NormOptions, resolve};
-use syncmark_engine::optim::SgdSettings;
+use syncmark_engine::optim::{OptimizerSettings, SgdSettings};
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::NamedTensor;
 use syncmark_engine::strategy::{Ddp, DdpSettings, Dp, DpLoss, DpSettings, Strategy};
@@ -58,14 +58,15 @@ fn model(fixture: &Fixture) -> Model {
     .unwrap()
 }
 
-fn optimizer(fixture: &Fixture) -> SgdSettings {
+fn optimizer(fixture: &Fixture) -> OptimizerSettings {
     let [learning_rate, momentum, weight_decay] =
         ["learning_rate", "momentum", "weight_decay"].map(|key| fixture.json(key));
-    SgdSettings {
+    OptimizerSettings::sgd(SgdSettings {
         learning_rate,
         momentum,
         weight_decay,
-    }
+        nesterov: false,
+    })
 }
 
 /// Steps through the fixture's batches; `part` are the samples of this strategy.

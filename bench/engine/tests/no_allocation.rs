@@ -393,8 +393,9 @@ fn loss_and_optimizer(spans: &mut Spans) -> Vec<Kernel> {
         spans.i32(batch),
         spans.i32(1),
     );
-    let [parameter, gradient, buffer] = [(); 3].map(|()| spans.f32(1000));
+    let [parameter, gradient, buffer, square] = [(); 4].map(|()| spans.f32(1000));
     let rates = spans.f32(1);
+    let counters = spans.i32(2);
     vec![
         Kernel::SoftmaxCrossEntropy {
             logits,
@@ -420,6 +421,19 @@ fn loss_and_optimizer(spans: &mut Spans) -> Vec<Kernel> {
             rates,
             momentum: 0.9,
             weight_decay: 1e-4,
+            nesterov: true,
+        },
+        Kernel::Adamw {
+            parameter,
+            gradient,
+            average: buffer,
+            square,
+            rates,
+            counters,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 1e-2,
         },
     ]
 }

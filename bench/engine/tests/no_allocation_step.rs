@@ -22,7 +22,7 @@ use syncmark_engine::layer::Mode;
 use syncmark_engine::loss::Loss;
 use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
 use syncmark_engine::model::{NormOptions, resolve};
-use syncmark_engine::optim::{Sgd, SgdSettings};
+use syncmark_engine::optim::{AdamwSettings, Optimizer, OptimizerSettings, SgdSettings};
 use syncmark_engine::program::Program;
 use syncmark_engine::shape::Shape;
 use syncmark_engine::tensor::{Dtype, Span};
@@ -128,12 +128,12 @@ struct Training {
     device: Device,
     loader: Loader,
     loss: Loss,
-    sgd: Sgd,
+    optimizer: Optimizer,
     step: i32,
 }
 
 impl Training {
-    fn new(norm: Norm) -> Self {
+    fn new(norm: Norm, settings: OptimizerSettings) -> Self {
         let layers: Vec<LayerSpec> = serde_json::from_str(NET).expect("layers");
         let spec = ModelSpec {
             name: "test".into(),
@@ -149,12 +149,7 @@ impl Training {
         });
         let backend = device.backend.as_mut();
         let loss = Loss::new(backend, 10, BATCH).expect("enough memory");
-        let settings = SgdSettings {
-            learning_rate: 0.1,
-            momentum: 0.9,
-            weight_decay: 1e-4,
-        };
-        let sgd = Sgd::new(backend, &device.program, settings).expect("enough memory");
+        let optimizer = Optimizer::new(backend, &device.program, settings).expect("enough memory");
         // Two batches an epoch, so that the counted steps begin a new one.
         let data = Synthetic {
             len: 2 * BATCH,
@@ -171,7 +166,7 @@ impl Training {
             device,
             loader,
             loss,
-            sgd,
+            optimizer,
             step: 0,
         }
     }
@@ -181,7 +176,7 @@ impl Training {
             device,
             loader,
             loss,
-            sgd,
+            optimizer,
             step,
         } = self;
         let batch = loader.next_batch();
@@ -207,9 +202,12 @@ impl Training {
         )
         .expect("loss");
         device.backward(Mode::Train, &[4, 2]);
-        sgd.step(device.backend.as_mut(), device.state.rates)
+        optimizer
+            .step(device.backend.as_mut(), device.state)
             .expect("step");
-        sgd.zero_gradients(device.backend.as_mut()).expect("zero");
+        optimizer
+            .zero_gradients(device.backend.as_mut())
+            .expect("zero");
         device.backend.synchronize().expect("synchronize");
         *step += 1;
     }
@@ -217,15 +215,22 @@ impl Training {
 
 #[test]
 fn a_step_allocates_nothing_after_the_first_ones() {
-    for norm in [
-        Norm::Batch,
-        Norm::SyncBatch,
-        Norm::Group,
-        Norm::Layer,
-        Norm::None,
+    let sgd = OptimizerSettings::sgd(SgdSettings {
+        learning_rate: 0.1,
+        momentum: 0.9,
+        weight_decay: 1e-4,
+        nesterov: true,
+    });
+    let adamw = OptimizerSettings::adamw(AdamwSettings::default());
+    for (norm, optimizer) in [
+        (Norm::Batch, sgd),
+        (Norm::SyncBatch, sgd),
+        (Norm::Group, adamw),
+        (Norm::Layer, sgd),
+        (Norm::None, adamw),
     ] {
         let before = ALLOCATIONS.get();
-        let mut training = Training::new(norm);
+        let mut training = Training::new(norm, optimizer);
         assert!(ALLOCATIONS.get() > before, "the counter counts");
         (0..3).for_each(|_| training.step());
         for counted in 0..3 {

@@ -7,7 +7,7 @@ use syncmark_engine::backend::{BackendError, Category};
 use syncmark_engine::layer::Mode;
 use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
 use syncmark_engine::model::{Model, NormOptions, lower};
-use syncmark_engine::optim::{Sgd, SgdSettings};
+use syncmark_engine::optim::{Optimizer, OptimizerSettings, SgdSettings};
 use syncmark_engine::philox::{self, Purpose};
 use syncmark_engine::program::{BuildError, ImportError, NamedTensor, Program, TensorData};
 
@@ -408,16 +408,18 @@ fn a_program_that_cannot_be_built_says_why() {
     );
 }
 
+const MOMENTUM: OptimizerSettings = OptimizerSettings::sgd(SgdSettings {
+    learning_rate: 0.1,
+    momentum: 0.9,
+    weight_decay: 0.01,
+    nesterov: false,
+});
+
 #[test]
 fn memory_is_what_the_model_says() {
     let net = model(NET, Norm::Batch);
     let mut device = build(devices::cpu(), &net, 3, 1);
-    let settings = SgdSettings {
-        learning_rate: 0.1,
-        momentum: 0.9,
-        weight_decay: 0.0,
-    };
-    Sgd::new(device.backend.as_mut(), &device.program, settings).expect("enough memory");
+    Optimizer::new(device.backend.as_mut(), &device.program, MOMENTUM).expect("enough memory");
     let facts = net.facts();
     let held = device.backend.memory_use();
     let of = |category| held[category as usize];
@@ -431,20 +433,15 @@ fn memory_is_what_the_model_says() {
 #[test]
 fn an_optimizers_state_is_exported_by_name_and_imported() {
     let net = model(NET, Norm::Batch);
-    let settings = SgdSettings {
-        learning_rate: 0.1,
-        momentum: 0.9,
-        weight_decay: 0.01,
-    };
     let mut device = build(devices::cpu(), &net, 2, 1);
     let mut sgd =
-        Sgd::new(device.backend.as_mut(), &device.program, settings).expect("enough memory");
+        Optimizer::new(device.backend.as_mut(), &device.program, MOMENTUM).expect("enough memory");
     device
         .state
         .set_learning_rate(device.backend.as_mut(), 0.1)
         .expect("upload");
     pass(&mut device, &[2]);
-    sgd.step(device.backend.as_mut(), device.state.rates)
+    sgd.step(device.backend.as_mut(), device.state)
         .expect("step");
     let state = sgd
         .export(device.backend.as_mut(), &device.program)
@@ -452,7 +449,8 @@ fn an_optimizers_state_is_exported_by_name_and_imported() {
     assert_eq!(state[0].name, "momentum.0.conv2d.weight");
     assert!(floats(&state[0]).iter().any(|v| *v != 0.0));
     let mut other = build(devices::deferred(), &net, 2, 1);
-    let fresh = Sgd::new(other.backend.as_mut(), &other.program, settings).expect("enough memory");
+    let fresh =
+        Optimizer::new(other.backend.as_mut(), &other.program, MOMENTUM).expect("enough memory");
     fresh
         .import(other.backend.as_mut(), &other.program, &state)
         .expect("import");

@@ -1,6 +1,6 @@
 //! Between a program's arenas and tensors by PyTorch's names: checkpoints, fixtures, and the gates' comparisons.
 //!
-//! Both directions block. Tensors whose name begins with [`OPTIMIZER_PREFIX`] belong to the optimizer and are passed over.
+//! Both directions block. Tensors for which [`is_optimizer_state`] holds are passed over.
 use std::collections::HashMap;
 
 use super::Program;
@@ -8,8 +8,22 @@ use super::table::{Buffer, BufferKind, NamedTensor, Parameter, TensorData};
 use crate::backend::{Backend, BackendError, HostSlice, HostSliceMut, Stream};
 use crate::tensor::Span;
 
-/// How names of optimizer state begin: `momentum.0.conv2d.weight`.
-pub const OPTIMIZER_PREFIX: &str = "momentum.";
+/// How names of SGD's momentum begin: `momentum.0.conv2d.weight`.
+pub const MOMENTUM_PREFIX: &str = "momentum.";
+/// How names of AdamW's average gradients begin.
+pub const EXP_AVG_PREFIX: &str = "exp_avg.";
+/// How names of AdamW's average squared gradients begin.
+pub const EXP_AVG_SQ_PREFIX: &str = "exp_avg_sq.";
+/// Name of the number of updates made, an i64 scalar, which AdamW's bias corrections need.
+pub const STEP_NAME: &str = "step";
+
+/// Whether a tensor of this name belongs to the optimizer: parameters and buffers begin with a number.
+pub fn is_optimizer_state(name: &str) -> bool {
+    name == STEP_NAME
+        || [MOMENTUM_PREFIX, EXP_AVG_PREFIX, EXP_AVG_SQ_PREFIX]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+}
 
 /// Why tensors could not be taken over.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -41,6 +55,14 @@ pub enum ImportError {
         expected: Vec<usize>,
         /// The model's.
         expected_type: &'static str,
+    },
+    /// The optimizer's number of updates is none.
+    #[error(
+        "tensor {name} is not an i64 scalar from 0 to 2147483647: write the number of updates made so far"
+    )]
+    Step {
+        /// Its name.
+        name: String,
     },
     /// The device failed.
     #[error(transparent)]
@@ -98,6 +120,11 @@ impl Program {
         if !memory.is_empty() {
             backend.download(arena, HostSliceMut::F32(&mut memory))?;
         }
+        Ok(self.export_values(&memory, prefix))
+    }
+
+    /// Host values that are laid out like the parameters, by the parameters' names with `prefix`.
+    pub fn export_values(&self, memory: &[f32], prefix: &str) -> Vec<NamedTensor> {
         let export = |parameter: &Parameter| {
             let mut file = vec![0.0; parameter.range.len()];
             parameter
@@ -110,7 +137,7 @@ impl Program {
                 data: TensorData::F32(file),
             }
         };
-        Ok(self.table.iter().map(export).collect())
+        self.table.iter().map(export).collect()
     }
 
     /// Takes over all parameters and buffers, in any order.
@@ -125,7 +152,7 @@ impl Program {
         let mut given = by_name(
             tensors
                 .iter()
-                .filter(|tensor| !tensor.name.starts_with(OPTIMIZER_PREFIX)),
+                .filter(|tensor| !is_optimizer_state(&tensor.name)),
         );
         let parameters = self.arena_of(&mut given, "")?;
         let (mut floats, mut integers) = (
@@ -164,8 +191,20 @@ impl Program {
         tensors: &[NamedTensor],
         prefix: &str,
     ) -> Result<(), ImportError> {
-        let memory = self.arena_of(&mut by_name(tensors.iter()), prefix)?;
+        let memory = self.import_values(tensors, prefix)?;
         upload(backend, &memory, arena)
+    }
+
+    /// As [`Program::import_arena`], to host values that are laid out like the parameters.
+    ///
+    /// # Errors
+    /// As [`Program::import`].
+    pub fn import_values(
+        &self,
+        tensors: &[NamedTensor],
+        prefix: &str,
+    ) -> Result<Vec<f32>, ImportError> {
+        self.arena_of(&mut by_name(tensors.iter()), prefix)
     }
 
     fn arena_of(

@@ -15,7 +15,7 @@ use crate::backend::{Backend, BackendError, Category, Event, Stream};
 use crate::comm::{Communicator, Count, Reduce};
 use crate::data::HostBatch;
 use crate::model::Model;
-use crate::optim::SgdSettings;
+use crate::optim::OptimizerSettings;
 use crate::probe::{Phase, Probe, now_ns};
 use crate::program::NamedTensor;
 use crate::tensor::{Dtype, Span};
@@ -30,7 +30,7 @@ pub struct DdpSettings {
     /// Seed of parameters and dropout masks.
     pub seed: u64,
     /// The optimizer.
-    pub optimizer: SgdSettings,
+    pub optimizer: OptimizerSettings,
     /// Cap of a bucket; none for 25 MiB with a first bucket of 1 MiB.
     pub bucket_cap_bytes: Option<usize>,
 }

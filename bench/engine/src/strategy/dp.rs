@@ -22,7 +22,7 @@ use crate::comm::links::{Copy, Links, PIECE_BYTES, pieces};
 use crate::data::HostBatch;
 use crate::kernel::{Kernel, Write};
 use crate::model::Model;
-use crate::optim::SgdSettings;
+use crate::optim::OptimizerSettings;
 use crate::probe::{Phase, Probe};
 use crate::tensor::{Dtype, Span};
 
@@ -43,7 +43,7 @@ pub struct DpSettings {
     /// Seed of parameters and dropout masks.
     pub seed: u64,
     /// The optimizer.
-    pub optimizer: SgdSettings,
+    pub optimizer: OptimizerSettings,
     /// Where the loss is computed.
     pub loss: DpLoss,
     /// Cores that each device's thread is pinned to; empty, or an empty list, leaves threads free. Those of device 0 are

@@ -8,7 +8,7 @@ use super::{Result, Strategy};
 use crate::backend::Backend;
 use crate::data::HostBatch;
 use crate::model::Model;
-use crate::optim::SgdSettings;
+use crate::optim::OptimizerSettings;
 use crate::probe::Probe;
 
 /// Settings of [`Independent`].
@@ -23,7 +23,7 @@ pub struct IndependentSettings {
     /// Seed of parameters and dropout masks.
     pub seed: u64,
     /// The optimizer.
-    pub optimizer: SgdSettings,
+    pub optimizer: OptimizerSettings,
 }
 
 /// One free-running replica.

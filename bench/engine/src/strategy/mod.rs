@@ -14,6 +14,7 @@ mod tracing;
 use crate::backend::{BackendError, MemoryUse};
 use crate::comm::Count;
 use crate::data::HostBatch;
+use crate::optim::OptimizerError;
 use crate::probe::Probe;
 use crate::program::{BuildError, ImportError, NamedTensor};
 
@@ -88,6 +89,23 @@ pub enum StrategyError {
     NoSnapshot,
 }
 
+impl From<OptimizerError> for StrategyError {
+    fn from(error: OptimizerError) -> Self {
+        match error {
+            OptimizerError::Backend(error) => Self::Backend(error),
+            OptimizerError::Setting {
+                setting,
+                value,
+                expected,
+            } => Self::Setting {
+                setting,
+                value,
+                expected,
+            },
+        }
+    }
+}
+
 /// Result of strategy calls.
 pub type Result<T> = std::result::Result<T, StrategyError>;
 
@@ -143,7 +161,8 @@ pub trait Strategy: Send {
         self.master().evaluate(batch)
     }
 
-    /// Parameters, buffers and optimizer state (`momentum.<parameter>`) by PyTorch's names. Blocks.
+    /// Parameters, buffers and optimizer state (`momentum.<parameter>`; `exp_avg.`,
+    /// `exp_avg_sq.` and `step`) by PyTorch's names. Blocks.
     ///
     /// # Errors
     /// A device's failure.
@@ -175,7 +194,7 @@ pub trait Strategy: Send {
         self.master().restore()
     }
 
-    /// The learning rate of the steps that follow.
+    /// The learning rate of the steps that follow: what the schedule is applied to.
     ///
     /// # Errors
     /// A device's failure.

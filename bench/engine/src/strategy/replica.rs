@@ -3,16 +3,17 @@
 //! Each method enqueues one phase of a step on the compute stream and traces it; none exchanges anything.
 use super::tracing::Trace;
 use super::{Evaluation, Result, StrategyError};
-use crate::backend::{Backend, BackendError, Category, HostSlice, HostSliceMut, Stream};
+use crate::backend::{Backend, BackendError, HostSlice, HostSliceMut, Stream};
 use crate::comm::Communicator;
 use crate::data::HostBatch;
 use crate::layer::{Mode, State, Step};
 use crate::loss::Loss;
 use crate::model::Model;
-use crate::optim::{Sgd, SgdSettings};
+use crate::optim::{Optimizer, OptimizerSettings, Schedule};
 use crate::probe::Phase;
-use crate::program::{NamedTensor, Program};
-use crate::tensor::{Dtype, Span};
+use crate::program::transfer::STEP_NAME;
+use crate::program::{ImportError, NamedTensor, Program, TensorData};
+use crate::tensor::Span;
 
 /// What a replica is made for.
 pub(super) struct ReplicaSettings<'a> {
@@ -26,7 +27,7 @@ pub(super) struct ReplicaSettings<'a> {
     pub(super) chunks: &'a [usize],
     pub(super) world_size: usize,
     pub(super) seed: u64,
-    pub(super) optimizer: SgdSettings,
+    pub(super) optimizer: OptimizerSettings,
     /// Whether it holds the optimizer's state: under DP only device 0 does.
     pub(super) optimizes: bool,
 }
@@ -34,7 +35,7 @@ pub(super) struct ReplicaSettings<'a> {
 /// State that a snapshot keeps, in host memory.
 struct Saved {
     parameters: Vec<f32>,
-    momentum: Vec<f32>,
+    optimizer: Vec<Vec<f32>>,
     floats: Vec<f32>,
     integers: Vec<i64>,
     step: i32,
@@ -45,12 +46,16 @@ pub struct Replica {
     pub(super) backend: Box<dyn Backend>,
     pub(super) program: Program,
     pub(super) loss: Loss,
-    optimizer: Option<Sgd>,
+    optimizer: Option<Optimizer>,
+    schedule: Schedule,
     state: State,
     chunks: Vec<usize>,
     max_batch: usize,
+    /// What the schedule is applied to.
     learning_rate: f32,
-    /// Steps taken: part of the dropout masks.
+    /// The rate that lies on the device.
+    uploaded_rate: f32,
+    /// Steps taken: part of the dropout masks, of the schedule and of AdamW's bias corrections.
     pub(super) step: i32,
     /// Where the loss to report lies.
     pub(super) reported: Span,
@@ -65,6 +70,7 @@ impl Replica {
         settings: &ReplicaSettings<'_>,
     ) -> Result<Self> {
         let s = settings;
+        s.optimizer.validate()?;
         let chunks = s.chunks.len().max(1);
         let program = Program::build(
             &mut *backend,
@@ -76,19 +82,21 @@ impl Replica {
         )?;
         let loss = Loss::new(&mut *backend, model.classes, s.loss_batch)?;
         let optimizer = if s.optimizes {
-            Some(Sgd::new(&mut *backend, &program, s.optimizer)?)
+            Some(Optimizer::new(&mut *backend, &program, s.optimizer)?)
         } else {
             None
         };
-        let counters = backend.allocate(Category::Workspace, Dtype::I32, 2)?;
-        let rates = backend.allocate(Category::Workspace, Dtype::F32, 1)?;
+        let state = State::allocate(&mut *backend)?;
+        let learning_rate = s.optimizer.learning_rate();
         let mut replica = Self {
             program,
             optimizer,
-            state: State { counters, rates },
+            state,
             chunks: s.chunks.to_vec(),
             max_batch: s.max_batch,
-            learning_rate: s.optimizer.learning_rate,
+            schedule: s.optimizer.schedule,
+            learning_rate,
+            uploaded_rate: 0.0,
             step: 0,
             reported: loss.loss(),
             loss,
@@ -96,7 +104,7 @@ impl Replica {
             saved: None,
             backend,
         };
-        replica.set_learning_rate(s.optimizer.learning_rate)?;
+        replica.set_learning_rate(learning_rate)?;
         Ok(replica)
     }
 
@@ -254,9 +262,10 @@ impl Replica {
 
     /// Updates the parameters, zeroes the gradients, and counts the step.
     pub(super) fn optimize(&mut self) -> Result<()> {
+        self.upload_rate()?;
         if let Some(optimizer) = &mut self.optimizer {
             let opened = self.trace.open(&mut *self.backend);
-            optimizer.step(&mut *self.backend, self.state.rates)?;
+            optimizer.step(&mut *self.backend, self.state)?;
             self.trace
                 .close(&mut *self.backend, Phase::Optimizer, opened);
             let opened = self.trace.open(&mut *self.backend);
@@ -276,14 +285,23 @@ impl Replica {
 
     pub(super) fn set_learning_rate(&mut self, rate: f32) -> Result<()> {
         self.learning_rate = rate;
-        Ok(self
-            .backend
-            .upload(Stream::Compute, HostSlice::F32(&[rate]), self.state.rates)?)
+        self.upload_rate()
     }
 
-    /// The learning rate of the steps that follow.
+    /// Writes the schedule's rate of this step to the device, where it differs from what lies there.
+    fn upload_rate(&mut self) -> Result<()> {
+        let rate = self.learning_rate();
+        if rate.to_bits() != self.uploaded_rate.to_bits() {
+            self.state.set_learning_rate(&mut *self.backend, rate)?;
+            self.uploaded_rate = rate;
+        }
+        Ok(())
+    }
+
+    /// The learning rate of the next step, by the schedule.
     pub fn learning_rate(&self) -> f32 {
-        self.learning_rate
+        let step = u64::try_from(self.step).unwrap_or_default();
+        self.schedule.rate(self.learning_rate, step)
     }
 
     pub(super) fn evaluate(&mut self, batch: HostBatch<'_>) -> Result<Evaluation> {
@@ -321,6 +339,13 @@ impl Replica {
         let mut all = self.program.export(&mut *self.backend)?;
         if let Some(optimizer) = &self.optimizer {
             all.extend(optimizer.export(&mut *self.backend, &self.program)?);
+            if optimizer.counts_updates() {
+                all.push(NamedTensor {
+                    name: STEP_NAME.to_owned(),
+                    shape: Vec::new(),
+                    data: TensorData::I64(vec![i64::from(self.step)]),
+                });
+            }
         }
         Ok(all)
     }
@@ -329,12 +354,17 @@ impl Replica {
         self.program.import(&mut *self.backend, tensors)?;
         if let Some(optimizer) = &self.optimizer {
             optimizer.import(&mut *self.backend, &self.program, tensors)?;
+            if optimizer.counts_updates() {
+                self.step = import_step(tensors)?;
+            }
         }
         Ok(())
     }
 
-    fn momentum(&self) -> Span {
-        self.optimizer.as_ref().map_or(Span::EMPTY, Sgd::buffer)
+    /// What the optimizer keeps.
+    fn optimizer_state(&self) -> impl Iterator<Item = Span> + use<> {
+        let state = self.optimizer.as_ref().map(Optimizer::state);
+        state.into_iter().flatten().map(|(_, span)| span)
     }
 
     /// Downloads a span of floats.
@@ -357,9 +387,13 @@ impl Replica {
             self.backend
                 .download(integers, HostSliceMut::I64(&mut tracked))?;
         }
+        let mut optimizer = Vec::new();
+        for span in self.optimizer_state() {
+            optimizer.push(self.download(span)?);
+        }
         self.saved = Some(Saved {
             parameters: self.download(self.program.parameters())?,
-            momentum: self.download(self.momentum())?,
+            optimizer,
             floats: self.download(floats)?,
             integers: tracked,
             step: self.step,
@@ -379,11 +413,15 @@ impl Replica {
         let buffers = self.program.buffers();
         let floats = [
             (&saved.parameters, self.program.parameters()),
-            (&saved.momentum, self.momentum()),
             (&saved.floats, buffers.floats),
         ];
+        let state = saved.optimizer.iter().zip(self.optimizer_state());
         let integers = buffers.integers;
-        for (from, to) in floats.into_iter().filter(|(_, to)| !to.is_empty()) {
+        for (from, to) in floats
+            .into_iter()
+            .chain(state)
+            .filter(|(_, to)| !to.is_empty())
+        {
             self.backend
                 .upload(Stream::Compute, HostSlice::F32(from), to)?;
         }
@@ -393,6 +431,19 @@ impl Replica {
         }
         Ok(self.backend.synchronize()?)
     }
+}
+
+/// The number of updates made when the tensors were exported.
+fn import_step(tensors: &[NamedTensor]) -> std::result::Result<i32, ImportError> {
+    let name = || STEP_NAME.to_owned();
+    let found = tensors.iter().find(|tensor| tensor.name == STEP_NAME);
+    let found = found.ok_or_else(|| ImportError::Missing { name: name() })?;
+    let step = match found.data {
+        TensorData::I64(ref values) if found.shape.is_empty() => values.first(),
+        _ => None,
+    };
+    step.and_then(|step| i32::try_from(*step).ok().filter(|step| *step >= 0))
+        .ok_or_else(|| ImportError::Step { name: name() })
 }
 
 /// The same communicator for a shorter time: a mutable reference in an option does not shorten by itself.

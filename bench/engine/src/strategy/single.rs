@@ -7,7 +7,7 @@ use super::{Result, Strategy, StrategyError};
 use crate::backend::Backend;
 use crate::data::HostBatch;
 use crate::model::Model;
-use crate::optim::SgdSettings;
+use crate::optim::OptimizerSettings;
 use crate::probe::Probe;
 
 /// Settings of [`Single`].
@@ -20,7 +20,7 @@ pub struct SingleSettings {
     /// Seed of parameters and dropout masks.
     pub seed: u64,
     /// The optimizer.
-    pub optimizer: SgdSettings,
+    pub optimizer: OptimizerSettings,
 }
 
 /// Training on one device.

@@ -1,4 +1,4 @@
-//! Loss, errors and the optimizer.
+//! Loss and errors.
 use syncmark_engine::kernel::Kernel;
 use syncmark_engine::tensor::Span;
 
@@ -117,44 +117,5 @@ fn errors_are_counted() {
             [3],
             "the tie goes to the first class, NaN is an error"
         );
-    });
-}
-
-#[test]
-fn sgd_follows_pytorch_for_three_steps() {
-    on_every_backend(|device| {
-        for (momentum, n) in [(0.9f32, 1003), (0.0, 5)] {
-            let (rate, decay) = (0.1f32, 0.01f32);
-            let parameter = device.random(n);
-            let mut expected = parameter.values.clone();
-            let mut velocity = vec![0.0; n];
-            let buffer = if momentum > 0.0 {
-                device.zeros(n)
-            } else {
-                Span::EMPTY
-            };
-            let rates = device.given(&[rate]).span;
-            for _ in 0..3 {
-                let gradient = device.random(n);
-                for i in 0..n {
-                    let g = gradient.values[i] + f64::from(decay) * expected[i];
-                    velocity[i] = f64::from(momentum) * velocity[i] + g;
-                    expected[i] -= f64::from(rate) * velocity[i];
-                }
-                let (parameter, gradient) = (parameter.span, gradient.span);
-                device.launch(Kernel::Sgd {
-                    parameter,
-                    gradient,
-                    buffer,
-                    rates,
-                    momentum,
-                    weight_decay: decay,
-                });
-            }
-            device.expect("parameters", parameter.span, &expected);
-            if momentum > 0.0 {
-                device.expect("momentum", buffer, &velocity);
-            }
-        }
     });
 }

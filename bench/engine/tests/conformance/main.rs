@@ -6,6 +6,7 @@ mod device;
 mod elementwise;
 mod loss;
 mod norms;
+mod optimizers;
 mod pooling;
 mod products;
 mod streams;

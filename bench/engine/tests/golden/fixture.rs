@@ -102,6 +102,10 @@ impl Fixture {
             .get(key)
             .unwrap_or_else(|| panic!("{}: metadata {key} is missing", self.name))
     }
+    /// Whether the metadata has a key: those with a default are left out.
+    pub fn says(&self, key: &str) -> bool {
+        self.metadata.contains_key(key)
+    }
     /// JSON of the metadata.
     pub fn json<T: serde::de::DeserializeOwned>(&self, key: &str) -> T {
         serde_json::from_str(self.text(key))

@@ -5,7 +5,9 @@
 use crate::fixture;
 
 /// Kinds, each with a test that reads all its files.
-const KINDS: [&str; 6] = ["ddp", "dp", "layer", "loss", "philox", "training"];
+const KINDS: [&str; 7] = [
+    "ddp", "dp", "layer", "loss", "philox", "schedule", "training",
+];
 
 /// All files, in the order of their names.
 const NAMES: &[&str] = &[
@@ -83,15 +85,26 @@ const NAMES: &[&str] = &[
     "residual_identity_norm",
     "residual_in_repeat",
     "residual_projection",
+    "schedule_constant",
+    "schedule_cosine",
+    "schedule_cosine_minimum",
+    "schedule_cosine_warm_up",
+    "schedule_step",
+    "schedule_step_each",
+    "schedule_warm_up",
+    "schedule_warm_up_from_zero",
     "sync_batch_norm_empty_rank",
     "sync_batch_norm_eval",
     "sync_batch_norm_even",
     "sync_batch_norm_far_mean",
     "sync_batch_norm_features",
     "sync_batch_norm_uneven",
+    "train_convnet_adamw",
+    "train_convnet_adamw_cosine",
     "train_convnet_batch",
     "train_convnet_group",
     "train_convnet_layer",
+    "train_convnet_nesterov",
     "train_convnet_none",
     "train_mlp_batch",
     "train_resnet20_batch",

@@ -1,4 +1,4 @@
-//! Ten SGD steps of the presets against PyTorch in f64, each step within a multiple of PyTorch's own f32 distance.
+//! Ten steps of the presets, with each optimizer, against PyTorch in f64, each step within a multiple of PyTorch's own f32 distance.
 use std::path::PathBuf;
 
 use syncmark_engine::backend::Backend;
@@ -7,13 +7,14 @@ use syncmark_engine::layer::Mode;
 use syncmark_engine::loss::Loss;
 use syncmark_engine::model::spec::ModelSpec;
 use syncmark_engine::model::{NormOptions, resolve};
-use syncmark_engine::optim::{Sgd, SgdSettings};
+use syncmark_engine::optim::{Optimizer, OptimizerSettings};
 use syncmark_engine::program::{NamedTensor, Program};
 use syncmark_engine::shape::Shape;
 
 use crate::devices::{self, Device};
 use crate::fixture::{self, Fixture, Tensor, values};
 use crate::layer::wide;
+use crate::schedules::optimizer;
 
 /// How many times PyTorch's own distance between float32 and float64 a result may be away.
 const GAPS: f64 = 3.0;
@@ -85,7 +86,7 @@ struct Run<'a> {
     device: Device,
     data: Box<dyn Dataset>,
     loss: Loss,
-    optimizer: Sgd,
+    optimizer: Optimizer,
     batch: usize,
 }
 
@@ -103,16 +104,8 @@ impl<'a> Run<'a> {
         });
         let backend = device.backend.as_mut();
         let loss = Loss::new(backend, data.classes(), batch).expect("enough memory");
-        let settings = SgdSettings {
-            learning_rate: fixture.json("learning_rate"),
-            momentum: fixture.json("momentum"),
-            weight_decay: fixture.json("weight_decay"),
-        };
-        let optimizer = Sgd::new(backend, &device.program, settings).expect("enough memory");
-        device
-            .state
-            .set_learning_rate(backend, settings.learning_rate)
-            .expect("upload");
+        let settings = optimizer(fixture);
+        let optimizer = Optimizer::new(backend, &device.program, settings).expect("enough memory");
         Self {
             fixture,
             device,
@@ -180,11 +173,14 @@ impl<'a> Run<'a> {
         loss.read(device.backend.as_mut()).expect("download")
     }
 
-    fn update(&mut self) {
-        let backend = self.device.backend.as_mut();
-        self.optimizer
-            .step(backend, self.device.state.rates)
-            .expect("step");
+    /// Update of step `k`, at the schedule's rate.
+    fn update(&mut self, k: usize) {
+        let (backend, state) = (self.device.backend.as_mut(), self.device.state);
+        let settings: &OptimizerSettings = self.optimizer.settings();
+        let rate = settings.schedule.rate(settings.learning_rate(), k as u64);
+        state.set_counters(backend, k as i32, 0).expect("upload");
+        state.set_learning_rate(backend, rate).expect("upload");
+        self.optimizer.step(backend, state).expect("step");
         self.optimizer.zero_gradients(backend).expect("zero");
     }
 
@@ -261,7 +257,7 @@ impl<'a> Run<'a> {
                     .expect("export");
                 self.check_norms("first_gradient_norm.", &gradients);
             }
-            self.update();
+            self.update(k);
         }
         let last = self.export();
         self.check_norms("final_norm.", &last);

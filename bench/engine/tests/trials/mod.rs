@@ -10,7 +10,7 @@ use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicat
 use syncmark_engine::data::HostBatch;
 use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
 use syncmark_engine::model::{Model, NormOptions, lower};
-use syncmark_engine::optim::SgdSettings;
+use syncmark_engine::optim::{OptimizerSettings, SgdSettings};
 use syncmark_engine::philox::{self, Purpose};
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::NamedTensor;
@@ -22,11 +22,12 @@ pub const INPUT: [usize; 3] = [2, 4, 6];
 pub const CLASSES: usize = 3;
 pub const SEED: u64 = 17;
 /// Momentum without weight decay: after the first step the momentum buffer is the gradient.
-pub const OPTIMIZER: SgdSettings = SgdSettings {
+pub const OPTIMIZER: OptimizerSettings = OptimizerSettings::sgd(SgdSettings {
     learning_rate: 0.05,
     momentum: 0.9,
     weight_decay: 0.0,
-};
+    nesterov: false,
+});
 
 /// A little of everything: strided and projected convolutions, a residual, pooling, dropout.
 const NET: &str = r#"[{"conv2d":{"channels":8,"kernel":3,"padding":1}},"norm","relu",

@@ -228,10 +228,16 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 let logits = m.r(logits.first(batch * classes));
                 memory.write::<i32>(errors)[0] = loss::count_errors(logits, memory.read(labels), classes);
             }
-            Kernel::Sgd { parameter, gradient, buffer, rates, momentum, weight_decay } => {
+            Kernel::Sgd { parameter, gradient, buffer, rates, momentum, weight_decay, nesterov } => {
                 disjoint(&[parameter, buffer], &[gradient, rates]);
                 let rate = m.r(rates)[0];
-                optimizer::sgd(m.w(parameter), m.r(gradient), m.w(buffer), rate, momentum, weight_decay);
+                optimizer::sgd(m.w(parameter), m.r(gradient), m.w(buffer), rate, momentum, weight_decay, nesterov);
+            }
+            Kernel::Adamw { parameter, gradient, average, square, rates, counters, beta1, beta2, eps, weight_decay } => {
+                disjoint(&[parameter, average, square], &[gradient, rates, counters]);
+                let updates = memory.read::<i32>(counters)[0] + 1;
+                let factors = optimizer::Factors::new(m.r(rates)[0], updates, beta1, beta2, weight_decay);
+                optimizer::adamw(m.w(parameter), m.r(gradient), m.w(average), m.w(square), factors, eps);
             }
         }
     }
