@@ -26,7 +26,7 @@ SCHEDULES: dict[str, Schedule] = {
     "step_each": {"step": {"every": 1, "factor": 0.97}},
     "cosine": {"cosine": {"steps": 59, "warm_up_steps": 0, "minimum": 0.0}},
     "cosine_minimum": {"cosine": {"steps": 59, "warm_up_steps": 0, "minimum": 0.003}},
-    "cosine_warm_up": {"cosine": {"steps": 59, "warm_up_steps": 10, "minimum": 0.001}},
+    "cosine_warm_up": {"cosine": {"steps": 49, "warm_up_steps": 10, "minimum": 0.001}},
 }  # fmt: skip
 
 

@@ -167,7 +167,7 @@ def runs() -> Iterator[Run]:
         yield Run(f"train_convnet_{norm}", "convnet", norm, DIGITS, 16, keep_final=True)
     yield convnet("nesterov", Sgd(nesterov=True))
     yield convnet("adamw", Adamw())
-    yield convnet("adamw_cosine", Adamw(learning_rate=3e-3), {"cosine": {"steps": 9, "warm_up_steps": 3, "minimum": 1e-4}})
+    yield convnet("adamw_cosine", Adamw(learning_rate=3e-3), {"cosine": {"steps": 6, "warm_up_steps": 3, "minimum": 1e-4}})
 
 
 def convnet(name: str, optimizer: Sgd | Adamw, schedule: Schedule = "constant") -> Run:

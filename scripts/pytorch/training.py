@@ -83,7 +83,7 @@ def scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule) -> LRSchedul
     first = values["warm_up_steps"]
     if first == 0:
         return CosineAnnealingLR(optimizer, values["steps"], values["minimum"])
-    parts = [warm_up(optimizer, first, 0.0), CosineAnnealingLR(optimizer, values["steps"] - first, values["minimum"])]
+    parts = [warm_up(optimizer, first, 0.0), CosineAnnealingLR(optimizer, values["steps"], values["minimum"])]
     return SequentialLR(optimizer, parts, [first])
 
 

@@ -11,7 +11,7 @@ use syncmark_engine::model::spec::{LayerSpec, Norm};
 use super::job::Job;
 use super::protocol::Purpose;
 use crate::plan::config::{Batch, MeasureConfig, StrategyConfig, TrialConfig, Work};
-use crate::scenario::file::{DpLoss, Optimizer, Scaling};
+use crate::scenario::file::{DpLoss, Optimizer, Scaling, Schedule, StepDecay};
 
 /// One comparison of a gate.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +47,19 @@ const DEVICE_BATCH: usize = 4;
 /// wrong factor; a large one would feed rounding back through batch statistics of few samples, which amplify it without
 /// bound in deep networks, and right and wrong could not be told apart.
 const LEARNING_RATE: f64 = 1e-3;
+
+/// Smallest eps of a gate with AdamW, of the size of a gradient. With the usual 1e-8 the first update is lr·g/(|g| + eps), the
+/// gradient's *sign*: where a gradient is all but zero, rounding alone decides it, and right and wrong could not be told
+/// apart. With this one an update is a smooth function of the gradient, by the same code. A gradient that is wrong by a
+/// factor, to which AdamW's updates are deaf, shows in its averages, which are compared like the parameters.
+const EPS: f64 = 1e-2;
+
+/// Stands for every schedule in a gate: the few steps of one would see the first rates of a long warm-up, or no change at
+/// all, while this one halves the rate at each step, so that whoever does not follow it is seen.
+const SCHEDULE: Schedule = Schedule::Step(StepDecay {
+    every: 1,
+    factor: 0.5,
+});
 
 /// What must be run to gate a trial.
 #[derive(Clone, Debug, PartialEq)]
@@ -227,12 +240,20 @@ fn gate_config(trial: &TrialConfig, batch: Batch) -> TrialConfig {
     let mut optimizer = trial.optimizer.clone();
     match &mut optimizer {
         Optimizer::Sgd(sgd) => sgd.learning_rate = sgd.learning_rate.min(LEARNING_RATE),
-        Optimizer::Adamw(adam) => adam.learning_rate = adam.learning_rate.min(LEARNING_RATE),
+        Optimizer::Adamw(adamw) => {
+            adamw.learning_rate = adamw.learning_rate.min(LEARNING_RATE);
+            adamw.eps = adamw.eps.max(EPS);
+        }
     }
+    let schedule = match trial.schedule {
+        Schedule::Constant => Schedule::Constant,
+        _ => SCHEDULE,
+    };
     TrialConfig {
         batch,
         scaling: Scaling::Strong,
         optimizer,
+        schedule,
         measure,
         ..trial.clone()
     }

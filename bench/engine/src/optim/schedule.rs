@@ -27,12 +27,12 @@ pub enum Schedule {
         /// What the rate is multiplied by.
         factor: f64,
     },
-    /// A linear warm-up from 0 over `warm_up_steps`, then half a cosine to `minimum` at step `steps` (`CosineAnnealingLR`
-    /// with T_max = steps − warm_up_steps), where it stays.
+    /// A linear warm-up from 0 over `warm_up_steps`, then half a cosine of `steps` steps to `minimum` (`CosineAnnealingLR`
+    /// with T_max = steps), where it stays.
     Cosine {
-        /// Steps in all, with those of the warm-up.
+        /// Steps of the cosine, after the warm-up.
         steps: u64,
-        /// Steps of the warm-up; 0 for none.
+        /// Steps of the warm-up before; 0 for none.
         warm_up_steps: u64,
         /// Last rate (not a share of the base rate).
         minimum: f64,
@@ -57,8 +57,7 @@ impl Schedule {
                 warm_up_steps,
                 minimum,
             } => {
-                let length = steps - warm_up_steps;
-                let turn = (step - warm_up_steps).min(length) as f64 / length as f64;
+                let turn = (step - warm_up_steps).min(steps) as f64 / steps as f64;
                 minimum + (base_rate - minimum) * (1.0 + (PI * turn).cos()) / 2.0
             }
         };
@@ -82,17 +81,8 @@ impl Schedule {
                 )?;
                 demand_not_negative(&[("the schedule's factor", factor)])
             }
-            Self::Cosine {
-                steps,
-                warm_up_steps,
-                minimum,
-            } => {
-                demand(
-                    steps > warm_up_steps,
-                    "cosine steps",
-                    steps,
-                    "they include the warm-up: write more than warm_up_steps",
-                )?;
+            Self::Cosine { steps, minimum, .. } => {
+                demand(steps > 0, "cosine steps", steps, "write at least 1")?;
                 demand_not_negative(&[("the cosine's minimum", minimum)])
             }
         }
@@ -111,7 +101,7 @@ mod tests {
     #[test]
     fn a_cosine_stays_at_its_minimum_where_pytorchs_rises_again() {
         let cosine = Schedule::Cosine {
-            steps: 10,
+            steps: 6,
             warm_up_steps: 4,
             minimum: 0.01,
         };
@@ -172,11 +162,11 @@ mod tests {
             ),
             (
                 Schedule::Cosine {
-                    steps: 5,
+                    steps: 0,
                     warm_up_steps: 5,
                     minimum: 0.0,
                 },
-                "cosine steps is 5: they include the warm-up: write more than warm_up_steps",
+                "cosine steps is 0: write at least 1",
             ),
         ];
         for (schedule, message) in refused {

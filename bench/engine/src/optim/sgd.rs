@@ -26,9 +26,9 @@ impl SgdSettings {
         ])?;
         demand(
             !self.nesterov || self.momentum > 0.0,
-            "nesterov with a momentum of 0",
-            self.nesterov,
-            "Nesterov's step looks ahead along the momentum: write a momentum above 0, or nesterov = false",
+            "nesterov",
+            "true with a momentum of 0",
+            "its step looks ahead along the momentum: write a momentum above 0, or nesterov = false",
         )
     }
 }

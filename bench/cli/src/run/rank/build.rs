@@ -13,7 +13,7 @@ use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicat
 use syncmark_engine::comm::tcp::{self, TcpCommunicator};
 use syncmark_engine::data::Loader;
 use syncmark_engine::model::{Model, resolve};
-use syncmark_engine::optim::SgdSettings;
+use syncmark_engine::optim::{AdamwSettings, OptimizerSettings, Schedule, SgdSettings};
 use syncmark_engine::strategy::{
     Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings, Single,
     SingleSettings, Strategy,
@@ -313,18 +313,6 @@ fn not_built(config: &TrialConfig) -> Result<(), RankError> {
     let ddp = config.strategy.ddp();
     let dp = config.strategy.dp();
     let missing = [
-        (
-            matches!(&config.optimizer, file::Optimizer::Sgd(sgd) if sgd.nesterov),
-            "Nesterov's momentum",
-        ),
-        (
-            matches!(config.optimizer, file::Optimizer::Adamw(_)),
-            "AdamW",
-        ),
-        (
-            config.schedule != file::Schedule::Constant,
-            "a schedule of the learning rate",
-        ),
         (config.accumulation > 1, "gradient accumulation"),
         (
             matches!(config.strategy, StrategyConfig::Zero1(_)),
@@ -361,15 +349,45 @@ fn not_built(config: &TrialConfig) -> Result<(), RankError> {
     }
 }
 
-fn optimizer(config: &TrialConfig) -> Result<SgdSettings, RankError> {
-    let file::Optimizer::Sgd(sgd) = &config.optimizer else {
-        return Err(RankError::Assignment("AdamW is not built yet".to_owned()));
+fn optimizer(config: &TrialConfig) -> OptimizerSettings {
+    let settings = match &config.optimizer {
+        file::Optimizer::Sgd(sgd) => OptimizerSettings::sgd(SgdSettings {
+            learning_rate: sgd.learning_rate as f32,
+            momentum: sgd.momentum as f32,
+            weight_decay: sgd.weight_decay as f32,
+            nesterov: sgd.nesterov,
+        }),
+        file::Optimizer::Adamw(adamw) => OptimizerSettings::adamw(AdamwSettings {
+            learning_rate: adamw.learning_rate as f32,
+            beta1: adamw.beta1,
+            beta2: adamw.beta2,
+            eps: adamw.eps as f32,
+            weight_decay: adamw.weight_decay as f32,
+        }),
     };
-    Ok(SgdSettings {
-        learning_rate: sgd.learning_rate as f32,
-        momentum: sgd.momentum as f32,
-        weight_decay: sgd.weight_decay as f32,
-    })
+    OptimizerSettings {
+        schedule: schedule(&config.schedule),
+        ..settings
+    }
+}
+
+fn schedule(schedule: &file::Schedule) -> Schedule {
+    match schedule {
+        file::Schedule::Constant => Schedule::Constant,
+        file::Schedule::WarmUp(warm_up) => Schedule::WarmUp {
+            steps: warm_up.steps as u64,
+            start: warm_up.start,
+        },
+        file::Schedule::Step(step) => Schedule::Step {
+            every: step.every as u64,
+            factor: step.factor,
+        },
+        file::Schedule::Cosine(cosine) => Schedule::Cosine {
+            steps: cosine.steps as u64,
+            warm_up_steps: cosine.warm_up_steps as u64,
+            minimum: cosine.minimum,
+        },
+    }
 }
 
 type Built = (Box<dyn Strategy>, Option<Box<dyn Communicator>>);
@@ -382,7 +400,7 @@ fn strategy(
     communicator: Option<Box<dyn Communicator>>,
 ) -> Result<Built, RankError> {
     let config = &assignment.trial;
-    let (seed, optimizer, global) = (config.train_seed, optimizer(config)?, config.batch.global);
+    let (seed, optimizer, global) = (config.train_seed, optimizer(config), config.batch.global);
     let own = config.batch.chunks.get(rank).copied().unwrap_or(0);
     Ok(match &config.strategy {
         StrategyConfig::Single => {
