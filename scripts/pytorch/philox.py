@@ -8,7 +8,7 @@ inputs and labels, and large models need no stored weights:
 - Counter: (low 32 bits of the block, high 32 bits of the block, stream, purpose).
 - One block of four words makes four consecutive elements: element i is word i % 4 of block i / 4.
 - Uniform in [0, 1): (word >> 8) · 2⁻²⁴, exact in float32.
-- Purposes: 0 parameter initialisation, 1 dropout, 2 data and synthetic inputs, 3 shuffles, 4 synthetic labels.
+- Purposes: 0 parameter initialisation, 1 dropout, 2 data and synthetic inputs, 3 shuffles, 4 synthetic labels, 5 first factors of compressed gradients.
 - Parameters: purpose 0; stream = index of the trainable tensor in execution order, from zero, buffers not counted; elements in
   PyTorch's order (OIHW, OI). Weight and bias of linear and conv2d: (2u − 1) · bound in float32, where bound = 1/sqrt(fan_in)
   rounded to float32 (PyTorch's default distribution). Norms: γ = 1, β = 0, drawing nothing but counting as streams.

@@ -107,6 +107,28 @@ pub enum Kernel {
         write: Write,
     },
 
+    // --- compression of gradients ---
+    /// to[i] = from[i] rounded to the type of `to` (f16 or bf16), divided by `divisor` in f32, and rounded again.
+    Narrow { from: Span, to: Span, divisor: f32 },
+    /// to[i] = from[i]; `from` is f16 or bf16.
+    Widen { from: Span, to: Span },
+    /// to[i] −= from[i]; f32.
+    Subtract { from: Span, to: Span },
+    /// Standard normal numbers; a function of seed, stream, place, and the step in `state` (i32 `[step, ..]`).
+    FillNormal {
+        to: Span,
+        seed: u64,
+        stream: u32,
+        state: Span,
+    },
+    /// The columns of `matrix` (`columns` of them, row-major, no fewer rows) become orthonormal: up to two by Gram-Schmidt, more by
+    /// Householder reflections. `workspace`: two elements a column.
+    Orthogonalize {
+        matrix: Span,
+        columns: usize,
+        workspace: Span,
+    },
+
     // --- matrix products (row-major) ---
     /// c[m,n] (+)= op(a)·op(b); op(a) is [m,k] and op(b) [k,n]; a transposed operand is stored the other way round.
     Matmul {

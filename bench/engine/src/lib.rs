@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod comm;
 pub mod data;
+pub mod half;
 pub mod kernel;
 pub mod layer;
 pub mod layout;

@@ -24,6 +24,8 @@ pub enum Purpose {
     Shuffle = 3,
     /// Synthetic labels.
     Labels = 4,
+    /// The first factors of compressed gradients; the second word of the counter is the step.
+    Compression = 5,
 }
 
 /// The key that belongs to a seed.

@@ -13,6 +13,10 @@ pub enum Dtype {
     I32,
     /// 64-bit signed integer: `num_batches_tracked`.
     I64,
+    /// IEEE binary16: compressed gradients.
+    F16,
+    /// bfloat16: compressed gradients.
+    Bf16,
 }
 
 impl Dtype {
@@ -21,6 +25,7 @@ impl Dtype {
         match self {
             Self::F32 | Self::I32 => 4,
             Self::I64 => 8,
+            Self::F16 | Self::Bf16 => 2,
         }
     }
 }

@@ -5,7 +5,7 @@ mod ranks;
 use ranks::{PATIENT, Rank, TRANSPORTS, Transport, spawn, spawn_on, value, values};
 use syncmark_engine::backend::{Category, Stream};
 use syncmark_engine::comm::shared::Waiting;
-use syncmark_engine::comm::{Collective, Communicator, Reduce, chunk};
+use syncmark_engine::comm::{Collective, Reduce, chunk};
 use syncmark_engine::probe::Phase;
 use syncmark_engine::tensor::{Dtype, Span};
 
@@ -70,6 +70,48 @@ fn all_reduce_sums_scales_and_takes_the_largest() {
             r.read_i64(span),
             all.iter().map(|v| (*v as i64) << 33).collect::<Vec<_>>()
         );
+    });
+}
+
+/// Integers up to 60 are exact in both formats, and so are sums of four of them, all even ones up to 240 in bfloat16.
+#[test]
+fn halves_are_reduced_broadcast_and_gathered() {
+    everywhere(|mut r, len| {
+        for dtype in [Dtype::F16, Dtype::Bf16] {
+            let (all, world) = (sum(r.world, len), r.world);
+            let doubled: Vec<f32> = values(r.rank, len).iter().map(|v| 2.0 * v).collect();
+            let span = r.halves(dtype, &doubled);
+            r.call(Collective::AllReduce, span, span, Reduce::Sum, 0)
+                .unwrap();
+            let expected: Vec<f32> = all.iter().map(|v| 2.0 * v).collect();
+            assert_eq!(r.read_halves(span), expected, "{dtype:?}");
+
+            let span = r.halves(dtype, &doubled);
+            r.call(Collective::AllReduce, span, span, Reduce::ScaledSum(0.5), 0)
+                .unwrap();
+            assert_eq!(r.read_halves(span), all, "{dtype:?}, scaled");
+
+            let span = r.halves(dtype, &doubled);
+            r.call(Collective::AllReduce, span, span, Reduce::Max, 0)
+                .unwrap();
+            let each = |i| (0..world).map(move |rank| 2.0 * value(rank, i));
+            let largest = |i| each(i).fold(f32::MIN, f32::max);
+            let expected: Vec<f32> = (0..len).map(largest).collect();
+            assert_eq!(r.read_halves(span), expected, "{dtype:?}, largest");
+
+            let span = r.halves(dtype, &doubled);
+            let gathered = r.halves(dtype, &vec![0.0; len * world]);
+            r.call(Collective::AllGather, span, gathered, Reduce::Sum, 0)
+                .unwrap();
+            let blocks = (0..world).flat_map(|rank| values(rank, len));
+            let expected: Vec<f32> = blocks.map(|v| 2.0 * v).collect();
+            assert_eq!(r.read_halves(gathered), expected, "{dtype:?}, gathered");
+
+            r.call(Collective::Broadcast, span, span, Reduce::Sum, world - 1)
+                .unwrap();
+            let expected: Vec<f32> = values(world - 1, len).iter().map(|v| 2.0 * v).collect();
+            assert_eq!(r.read_halves(span), expected, "{dtype:?}, broadcast");
+        }
     });
 }
 

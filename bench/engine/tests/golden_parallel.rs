@@ -16,7 +16,7 @@ use syncmark_engine::model::{Model, NormOptions, resolve};
 use syncmark_engine::optim::{OptimizerSettings, SgdSettings};
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::NamedTensor;
-use syncmark_engine::strategy::{Ddp, DdpSettings, Dp, DpLoss, DpSettings, Strategy};
+use syncmark_engine::strategy::{Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Strategy};
 use trials::{BOTH, On, device};
 
 /// A step's loss may be this many times as far from f64 as PyTorch's own f32 gets in any of the steps.
@@ -202,6 +202,7 @@ fn check_ddp(fixture: &Fixture, on: On) {
                     seed: fixture.json("seed"),
                     optimizer: optimizer(fixture),
                     bucket_cap_bytes: None,
+                    compression: Compression::None,
                 };
                 let mut ddp =
                     Ddp::new(device(on, rank), Box::new(communicator), model, &settings).unwrap();

@@ -15,7 +15,7 @@ use syncmark_engine::optim::{AdamwSettings, Optimizer, OptimizerSettings, Schedu
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::{NamedTensor, Program, TensorData};
 use syncmark_engine::strategy::{
-    Ddp, DdpSettings, Dp, DpLoss, DpSettings, Single, SingleSettings, Strategy,
+    Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Single, SingleSettings, Strategy,
 };
 use trials::{BOTH, Batch, On, SEED, device, model, train};
 
@@ -114,6 +114,7 @@ fn distributed(on: On, optimizer: OptimizerSettings) -> Vec<NamedTensor> {
             seed: SEED,
             optimizer,
             bucket_cap_bytes: None,
+            compression: Compression::None,
         };
         let model = model(Norm::Group);
         let mut ddp =

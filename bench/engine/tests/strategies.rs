@@ -12,8 +12,8 @@ use syncmark_engine::data::HostBatch;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::{Phase, Silent};
 use syncmark_engine::strategy::{
-    Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings, Strategy,
-    StrategyError,
+    Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings,
+    Strategy, StrategyError,
 };
 use syncmark_engine::tensor::Dtype;
 use trials::{BOTH, Batch, OPTIMIZER, On, SEED, device, dp, model, single, train};
@@ -25,6 +25,7 @@ fn ddp_settings(rank: usize, seed: u64) -> DdpSettings {
         seed,
         optimizer: OPTIMIZER,
         bucket_cap_bytes: None,
+        compression: Compression::None,
     }
 }
 

@@ -10,7 +10,9 @@ pub mod distributed;
 
 pub use collective::{Algorithm, Call, Collective};
 pub use data_parallel::{DataParallelStep, Gathered, PhaseTraffic};
-pub use distributed::{DistributedStep, ShardedStage, bucket_elements, sharded_step};
+pub use distributed::{
+    DistributedStep, LowRank, ShardedStage, bucket_elements, low_rank_elements, sharded_step,
+};
 
 use std::ops::{Add, AddAssign, Mul};
 

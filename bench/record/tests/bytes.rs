@@ -266,3 +266,22 @@ fn what_an_algorithm_lacks_has_no_figure() {
     assert_eq!(Algorithm::from_name("ring"), Some(Algorithm::Ring));
     assert_eq!(Algorithm::from_name("rings"), None);
 }
+
+/// Matrices of 64×576, 10×64 and 8×8, and vectors: by hand.
+#[test]
+fn powersgd_exchanges_factors_where_they_are_half_as_large() {
+    let shapes = [
+        vec![64, 64, 3, 3],
+        vec![10, 64],
+        vec![8, 8],
+        vec![64],
+        vec![],
+    ];
+    let of = |rank| syncmark_record::bytes::low_rank_elements(&shapes, rank, 2.0);
+    let low_rank = |plain, p, q| syncmark_record::bytes::LowRank { plain, p, q };
+    // 2·(8 + 8) is not less than 64 by a factor of more than 2: 32 against 64 is, with rank 1; 64 against 64 is not with rank 2.
+    assert_eq!(of(1), low_rank(64 + 1, 64 + 10 + 8, 576 + 64 + 8));
+    assert_eq!(of(2), low_rank(64 + 64 + 1, 2 * (64 + 10), 2 * (576 + 64)));
+    // (10 + 64)·5 is more than half of 640, (64 + 576)·5 less than half of 36864.
+    assert_eq!(of(5), low_rank(640 + 64 + 64 + 1, 5 * 64, 5 * 576));
+}

@@ -11,7 +11,9 @@ use syncmark_engine::model::spec::{LayerSpec, Norm};
 use super::job::Job;
 use super::protocol::Purpose;
 use crate::plan::config::{Batch, MeasureConfig, StrategyConfig, TrialConfig, Work};
-use crate::scenario::file::{DpLoss, Optimizer, Scaling, Schedule, StepDecay};
+use crate::scenario::file::{
+    Compression, DpLoss, Optimizer, PowerSgd, Scaling, Schedule, StepDecay,
+};
 
 /// One comparison of a gate.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,6 +42,12 @@ pub const STAGES: [Stage; 2] = [
     },
 ];
 
+/// Of compressed gradients the first comparison allows ten units of their rounding, 2⁻¹¹ and 2⁻⁸: each addend is rounded twice
+/// and the sum once, relative to addends that may be larger than their mean. It is still well below what a wrong factor
+/// shows. Over more steps errors average out, but bfloat16's are already of the order of that comparison.
+const FP16_TOLERANCE: f64 = 5e-3;
+const BF16_TOLERANCES: [f64; 2] = [4e-2, 1e-1];
+
 /// Samples on a device of a gate: the smallest batch whose statistics are not degenerate.
 const DEVICE_BATCH: usize = 4;
 
@@ -60,6 +68,11 @@ const SCHEDULE: Schedule = Schedule::Step(StepDecay {
     every: 1,
     factor: 0.5,
 });
+
+/// At least the rank of any matrix.
+const FULL_RANK: usize = u32::MAX as usize;
+/// The earliest start that error feedback and warm start allow.
+const POWERSGD_START: usize = 2;
 
 /// What must be run to gate a trial.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,6 +154,23 @@ impl Pair {
     /// What the strategy's side depends on: trials with equal keys share a gate.
     pub fn key(&self) -> String {
         serde_json::to_string(&self.strategy).expect("a configuration is plain data")
+    }
+
+    /// The comparisons of this gate, in order; see [`STAGES`].
+    pub fn stages(&self) -> [Stage; 2] {
+        let mut stages = STAGES;
+        match self.strategy.strategy.ddp().map(|ddp| ddp.compression) {
+            Some(Compression::Fp16) => stages[0].tolerance = FP16_TOLERANCE,
+            Some(Compression::Bf16) => {
+                for (stage, tolerance) in stages.iter_mut().zip(BF16_TOLERANCES) {
+                    stage.tolerance = tolerance;
+                }
+            }
+            // Two steps with factors: what error feedback and warm start keep must enter the second.
+            Some(Compression::Powersgd(_)) => stages[1].steps = POWERSGD_START as u32 + 2,
+            Some(Compression::None) | None => {}
+        }
+        stages
     }
 
     /// What a stage's reference depends on: gates with equal keys share it.
@@ -249,13 +279,32 @@ fn gate_config(trial: &TrialConfig, batch: Batch) -> TrialConfig {
         Schedule::Constant => Schedule::Constant,
         _ => SCHEDULE,
     };
+    let mut strategy = trial.strategy.clone();
+    if let StrategyConfig::Ddp(ddp) = &mut strategy {
+        ddp.compression = gated(ddp.compression);
+    }
     TrialConfig {
+        strategy,
         batch,
         scaling: Scaling::Strong,
         optimizer,
         schedule,
         measure,
         ..trial.clone()
+    }
+}
+
+/// Low-rank gradients agree with no single device. With factors of full rank, of every matrix, and after as few plain steps as
+/// their state allows, the same code loses nothing but rounding: a gate then sees whatever is wired wrongly. What a low
+/// rank loses is measured, not gated (`compression.csv`).
+fn gated(compression: Compression) -> Compression {
+    match compression {
+        Compression::Powersgd(power) => Compression::Powersgd(PowerSgd {
+            rank: FULL_RANK,
+            start_step: POWERSGD_START,
+            ..power
+        }),
+        other => other,
     }
 }
 

@@ -9,7 +9,7 @@ use syncmark_record::Outcome;
 use syncmark_record::rows::GateRow;
 
 use super::agreement::{self, Agreement, Dump};
-use super::gate::{Gate, Pair, STAGES, Stage};
+use super::gate::{Gate, Pair, Stage};
 use super::job::{Executor, Job, StopError};
 use crate::plan::Trial;
 
@@ -97,7 +97,7 @@ impl<'a> Gating<'a> {
         executor: &mut dyn Executor,
     ) -> Result<Ended<Vec<Agreement>>, StopError> {
         let mut agreements = Vec::new();
-        for stage in STAGES {
+        for stage in pair.stages() {
             match self.stage(stage, pair, trial, executor)? {
                 Ended::Done(agreement) => agreements.push(agreement),
                 Ended::Failed(outcome, reason) => return Ok(Ended::Failed(outcome, reason)),
@@ -201,7 +201,7 @@ fn run_side(
 
 /// The rows of a gate that was run, and whether it lets its trial pass.
 fn judge(trial: &Trial, pair: &Pair, agreements: Vec<Agreement>) -> GateEnd {
-    let stages = STAGES.into_iter().zip(agreements);
+    let stages = pair.stages().into_iter().zip(agreements);
     let rows: Vec<GateRow> = stages
         .map(|(stage, agreement)| row(trial, pair, stage, agreement))
         .collect();

@@ -7,11 +7,14 @@ use syncmark_engine::probe::Phase;
 use syncmark_record::bytes::{self, Algorithm, Call, DataParallelStep, Gathered, Traffic};
 
 use crate::plan::config::{StrategyConfig, TrialConfig, Work};
-use crate::scenario::file::DpLoss;
+use crate::scenario::file::{Compression, DpLoss};
 
 /// PyTorch's default caps in bytes: SEMANTICS of DDP's reducer.
 const FIRST_BUCKET_BYTES: u64 = 1 << 20;
 const BUCKET_BYTES: u64 = 25 << 20;
+
+/// PyTorch's default: PowerSGD leaves tensors alone that it does not make half as small.
+const MIN_COMPRESSION_RATE: f64 = 2.0;
 
 /// What one device or rank should send and receive per step in calls of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +54,8 @@ pub fn step(config: &TrialConfig) -> Vec<Expected> {
             Vec::new()
         }
         StrategyConfig::Dp(ref dp) => data_parallel(config, &model, dp.loss),
-        StrategyConfig::Ddp(_) => (0..config.devices as u32)
-            .flat_map(|rank| distributed(config, &model, rank))
+        StrategyConfig::Ddp(ref ddp) => (0..config.devices as u32)
+            .flat_map(|rank| distributed(config, &model, ddp.compression, rank))
             .collect(),
     }
 }
@@ -108,7 +111,12 @@ fn data_parallel(config: &TrialConfig, model: &Model, loss: DpLoss) -> Vec<Expec
     expected
 }
 
-fn distributed(config: &TrialConfig, model: &Model, rank: u32) -> Vec<Expected> {
+fn distributed(
+    config: &TrialConfig,
+    model: &Model,
+    compression: Compression,
+    rank: u32,
+) -> Vec<Expected> {
     let mut calls = Calls {
         ranks: config.devices as u64,
         rank,
@@ -118,20 +126,23 @@ fn distributed(config: &TrialConfig, model: &Model, rank: u32) -> Vec<Expected> 
         return Vec::new();
     }
     // Gradients become ready from the last layer to the first, and lie in the arena in that order.
-    let ready: Vec<u64> = model
+    let ready: Vec<Vec<u64>> = model
         .nodes
         .iter()
         .rev()
         .flat_map(|node| node.parameters())
-        .map(|slot| slot.elements() as u64)
+        .map(|slot| slot.shape.iter().map(|size| *size as u64).collect())
         .collect();
-    for elements in bytes::bucket_elements(&ready, FIRST_BUCKET_BYTES, BUCKET_BYTES) {
-        calls.add(
-            Phase::AllReduce,
-            Collective::AllReduce,
-            elements,
-            size_of::<f32>(),
-        );
+    let sizes: Vec<u64> = ready.iter().map(|shape| shape.iter().product()).collect();
+    let (mut next, mut left) = (0, 0);
+    for elements in bytes::bucket_elements(&sizes, FIRST_BUCKET_BYTES, BUCKET_BYTES) {
+        left += elements;
+        let first = next;
+        while left > 0 {
+            left -= sizes[next];
+            next += 1;
+        }
+        calls.add_bucket(&ready[first..next], elements, compression);
     }
     let running: Vec<u64> = model
         .nodes
@@ -183,6 +194,25 @@ struct Calls {
 }
 
 impl Calls {
+    /// The all-reduces of a bucket of tensors of these shapes.
+    fn add_bucket(&mut self, shapes: &[Vec<u64>], elements: u64, compression: Compression) {
+        let width = match compression {
+            Compression::Fp16 | Compression::Bf16 => 2,
+            Compression::None | Compression::Powersgd(_) => size_of::<f32>(),
+        };
+        let parts = match compression {
+            Compression::Powersgd(power) => {
+                let rank = power.rank as u64;
+                let sum = bytes::low_rank_elements(shapes, rank, MIN_COMPRESSION_RATE);
+                vec![sum.plain, sum.p, sum.q]
+            }
+            Compression::None | Compression::Fp16 | Compression::Bf16 => vec![elements],
+        };
+        for elements in parts.into_iter().filter(|elements| *elements > 0) {
+            self.add(Phase::AllReduce, Collective::AllReduce, elements, width);
+        }
+    }
+
     fn add(&mut self, phase: Phase, collective: Collective, elements: u64, element_bytes: usize) {
         let formula = match collective {
             Collective::Broadcast => bytes::Collective::Broadcast { root: 0 },

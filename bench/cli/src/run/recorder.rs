@@ -13,10 +13,10 @@ use std::collections::BTreeMap;
 
 use syncmark_record::folder::RepeatRecord;
 use syncmark_record::outcome::Outcome;
-use syncmark_record::rows::{LearningRow, Pass, RepeatRow};
+use syncmark_record::rows::{CompressionRow, LearningRow, Pass, RepeatRow};
 
 use super::spool::Event;
-use crate::plan::config::TrialConfig;
+use crate::plan::config::{TrialConfig, compression_name};
 
 pub use comm::{ALGORITHMS, COLLECTIVES};
 pub use devices::core_list;
@@ -74,8 +74,35 @@ pub fn record(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRecord {
         learning: learning_rows(facts, ranks),
         collectives: collectives::collective_rows(facts, ranks),
         layers: Vec::new(),
-        compression: Vec::new(),
+        compression: compression_rows(facts, ranks),
     }
+}
+
+fn compression_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<CompressionRow> {
+    let ddp = facts.config.strategy.ddp();
+    let name = ddp.map_or_else(String::new, |ddp| compression_name(ddp.compression));
+    let row = |event: &Event| match *event {
+        Event::Compression {
+            bucket,
+            step,
+            relative_error,
+            cosine,
+            sent_bytes,
+            uncompressed_bytes,
+        } => Some(CompressionRow {
+            trial: facts.trial.to_owned(),
+            repeat: facts.repeat,
+            step,
+            compression: name.clone(),
+            bucket: (bucket != u16::MAX).then_some(u32::from(bucket)),
+            relative_error,
+            cosine,
+            sent_bytes,
+            uncompressed_bytes,
+        }),
+        _ => None,
+    };
+    ranks.iter().flatten().filter_map(row).collect()
 }
 
 /// By how much the mean step time changed from the first to the last third of the window: 0.02 is 2 %.

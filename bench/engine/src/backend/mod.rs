@@ -9,6 +9,7 @@ pub mod deferred;
 use std::sync::Arc;
 
 use crate::comm::HostCall;
+use crate::half::{Bf16, F16};
 use crate::kernel::Kernel;
 use crate::tensor::{Dtype, Span};
 
@@ -114,6 +115,10 @@ pub enum HostSlice<'a> {
     I32(&'a [i32]),
     /// i64.
     I64(&'a [i64]),
+    /// binary16.
+    F16(&'a [F16]),
+    /// bfloat16.
+    Bf16(&'a [Bf16]),
 }
 
 /// Where data from a device goes.
@@ -125,6 +130,10 @@ pub enum HostSliceMut<'a> {
     I32(&'a mut [i32]),
     /// i64.
     I64(&'a mut [i64]),
+    /// binary16.
+    F16(&'a mut [F16]),
+    /// bfloat16.
+    Bf16(&'a mut [Bf16]),
 }
 
 /// Work that runs on the host in a stream's order: a collective of the `shared` transport, a copy between CPU devices.

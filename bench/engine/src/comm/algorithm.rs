@@ -3,6 +3,7 @@ use crate::backend::HostMemory;
 use crate::comm::error::{CommError, invalid};
 use crate::comm::number::Number;
 use crate::comm::{Collective, CollectiveCall, Reduce, chunk};
+use crate::half::{Bf16, F16};
 use crate::tensor::{Dtype, Span};
 
 /// One transport's way to do each collective, for one call under way.
@@ -37,6 +38,8 @@ pub(super) unsafe fn perform(
             Dtype::F32 => perform_typed::<f32>(algorithm, call, memory),
             Dtype::I32 => perform_typed::<i32>(algorithm, call, memory),
             Dtype::I64 => perform_typed::<i64>(algorithm, call, memory),
+            Dtype::F16 => perform_typed::<F16>(algorithm, call, memory),
+            Dtype::Bf16 => perform_typed::<Bf16>(algorithm, call, memory),
         }
     }
 }
@@ -103,7 +106,8 @@ pub(super) fn check(call: &CollectiveCall, rank: usize, world: usize) -> Result<
             to.dtype()
         ));
     }
-    if matches!(call.reduce, Reduce::ScaledSum(_)) && from.dtype() != Dtype::F32 {
+    let integers = matches!(from.dtype(), Dtype::I32 | Dtype::I64);
+    if matches!(call.reduce, Reduce::ScaledSum(_)) && integers {
         return wrong("only floats can be scaled".into());
     }
     let lengths = match collective {

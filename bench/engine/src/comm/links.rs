@@ -10,6 +10,7 @@ use super::{Count, HostCall};
 use crate::backend::{
     Backend, BackendError, Completion, Event, HostMemory, HostTask, Result, Stream,
 };
+use crate::half::{Bf16, F16};
 use crate::probe::{Phase, now_ns};
 use crate::tensor::{Dtype, Span};
 
@@ -175,6 +176,8 @@ impl HostTask for Memories {
                 Dtype::F32 => transfer(memory.write::<f32>(to), other.read::<f32>(from)),
                 Dtype::I32 => transfer(memory.write::<i32>(to), other.read::<i32>(from)),
                 Dtype::I64 => transfer(memory.write::<i64>(to), other.read::<i64>(from)),
+                Dtype::F16 => transfer(memory.write::<F16>(to), other.read::<F16>(from)),
+                Dtype::Bf16 => transfer(memory.write::<Bf16>(to), other.read::<Bf16>(from)),
             }
         };
         let mut ledger = self.ledgers[destination]

@@ -19,6 +19,8 @@ impl Signature {
             Dtype::F32 => 0,
             Dtype::I32 => 1,
             Dtype::I64 => 2,
+            Dtype::F16 => 3,
+            Dtype::Bf16 => 4,
         };
         let reduce = match reduce {
             Reduce::Sum => 0,
@@ -44,7 +46,11 @@ impl Signature {
     }
 
     pub(super) fn element_bytes(self) -> usize {
-        if (self.0 >> 44) & 15 == 2 { 8 } else { 4 }
+        match (self.0 >> 44) & 15 {
+            2 => 8,
+            3 | 4 => 2,
+            _ => 4,
+        }
     }
 
     pub(super) fn describe(self) -> String {
@@ -65,7 +71,7 @@ impl Signature {
         let name = names
             .get((self.0 >> 56) as usize)
             .unwrap_or(&"something unknown");
-        let dtype = ["f32", "i32", "i64"]
+        let dtype = ["f32", "i32", "i64", "f16", "bf16"]
             .get((self.0 >> 44) as usize & 15)
             .unwrap_or(&"?");
         let reduce = ["sum", "scaled sum", "max"]

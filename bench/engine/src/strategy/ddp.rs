@@ -3,16 +3,20 @@
 //! This is one rank; whether the others are threads or processes is the communicator's matter. Ranks weigh equally:
 //! each gradient is scaled by 1/N, whatever the rank's batch, as in PyTorch. Reference:
 //! `torch/nn/parallel/distributed.py` and `torch/csrc/distributed/c10d/reducer.cpp`.
+mod fidelity;
 mod setup;
 
 use std::ops::Range;
 
+pub use fidelity::Fidelity;
+
 use super::bucket::Buckets;
+use super::hook::{Bucket, Compression, Hook, HookPlace};
 use super::replica::{Replica, ReplicaSettings};
 use super::tracing::{Trace, Watched};
 use super::{Evaluation, Result, Strategy, StrategyError};
 use crate::backend::{Backend, BackendError, Category, Event, Stream};
-use crate::comm::{Communicator, Count, Reduce};
+use crate::comm::{Communicator, Count};
 use crate::data::HostBatch;
 use crate::model::Model;
 use crate::optim::OptimizerSettings;
@@ -33,6 +37,8 @@ pub struct DdpSettings {
     pub optimizer: OptimizerSettings,
     /// Cap of a bucket; none for 25 MiB with a first bucket of 1 MiB.
     pub bucket_cap_bytes: Option<usize>,
+    /// What gradients are exchanged as.
+    pub compression: Compression,
 }
 
 /// One rank.
@@ -42,6 +48,11 @@ pub struct Ddp {
     sample_offset: usize,
     bucket_cap_bytes: Option<usize>,
     buckets: Buckets,
+    hook: Hook,
+    /// For checked steps: the exact mean, and what was found; empty and none in others.
+    exact: Span,
+    found: Option<Vec<Fidelity>>,
+    sent: [u64; 2],
     /// Whether the buckets still wait for their rebuild after the first step.
     first: bool,
     synchronize: bool,
@@ -71,7 +82,7 @@ impl Ddp {
         let (rank, world) = (communicator.rank(), communicator.world_size());
         let word = backend.allocate(Category::Workspace, Dtype::I64, 1)?;
         let words = backend.allocate(Category::Workspace, Dtype::I64, world)?;
-        let replica = Replica::new(
+        let mut replica = Replica::new(
             backend,
             model,
             &ReplicaSettings {
@@ -85,10 +96,26 @@ impl Ddp {
                 optimizes: true,
             },
         )?;
+        let state = replica.counters();
+        let hook = Hook::new(
+            &mut *replica.backend,
+            settings.compression,
+            &HookPlace {
+                gradients: replica.program.gradients(),
+                parameters: replica.program.table(),
+                world_size: world,
+                seed: settings.seed,
+                state,
+            },
+        )?;
         let mut ddp = Self {
             buckets: Buckets::unlimited(replica.program.gradients().len()),
             replica,
             communicator,
+            hook,
+            exact: Span::EMPTY,
+            found: None,
+            sent: [0; 2],
             sample_offset: settings.sample_offset,
             bucket_cap_bytes: settings.bucket_cap_bytes,
             first: true,
@@ -116,6 +143,7 @@ impl Ddp {
         self.replica.compute_loss(batch.len)?;
         self.backward(batch.len)?;
         self.wait_for_gradients()?;
+        self.compare()?;
         self.replica.optimize()?;
         self.rebuild_buckets()
     }
@@ -209,26 +237,18 @@ impl Ddp {
     }
 
     fn reduce_bucket(&mut self, index: usize) -> Result<()> {
-        let Replica {
-            backend,
-            program,
-            trace,
-            ..
-        } = &mut self.replica;
-        let since = if trace.on() { now_ns() } else { 0 };
-        let mean = Reduce::ScaledSum(1.0 / self.communicator.world_size() as f32);
-        let gradients = program.gradients().slice(self.buckets.range(index));
-        let after = backend.record(Stream::Compute);
-        let event = self.communicator.all_reduce(
-            &mut **backend,
-            Phase::AllReduce,
-            gradients,
-            mean,
-            after,
-        )?;
-        trace.collective(Phase::AllReduce, Some(index as u16), event, since);
+        self.keep_exact(index)?;
+        let Replica { backend, trace, .. } = &mut self.replica;
+        let bucket = Bucket {
+            range: self.buckets.range(index),
+            index,
+            last: index + 1 == self.buckets.len(),
+        };
+        let event =
+            self.hook
+                .reduce_traced(&mut **backend, &mut *self.communicator, trace, &bucket)?;
         self.pending.push(event);
-        Ok(())
+        self.count_bucket()
     }
 
     /// What backward did not hide of the communication is waited for here.
@@ -240,6 +260,14 @@ impl Ddp {
         }
         trace.close(&mut **backend, Phase::Wait, opened);
         Ok(())
+    }
+
+    /// What the hook carries from step to step, see [`Hook::export`]. Blocks.
+    ///
+    /// # Errors
+    /// A device's failure.
+    pub fn export_compression(&mut self) -> Result<Vec<NamedTensor>> {
+        self.hook.export(&mut *self.replica.backend)
     }
 
     /// The buckets in use: one until the first step is over.
@@ -260,6 +288,10 @@ impl Strategy for Ddp {
         let done = self.take_step(batch);
         self.report(done)?;
         Ok(self.replica.trace.emit(&mut *self.replica.backend, probe)?)
+    }
+
+    fn checked_step(&mut self, batch: HostBatch<'_>) -> Result<Vec<Fidelity>> {
+        self.step_checked(batch)
     }
 
     fn master(&mut self) -> &mut Replica {
@@ -284,9 +316,15 @@ impl Strategy for Ddp {
         self.replica.import(tensors)
     }
 
+    fn snapshot(&mut self) -> Result<()> {
+        self.replica.snapshot()?;
+        self.hook.snapshot(&mut *self.replica.backend)
+    }
+
     fn restore(&mut self) -> Result<()> {
         self.stale_buffers = true;
-        self.replica.restore()
+        self.replica.restore()?;
+        self.hook.restore(&mut *self.replica.backend)
     }
 
     fn parameters_equal(&mut self) -> Result<Option<bool>> {
@@ -370,6 +408,7 @@ fn with_group(
         Some(&mut Watched {
             inner: communicator,
             trace: &mut trace,
+            bucket: None,
         }),
     );
     replica.trace = trace;

@@ -6,6 +6,7 @@
 pub mod bucket;
 pub mod ddp;
 pub mod dp;
+pub mod hook;
 pub mod independent;
 mod replica;
 pub mod single;
@@ -15,11 +16,12 @@ use crate::backend::{BackendError, MemoryUse};
 use crate::comm::Count;
 use crate::data::HostBatch;
 use crate::optim::OptimizerError;
-use crate::probe::Probe;
+use crate::probe::{Probe, Silent};
 use crate::program::{BuildError, ImportError, NamedTensor};
 
-pub use ddp::{Ddp, DdpSettings};
+pub use ddp::{Ddp, DdpSettings, Fidelity};
 pub use dp::{Dp, DpLoss, DpSettings};
+pub use hook::{Compression, PowerSgdSettings};
 pub use independent::{Independent, IndependentSettings};
 pub use replica::Replica;
 pub use single::{Single, SingleSettings};
@@ -150,6 +152,16 @@ pub trait Strategy: Send {
     /// A device's failure.
     fn loss(&mut self) -> Result<f32> {
         self.master().read_loss()
+    }
+
+    /// A step that also says, of each bucket of gradients, how far it is from the exact mean over the ranks; nothing where
+    /// gradients are not exchanged in buckets. Blocks; every rank must call it, and no time of it means anything.
+    ///
+    /// # Errors
+    /// As [`Strategy::step`].
+    fn checked_step(&mut self, batch: HostBatch<'_>) -> Result<Vec<Fidelity>> {
+        self.step(batch, &mut Silent)?;
+        Ok(Vec::new())
     }
 
     /// Mean loss and errors in evaluation mode, on one device; any number of samples. Blocks. Under DDP every rank

@@ -169,6 +169,11 @@ impl Replica {
         )
     }
 
+    /// i32 `[step, sample_offset]` on the device, of the present step.
+    pub(super) fn counters(&self) -> Span {
+        self.state.counters
+    }
+
     /// Forward in training mode.
     pub(super) fn forward(
         &mut self,

@@ -5,7 +5,7 @@ use crate::backend::{Backend, Event, Result, Stream};
 use crate::comm::{Aborter, CollectiveCall, Communicator, Count};
 use crate::probe::{Phase, PhaseSpan, Probe, Track, now_ns};
 
-/// When a span of the compute stream began; nothing while no one traces.
+/// When a span began; nothing while no one traces.
 #[must_use]
 pub(super) struct Opened(Option<(Event, u64)>);
 
@@ -45,15 +45,30 @@ impl Trace {
     }
 
     pub(super) fn open(&self, backend: &mut dyn Backend) -> Opened {
-        Opened(self.on.then(|| (backend.record(Stream::Compute), now_ns())))
+        self.open_on(backend, Stream::Compute)
+    }
+
+    pub(super) fn open_on(&self, backend: &mut dyn Backend, stream: Stream) -> Opened {
+        Opened(self.on.then(|| (backend.record(stream), now_ns())))
     }
 
     pub(super) fn close(&mut self, backend: &mut dyn Backend, phase: Phase, opened: Opened) {
+        self.close_bucket(backend, phase, None, opened);
+    }
+
+    /// As [`Trace::close`], on the stream of the begin and of a bucket.
+    pub(super) fn close_bucket(
+        &mut self,
+        backend: &mut dyn Backend,
+        phase: Phase,
+        bucket: Option<u16>,
+        opened: Opened,
+    ) {
         if let Some((begin, host)) = opened.0 {
-            let end = backend.record(Stream::Compute);
+            let end = backend.record(begin.stream);
             self.marks.push(Mark {
                 phase,
-                bucket: None,
+                bucket,
                 begin: Some(begin),
                 end,
                 host_ns: [host, now_ns()],
@@ -112,6 +127,8 @@ impl Trace {
 pub(super) struct Watched<'a> {
     pub(super) inner: &'a mut dyn Communicator,
     pub(super) trace: &'a mut Trace,
+    /// Whose collectives these are.
+    pub(super) bucket: Option<u16>,
 }
 
 impl Communicator for Watched<'_> {
@@ -127,9 +144,9 @@ impl Communicator for Watched<'_> {
         call: CollectiveCall,
         after: Event,
     ) -> Result<Event> {
-        let since = now_ns();
+        let since = if self.trace.on() { now_ns() } else { 0 };
         let event = self.inner.enqueue(backend, call, after)?;
-        self.trace.collective(call.phase, None, event, since);
+        self.trace.collective(call.phase, self.bucket, event, since);
         Ok(event)
     }
     fn barrier(&mut self) -> Result<()> {

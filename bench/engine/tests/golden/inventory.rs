@@ -1,12 +1,12 @@
 //! Which fixtures there are: a file that nobody knows, or that is missing, is a mistake.
 //!
 //! Tests go through all files of their `kind`, so every file of a kind listed here is read. Those of `dp` and `ddp` are read
-//! by `golden_parallel.rs`.
+//! by `golden_parallel.rs`, those of `hook` by `golden_hooks.rs`.
 use crate::fixture;
 
 /// Kinds, each with a test that reads all its files.
-const KINDS: [&str; 7] = [
-    "ddp", "dp", "layer", "loss", "philox", "schedule", "training",
+const KINDS: [&str; 8] = [
+    "ddp", "dp", "hook", "layer", "loss", "philox", "schedule", "training",
 ];
 
 /// All files, in the order of their names.
@@ -55,6 +55,15 @@ const NAMES: &[&str] = &[
     "group_norm_g3_of_6",
     "group_norm_g4",
     "group_norm_g8",
+    "hook_bf16_2_ranks",
+    "hook_bf16_3_ranks",
+    "hook_fp16_2_ranks",
+    "hook_fp16_3_ranks",
+    "hook_powersgd_cold_start",
+    "hook_powersgd_no_feedback",
+    "hook_powersgd_rank_1",
+    "hook_powersgd_rank_2",
+    "hook_powersgd_rank_3",
     "layer_norm_channel",
     "layer_norm_channel_far_mean",
     "layer_norm_element",

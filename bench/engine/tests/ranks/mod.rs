@@ -11,6 +11,7 @@ use syncmark_engine::comm::fault::Fault;
 use syncmark_engine::comm::shared::{Region, SharedCommunicator, Waiting};
 use syncmark_engine::comm::tcp::TcpCommunicator;
 use syncmark_engine::comm::{Collective, CollectiveCall, Communicator, Reduce};
+use syncmark_engine::half::{Bf16, F16, Half};
 use syncmark_engine::probe::Phase;
 use syncmark_engine::tensor::{Dtype, Span};
 
@@ -123,6 +124,36 @@ impl Rank {
             .upload(Stream::Compute, HostSlice::I64(values), span)
             .unwrap();
         span
+    }
+
+    /// Values in half precision; they must be exact in it.
+    pub fn halves(&mut self, dtype: Dtype, values: &[f32]) -> Span {
+        let len = values.len();
+        let span = self
+            .backend
+            .allocate(Category::Workspace, dtype, len)
+            .unwrap();
+        let f16: Vec<F16> = values.iter().map(|v| F16::narrow(*v)).collect();
+        let bf16: Vec<Bf16> = values.iter().map(|v| Bf16::narrow(*v)).collect();
+        let from = match dtype {
+            Dtype::F16 => HostSlice::F16(&f16),
+            _ => HostSlice::Bf16(&bf16),
+        };
+        self.backend.upload(Stream::Compute, from, span).unwrap();
+        span
+    }
+
+    pub fn read_halves(&mut self, span: Span) -> Vec<f32> {
+        let (mut f16, mut bf16) = (vec![F16(0); span.len()], vec![Bf16(0); span.len()]);
+        let to = match span.dtype() {
+            Dtype::F16 => HostSliceMut::F16(&mut f16),
+            _ => HostSliceMut::Bf16(&mut bf16),
+        };
+        self.backend.download(span, to).unwrap();
+        match span.dtype() {
+            Dtype::F16 => f16.iter().map(|half| half.widen()).collect(),
+            _ => bf16.iter().map(|half| half.widen()).collect(),
+        }
     }
 
     pub fn read_f32(&mut self, span: Span) -> Vec<f32> {

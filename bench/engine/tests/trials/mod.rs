@@ -15,7 +15,7 @@ use syncmark_engine::philox::{self, Purpose};
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::NamedTensor;
 use syncmark_engine::strategy::{
-    Ddp, DdpSettings, Dp, DpLoss, DpSettings, Single, SingleSettings, Strategy,
+    Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Single, SingleSettings, Strategy,
 };
 
 pub const INPUT: [usize; 3] = [2, 4, 6];
@@ -164,6 +164,7 @@ pub fn ddp(
         seed: SEED,
         optimizer: OPTIMIZER,
         bucket_cap_bytes: cap,
+        compression: Compression::None,
     };
     Ddp::new(device(on, rank), Box::new(communicator), model, &settings).unwrap()
 }

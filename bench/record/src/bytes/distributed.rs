@@ -29,6 +29,38 @@ pub fn bucket_elements(parameters: &[u64], first_cap_bytes: u64, cap_bytes: u64)
     buckets
 }
 
+/// Elements of the three all-reduces of a bucket under PowerSGD.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LowRank {
+    /// Of tensors that are not compressed.
+    pub plain: u64,
+    /// Of the factors P: Σ n·r.
+    pub p: u64,
+    /// Of the factors Q: Σ m·r.
+    pub q: u64,
+}
+
+/// What PowerSGD exchanges for a bucket of tensors of these shapes. A tensor is the matrix of its first dimension and the rest, and is
+/// compressed if (n + m)·r is more than `min_compression_rate` times smaller than n·m; vectors never are.
+/// Reference: `_should_compress` of `torch/distributed/algorithms/ddp_comm_hooks/powerSGD_hook.py`.
+pub fn low_rank_elements(shapes: &[Vec<u64>], rank: u64, min_compression_rate: f64) -> LowRank {
+    let mut sum = LowRank::default();
+    for shape in shapes {
+        let elements: u64 = shape.iter().product();
+        let n = shape.first().copied().unwrap_or(1);
+        let m = elements / n.max(1);
+        let r = rank.min(n).min(m);
+        let factors = (n + m) * r;
+        if shape.len() > 1 && factors as f64 * min_compression_rate < elements as f64 {
+            sum.p += n * r;
+            sum.q += m * r;
+        } else {
+            sum.plain += elements;
+        }
+    }
+    sum
+}
+
 /// Sizes of one DDP step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DistributedStep {

@@ -15,8 +15,8 @@ use syncmark_engine::data::Loader;
 use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::optim::{AdamwSettings, OptimizerSettings, Schedule, SgdSettings};
 use syncmark_engine::strategy::{
-    Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings, Single,
-    SingleSettings, Strategy,
+    Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings,
+    PowerSgdSettings, Single, SingleSettings, Strategy,
 };
 
 use super::{RankError, data};
@@ -331,10 +331,6 @@ fn not_built(config: &TrialConfig) -> Result<(), RankError> {
         ),
         (ddp.is_some_and(|ddp| !ddp.overlap), "overlap = false"),
         (
-            ddp.is_some_and(|ddp| ddp.compression != file::Compression::None),
-            "compression",
-        ),
-        (
             config.strategy.broadcast_buffers() == Some(false),
             "broadcast_buffers = false",
         ),
@@ -368,6 +364,28 @@ fn optimizer(config: &TrialConfig) -> OptimizerSettings {
     OptimizerSettings {
         schedule: schedule(&config.schedule),
         ..settings
+    }
+}
+
+/// A gate compresses every matrix, however little that saves (see `gate::gated`).
+fn compression(compression: file::Compression, purpose: &Purpose) -> Compression {
+    match compression {
+        file::Compression::None => Compression::None,
+        file::Compression::Fp16 => Compression::Fp16,
+        file::Compression::Bf16 => Compression::Bf16,
+        file::Compression::Powersgd(power) => {
+            let usual = PowerSgdSettings::default();
+            Compression::PowerSgd(PowerSgdSettings {
+                rank: power.rank,
+                start_step: power.start_step as u64,
+                min_compression_rate: match purpose {
+                    Purpose::Gate { .. } => 0.0,
+                    Purpose::Measure { .. } => usual.min_compression_rate,
+                },
+                error_feedback: power.error_feedback,
+                warm_start: power.warm_start,
+            })
+        }
     }
 }
 
@@ -461,7 +479,7 @@ fn strategy(
         StrategyConfig::Zero1(_) => {
             return Err(RankError::Assignment("ZeRO-1 is not built yet".to_owned()));
         }
-        StrategyConfig::Ddp(_) => {
+        StrategyConfig::Ddp(ddp) => {
             let communicator = communicator
                 .ok_or_else(|| RankError::Assignment("ddp without a meeting".to_owned()))?;
             let sample_offset = config.batch.chunks[..rank].iter().sum();
@@ -471,6 +489,7 @@ fn strategy(
                 seed,
                 optimizer,
                 bucket_cap_bytes: None,
+                compression: compression(ddp.compression, &assignment.purpose),
             };
             let ddp = Ddp::new(device(assignment, rank)?, communicator, model, &settings)?;
             (Box::new(ddp), None)

@@ -16,12 +16,16 @@ use super::{RankError, say};
 use crate::run::protocol::{Assignment, Message};
 use crate::run::recorder::{ALGORITHMS, COLLECTIVES, pass_number};
 use crate::run::spool::{CommEvent, Event, Writer};
+use crate::scenario::file::Compression;
 
 /// By how much a window is planned longer than `min_time` asks: a clock that rises after the warm-up may not cut it short.
 const MARGIN: f64 = 1.05;
 
 /// Steps before each pass that are not counted: caches and branch predictors see the pass's own code.
 const LEAD_IN_STEPS: u64 = 3;
+
+/// Steps whose compressed gradients are compared with exact ones.
+const CHECKED_STEPS: u64 = 5;
 
 /// Runs all passes.
 ///
@@ -48,6 +52,9 @@ pub fn run(
     if measure.trace_steps > 0 {
         traced_pass(&mut participant, measure.trace_steps as u64)?;
     }
+    if compression(assignment) != Compression::None {
+        checked_pass(&mut participant)?;
+    }
     memory(&mut participant);
     Ok(())
 }
@@ -57,8 +64,14 @@ pub fn run(
 /// equally many steps.
 fn warm_up(assignment: &Assignment, participant: &mut Participant) -> Result<Duration, RankError> {
     let measure = &assignment.trial.measure;
-    let start = now_ns();
-    let (mut done, mut steps) = (0, participant.agree(measure.warmup_steps.max(3) as u64)?);
+    let began = now_ns();
+    // Every pass begins where the warm-up ends: with PowerSGD at work.
+    let start = match compression(assignment) {
+        Compression::Powersgd(power) => power.start_step,
+        Compression::None | Compression::Fp16 | Compression::Bf16 => 0,
+    };
+    let fewest = measure.warmup_steps.max(3).max(start) as u64;
+    let (mut done, mut steps) = (0, participant.agree(fewest)?);
     let mut shortest = u64::MAX;
     while steps > 0 {
         let begin = now_ns();
@@ -77,7 +90,7 @@ fn warm_up(assignment: &Assignment, participant: &mut Participant) -> Result<Dur
         shortest = shortest.min(quickest.max(mean / 2));
         done += steps;
         participant.spool.beat(now);
-        let left = measure.warmup_time_ns.saturating_sub(now - start);
+        let left = measure.warmup_time_ns.saturating_sub(now - began);
         // At most as many again as were taken so far: the first steps are slow and would mislead the estimate.
         steps = participant.agree(left.div_ceil(mean).min(done))?;
     }
@@ -318,6 +331,42 @@ impl SpanBuffer {
             });
         }
     }
+}
+
+/// What the gradients of a trial are exchanged as.
+fn compression(assignment: &Assignment) -> Compression {
+    let ddp = assignment.trial.strategy.ddp();
+    ddp.map_or(Compression::None, |ddp| ddp.compression)
+}
+
+/// How far compressed gradients are from exact ones, in steps whose time means nothing. All ranks hold the same
+/// gradients: rank 0 tells.
+fn checked_pass(participant: &mut Participant) -> Result<(), RankError> {
+    participant.strategy.restore()?;
+    for _ in 0..LEAD_IN_STEPS {
+        participant.step(&mut Silent)?;
+    }
+    for step in 0..CHECKED_STEPS {
+        let batch = participant.loader.next_batch();
+        let buckets = participant.strategy.checked_step(batch)?;
+        if participant.device > 0 {
+            continue;
+        }
+        let whole = buckets.iter().copied().sum();
+        let each = (0..).zip(&buckets);
+        for (bucket, found) in each.chain([(u16::MAX, &whole)]) {
+            participant.spool.push(Event::Compression {
+                bucket,
+                step,
+                relative_error: found.relative_error(),
+                cosine: found.cosine(),
+                sent_bytes: found.sent_bytes,
+                uncompressed_bytes: found.uncompressed_bytes,
+            });
+        }
+        participant.spool.beat(now_ns());
+    }
+    Ok(())
 }
 
 fn memory(participant: &mut Participant) {

@@ -45,6 +45,15 @@ pub enum Event {
     Loss { step: u64, loss: f64 },
     /// Whether all ranks held bit-equal parameters after the window.
     ParametersEqual { equal: bool },
+    /// How far a checked step's gradients are from their exact mean; `bucket` is `u16::MAX` for all together.
+    Compression {
+        bucket: u16,
+        step: u64,
+        relative_error: f64,
+        cosine: f64,
+        sent_bytes: u64,
+        uncompressed_bytes: u64,
+    },
     /// Time of a call of a collective that runs alone, at p10, p50 and p90 of its batches on the slowest rank.
     CollectiveTime {
         collective: u8,
@@ -204,6 +213,25 @@ impl Event {
             Self::ParametersEqual { equal } => {
                 f.put([8, u8::from(equal)]);
             }
+            Self::Compression {
+                bucket,
+                step,
+                relative_error,
+                cosine,
+                sent_bytes,
+                uncompressed_bytes,
+            } => {
+                f.put([10, 0])
+                    .put(bucket.to_le_bytes())
+                    .put([0; 4])
+                    .words(&[
+                        step,
+                        relative_error.to_bits(),
+                        cosine.to_bits(),
+                        sent_bytes,
+                        uncompressed_bytes,
+                    ]);
+            }
             Self::CollectiveTime {
                 collective,
                 algorithm,
@@ -311,6 +339,19 @@ impl Event {
                 }
             }
             8 => Self::ParametersEqual { equal: f.u8() != 0 },
+            10 => {
+                f.at = 2;
+                let bucket = f.u16();
+                f.at = 8;
+                Self::Compression {
+                    bucket,
+                    step: f.u64(),
+                    relative_error: f64::from_bits(f.u64()),
+                    cosine: f64::from_bits(f.u64()),
+                    sent_bytes: f.u64(),
+                    uncompressed_bytes: f.u64(),
+                }
+            }
             20 => {
                 let (collective, algorithm) = (f.u8(), f.u8());
                 f.at = 8;

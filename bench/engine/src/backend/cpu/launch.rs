@@ -5,10 +5,10 @@
 //! Reference: [`crate::kernel::Kernel`], which states each formula.
 use crate::backend::cpu::memory::HostMemory;
 use crate::backend::cpu::{
-    batch_norm, conv, dropout, elementwise, group_norm, loss, matmul, optimizer, pool,
+    batch_norm, compression, conv, dropout, elementwise, group_norm, loss, matmul, optimizer, pool,
 };
 use crate::kernel::Kernel;
-use crate::tensor::Span;
+use crate::tensor::{Dtype, Span};
 
 /// Panics when one of `outputs` overlaps another operand.
 fn disjoint(outputs: &[Span], inputs: &[Span]) {
@@ -86,6 +86,33 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 let state = memory.read::<i32>(state);
                 let (step, first_sample) = (state[0] as u32, state[1] as u32);
                 dropout::dropout(m.r(x), m.w(y), dropout::Mask { p, seed, node, step, first_sample }, batch, write);
+            }
+            Kernel::Narrow { from, to, divisor } => {
+                disjoint(&[to], &[from]);
+                match to.dtype() {
+                    Dtype::F16 => compression::narrow_f16(m.r(from), memory.write(to), divisor),
+                    _ => compression::narrow_bf16(m.r(from), memory.write(to), divisor),
+                }
+            }
+            Kernel::Widen { from, to } => {
+                disjoint(&[to], &[from]);
+                match from.dtype() {
+                    Dtype::F16 => compression::widen_f16(memory.read(from), m.w(to)),
+                    _ => compression::widen_bf16(memory.read(from), m.w(to)),
+                }
+            }
+            Kernel::Subtract { from, to } => {
+                disjoint(&[to], &[from]);
+                compression::subtract(m.r(from), m.w(to));
+            }
+            Kernel::FillNormal { to, seed, stream, state } => {
+                disjoint(&[to], &[state]);
+                let step = memory.read::<i32>(state)[0] as u32;
+                compression::fill_normal(m.w(to), seed, step, stream);
+            }
+            Kernel::Orthogonalize { matrix, columns, workspace } => {
+                disjoint(&[matrix, workspace], &[]);
+                compression::orthogonalize(m.w(matrix), columns, m.w(workspace));
             }
             Kernel::Matmul { a, b, c, m: rows, n, k, transpose_a, transpose_b, write } => {
                 disjoint(&[c], &[a, b]);

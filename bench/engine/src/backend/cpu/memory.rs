@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::half::{Bf16, F16};
 use crate::tensor::{Dtype, Span};
 
 /// Arenas per page of the table: pages are made on demand, so that a small model does not pay for 65535 entries.
@@ -21,6 +22,8 @@ mod sealed {
     impl Sealed for f32 {}
     impl Sealed for i32 {}
     impl Sealed for i64 {}
+    impl Sealed for crate::half::F16 {}
+    impl Sealed for crate::half::Bf16 {}
 }
 
 /// A type that arenas hold.
@@ -36,6 +39,12 @@ impl Element for i32 {
 }
 impl Element for i64 {
     const DTYPE: Dtype = Dtype::I64;
+}
+impl Element for F16 {
+    const DTYPE: Dtype = Dtype::F16;
+}
+impl Element for Bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
 }
 
 struct Arena {

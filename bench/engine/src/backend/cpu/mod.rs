@@ -6,6 +6,7 @@
 //! of the `gemm` crate (see `matmul.rs`).
 mod batch_norm;
 mod columns;
+mod compression;
 mod conv;
 mod dropout;
 mod elementwise;
@@ -31,6 +32,7 @@ use crate::backend::{
     Stream,
 };
 use crate::comm::HostCall;
+use crate::half::{Bf16, F16};
 use crate::kernel::Kernel;
 use crate::tensor::{Dtype, Span};
 use memory::HostMemory;
@@ -121,6 +123,8 @@ pub(crate) unsafe fn upload(memory: &HostMemory, from: HostSlice<'_>, to: Span) 
             HostSlice::F32(from) => memory.write::<f32>(to).copy_from_slice(from),
             HostSlice::I32(from) => memory.write::<i32>(to).copy_from_slice(from),
             HostSlice::I64(from) => memory.write::<i64>(to).copy_from_slice(from),
+            HostSlice::F16(from) => memory.write::<F16>(to).copy_from_slice(from),
+            HostSlice::Bf16(from) => memory.write::<Bf16>(to).copy_from_slice(from),
         }
     }
 }
@@ -136,6 +140,8 @@ pub(crate) unsafe fn download(memory: &HostMemory, from: Span, to: HostSliceMut<
             HostSliceMut::F32(to) => to.copy_from_slice(memory.read::<f32>(from)),
             HostSliceMut::I32(to) => to.copy_from_slice(memory.read::<i32>(from)),
             HostSliceMut::I64(to) => to.copy_from_slice(memory.read::<i64>(from)),
+            HostSliceMut::F16(to) => to.copy_from_slice(memory.read::<F16>(from)),
+            HostSliceMut::Bf16(to) => to.copy_from_slice(memory.read::<Bf16>(from)),
         }
     }
 }

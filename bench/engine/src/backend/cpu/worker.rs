@@ -13,6 +13,7 @@ use crate::backend::cpu::stream::{Completion, Progress, spin_until};
 use crate::backend::cpu::{execute, pin_to_cores, upload};
 use crate::backend::{BackendError, HostSlice, HostTask, Result};
 use crate::comm::HostCall;
+use crate::half::{Bf16, F16};
 use crate::kernel::Kernel;
 use crate::probe::now_ns;
 use crate::tensor::Span;
@@ -25,6 +26,8 @@ pub(crate) enum HostData {
     F32(Box<[f32]>),
     I32(Box<[i32]>),
     I64(Box<[i64]>),
+    F16(Box<[F16]>),
+    Bf16(Box<[Bf16]>),
 }
 
 impl HostData {
@@ -33,6 +36,8 @@ impl HostData {
             HostSlice::F32(from) => Self::F32(from.into()),
             HostSlice::I32(from) => Self::I32(from.into()),
             HostSlice::I64(from) => Self::I64(from.into()),
+            HostSlice::F16(from) => Self::F16(from.into()),
+            HostSlice::Bf16(from) => Self::Bf16(from.into()),
         }
     }
 
@@ -41,6 +46,8 @@ impl HostData {
             Self::F32(from) => HostSlice::F32(from),
             Self::I32(from) => HostSlice::I32(from),
             Self::I64(from) => HostSlice::I64(from),
+            Self::F16(from) => HostSlice::F16(from),
+            Self::Bf16(from) => HostSlice::Bf16(from),
         }
     }
 }
