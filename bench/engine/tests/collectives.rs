@@ -165,6 +165,45 @@ fn large_payloads_cross_full_size_slots_and_buffers() {
 }
 
 #[test]
+fn reduce_scatter_and_all_gather_work_in_place() {
+    everywhere(|mut r, len| {
+        let own = chunk(len, r.world, r.rank);
+        let expected: Vec<f32> = sum(r.world, len).iter().map(|sum| sum * 0.5).collect();
+        let span = r.f32(&values(r.rank, len));
+        let (half, part) = (Reduce::ScaledSum(0.5), span.slice(own.clone()));
+        r.call(Collective::ReduceScatter, span, part, half, 0)
+            .unwrap();
+        assert_eq!(r.read_f32(part), expected[own]);
+
+        // A tenth of the length, so that it divides among the ranks; blocks still cross several slots.
+        let block = len / 10;
+        let all = r.f32(&vec![f32::NAN; block * r.world]);
+        let mine = r.f32(&values(r.rank, block));
+        let place = all.slice(r.rank * block..(r.rank + 1) * block);
+        r.copy(mine, place);
+        r.call(Collective::AllGather, place, all, Reduce::Sum, 0)
+            .unwrap();
+        let everyone: Vec<f32> = (0..r.world).flat_map(|rank| values(rank, block)).collect();
+        assert_eq!(r.read_f32(all), everyone);
+    });
+}
+
+#[test]
+fn a_part_of_another_rank_is_refused_as_an_overlap() {
+    on_all(2, |mut r| {
+        let span = r.f32(&[0.0; 4]);
+        let theirs = chunk(4, 2, 1 - r.rank);
+        for (collective, from, to) in [
+            (Collective::ReduceScatter, span, span.slice(theirs.clone())),
+            (Collective::AllGather, span.slice(theirs.clone()), span),
+        ] {
+            let error = r.call(collective, from, to, Reduce::Sum, 0).unwrap_err();
+            assert!(error.contains("overlap"), "{error}");
+        }
+    });
+}
+
+#[test]
 fn waiting_may_spin() {
     let waiting = Waiting {
         spin: true,
@@ -472,7 +511,7 @@ fn wrong_calls_are_refused_with_a_reason() {
             "F32, to I64",
         ),
         (
-            Collective::ReduceScatter,
+            Collective::Scatter,
             floats,
             floats,
             Reduce::Sum,

@@ -13,8 +13,11 @@ pub(super) trait Algorithm {
     fn broadcast<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError>;
     fn reduce<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError>;
     fn all_reduce<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError>;
-    fn all_gather<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError>;
+    /// `data` is a block of equal size from each rank; the own one is there.
+    fn all_gather<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError>;
     fn reduce_scatter<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError>;
+    /// The result replaces the own chunk of `data`; the other chunks are of no use afterwards.
+    fn reduce_scatter_in_place<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError>;
     /// `from` is empty but on the root.
     fn scatter<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError>;
     /// `to` is empty but on the root.
@@ -52,9 +55,11 @@ unsafe fn perform_typed<T: Number>(
     memory: &HostMemory,
 ) -> Result<(), CommError> {
     let CollectiveCall { from, to, .. } = *call;
-    let on_root = algorithm.rank() == call.root;
+    let rank = algorithm.rank();
+    let on_root = rank == call.root;
+    let own_part = overlap(from, to);
     let only_on_root = |span: Span| if on_root { span } else { span.first(0) };
-    // SAFETY: the caller keeps others off the spans; in-place calls take one slice only, and for the others `check` has
+    // SAFETY: the caller keeps others off the spans; calls in place take one slice only, and for the others `check` has
     // refused spans that overlap.
     unsafe {
         match call.collective {
@@ -63,7 +68,15 @@ unsafe fn perform_typed<T: Number>(
             Collective::Reduce => algorithm.reduce(memory.write::<T>(to)),
             Collective::AllReduce => algorithm.all_reduce(memory.write::<T>(to)),
             Collective::AllGather => {
-                algorithm.all_gather(memory.read::<T>(from), memory.write::<T>(to))
+                let whole = memory.write::<T>(to);
+                if !own_part {
+                    let block = rank * from.len()..(rank + 1) * from.len();
+                    whole[block].copy_from_slice(memory.read::<T>(from));
+                }
+                algorithm.all_gather(whole)
+            }
+            Collective::ReduceScatter if own_part => {
+                algorithm.reduce_scatter_in_place(memory.write::<T>(from))
             }
             Collective::ReduceScatter => {
                 algorithm.reduce_scatter(memory.read::<T>(from), memory.write::<T>(to))
@@ -135,8 +148,13 @@ pub(super) fn check(call: &CollectiveCall, rank: usize, world: usize) -> Result<
         collective,
         Collective::Barrier | Collective::Send | Collective::Receive
     );
-    if !in_place && !one_sided && overlap(from, to) {
-        return wrong("from and to overlap".into());
+    let own_part = match collective {
+        Collective::AllGather => from == to.slice(rank * from.len()..(rank + 1) * from.len()),
+        Collective::ReduceScatter => to == from.slice(chunk(from.len(), world, rank)),
+        _ => false,
+    };
+    if !in_place && !one_sided && !own_part && overlap(from, to) {
+        return wrong("from and to overlap, and neither is the rank's part of the other".into());
     }
     Ok(())
 }

@@ -126,6 +126,8 @@ pub trait Communicator: Send {
     /// Enqueues `call`. In-place collectives (broadcast, reduce, all-reduce) have `from == to`. Lengths: all-gather
     /// `to = n·from`; reduce-scatter and scatter: `to` is this rank's chunk of the standard split of `from`
     /// ([`chunk`]); gather mirrored. Scatter ignores `from` except on the root; gather ignores `to` except there.
+    /// All-gather and reduce-scatter may also be in place: the one's `from` is the rank's block of `to`, the other's `to`
+    /// the rank's chunk of `from`, of which the other chunks are of no use afterwards.
     ///
     /// # Errors
     /// A mismatch of lengths, or the backend's failure.
@@ -201,6 +203,32 @@ pub trait Communicator: Send {
                 to: span,
                 reduce: Reduce::Sum,
                 root,
+            },
+            after,
+        )
+    }
+    /// Reduce-scatter in place: afterwards the rank's chunk of `span` holds the result, and the rest is of no use.
+    ///
+    /// # Errors
+    /// As [`Communicator::enqueue`].
+    fn reduce_scatter_in_place(
+        &mut self,
+        backend: &mut dyn Backend,
+        phase: Phase,
+        span: Span,
+        reduce: Reduce,
+        after: Event,
+    ) -> Result<Event> {
+        let own = chunk(span.len(), self.world_size(), self.rank());
+        self.enqueue(
+            backend,
+            CollectiveCall {
+                collective: Collective::ReduceScatter,
+                phase,
+                from: span,
+                to: span.slice(own),
+                reduce,
+                root: 0,
             },
             after,
         )

@@ -172,6 +172,16 @@ impl Rank {
         values
     }
 
+    /// Copies one span to another of the same length.
+    pub fn copy(&mut self, from: Span, to: Span) {
+        if !from.is_empty() {
+            let values = self.read_f32(from);
+            self.backend
+                .upload(Stream::Compute, HostSlice::F32(&values), to)
+                .unwrap();
+        }
+    }
+
     /// Enqueues a call and waits for its end.
     pub fn call(
         &mut self,

@@ -56,6 +56,21 @@ impl Exchange<'_> {
         }
     }
 
+    /// Exchanges and combines piece `piece` of the contributions. The own part of the result, whose place is returned,
+    /// lies at the start of the own slot of the next round.
+    fn reduce_piece<T: Number>(
+        &mut self,
+        data: &[T],
+        piece: usize,
+    ) -> Result<Range<usize>, CommError> {
+        let (rank, share) = (self.rank(), self.share::<T>());
+        self.publish_parts(data, piece);
+        let parity = self.meet()?;
+        let own = part(data.len(), self.world(), rank, piece, share);
+        self.combine(&data[own.clone()], parity, rank * share);
+        Ok(own)
+    }
+
     /// Meets once so that all learn the root's total, and checks the own part (`len` elements) against it.
     fn meet_for_total(&mut self, total: usize, len: usize) -> Result<usize, CommError> {
         let (rank, root) = (self.rank(), self.call.root);
@@ -133,10 +148,7 @@ impl Algorithm for Exchange<'_> {
             return Ok(());
         }
         for piece in 0..pieces(data.len(), world, share) {
-            self.publish_parts(data, piece);
-            let parity = self.meet()?;
-            let own = part(data.len(), world, rank, piece, share);
-            self.combine(&data[own.clone()], parity, rank * share);
+            let own = self.reduce_piece(data, piece)?;
             data[own.clone()].copy_from_slice(self.own_slot(0, own.len()));
             self.sent::<T>(own.len(), world - 1);
             let parity = self.meet()?;
@@ -157,34 +169,39 @@ impl Algorithm for Exchange<'_> {
         }
         let start = chunk(from.len(), world, rank).start;
         for piece in 0..pieces(from.len(), world, share) {
-            self.publish_parts(from, piece);
-            let parity = self.meet()?;
-            let own = part(from.len(), world, rank, piece, share);
-            self.combine(&from[own.clone()], parity, rank * share);
+            let own = self.reduce_piece(from, piece)?;
             let len = own.len();
             to[own.start - start..own.end - start].copy_from_slice(self.own_slot(0, len));
         }
         Ok(())
     }
 
-    fn all_gather<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError> {
-        let (world, rank, len) = (self.world(), self.rank(), from.len());
-        to[rank * len..(rank + 1) * len].copy_from_slice(from);
+    fn reduce_scatter_in_place<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
+        if self.world() == 1 {
+            scale(self.call.reduce, data);
+            return Ok(());
+        }
+        for piece in 0..pieces(data.len(), self.world(), self.share::<T>()) {
+            let own = self.reduce_piece(data, piece)?;
+            let len = own.len();
+            data[own].copy_from_slice(self.own_slot(0, len));
+        }
+        Ok(())
+    }
+
+    fn all_gather<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
+        let (world, rank) = (self.world(), self.rank());
         if world == 1 {
             return Ok(());
         }
-        let capacity = self.capacity::<T>();
-        for (piece, values) in from.chunks(capacity).enumerate() {
-            self.publish(0, values, world - 1);
+        let (len, capacity) = (data.len() / world, self.capacity::<T>());
+        for start in (0..len).step_by(capacity) {
+            let piece = |peer: usize| peer * len + start..peer * len + (start + capacity).min(len);
+            self.publish(0, &data[piece(rank)], world - 1);
             let parity = self.meet()?;
             for peer in (0..world).filter(|peer| *peer != rank) {
-                let start = peer * len + piece * capacity;
-                to[start..start + values.len()].copy_from_slice(self.read(
-                    peer,
-                    parity,
-                    0,
-                    values.len(),
-                ));
+                let theirs = &mut data[piece(peer)];
+                theirs.copy_from_slice(self.read(peer, parity, 0, theirs.len()));
             }
         }
         Ok(())

@@ -199,12 +199,12 @@ impl Algorithm for Exchange<'_> {
         self.circulate(data, segments)
     }
 
-    fn all_gather<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError> {
-        let (world, rank, len) = (self.world(), self.control.rank, from.len());
-        to[rank * len..(rank + 1) * len].copy_from_slice(from);
+    fn all_gather<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
+        let (world, rank) = (self.world(), self.control.rank);
         if world == 1 {
             return Ok(());
         }
+        let len = data.len() / world;
         let block = |place: usize| (place % world) * len..(place % world + 1) * len;
         let segments = Segments {
             out: (world - 1, |k| block(rank + world - k)),
@@ -212,7 +212,26 @@ impl Algorithm for Exchange<'_> {
             combined: 0,
             lead: len,
         };
-        self.circulate(to, segments)
+        self.circulate(data, segments)
+    }
+
+    /// The first half of an all-reduce, which leaves sums of some of the ranks in the chunks that are not the own one.
+    fn reduce_scatter_in_place<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
+        let (world, rank, len) = (self.world(), self.control.rank, data.len());
+        if world == 1 {
+            scale(self.call.reduce, data);
+            return Ok(());
+        }
+        let part = |place: usize| chunk(len, world, place % world);
+        let first = part(rank + world - 1);
+        scale(self.call.reduce, &mut data[first.clone()]);
+        let segments = Segments {
+            out: (world - 1, |k| part(rank + 2 * world - 1 - k)),
+            into: (world - 1, |k| part(rank + 2 * world - 2 - k)),
+            combined: world - 1,
+            lead: first.len(),
+        };
+        self.circulate(data, segments)
     }
 
     fn reduce_scatter<T: Number>(&mut self, from: &[T], to: &mut [T]) -> Result<(), CommError> {
