@@ -49,11 +49,15 @@ pub enum Phase {
     Zero,
     /// Set-up: parameter check and first broadcast, layout of buckets, barriers. Not part of a step.
     Setup,
+    /// ZeRO-1: gradient buckets, each rank keeping its shard of the sum.
+    ReduceScatter,
+    /// ZeRO-1: the shards of the parameters.
+    AllGather,
 }
 
 impl Phase {
     /// All, in the order of their discriminants.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Data,
         Self::HostToDevice,
         Self::Scatter,
@@ -71,6 +75,8 @@ impl Phase {
         Self::Optimizer,
         Self::Zero,
         Self::Setup,
+        Self::ReduceScatter,
+        Self::AllGather,
     ];
     /// Snake-case name.
     pub const fn name(self) -> &'static str {
@@ -92,6 +98,8 @@ impl Phase {
             Self::Optimizer => "optimizer",
             Self::Zero => "zero",
             Self::Setup => "setup",
+            Self::ReduceScatter => "reduce_scatter",
+            Self::AllGather => "all_gather",
         }
     }
 }
@@ -105,7 +113,7 @@ pub struct PhaseSpan {
     pub track: Track,
     /// What it is.
     pub phase: Phase,
-    /// DDP bucket.
+    /// Bucket of DDP or ZeRO-1.
     pub bucket: Option<u16>,
     /// When the host enqueued it, and had done so.
     pub host_ns: [u64; 2],

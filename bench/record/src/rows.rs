@@ -245,6 +245,9 @@ pub struct StepRow {
     pub backward_ns: Option<u64>,
     pub reduce_ns: Option<u64>,
     pub all_reduce_ns: Option<u64>,
+    /// ZeRO-1's gradient buckets, then its parameters.
+    pub reduce_scatter_ns: Option<u64>,
+    pub all_gather_ns: Option<u64>,
     pub buffer_broadcast_ns: Option<u64>,
     pub sync_batch_norm_ns: Option<u64>,
     /// Compute waiting for communication that backward did not hide.
@@ -264,7 +267,7 @@ pub struct PhaseRow {
     pub track: String,
     /// Snake-case name of the phase, as in the columns of `steps.csv` without `_ns`.
     pub phase: String,
-    /// DDP bucket, where the phase has one.
+    /// Bucket of DDP or ZeRO-1, where the phase has one.
     pub bucket: Option<u32>,
     pub step: u64,
     /// On `clock`, since its first span; comparable between rows of one repeat on one clock.
@@ -282,7 +285,8 @@ pub struct CommRow {
     pub trial: String,
     pub repeat: u32,
     pub rank: u32,
-    /// `scatter`, `replicate`, `gather`, `scatter_gradients`, `reduce`, `all_reduce`, `buffer_broadcast`, `sync_batch_norm`.
+    /// `scatter`, `replicate`, `gather`, `scatter_gradients`, `reduce`, `all_reduce`, `reduce_scatter`, `all_gather`,
+    /// `buffer_broadcast`, `sync_batch_norm`.
     pub phase: String,
     /// `copy`, `all_reduce`, `broadcast`, `all_gather`, ...
     pub collective: String,

@@ -52,6 +52,8 @@ fn step(trial: &str, step: u64) -> StepRow {
         backward_ns: Some(60),
         reduce_ns: None,
         all_reduce_ns: None,
+        reduce_scatter_ns: None,
+        all_gather_ns: None,
         buffer_broadcast_ns: None,
         sync_batch_norm_ns: None,
         wait_ns: None,

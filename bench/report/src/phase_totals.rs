@@ -1,6 +1,6 @@
 //! Where the time of traced steps went, summed from `steps.csv` in one streaming pass.
 //!
-//! Contract: only the traced pass counts, because no other has phases. A step of DDP is averaged over its ranks. DP
+//! Contract: only the traced pass counts, because no other has phases. A step of DDP or ZeRO-1 is averaged over its ranks. DP
 //! has a row a device, and joins its devices after every phase: of each phase and step the slowest device counts,
 //! since a mean over devices would belong to none of them.
 //! Reference: the columns of [`StepRow`].
@@ -112,9 +112,11 @@ fn phases_of(row: &StepRow) -> [Option<u64>; PHASES.len()] {
         row.backward_ns,
         row.sync_batch_norm_ns,
         row.all_reduce_ns,
+        row.reduce_scatter_ns,
         row.reduce_ns,
         row.wait_ns,
         row.optimizer_ns,
+        row.all_gather_ns,
         row.zero_ns,
     ]
 }

@@ -127,7 +127,7 @@ pub const ALERT: Type = Type {
 };
 
 /// The phases in the order of a step, with the fill each has in every chart.
-pub const PHASES: [(&str, Fill); 16] = [
+pub const PHASES: [(&str, Fill); 18] = [
     ("data", Fill::solid(Color::SILVER)),
     (
         "host_to_device",
@@ -152,9 +152,11 @@ pub const PHASES: [(&str, Fill); 16] = [
         Fill::hatched(Color::PURPLE, Hatch::Cross),
     ),
     ("all_reduce", Fill::hatched(Color::PURPLE, Hatch::Rising)),
+    ("reduce_scatter", Fill::hatched(Color::SKY, Hatch::Rising)),
     ("reduce", Fill::hatched(Color::VERMILION, Hatch::Rising)),
     ("wait", Fill::solid(Color::PURPLE)),
     ("optimizer", Fill::solid(Color::GREEN)),
+    ("all_gather", Fill::hatched(Color::SKY, Hatch::Falling)),
     ("zero", Fill::hatched(Color::GREEN, Hatch::Rising)),
 ];
 
@@ -171,6 +173,8 @@ pub fn phase_name(phase: &str) -> String {
     match phase {
         "host_to_device" => "host to device".into(),
         "all_reduce" => "all-reduce".into(),
+        "reduce_scatter" => "reduce-scatter".into(),
+        "all_gather" => "all-gather".into(),
         "wait" => "wait (exposed)".into(),
         "zero" => "zero gradients".into(),
         "data" => "data wait".into(),

@@ -20,7 +20,13 @@ use crate::{
 };
 
 /// Phases on the communication track, which can overlap the others.
-const OVERLAPPING: [&str; 3] = ["all_reduce", "buffer_broadcast", "sync_batch_norm"];
+const OVERLAPPING: [&str; 5] = [
+    "all_reduce",
+    "reduce_scatter",
+    "all_gather",
+    "buffer_broadcast",
+    "sync_batch_norm",
+];
 /// Shares of a step below this are not drawn apart.
 const TOO_SMALL: f64 = 0.005;
 /// Time of a step that no phase claims.
