@@ -7,12 +7,12 @@
 pub mod collective;
 pub mod data_parallel;
 pub mod distributed;
+pub mod sharded;
 
 pub use collective::{Algorithm, Call, Collective};
 pub use data_parallel::{DataParallelStep, Gathered, PhaseTraffic};
-pub use distributed::{
-    DistributedStep, LowRank, ShardedStage, bucket_elements, low_rank_elements, sharded_step,
-};
+pub use distributed::{DistributedStep, LowRank, bucket_elements, low_rank_elements};
+pub use sharded::{ShardedStage, divisible_buckets, optimizer_shard_calls, sharded_step};
 
 use std::ops::{Add, AddAssign, Mul};
 

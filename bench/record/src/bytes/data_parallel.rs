@@ -1,11 +1,11 @@
-//! Bytes of one DataParallel step when copies go point to point through device 0.
+//! Bytes of one DataParallel step when copies go point to point through the master and the output device.
 //!
 //! Contract: chunks are those that DP really makes (ceil(B/N)), so devices that get no samples get no replica
 //! either. One device alone moves nothing: there is no replication at all.
 //! Reference: `torch/nn/parallel/data_parallel.py`, `replicate.py`, `scatter_gather.py`.
 use super::{Traffic, scatter_chunks};
 
-/// What the replicas hand back to device 0, and what comes back to them as a gradient.
+/// What the replicas hand back to the output device, and what comes back to them as a gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gathered {
     /// The model's output: so many bytes a sample (`dp_loss = "gathered"`).
@@ -15,12 +15,16 @@ pub enum Gathered {
 }
 
 /// Sizes of one DP step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataParallelStep {
-    /// Samples of the whole batch.
+    /// Samples of the whole batch, or of a micro-batch.
     pub batch: u64,
-    /// Devices asked for.
-    pub devices: u64,
+    /// Micro-batches of a step: each is a batch of its own until the optimizer.
+    pub micro_batches: u64,
+    /// Which device takes each chunk: a permutation of all device numbers. The first is the master.
+    pub order: Vec<u64>,
+    /// The device on which outputs are gathered.
+    pub output: u64,
     /// What is scattered, bytes a sample: the input, and the target too where the replica computes the loss.
     pub scattered_bytes_per_sample: u64,
     /// What is gathered.
@@ -36,68 +40,75 @@ pub struct DataParallelStep {
 pub struct PhaseTraffic {
     /// Name as in `comm.csv`.
     pub phase: &'static str,
-    /// One entry a device that takes part; device 0 first.
+    /// By device number; of a device that takes no part zeros.
     pub devices: Vec<Traffic>,
 }
 
+/// Which way the parts of a phase go.
+enum Way {
+    /// From one device to the replicas.
+    Out,
+    /// From the replicas to one device.
+    In,
+}
+
 impl DataParallelStep {
-    /// The five phases in order. A device that gets no samples is not listed.
+    /// The five phases in order.
     ///
     /// # Panics
-    /// When `devices` is 0.
+    /// When `order` is empty or names a device that it has no place for.
     pub fn phases(&self) -> Vec<PhaseTraffic> {
-        let chunks = scatter_chunks(self.batch, self.devices);
         let gathered = |chunk: u64| match self.gathered {
             Gathered::PerSample(bytes) => chunk * bytes,
             Gathered::PerReplica(bytes) => bytes,
         };
+        let scattered = |chunk: u64| chunk * self.scattered_bytes_per_sample;
         let model = self.parameter_bytes + self.buffer_bytes;
+        let (master, output) = (self.order[0], self.output);
         vec![
-            outward("scatter", &chunks, |chunk| {
-                chunk * self.scattered_bytes_per_sample
-            }),
-            outward("replicate", &chunks, |_| model),
-            inward("gather", &chunks, gathered),
-            outward("scatter_gradients", &chunks, gathered),
-            inward("reduce", &chunks, |_| self.parameter_bytes),
+            self.phase("scatter", master, Way::Out, scattered),
+            self.phase("replicate", master, Way::Out, |_| model),
+            self.phase("gather", output, Way::In, gathered),
+            self.phase("scatter_gradients", output, Way::Out, gathered),
+            self.phase("reduce", master, Way::In, |_| self.parameter_bytes),
         ]
     }
 
-    /// All phases together, by device.
+    /// All phases together, over all devices.
     ///
     /// # Panics
-    /// When `devices` is 0.
+    /// As [`DataParallelStep::phases`].
     pub fn total(&self) -> Traffic {
         self.phases()
             .into_iter()
             .flat_map(|phase| phase.devices)
             .sum()
     }
-}
 
-/// Device 0 sends every other device its part.
-fn outward(phase: &'static str, chunks: &[u64], bytes: impl Fn(u64) -> u64) -> PhaseTraffic {
-    let received = chunks
-        .iter()
-        .enumerate()
-        .map(|(device, &chunk)| if device == 0 { 0 } else { bytes(chunk) });
-    let mut devices: Vec<_> = received
-        .map(|received| Traffic { sent: 0, received })
-        .collect();
-    let sent = devices.iter().map(|device| device.received).sum();
-    if let Some(first) = devices.first_mut() {
-        first.sent = sent;
+    /// Each replica's part between its device and the device `hub`, which keeps its own part where it is.
+    fn phase(
+        &self,
+        phase: &'static str,
+        hub: u64,
+        way: Way,
+        bytes: impl Fn(u64) -> u64,
+    ) -> PhaseTraffic {
+        let mut devices = vec![Traffic::default(); self.order.len()];
+        let chunks = scatter_chunks(self.batch, self.order.len() as u64);
+        for (&device, chunk) in self.order.iter().zip(chunks) {
+            if device == hub {
+                continue;
+            }
+            let (from, to) = match way {
+                Way::Out => (hub, device),
+                Way::In => (device, hub),
+            };
+            let bytes = bytes(chunk) * self.micro_batches;
+            devices[from as usize].sent += bytes;
+            devices[to as usize].received += bytes;
+        }
+        PhaseTraffic { phase, devices }
     }
-    PhaseTraffic { phase, devices }
-}
-
-/// Every other device sends device 0 its part.
-fn inward(phase: &'static str, chunks: &[u64], bytes: impl Fn(u64) -> u64) -> PhaseTraffic {
-    let mut traffic = outward(phase, chunks, bytes);
-    for device in &mut traffic.devices {
-        (device.sent, device.received) = (device.received, device.sent);
-    }
-    traffic
 }
 
 #[cfg(test)]
@@ -107,7 +118,9 @@ mod tests {
     fn step(batch: u64, devices: u64) -> DataParallelStep {
         DataParallelStep {
             batch,
-            devices,
+            micro_batches: 1,
+            order: (0..devices).collect(),
+            output: 0,
             scattered_bytes_per_sample: 100,
             gathered: Gathered::PerSample(40),
             parameter_bytes: 1000,
@@ -150,8 +163,49 @@ mod tests {
     #[test]
     fn a_device_without_samples_gets_no_replica() {
         // 9 over 4 uses three devices.
-        assert_eq!(step(9, 4).phases()[1].devices.len(), 3);
+        assert_eq!(step(9, 4).phases()[1].devices[3], Traffic::default());
         assert_eq!(step(9, 4).phases()[4].devices[0].received, 2000);
+    }
+
+    #[test]
+    fn the_master_and_the_output_device_can_be_any() {
+        // 10 over devices 2, 0, 3, 1: chunks 3, 3, 3, 1; outputs are gathered on device 1, which has the last chunk.
+        let step = DataParallelStep {
+            order: vec![2, 0, 3, 1],
+            output: 1,
+            micro_batches: 2,
+            ..step(10, 4)
+        };
+        let moved = |sent, received| Traffic { sent, received };
+        let phases = step.phases();
+        let [scatter, replicate, gather, gradients, reduce] = &phases[..] else {
+            panic!("{phases:?}");
+        };
+        let twice = |traffic: [Traffic; 4]| traffic.map(|traffic| traffic * 2).to_vec();
+        assert_eq!(
+            scatter.devices,
+            twice([moved(0, 300), moved(0, 100), moved(700, 0), moved(0, 300)])
+        );
+        assert_eq!(replicate.devices[2], moved(2 * 3 * 1024, 0));
+        assert_eq!(
+            gather.devices,
+            twice([moved(120, 0), moved(0, 360), moved(120, 0), moved(120, 0)])
+        );
+        assert_eq!(gradients.devices[1], moved(2 * 360, 0));
+        assert_eq!(gradients.devices[2], moved(0, 2 * 120));
+        assert_eq!(reduce.devices[2], moved(0, 2 * 3000));
+        assert_eq!(reduce.devices[1], moved(2 * 1000, 0));
+    }
+
+    #[test]
+    fn an_output_device_without_samples_still_gathers() {
+        let step = DataParallelStep {
+            output: 3,
+            ..step(9, 4)
+        };
+        assert_eq!(step.phases()[2].devices[3].received, 9 * 40);
+        assert_eq!(step.phases()[2].devices[0].sent, 3 * 40);
+        assert_eq!(step.phases()[1].devices[3], Traffic::default());
     }
 
     #[test]

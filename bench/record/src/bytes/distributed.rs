@@ -1,11 +1,11 @@
-//! Bytes of one DistributedDataParallel step, its SyncBatchNorm traffic, and the sharded variants.
+//! Bytes of one DistributedDataParallel step, and its SyncBatchNorm traffic.
 //!
 //! Contract: buckets are those after the rebuild of step 1, in gradient-ready order; the first step, with its one
 //! unlimited bucket, belongs to the warm-up. Reference: `torch/csrc/distributed/c10d/reducer.cpp`.
 use super::{Algorithm, Call, Collective, Traffic};
 
 /// Bytes of an fp32 element, in which gradients, buffers and statistics travel.
-const F32_BYTES: u64 = 4;
+pub(super) const F32_BYTES: u64 = 4;
 
 /// Elements of every bucket. The cap closes a bucket after it was reached, so a bucket may overshoot; the first
 /// bucket has a cap of its own. `parameters` are element counts in gradient-ready order, caps are in bytes.
@@ -140,46 +140,6 @@ impl DistributedStep {
     }
 }
 
-/// What a sharded data-parallel variant keeps on one rank only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShardedStage {
-    /// Optimizer state (ZeRO-1).
-    Optimizer,
-    /// Optimizer state and gradients (ZeRO-2).
-    Gradients,
-    /// Parameters too (ZeRO-3, FSDP full shard): they are gathered for the forward and again for the backward.
-    Parameters,
-}
-
-/// One rank's bytes of a sharded step on a ring. Shards are equal, the last one padded, as ZeRO and FSDP pad them.
-///
-/// # Panics
-/// When `ranks` is 0.
-pub fn sharded_step(
-    stage: ShardedStage,
-    elements: u64,
-    element_bytes: u64,
-    ranks: u64,
-    rank: u64,
-) -> Traffic {
-    let shard = elements.div_ceil(ranks);
-    let call = |collective, elements| {
-        let call = Call {
-            collective,
-            algorithm: Algorithm::Ring,
-            elements,
-            element_bytes,
-            ranks,
-        };
-        call.traffic(rank).unwrap_or_default()
-    };
-    let gathers = match stage {
-        ShardedStage::Optimizer | ShardedStage::Gradients => 1,
-        ShardedStage::Parameters => 2,
-    };
-    call(Collective::ReduceScatter, shard * ranks) + call(Collective::AllGather, shard) * gathers
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,18 +203,5 @@ mod tests {
             ranks: 8,
         };
         assert_eq!(call.traffic(3).unwrap().sent, 178_899_224);
-    }
-
-    #[test]
-    fn sharding_moves_what_the_semantics_say() {
-        let p = 4 * 1000 * 4; // divides evenly over 4 ranks
-        let sent = |stage| sharded_step(stage, 4000, 4, 4, 1).sent;
-        assert_eq!(sent(ShardedStage::Optimizer), 2 * p * 3 / 4);
-        assert_eq!(sent(ShardedStage::Gradients), 2 * p * 3 / 4);
-        assert_eq!(sent(ShardedStage::Parameters), 3 * p * 3 / 4);
-        assert_eq!(
-            sharded_step(ShardedStage::Parameters, 4000, 4, 1, 0),
-            Traffic::default()
-        );
     }
 }
