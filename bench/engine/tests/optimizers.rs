@@ -99,6 +99,8 @@ fn data_parallel(on: On, optimizer: OptimizerSettings) -> Dp {
         seed: SEED,
         optimizer,
         loss: DpLoss::Gathered,
+        device_ids: Vec::new(),
+        output_device: None,
         cores: Vec::new(),
     };
     Dp::new(backends, links, &model(Norm::Group), &settings).unwrap()

@@ -193,6 +193,8 @@ fn a_core_that_does_not_exist_is_named_at_the_start() {
         seed: 0,
         optimizer: OPTIMIZER,
         loss: DpLoss::Gathered,
+        device_ids: Vec::new(),
+        output_device: None,
         cores,
     };
     let error = Dp::new(backends, links, &model(Norm::None), &settings)
@@ -350,6 +352,8 @@ fn without_synchronization_other_devices_compute_on_ordinary_numbers() {
             seed: SEED,
             optimizer: OPTIMIZER,
             loss,
+            device_ids: Vec::new(),
+            output_device: None,
             cores: Vec::new(),
         };
         let mut dp = Dp::new(devices, links, &model(Norm::Batch), &settings).unwrap();

@@ -1,14 +1,18 @@
-//! DataParallel: one controller, which is device 0's thread, and a thread for each other device; everything through device 0.
+//! DataParallel: one controller, which is the master device's thread, and a thread for each other device.
 //!
 //! Per step: scatter, replicate, forward, gather, loss, scatter gradients, backward, reduce, optimizer, in PyTorch's
-//! order and with its joins between the phases, so no communication hides behind computation. Replica 0 shares device
-//! 0's storage; the others get fresh copies at every forward, and only replica 0's running statistics survive. On CPU
-//! devices, which model separate memories, the copies are required by these semantics and not by the hardware.
+//! order and with its joins between the phases, so no communication hides behind computation. Chunk k goes to device
+//! `device_ids[k]`. The first of these, device 0 unless said otherwise, is the master: it holds the batch, the parameters and the
+//! optimizer, and replica 0 shares its storage; the others get fresh copies at every forward, and only replica 0's running
+//! statistics survive. Outputs are gathered on `output_device`, which computes the loss from labels that the host has sent
+//! there, and scatters its gradient. On CPU devices, which model separate memories, the copies are required by these
+//! semantics and not by the hardware.
 //! Reference: `torch/nn/parallel/{data_parallel,replicate,parallel_apply,scatter_gather}.py`.
 mod device;
 mod output;
 mod workers;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use self::device::{Device, Job};
@@ -29,7 +33,7 @@ use crate::tensor::{Dtype, Span};
 /// Where the loss is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DpLoss {
-    /// On device 0, from the gathered outputs.
+    /// On the output device, from the gathered outputs.
     Gathered,
     /// By each replica, as careful users write it: labels are scattered too, the gathered losses are averaged.
     Replica,
@@ -46,25 +50,30 @@ pub struct DpSettings {
     pub optimizer: OptimizerSettings,
     /// Where the loss is computed.
     pub loss: DpLoss,
-    /// Cores that each device's thread is pinned to; empty, or an empty list, leaves threads free. Those of device 0 are
+    /// The order in which devices take chunks, a permutation of all; empty for 0, 1, .... The first is the master.
+    pub device_ids: Vec<usize>,
+    /// Where outputs are gathered; none for the master.
+    pub output_device: Option<usize>,
+    /// Cores that each device's thread is pinned to; empty, or an empty list, leaves threads free. Those of the master are
     /// not used: its thread is the caller's.
     pub cores: Vec<Vec<usize>>,
 }
 
 /// Training by one controller on several devices.
 pub struct Dp {
-    /// A device is away while its thread works; between phases all are here.
+    /// In the order of `device_ids`. A device is away while its thread works; between phases all are here.
     devices: Vec<Option<Box<Device>>>,
+    /// The place of the output device among them.
+    output: usize,
     workers: Workers,
     links: Arc<dyn Links>,
     loss: DpLoss,
     max_batch: usize,
     synchronize: bool,
-    /// Whole batch on device 0, for what other devices take of it.
+    /// On the master, for what other devices take of the batch.
     inputs: Span,
     labels: Span,
-    output: Output,
-    /// Where gradients of another device arrive on device 0.
+    /// Where gradients of another device arrive on the master.
     staging: Span,
 }
 
@@ -91,18 +100,19 @@ impl Dp {
                 expected: "at least 1 is needed",
             });
         }
+        let order = order(count, settings)?;
         let share = settings.max_batch.div_ceil(count);
-        let mut devices = replicas(backends, model, settings, share)?;
+        let mut devices = replicas(backends, model, settings, &order, share)?;
+        let output = devices.iter().flatten().position(|d| d.output.is_some());
         let first = devices[0].as_mut().expect("there is at least one device");
         let elements = first.replica.input_elements();
         let parameters = first.replica.program.parameters().len();
-        let output = Output::new(&mut first.replica, settings.max_batch, count, settings.loss)?;
         let backend = &mut *first.replica.backend;
         let mut allocate = |dtype, len: usize| match len {
             0 => Ok(Span::EMPTY),
             len => backend.allocate(Category::Workspace, dtype, len),
         };
-        // Device 0's own chunk goes straight to its program, so only the others' parts wait here.
+        // The master's own chunk goes straight to its program, so only the others' parts wait here.
         let others = settings.max_batch - share.min(settings.max_batch);
         let inputs = allocate(Dtype::F32, others * elements)?;
         let labels = allocate(
@@ -121,23 +131,27 @@ impl Dp {
         let staging = allocate(Dtype::F32, most)?;
         Ok(Self {
             devices,
-            workers: Workers::start(count, &links, &settings.cores)?,
+            output: output.expect("one of the devices is the output device"),
+            workers: Workers::start(&order, &links, &settings.cores)?,
             links,
             loss: settings.loss,
             max_batch: settings.max_batch,
             synchronize: true,
             inputs,
             labels,
-            output,
             staging,
         })
     }
 
-    fn first(&mut self) -> &mut Replica {
-        &mut self.devices[0]
+    /// The device that takes chunk `place`.
+    fn device(&mut self, place: usize) -> &mut Device {
+        self.devices[place]
             .as_mut()
             .expect("devices are here between phases")
-            .replica
+    }
+
+    fn first(&mut self) -> &mut Replica {
+        &mut self.device(0).replica
     }
 
     /// Samples of each chunk but the last: ceil(B/N).
@@ -148,10 +162,9 @@ impl Dp {
     fn take_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
         let used = batch.len.div_ceil(self.chunk(batch.len));
         self.host_to_device(&batch)?;
-        self.scatter_and_replicate(batch.len, used)?;
+        let received = self.scatter_and_replicate(batch.len, used)?;
         self.each(used, |device| Job::Forward { len: device.len })?;
-        self.gather(batch.len, used)?;
-        self.compute_loss(batch.len, used)?;
+        self.gather_and_compute_loss(batch.len, used, received)?;
         self.backward(batch.len, used)?;
         self.reduce(used)?;
         self.optimize(used)?;
@@ -163,11 +176,13 @@ impl Dp {
         Ok(())
     }
 
-    /// Everything goes to device 0: its own chunk to its program, the rest to where the others fetch it.
+    /// Inputs go to the master: its own chunk to its program, the rest to where the others fetch it. So do labels, or they go to
+    /// the output device, if it computes the loss.
     fn host_to_device(&mut self, batch: &HostBatch<'_>) -> Result<()> {
         let chunk = self.chunk(batch.len);
         let (own, rest) = (batch.part(0..chunk), batch.part(chunk..batch.len));
         let (loss, inputs, labels) = (self.loss, self.inputs, self.labels);
+        let output = self.output;
         let first = self.first();
         let opened = first.trace.open(&mut *first.backend);
         let to = first.program.cut(first.program.input(), chunk);
@@ -181,29 +196,43 @@ impl Dp {
                 inputs.first(rest.inputs.len()),
             )?;
         }
-        match loss {
-            DpLoss::Gathered => first
+        if loss == DpLoss::Gathered && output == 0 {
+            first
                 .loss
-                .upload_labels(&mut *first.backend, batch.labels)?,
-            DpLoss::Replica => {
-                first.loss.upload_labels(&mut *first.backend, own.labels)?;
-                if rest.len > 0 {
-                    let to = labels.first(rest.len);
-                    first
-                        .backend
-                        .upload(Stream::Compute, HostSlice::I32(rest.labels), to)?;
-                }
+                .upload_labels(&mut *first.backend, batch.labels)?;
+        }
+        if loss == DpLoss::Replica {
+            first.loss.upload_labels(&mut *first.backend, own.labels)?;
+            if rest.len > 0 {
+                let to = labels.first(rest.len);
+                first
+                    .backend
+                    .upload(Stream::Compute, HostSlice::I32(rest.labels), to)?;
             }
         }
         first
             .trace
             .close(&mut *first.backend, Phase::HostToDevice, opened);
+        match loss {
+            DpLoss::Gathered if output > 0 => self.labels_to_output(batch.labels),
+            _ => Ok(()),
+        }
+    }
+
+    fn labels_to_output(&mut self, labels: &[i32]) -> Result<()> {
+        let place = self.output;
+        let output = &mut self.device(place).replica;
+        let opened = output.trace.open(&mut *output.backend);
+        output.loss.upload_labels(&mut *output.backend, labels)?;
+        output
+            .trace
+            .close(&mut *output.backend, Phase::HostToDevice, opened);
         Ok(())
     }
 
     /// Each device fetches its chunk, then parameters and buffers. Replica 0's forward, which changes the buffers,
-    /// waits for all of them.
-    fn scatter_and_replicate(&mut self, len: usize, used: usize) -> Result<()> {
+    /// waits for all of them. Returns when the master has the batch.
+    fn scatter_and_replicate(&mut self, len: usize, used: usize) -> Result<Completion> {
         let chunk = self.chunk(len);
         let (inputs, labels, copy) = (self.inputs, self.labels, self.synchronize);
         let after = self.first_completion();
@@ -234,38 +263,50 @@ impl Dp {
             self.start(device, job)?;
         }
         self.join(used)?;
-        self.first_waits_for(used)
+        self.first_waits_for(used)?;
+        Ok(after)
     }
 
-    fn gather(&mut self, len: usize, used: usize) -> Result<()> {
-        let (chunk, links, copy) = (self.chunk(len), Arc::clone(&self.links), self.synchronize);
-        let (first, others) = split(&mut self.devices, used);
-        let first = &mut first.replica;
-        let opened = first.trace.open(&mut *first.backend);
-        self.output.gather(first, others, &*links, chunk, copy)?;
-        first
-            .trace
-            .close(&mut *first.backend, Phase::Gather, opened);
-        Ok(())
-    }
-
-    fn compute_loss(&mut self, len: usize, used: usize) -> Result<()> {
-        let first = &mut self.devices[0]
-            .as_mut()
-            .expect("devices are here between phases")
-            .replica;
-        let opened = first.trace.open(&mut *first.backend);
-        self.output.compute_loss(first, len, used)?;
-        first.trace.close(&mut *first.backend, Phase::Loss, opened);
-        Ok(())
+    /// The output device, which may have no chunk of its own, fetches what the replicas have computed.
+    fn gather_and_compute_loss(
+        &mut self,
+        len: usize,
+        used: usize,
+        after: Completion,
+    ) -> Result<()> {
+        let (chunk, place, copy) = (self.chunk(len), self.output, self.synchronize);
+        let taken = self.device(place).output.take();
+        let mut output = taken.expect("the output device has it");
+        output.begin();
+        for (place, device) in self.devices[..used].iter().flatten().enumerate() {
+            let from = output.source(&device.replica, device.len);
+            output.add(
+                place,
+                [chunk, device.len],
+                (device.index, from),
+                device.done(),
+            );
+        }
+        self.device(place).output = Some(output);
+        let job = Job::Output {
+            len,
+            replicas: used,
+            after,
+            copy,
+        };
+        self.start(place, job)?;
+        self.join_range(place..place + 1)
     }
 
     /// Each device fetches its part of the output's gradient, then runs backward.
     fn backward(&mut self, len: usize, used: usize) -> Result<()> {
-        let (chunk, copy) = (self.chunk(len), self.synchronize);
-        let after = self.first_completion();
+        let (chunk, copy, place) = (self.chunk(len), self.synchronize, self.output);
+        let output = self.device(place);
+        let (after, index) = (output.done().clone(), output.index);
+        let gradients = output.output.as_ref().map(Output::gradients);
+        let gradients = gradients.expect("the output device has them");
         for device in (0..used).rev() {
-            let d_output = self.output.gradient_for(device, chunk, len);
+            let d_output = (index, gradients.of(device, chunk, len));
             self.start(
                 device,
                 Job::Backward {
@@ -278,14 +319,14 @@ impl Dp {
         self.join(used)
     }
 
-    /// Sums the gradients of all replicas on device 0, in the order of the replicas, piece by piece.
+    /// Sums the gradients of all replicas on the master, in the order of the replicas, piece by piece.
     fn reduce(&mut self, used: usize) -> Result<()> {
         if !self.synchronize || used == 1 {
             return Ok(());
         }
         let (links, staging) = (Arc::clone(&self.links), self.staging);
         let (first, others) = split(&mut self.devices, used);
-        let first = &mut first.replica;
+        let (index, first) = (first.index, &mut first.replica);
         let opened = first.trace.open(&mut *first.backend);
         let gradients = first.program.gradients();
         for other in others {
@@ -294,7 +335,7 @@ impl Dp {
                 let copy = Copy {
                     phase: Phase::Reduce,
                     from: (other.index, from),
-                    to: (0, here),
+                    to: (index, here),
                 };
                 links.copy(&mut *first.backend, other.done(), copy)?;
                 let add = Kernel::Copy {
@@ -311,7 +352,7 @@ impl Dp {
         Ok(())
     }
 
-    /// The optimizer on device 0, while the other devices clear the gradients that it has read.
+    /// The optimizer on the master, while the other devices clear the gradients that it has read.
     fn optimize(&mut self, used: usize) -> Result<()> {
         let after = self.first_completion();
         for device in (1..used).rev() {
@@ -322,7 +363,7 @@ impl Dp {
         self.join(used)
     }
 
-    /// The present end of device 0's compute stream.
+    /// The present end of the master's compute stream.
     fn first_completion(&mut self) -> Completion {
         let backend = &mut *self.first().backend;
         let event = backend.record(Stream::Compute);
@@ -351,7 +392,7 @@ impl Dp {
         self.join(used)
     }
 
-    /// Sends a device to its thread. Device 0 works on this one, which has nothing else to do until all have joined and
+    /// Sends a device to its thread. The master works on this one, which has nothing else to do until all have joined and
     /// may share its core: so callers start it last, or the others would wait for it.
     fn start(&mut self, index: usize, job: Job) -> Result<()> {
         let mut device = self.devices[index]
@@ -365,15 +406,20 @@ impl Dp {
         self.workers.send(index, device, job)
     }
 
-    /// Waits for all devices, then raises the error of the lowest index.
+    /// Waits for all devices, then raises the error of the first in their order.
     fn join(&mut self, used: usize) -> Result<()> {
-        for index in 1..used {
-            self.devices[index] = self.workers.receive(index);
+        self.join_range(0..used)
+    }
+
+    /// Waits for the devices in these places.
+    fn join_range(&mut self, places: Range<usize>) -> Result<()> {
+        for place in places.clone().filter(|place| *place > 0) {
+            self.devices[place] = self.workers.receive(place);
         }
-        for (index, device) in self.devices[..used].iter_mut().enumerate() {
-            match device {
+        for place in places {
+            match &mut self.devices[place] {
                 Some(device) => device.take_failure()?,
-                None => return Err(workers::lost(index)),
+                None => return Err(self.workers.lost(place)),
             }
         }
         Ok(())
@@ -407,14 +453,21 @@ impl Strategy for Dp {
     }
 
     fn finish(&mut self) -> Result<()> {
-        for (device, replica) in self.devices.iter_mut().flatten().enumerate() {
-            replica
-                .replica
-                .backend
-                .synchronize()
-                .map_err(|source| StrategyError::Device { device, source })?;
+        for device in self.devices.iter_mut().flatten() {
+            let (index, backend) = (device.index, &mut device.replica.backend);
+            let failed = |source| StrategyError::Device {
+                device: index,
+                source,
+            };
+            backend.synchronize().map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Of the output device, which computed it.
+    fn loss(&mut self) -> Result<f32> {
+        let place = self.output;
+        self.device(place).replica.read_loss()
     }
 
     fn restore(&mut self) -> Result<()> {
@@ -436,44 +489,85 @@ impl Strategy for Dp {
         self.links.reset_counts();
     }
 
+    /// In the order of their numbers, not of `device_ids`.
     fn memory(&mut self) -> Vec<MemoryUse> {
-        self.devices
-            .iter()
-            .flatten()
-            .map(|device| device.replica.backend.memory_use())
-            .collect()
+        let mut memory = vec![MemoryUse::default(); self.devices.len()];
+        for device in self.devices.iter().flatten() {
+            memory[device.index] = device.replica.backend.memory_use();
+        }
+        memory
     }
 }
 
-/// A replica for chunks of up to `share` samples on each device.
+/// The devices in the order in which they take chunks.
+fn order(count: usize, settings: &DpSettings) -> Result<Vec<usize>> {
+    let order = match &settings.device_ids[..] {
+        [] => (0..count).collect(),
+        given => given.to_vec(),
+    };
+    let wrong = |setting, value: String, expected| StrategyError::Setting {
+        setting,
+        value,
+        expected,
+    };
+    let mut sorted = order.clone();
+    sorted.sort_unstable();
+    if !sorted.iter().copied().eq(0..count) {
+        let expected = "write each device's number once, from 0 to one below the number of devices";
+        return Err(wrong("device_ids", format!("{order:?}"), expected));
+    }
+    match settings.output_device.filter(|output| *output >= count) {
+        Some(output) => {
+            let expected = "write the number of one of the devices";
+            Err(wrong("output_device", output.to_string(), expected))
+        }
+        None => Ok(order),
+    }
+}
+
+/// In the order of `order`, a replica on each device for chunks of up to `share` samples.
 fn replicas(
     backends: Vec<Box<dyn Backend>>,
     model: &Model,
     settings: &DpSettings,
+    order: &[usize],
     share: usize,
 ) -> Result<Vec<Option<Box<Device>>>> {
-    let build = |(index, backend)| {
+    let mut backends: Vec<Option<Box<dyn Backend>>> = backends.into_iter().map(Some).collect();
+    let output_device = settings.output_device.unwrap_or(order[0]);
+    let mut devices = Vec::with_capacity(order.len());
+    for (place, index) in order.iter().copied().enumerate() {
+        let backend = backends[index].take().expect("each device comes once");
+        let loss_batch = if index == output_device {
+            settings.max_batch
+        } else {
+            share
+        };
         let replica = ReplicaSettings {
             device: index,
             max_batch: share,
-            loss_batch: if index == 0 {
-                settings.max_batch
-            } else {
-                share
-            },
+            loss_batch,
             chunks: &[],
             world_size: 1,
             seed: settings.seed,
             optimizer: settings.optimizer,
-            optimizes: index == 0,
+            optimizes: place == 0,
         };
-        let replica = Replica::new(backend, model, &replica)?;
-        Ok(Some(Box::new(Device::new(replica, index, settings.loss)?)))
-    };
-    backends.into_iter().enumerate().map(build).collect()
+        let mut replica = Replica::new(backend, model, &replica)?;
+        let output = if index == output_device {
+            let (most, count) = (settings.max_batch, order.len());
+            Some(Output::new(&mut replica, most, count, settings.loss)?)
+        } else {
+            None
+        };
+        let numbers = [index, place, order[0]];
+        let device = Device::new(replica, numbers, settings.loss, output)?;
+        devices.push(Some(Box::new(device)));
+    }
+    Ok(devices)
 }
 
-/// Device 0, and the other devices in use.
+/// The master, and the other devices in use.
 fn split(
     devices: &mut [Option<Box<Device>>],
     used: usize,

@@ -2,6 +2,7 @@
 //!
 //! A device fetches what it needs: copies run on the destination's compute stream, after what the source has done.
 use super::DpLoss;
+use super::output::Output;
 use crate::backend::{BackendError, Category, Completion, HostSlice, Stream};
 use crate::comm::links::{Copy, Links, pieces};
 use crate::kernel::{Kernel, Write};
@@ -15,8 +16,15 @@ type Done = std::result::Result<(), BackendError>;
 /// A replica with its place among the devices.
 pub(super) struct Device {
     pub(super) replica: Replica,
+    /// Its number among the devices that links join.
     pub(super) index: usize,
+    /// Number of its chunk: where it stands in `device_ids`.
+    place: usize,
+    /// Number of the device that holds the master parameters and the batch.
+    master: usize,
     loss: DpLoss,
+    /// What is gathered, on the output device alone.
+    pub(super) output: Option<Output>,
     /// Samples of its present chunk.
     pub(super) len: usize,
     /// With `dp_loss = replica`: the output's gradient by the replica's own loss, and the gradient of that loss.
@@ -35,7 +43,7 @@ pub(super) struct Device {
 pub(super) enum Job {
     /// Scatter and replicate.
     Receive {
-        /// Device 0 has the batch.
+        /// The master device has the batch.
         after: Completion,
         /// First sample in the global batch.
         offset: usize,
@@ -43,32 +51,48 @@ pub(super) enum Job {
         len: usize,
         /// Whether copies are made.
         copy: bool,
-        /// The chunk's inputs and labels on device 0.
+        /// The chunk's inputs and labels on the master device.
         inputs: Span,
         labels: Span,
-        /// Parameters and buffers on device 0.
+        /// Parameters and buffers on the master device.
         model: [Span; 3],
     },
     /// Forward, and with `dp_loss = replica` the loss.
     Forward { len: usize },
+    /// Gathers the replicas' outputs and computes the loss and its gradient: for the output device.
+    Output {
+        /// Samples of the whole batch.
+        len: usize,
+        /// Replicas in use.
+        replicas: usize,
+        /// The master device has the batch: and before, it waited until all had fetched the last step's gradient.
+        after: Completion,
+        /// Whether copies are made.
+        copy: bool,
+    },
     /// Fetches the output's gradient and runs backward.
     Backward {
-        /// Device 0 has the gradient.
+        /// The output device has the gradient.
         after: Completion,
-        /// Its part for this device.
-        d_output: Span,
+        /// The output device, and its part for this device.
+        d_output: (usize, Span),
         /// Whether copies are made.
         copy: bool,
     },
     /// Clears the gradients for the next step.
     Zero {
-        /// Device 0 has read them.
+        /// The master device has read them.
         after: Completion,
     },
 }
 
 impl Device {
-    pub(super) fn new(mut replica: Replica, index: usize, loss: DpLoss) -> Result<Self> {
+    pub(super) fn new(
+        mut replica: Replica,
+        [index, place, master]: [usize; 3],
+        loss: DpLoss,
+        output: Option<Output>,
+    ) -> Result<Self> {
         let mut allocate = |len| match loss {
             DpLoss::Gathered => Ok(Span::EMPTY),
             DpLoss::Replica => replica
@@ -76,11 +100,14 @@ impl Device {
                 .allocate(Category::Workspace, Dtype::F32, len),
         };
         let (local, seed) = (allocate(replica.program.output().len())?, allocate(1)?);
-        let stand_in = stand_in(&mut replica, index, loss)?;
+        let stand_in = stand_in(&mut replica, output.is_some() || loss == DpLoss::Replica)?;
         Ok(Self {
             replica,
             index,
+            place,
+            master,
             loss,
+            output,
             len: 0,
             local,
             seed,
@@ -117,6 +144,12 @@ impl Device {
                 )
             }
             Job::Forward { len } => self.forward(len),
+            Job::Output {
+                len,
+                replicas,
+                after,
+                copy,
+            } => self.gather_and_compute_loss((&after, links), [len, replicas], copy),
             Job::Backward {
                 after,
                 d_output,
@@ -145,7 +178,7 @@ impl Device {
         model: [Span; 3],
     ) -> Done {
         self.replica.upload_state(offset)?;
-        let (Some((after, links)), true) = (from, self.index > 0) else {
+        let (Some((after, links)), true) = (from, self.place > 0) else {
             return Ok(());
         };
         let program = &self.replica.program;
@@ -158,15 +191,11 @@ impl Device {
         let own_labels = self.replica.loss.labels();
 
         let opened = self.replica.trace.open(&mut *self.replica.backend);
-        self.fetch(links, after, Phase::Scatter, inputs, input)?;
+        let master = self.master;
+        self.fetch(links, after, Phase::Scatter, (master, inputs), input)?;
         if !labels.is_empty() {
-            self.fetch(
-                links,
-                after,
-                Phase::Scatter,
-                labels,
-                own_labels.first(self.len),
-            )?;
+            let to = own_labels.first(self.len);
+            self.fetch(links, after, Phase::Scatter, (master, labels), to)?;
         }
         self.replica
             .trace
@@ -175,7 +204,7 @@ impl Device {
         let opened = self.replica.trace.open(&mut *self.replica.backend);
         for (from, to) in model.into_iter().zip(copies) {
             for (from, to) in pieces(from).zip(pieces(to)) {
-                self.fetch(links, after, Phase::Replicate, from, to)?;
+                self.fetch(links, after, Phase::Replicate, (master, from), to)?;
             }
         }
         self.replica
@@ -184,18 +213,18 @@ impl Device {
         Ok(())
     }
 
-    /// Copies a span of device 0.
+    /// Copies a span of another device.
     fn fetch(
         &mut self,
         links: &dyn Links,
         after: &Completion,
         phase: Phase,
-        from: Span,
+        from: (usize, Span),
         to: Span,
     ) -> Done {
         let copy = Copy {
             phase,
-            from: (0, from),
+            from,
             to: (self.index, to),
         };
         links
@@ -225,7 +254,37 @@ impl Device {
         Ok(())
     }
 
-    fn backward(&mut self, from: Option<(&Completion, &dyn Links)>, d_output: Span) -> Done {
+    fn gather_and_compute_loss(
+        &mut self,
+        (after, links): (&Completion, &dyn Links),
+        [len, replicas]: [usize; 2],
+        copy: bool,
+    ) -> Done {
+        let (index, replica) = (self.index, &mut self.replica);
+        let Some(output) = &mut self.output else {
+            return Err(BackendError::Unsupported(
+                "a gather on a device that is not the output device",
+            ));
+        };
+        replica.backend.wait_for(Stream::Compute, after)?;
+        let opened = replica.trace.open(&mut *replica.backend);
+        output.gather(replica, index, links, copy)?;
+        replica
+            .trace
+            .close(&mut *replica.backend, Phase::Gather, opened);
+        let opened = replica.trace.open(&mut *replica.backend);
+        output.compute_loss(replica, len, replicas)?;
+        replica
+            .trace
+            .close(&mut *replica.backend, Phase::Loss, opened);
+        Ok(())
+    }
+
+    fn backward(
+        &mut self,
+        from: Option<(&Completion, &dyn Links)>,
+        d_output: (usize, Span),
+    ) -> Done {
         let opened = self.replica.trace.open(&mut *self.replica.backend);
         self.receive_gradient(from, d_output)?;
         self.replica
@@ -234,7 +293,7 @@ impl Device {
         self.replica.backward_alone(self.len)
     }
 
-    /// Replicas are new at every step in PyTorch, so their gradients begin at zero. Here they are cleared while device 0
+    /// Replicas are new at every step in PyTorch, so their gradients begin at zero. Here they are cleared while the master
     /// optimizes: off the step's critical path, as an allocation would be.
     fn zero(&mut self, after: &Completion) -> Done {
         let Replica {
@@ -253,11 +312,11 @@ impl Device {
         Ok(())
     }
 
-    /// The output's gradient: a part of device 0's, or the own loss's times the gradient of that loss.
+    /// The output's gradient: a part of what the output device has, or the own loss's times the gradient of that loss.
     fn receive_gradient(
         &mut self,
         from: Option<(&Completion, &dyn Links)>,
-        d_output: Span,
+        d_output: (usize, Span),
     ) -> Done {
         let program = &self.replica.program;
         let own = program.cut(program.d_output(), self.len);
@@ -271,12 +330,12 @@ impl Device {
             DpLoss::Replica => self.seed,
         };
         match from {
-            Some((after, links)) if self.index > 0 => {
+            Some((after, links)) if self.output.is_none() => {
                 self.fetch(links, after, Phase::ScatterGradients, d_output, to)?;
             }
-            _ if self.index == 0 => {
+            _ if self.output.is_some() => {
                 let copy = Kernel::Copy {
-                    from: d_output,
+                    from: d_output.1,
                     to,
                     write: Write::Overwrite,
                 };
@@ -314,8 +373,8 @@ impl Device {
 }
 
 /// Values of the size that a softmax gives: ±1/(2·batch), summing to about zero over the classes.
-fn stand_in(replica: &mut Replica, index: usize, loss: DpLoss) -> Result<Span> {
-    if index == 0 || loss == DpLoss::Replica {
+fn stand_in(replica: &mut Replica, unneeded: bool) -> Result<Span> {
+    if unneeded {
         return Ok(Span::EMPTY);
     }
     let len = replica.program.output().len();

@@ -1,10 +1,11 @@
-//! What DataParallel gathers on device 0, the loss there, and the gradient that goes back.
+//! What DataParallel gathers on the output device, the loss there, and the gradient that goes back.
 //!
 //! `gathered`: the outputs of all replicas, one loss over them, its gradient in parts. `replica`: the replicas' losses,
 //! their mean, and for each replica the gradient of that mean by its loss, which is 1/replicas.
+use std::ops::Range;
+
 use super::DpLoss;
-use super::device::Device;
-use crate::backend::{Backend, BackendError, Category, Stream};
+use crate::backend::{Backend, BackendError, Category, Completion, Stream};
 use crate::comm::links::{Copy, Links};
 use crate::kernel::{Kernel, Write};
 use crate::probe::Phase;
@@ -12,11 +13,53 @@ use crate::strategy::Result;
 use crate::strategy::replica::Replica;
 use crate::tensor::{Dtype, Span};
 
-/// Spans on device 0.
-pub(super) struct Output {
+/// What one replica contributes.
+struct Source {
+    /// Its device.
+    device: usize,
+    from: Span,
+    /// Its place in `values`.
+    to: Span,
+    /// It has been computed.
+    after: Completion,
+}
+
+/// Which part of what is gathered is a replica's.
+#[derive(Clone, Copy)]
+struct Parts {
     loss: DpLoss,
     /// Elements that one sample (gathered) or one replica contributes.
     width: usize,
+}
+
+impl Parts {
+    /// The place of the part of replica `place`, whose chunk has `samples`, as all chunks before it have `chunk`.
+    fn of(self, place: usize, chunk: usize, samples: usize) -> Range<usize> {
+        match self.loss {
+            DpLoss::Gathered => place * chunk * self.width..(place * chunk + samples) * self.width,
+            DpLoss::Replica => place..place + 1,
+        }
+    }
+}
+
+/// The gradient of what was gathered, on the output device.
+#[derive(Clone, Copy)]
+pub(super) struct Gradients {
+    parts: Parts,
+    all: Span,
+}
+
+impl Gradients {
+    /// What replica `place` gets back, of a batch of `len` samples in chunks of `chunk`.
+    pub(super) fn of(self, place: usize, chunk: usize, len: usize) -> Span {
+        let samples = chunk.min(len - place * chunk);
+        self.all.slice(self.parts.of(place, chunk, samples))
+    }
+}
+
+/// Spans on the output device.
+pub(super) struct Output {
+    parts: Parts,
     /// `[max_batch, classes]`, or a loss for each replica.
     values: Span,
     /// The gradient of `values`.
@@ -25,23 +68,26 @@ pub(super) struct Output {
     mean: Span,
     /// For how many replicas `gradients` was last set.
     replicas: usize,
+    /// Of the present step, in the order of the replicas.
+    sources: Vec<Source>,
 }
 
 impl Output {
     pub(super) fn new(
-        first: &mut Replica,
+        replica: &mut Replica,
         max_batch: usize,
         devices: usize,
         loss: DpLoss,
     ) -> Result<Self> {
         let (width, len) = match loss {
             DpLoss::Gathered => {
-                let classes = first.program.output_shape().elements();
+                let classes = replica.program.output_shape().elements();
                 (classes, max_batch * classes)
             }
             DpLoss::Replica => (1, devices),
         };
-        let mut allocate = |len| first.backend.allocate(Category::Workspace, Dtype::F32, len);
+        let backend = &mut *replica.backend;
+        let mut allocate = |len| backend.allocate(Category::Workspace, Dtype::F32, len);
         let (values, gradients) = (allocate(len)?, allocate(len)?);
         let mean = if loss == DpLoss::Replica {
             allocate(1)?
@@ -49,66 +95,71 @@ impl Output {
             Span::EMPTY
         };
         if loss == DpLoss::Replica {
-            first.reported = mean;
+            replica.reported = mean;
         }
         Ok(Self {
-            loss,
-            width,
+            parts: Parts { loss, width },
             values,
             gradients,
             mean,
             replicas: 0,
+            sources: Vec::with_capacity(devices),
         })
     }
 
-    /// The place of device `device`'s part.
-    fn place(&self, device: usize, chunk: usize, samples: usize) -> std::ops::Range<usize> {
-        match self.loss {
-            DpLoss::Gathered => {
-                device * chunk * self.width..(device * chunk + samples) * self.width
-            }
-            DpLoss::Replica => device..device + 1,
+    /// What a replica contributes.
+    pub(super) fn source(&self, replica: &Replica, samples: usize) -> Span {
+        match self.parts.loss {
+            DpLoss::Gathered => replica.program.cut(replica.program.output(), samples),
+            DpLoss::Replica => replica.loss.loss(),
         }
     }
 
-    /// What a device contributes.
-    fn source(&self, device: &Replica, samples: usize) -> Span {
-        match self.loss {
-            DpLoss::Gathered => device.program.cut(device.program.output(), samples),
-            DpLoss::Replica => device.loss.loss(),
-        }
+    /// Forgets what the last step gathered.
+    pub(super) fn begin(&mut self) {
+        self.sources.clear();
     }
 
-    /// Copies every replica's part to its place; `chunk` is the size of all chunks but the last.
-    pub(super) fn gather<'a>(
+    /// Adds what replica `place` on `device` contributes once it has done what it does `after`; `chunk` is the size of all chunks
+    /// but the last.
+    pub(super) fn add(
+        &mut self,
+        place: usize,
+        [chunk, samples]: [usize; 2],
+        (device, from): (usize, Span),
+        after: &Completion,
+    ) {
+        let to = self.values.slice(self.parts.of(place, chunk, samples));
+        self.sources.push(Source {
+            device,
+            from,
+            to,
+            after: after.clone(),
+        });
+    }
+
+    /// Copies every replica's part to its place: that of the output device `own`, and with `copy` those of the others.
+    pub(super) fn gather(
         &self,
-        first: &mut Replica,
-        others: impl Iterator<Item = &'a Device>,
+        replica: &mut Replica,
+        own: usize,
         links: &dyn Links,
-        chunk: usize,
         copy: bool,
     ) -> std::result::Result<(), BackendError> {
-        let own = Kernel::Copy {
-            from: self.source(first, chunk),
-            to: self.values.slice(self.place(0, chunk, chunk)),
-            write: Write::Overwrite,
-        };
-        first.backend.launch(Stream::Compute, own)?;
-        for other in others.filter(|_| copy) {
-            let from = (other.index, self.source(&other.replica, other.len));
-            let to = (
-                0,
-                self.values.slice(self.place(other.index, chunk, other.len)),
-            );
-            links.copy(
-                &mut *first.backend,
-                other.done(),
-                Copy {
+        let backend = &mut *replica.backend;
+        for source in &self.sources {
+            let (from, to) = (source.from, source.to);
+            if source.device == own {
+                let write = Write::Overwrite;
+                backend.launch(Stream::Compute, Kernel::Copy { from, to, write })?;
+            } else if copy {
+                let copy = Copy {
                     phase: Phase::Gather,
-                    from,
-                    to,
-                },
-            )?;
+                    from: (source.device, from),
+                    to: (own, to),
+                };
+                links.copy(backend, &source.after, copy)?;
+            }
         }
         Ok(())
     }
@@ -116,23 +167,19 @@ impl Output {
     /// The mean over all samples (gathered) or over the replicas' means, and its gradient.
     pub(super) fn compute_loss(
         &mut self,
-        first: &mut Replica,
+        replica: &mut Replica,
         len: usize,
         replicas: usize,
-    ) -> Result<()> {
-        let backend = &mut *first.backend;
-        match self.loss {
-            DpLoss::Gathered => {
-                let elements = len * self.width;
-                let (logits, d_logits) =
-                    (self.values.first(elements), self.gradients.first(elements));
-                first
-                    .loss
-                    .compute(backend, logits, d_logits, len, 1.0 / len as f32)?;
-            }
-            DpLoss::Replica => self.average(backend, replicas)?,
+    ) -> std::result::Result<(), BackendError> {
+        let backend = &mut *replica.backend;
+        if self.parts.loss == DpLoss::Replica {
+            return self.average(backend, replicas);
         }
-        Ok(())
+        let elements = len * self.parts.width;
+        let (logits, d_logits) = (self.values.first(elements), self.gradients.first(elements));
+        replica
+            .loss
+            .compute(backend, logits, d_logits, len, 1.0 / len as f32)
     }
 
     fn average(
@@ -167,9 +214,11 @@ impl Output {
         backend.launch(Stream::Compute, mean)
     }
 
-    /// What device `device` gets back.
-    pub(super) fn gradient_for(&self, device: usize, chunk: usize, len: usize) -> Span {
-        let samples = chunk.min(len - device * chunk);
-        self.gradients.slice(self.place(device, chunk, samples))
+    /// The gradient of what was gathered.
+    pub(super) fn gradients(&self) -> Gradients {
+        Gradients {
+            parts: self.parts,
+            all: self.gradients,
+        }
     }
 }

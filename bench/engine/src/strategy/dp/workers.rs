@@ -1,4 +1,4 @@
-//! DataParallel's threads, one per device but the first: devices move to them and back, so nothing is shared and nothing
+//! DataParallel's threads, one per device but the master: devices move to them and back, so nothing is shared and nothing
 //! is locked.
 //!
 //! Channels hold one job each and are allocated once.
@@ -13,23 +13,25 @@ use crate::comm::links::Links;
 use crate::strategy::{Result, StrategyError};
 
 struct Worker {
+    /// Number of its device.
+    device: usize,
     jobs: Option<SyncSender<(Box<Device>, Job)>>,
     done: Receiver<Box<Device>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// The threads of devices 1, 2, ... in that order.
+/// The threads of all devices but the first, in their order.
 pub(super) struct Workers(Vec<Worker>);
 
 impl Workers {
     /// Starts the threads of all of `devices` but the first, that of device `i` pinned to `cores[i]` where given.
     pub(super) fn start(
-        devices: usize,
+        devices: &[usize],
         links: &Arc<dyn Links>,
         cores: &[Vec<usize>],
     ) -> Result<Self> {
-        let mut workers = Self(Vec::with_capacity(devices - 1));
-        for index in 1..devices {
+        let mut workers = Self(Vec::with_capacity(devices.len() - 1));
+        for &index in &devices[1..] {
             let cores = cores.get(index).cloned().unwrap_or_default();
             workers.0.push(start(index, Arc::clone(links), cores)?);
         }
@@ -37,22 +39,27 @@ impl Workers {
     }
 
     /// Hands a device and a job to its thread.
-    pub(super) fn send(&self, index: usize, device: Box<Device>, job: Job) -> Result<()> {
-        let jobs = self.0[index - 1]
+    pub(super) fn send(&self, place: usize, device: Box<Device>, job: Job) -> Result<()> {
+        let jobs = self.0[place - 1]
             .jobs
             .as_ref()
             .expect("threads end with the strategy only");
-        jobs.send((device, job)).map_err(|_| lost(index))
+        jobs.send((device, job)).map_err(|_| self.lost(place))
     }
 
     /// The device, once its job is done; none when its thread panicked.
-    pub(super) fn receive(&self, index: usize) -> Option<Box<Device>> {
-        self.0[index - 1].done.recv().ok()
+    pub(super) fn receive(&self, place: usize) -> Option<Box<Device>> {
+        self.0[place - 1].done.recv().ok()
+    }
+
+    /// The error of a device whose thread is gone. The master has none of its own.
+    pub(super) fn lost(&self, place: usize) -> StrategyError {
+        let worker = place.checked_sub(1).and_then(|index| self.0.get(index));
+        lost(worker.map_or(0, |worker| worker.device))
     }
 }
 
-/// The error of a device whose thread is gone.
-pub(super) fn lost(device: usize) -> StrategyError {
+fn lost(device: usize) -> StrategyError {
     let source = BackendError::Thread("its thread ended in the middle of a step".into());
     StrategyError::Device { device, source }
 }
@@ -84,6 +91,7 @@ fn start(index: usize, links: Arc<dyn Links>, cores: Vec<usize>) -> Result<Worke
     let thread = thread.map_err(|error| failed(BackendError::Thread(error.to_string())))?;
     started.recv().map_err(|_| lost(index))?.map_err(failed)?;
     Ok(Worker {
+        device: index,
         jobs: Some(jobs),
         done,
         thread: Some(thread),
