@@ -26,6 +26,7 @@ import fixtures_parallel  # noqa: E402
 import fixtures_schedules  # noqa: E402
 import fixtures_training  # noqa: E402
 import fixtures_values  # noqa: E402
+import fixtures_zero  # noqa: E402
 from fixture import Fixture, compare  # noqa: E402
 
 GOLDEN = ROOT / "bench" / "engine" / "tests" / "golden"
@@ -37,6 +38,7 @@ FAMILIES: dict[str, Callable[[], Iterator[Fixture]]] = {
     "parallel": fixtures_parallel.fixtures,
     "schedules": fixtures_schedules.fixtures,
     "hooks": fixtures_hooks.fixtures,
+    "zero": fixtures_zero.fixtures,
 }
 
 

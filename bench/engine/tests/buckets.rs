@@ -4,8 +4,8 @@ mod trials;
 use proptest::prelude::*;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::{Phase, PhaseSpan, Probe, Silent, Track};
-use syncmark_engine::strategy::Strategy;
-use syncmark_engine::strategy::bucket::{Buckets, CAP_BYTES, FIRST_CAP_BYTES};
+use syncmark_engine::strategy::bucket::Buckets;
+use syncmark_engine::strategy::{BucketCaps, Strategy};
 use trials::{Batch, On, model, ranks};
 
 const MIB: usize = 1 << 20;
@@ -13,25 +13,31 @@ const MIB: usize = 1 << 20;
 #[test]
 fn a_cap_is_a_closing_threshold() {
     // Two of four bytes reach a cap of eight; a large one overshoots; the rest is the last bucket.
-    assert_eq!(Buckets::assign(&[1, 1, 9, 1], Some(8)).ends(), [2, 11, 12]);
-    assert_eq!(Buckets::assign(&[2, 2], Some(8)).ends(), [2, 4]);
-    assert!(Buckets::assign(&[], Some(8)).is_empty());
+    let eight = BucketCaps::uniform(8);
+    assert_eq!(Buckets::assign(&[1, 1, 9, 1], eight).ends(), [2, 11, 12]);
+    assert_eq!(Buckets::assign(&[2, 2], eight).ends(), [2, 4]);
+    assert!(Buckets::assign(&[], eight).is_empty());
     assert_eq!(Buckets::unlimited(7).ends(), [7]);
     assert!(Buckets::unlimited(0).is_empty());
 }
 
 #[test]
-fn only_the_default_cap_has_a_small_first_bucket() {
+fn the_first_bucket_has_a_cap_of_its_own() {
     let quarter = MIB / 4 / 4;
     let sizes = vec![quarter; 200];
-    let default = Buckets::assign(&sizes, None);
-    assert_eq!(default.range(0).len() * 4, FIRST_CAP_BYTES);
-    assert_eq!(default.range(1).len() * 4, CAP_BYTES);
+    let default = Buckets::assign(&sizes, BucketCaps::default());
+    assert_eq!(default.range(0).len() * 4, MIB);
+    assert_eq!(default.range(1).len() * 4, 25 * MIB);
     assert_eq!(default.len(), 3);
-    assert_eq!(
-        Buckets::assign(&sizes, Some(25 * MIB)).range(0).len() * 4,
-        25 * MIB
-    );
+    let uniform = Buckets::assign(&sizes, BucketCaps::uniform(25 * MIB));
+    assert_eq!(uniform.range(0).len() * 4, 25 * MIB);
+    let chosen = BucketCaps {
+        bytes: 12,
+        first_bytes: 4,
+    };
+    // One element, then threes; a large parameter overshoots the first cap and the other one alike.
+    assert_eq!(Buckets::assign(&[1; 8], chosen).ends(), [1, 4, 7, 8]);
+    assert_eq!(Buckets::assign(&[9, 2, 9, 1], chosen).ends(), [9, 20, 21]);
 }
 
 proptest! {
@@ -39,7 +45,7 @@ proptest! {
     fn buckets_tile_the_arena_and_close_when_full(
         sizes in prop::collection::vec(1_usize..5000, 0..60), cap in 1_usize..40_000
     ) {
-        let buckets = Buckets::assign(&sizes, Some(cap));
+        let buckets = Buckets::assign(&sizes, BucketCaps::uniform(cap));
         let total: usize = sizes.iter().sum();
         let mut next = 0;
         for index in 0..buckets.len() {

@@ -1,5 +1,5 @@
-//! DataParallel and DistributedDataParallel against PyTorch: fixtures of five steps of convnet with BatchNorm, of DP's
-//! step written out in PyTorch and of PyTorch's DDP over gloo, in f64.
+//! DataParallel, DistributedDataParallel and ZeRO-1 against PyTorch: fixtures of five steps of convnet, of DP's step written out
+//! in PyTorch, and of PyTorch's DDP, without and with its ZeroRedundancyOptimizer, over gloo, in f64.
 #[allow(dead_code, reason = "shared with golden.rs, which uses the rest")]
 #[path = "golden/fixture.rs"]
 mod fixture;
@@ -9,14 +9,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use fixture::{Fixture, values};
+use syncmark_engine::backend::Backend;
+use syncmark_engine::comm::Communicator;
 use syncmark_engine::comm::links::HostLinks;
 use syncmark_engine::comm::shared::{SharedCommunicator, Waiting};
 use syncmark_engine::data::{Dataset, Digits, HostBatch, Split};
 use syncmark_engine::model::{Model, NormOptions, resolve};
-use syncmark_engine::optim::{OptimizerSettings, SgdSettings};
+use syncmark_engine::optim::{AdamwSettings, OptimizerSettings, SgdSettings};
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::NamedTensor;
-use syncmark_engine::strategy::{Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Strategy};
+use syncmark_engine::strategy::{
+    BucketCaps, Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Strategy, Zero1,
+    Zero1Settings,
+};
 use trials::{BOTH, On, device};
 
 /// A step's loss may be this many times as far from f64 as PyTorch's own f32 gets in any of the steps.
@@ -59,8 +64,19 @@ fn model(fixture: &Fixture) -> Model {
 }
 
 fn optimizer(fixture: &Fixture) -> OptimizerSettings {
-    let [learning_rate, momentum, weight_decay] =
-        ["learning_rate", "momentum", "weight_decay"].map(|key| fixture.json(key));
+    let [learning_rate, weight_decay] =
+        ["learning_rate", "weight_decay"].map(|key| fixture.json(key));
+    if fixture.says("optimizer") {
+        assert_eq!(fixture.text("optimizer"), "adamw", "{}", fixture.name);
+        return OptimizerSettings::adamw(AdamwSettings {
+            learning_rate,
+            beta1: fixture.json("beta1"),
+            beta2: fixture.json("beta2"),
+            eps: fixture.json("eps"),
+            weight_decay,
+        });
+    }
+    let momentum = fixture.json("momentum");
     OptimizerSettings::sgd(SgdSettings {
         learning_rate,
         momentum,
@@ -167,6 +183,8 @@ fn dp_makes_the_steps_that_are_written_out_in_pytorch() {
                     seed: fixture.json("seed"),
                     optimizer: optimizer(&fixture),
                     loss,
+                    device_ids: Vec::new(),
+                    output_device: None,
                     cores: Vec::new(),
                 };
                 let mut dp = Dp::new(backends, links, &model, &settings).unwrap();
@@ -182,12 +200,50 @@ fn dp_makes_the_steps_that_are_written_out_in_pytorch() {
 fn ddp_makes_the_steps_of_pytorch_ddp() {
     for fixture in fixture::of_kind("ddp") {
         for on in BOTH {
-            check_ddp(&fixture, on);
+            check_ranks(&fixture, on, |device, communicator, model, rank, each| {
+                let settings = DdpSettings {
+                    max_batch: each,
+                    sample_offset: rank * each,
+                    seed: fixture.json("seed"),
+                    optimizer: optimizer(&fixture),
+                    bucket_cap_bytes: None,
+                    compression: Compression::None,
+                };
+                Box::new(Ddp::new(device, communicator, model, &settings).unwrap())
+            });
         }
     }
 }
 
-fn check_ddp(fixture: &Fixture, on: On) {
+#[test]
+fn zero1_makes_the_steps_of_pytorchs_zero_redundancy_optimizer() {
+    let fixtures = fixture::of_kind("zero1");
+    assert!(!fixtures.is_empty());
+    for fixture in fixtures {
+        for (on, cap) in BOTH.into_iter().zip([None, Some(4000)]) {
+            check_ranks(&fixture, on, |device, communicator, model, rank, each| {
+                let settings = Zero1Settings {
+                    max_batch: each,
+                    sample_offset: rank * each,
+                    seed: fixture.json("seed"),
+                    optimizer: optimizer(&fixture),
+                    bucket_caps: cap.map(BucketCaps::uniform).unwrap_or_default(),
+                    broadcast_buffers: true,
+                };
+                Box::new(Zero1::new(device, communicator, model, &settings).unwrap())
+            });
+        }
+    }
+}
+
+/// Trains on every rank what `build` makes of its device, its communicator, the model, which rank it is, and the samples of each.
+fn check_ranks(
+    fixture: &Fixture,
+    on: On,
+    build: impl Fn(Box<dyn Backend>, Box<dyn Communicator>, &Model, usize, usize) -> Box<dyn Strategy>
+    + Sync,
+) {
+    let build = &build;
     let (model, ranks) = (model(fixture), fixture.json::<usize>("ranks"));
     let each: usize = fixture.json("per_rank_batch");
     let communicators = SharedCommunicator::for_threads(ranks, Waiting::default()).unwrap();
@@ -196,24 +252,17 @@ fn check_ddp(fixture: &Fixture, on: On) {
             let model = &model;
             scope.spawn(move || {
                 let what = format!("{} on {on:?}, rank {rank}", fixture.name);
-                let settings = DdpSettings {
-                    max_batch: each,
-                    sample_offset: rank * each,
-                    seed: fixture.json("seed"),
-                    optimizer: optimizer(fixture),
-                    bucket_cap_bytes: None,
-                    compression: Compression::None,
-                };
-                let mut ddp =
-                    Ddp::new(device(on, rank), Box::new(communicator), model, &settings).unwrap();
-                let (losses, end) = train(fixture, &mut ddp, rank * each..(rank + 1) * each);
+                let device = device(on, rank);
+                let mut strategy = build(device, Box::new(communicator), model, rank, each);
+                let part = rank * each..(rank + 1) * each;
+                let (losses, end) = train(fixture, &mut *strategy, part);
                 check_losses(fixture, &what, &losses, rank, ranks);
                 if rank == 0 {
                     check_tensors(fixture, &what, "final.", &end);
-                } else {
+                } else if fixture.text("norm") == "batch" {
                     check_tensors(fixture, &what, &format!("final_rank{rank}."), &end);
                 }
-                assert_eq!(ddp.parameters_equal().unwrap(), Some(true), "{what}");
+                assert_eq!(strategy.parameters_equal().unwrap(), Some(true), "{what}");
             });
         }
     });

@@ -254,6 +254,7 @@ impl Case {
             world_size: 1,
             seed: 5,
             input_gradient: true,
+            shards: 1,
         };
         Device::new(backend, |backend| {
             Program::with_settings(backend, &model, settings).expect("enough memory")

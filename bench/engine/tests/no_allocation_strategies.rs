@@ -1,4 +1,4 @@
-//! A steady-state step of DP and of DDP allocates nothing, on any thread: neither the controller nor the devices'
+//! A steady-state step of DP, of DDP and of ZeRO-1 allocates nothing, on any thread: neither the controller nor the devices'
 //! threads nor those of the communication streams. It leaves out what happens inside matrix products and convolutions,
 //! whose packing buffers `no_allocation.rs` bounds.
 mod trials;
@@ -13,14 +13,15 @@ use syncmark_engine::backend::{
     Backend, Category, Completion, Event, HostMemory, HostSlice, HostSliceMut, HostTask, MemoryUse,
     Result, Stream,
 };
-use syncmark_engine::comm::HostCall;
 use syncmark_engine::comm::links::HostLinks;
 use syncmark_engine::comm::shared::{SharedCommunicator, Waiting};
+use syncmark_engine::comm::{Communicator, HostCall};
 use syncmark_engine::kernel::Kernel;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::Silent;
 use syncmark_engine::strategy::{
-    Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, PowerSgdSettings, Strategy,
+    BucketCaps, Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, PowerSgdSettings, Strategy,
+    Zero1, Zero1Settings,
 };
 use syncmark_engine::tensor::{Dtype, Span};
 use trials::{Batch, OPTIMIZER, SEED, model};
@@ -164,8 +165,36 @@ fn steady_steps_allocate_nothing() {
         Compression::PowerSgd(powersgd),
         Compression::PowerSgd(cold),
     ] {
-        assert_eq!(distributed(compression), 0, "DDP, {compression:?}");
+        let allocations = distributed(|device, communicator, rank| {
+            let settings = DdpSettings {
+                max_batch: 4,
+                sample_offset: 4 * rank,
+                seed: SEED,
+                optimizer: OPTIMIZER,
+                bucket_cap_bytes: Some(500),
+                compression,
+            };
+            let model = model(Norm::SyncBatch);
+            Box::new(Ddp::new(device, communicator, &model, &settings).unwrap())
+        });
+        assert_eq!(allocations, 0, "DDP, {compression:?}");
     }
+    assert_eq!(
+        distributed(|device, communicator, rank| {
+            let settings = Zero1Settings {
+                max_batch: 4,
+                sample_offset: 4 * rank,
+                seed: SEED,
+                optimizer: OPTIMIZER,
+                bucket_caps: BucketCaps::uniform(500),
+                broadcast_buffers: true,
+            };
+            let model = model(Norm::SyncBatch);
+            Box::new(Zero1::new(device, communicator, &model, &settings).unwrap())
+        }),
+        0,
+        "ZeRO-1"
+    );
 }
 
 fn data_parallel(loss: DpLoss) -> usize {
@@ -176,6 +205,8 @@ fn data_parallel(loss: DpLoss) -> usize {
         seed: SEED,
         optimizer: OPTIMIZER,
         loss,
+        device_ids: Vec::new(),
+        output_device: None,
         cores: Vec::new(),
     };
     let mut dp = Dp::new(backends, links, &model(Norm::Batch), &settings).unwrap();
@@ -188,23 +219,16 @@ fn data_parallel(loss: DpLoss) -> usize {
     (0..ROUNDS).map(round).min().unwrap()
 }
 
-fn distributed(compression: Compression) -> usize {
+fn distributed(
+    build: impl Fn(Box<dyn Backend>, Box<dyn Communicator>, usize) -> Box<dyn Strategy> + Sync,
+) -> usize {
     let communicators = SharedCommunicator::for_threads(2, Waiting::default()).unwrap();
-    let (model, here) = (model(Norm::SyncBatch), Barrier::new(2));
+    let here = Barrier::new(2);
     std::thread::scope(|scope| {
         let start = |(rank, communicator): (usize, SharedCommunicator)| {
-            let (model, here) = (&model, &here);
+            let (build, here) = (&build, &here);
             scope.spawn(move || {
-                let settings = DdpSettings {
-                    max_batch: 4,
-                    sample_offset: 4 * rank,
-                    seed: SEED,
-                    optimizer: OPTIMIZER,
-                    bucket_cap_bytes: Some(500),
-                    compression,
-                };
-                let mut ddp =
-                    Ddp::new(products(), Box::new(communicator), model, &settings).unwrap();
+                let mut strategy = build(products(), Box::new(communicator), rank);
                 let batch = Batch::new(0, 8);
                 let part = batch.whole().part(4 * rank..4 * rank + 4);
                 let round = |_| {
@@ -212,8 +236,8 @@ fn distributed(compression: Compression) -> usize {
                     let before = ALLOCATIONS.load(Ordering::SeqCst);
                     let products = PRODUCTS.load(Ordering::SeqCst);
                     here.wait();
-                    (0..STEPS).for_each(|_| ddp.step(part, &mut Silent).unwrap());
-                    ddp.finish().unwrap();
+                    (0..STEPS).for_each(|_| strategy.step(part, &mut Silent).unwrap());
+                    strategy.finish().unwrap();
                     here.wait();
                     let products = PRODUCTS.load(Ordering::SeqCst) - products;
                     let allocations = ALLOCATIONS.load(Ordering::SeqCst) - before;

@@ -1,4 +1,4 @@
-//! Ranks that are processes: the same collectives and the same DDP over an inherited memfd, and what the others do when
+//! Ranks that are processes: the same collectives, DDP and ZeRO-1 over an inherited memfd, and what the others do when
 //! one is killed. This program starts itself once per rank, so it brings its own `main`.
 mod trials;
 
@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 use syncmark_engine::backend::{Category, HostSlice, HostSliceMut, Stream};
 use syncmark_engine::comm::shared::{Region, SharedCommunicator, Waiting};
 use syncmark_engine::comm::{Communicator, Reduce};
+use syncmark_engine::model::Model;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::Phase;
+use syncmark_engine::strategy::Zero1;
 use syncmark_engine::tensor::Dtype;
-use trials::{On, ddp, device, model, train, train_ddp};
+use trials::sharded::Job;
+use trials::{OPTIMIZER, On, ddp, device, model, train, train_ddp};
 
 const WORLD: usize = 3;
 const SLOT: usize = 64 << 10;
@@ -33,6 +36,10 @@ fn main() -> ExitCode {
         (
             "ddp between processes equals ddp between threads",
             distributed,
+        ),
+        (
+            "zero1 between processes equals zero1 between threads",
+            sharded,
         ),
         ("a killed rank ends the others", killed),
     ] {
@@ -105,6 +112,16 @@ fn child(role: &str, rank: usize, fd: RawFd) -> ExitCode {
             let outcome = train(&mut ddp, STEPS, CHUNKS.iter().sum(), |batch| {
                 batch.part(start..start + CHUNKS[rank])
             });
+            println!("{:?}", (&outcome.losses, &outcome.end));
+        }
+        "zero1" => {
+            let model = model(Norm::SyncBatch);
+            let job = sharded_job(&model);
+            let communicator = SharedCommunicator::join(region, rank, Waiting::default()).unwrap();
+            let settings = job.zero1_settings(rank);
+            let device = device(On::Cpu, rank);
+            let mut zero1 = Zero1::new(device, Box::new(communicator), &model, &settings).unwrap();
+            let outcome = job.train(rank, &mut zero1, STEPS);
             println!("{:?}", (&outcome.losses, &outcome.end));
         }
         other => panic!("role {other}"),
@@ -193,6 +210,28 @@ fn distributed() {
             format!("{:?}", (&thread.losses, &thread.end)),
             "rank {rank}"
         );
+    }
+}
+
+fn sharded_job(model: &Model) -> Job<'_> {
+    Job {
+        on: On::Cpu,
+        model,
+        chunks: &CHUNKS,
+        optimizer: OPTIMIZER,
+        cap: Some(700),
+        tcp: false,
+    }
+}
+
+fn sharded() {
+    let processes = run("zero1");
+    let model = model(Norm::SyncBatch);
+    let job = sharded_job(&model);
+    let threads = job.zero1(|rank, strategy| job.train(rank, strategy, STEPS));
+    for (rank, (process, thread)) in processes.iter().zip(&threads).enumerate() {
+        let expected = format!("{:?}", (&thread.losses, &thread.end));
+        assert_eq!(process.trim(), expected, "rank {rank}");
     }
 }
 

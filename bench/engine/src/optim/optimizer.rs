@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::{AdamwSettings, OptimizerError, OptimizerSettings, Rule, Schedule, SgdSettings};
-use crate::backend::{Backend, Category, Result, Stream};
+use crate::backend::{Backend, Category, HostSlice, Result, Stream};
 use crate::kernel::Kernel;
 use crate::layer::State;
 use crate::program::transfer::{EXP_AVG_PREFIX, EXP_AVG_SQ_PREFIX, ImportError, MOMENTUM_PREFIX};
@@ -165,7 +165,11 @@ impl Optimizer {
     /// # Panics
     /// When it is one of a range: gather the ranges of [`Optimizer::state`], then name them with [`Program::export_values`].
     pub fn export(&self, backend: &mut dyn Backend, program: &Program) -> Result<Vec<NamedTensor>> {
-        self.assert_whole(program);
+        assert!(
+            self.range == (0..program.parameters().len()),
+            "elements {:?} are a part of the parameters",
+            self.range
+        );
         let mut all = Vec::new();
         for (prefix, span) in self.state() {
             all.extend(program.export_arena(backend, span, prefix)?);
@@ -173,30 +177,24 @@ impl Optimizer {
         Ok(all)
     }
 
-    /// Takes over what [`Optimizer::export`] gave; other tensors are passed over.
+    /// Takes over what [`Optimizer::export`] gave, or its range's part of it; other tensors are passed over. Blocks.
     ///
     /// # Errors
     /// [`ImportError`].
-    ///
-    /// # Panics
-    /// When it is one of a range: use [`Program::import_values`], and upload its part.
     pub fn import(
         &self,
         backend: &mut dyn Backend,
         program: &Program,
         tensors: &[NamedTensor],
     ) -> std::result::Result<(), ImportError> {
-        self.assert_whole(program);
-        self.state()
-            .try_for_each(|(prefix, span)| program.import_arena(backend, span, tensors, prefix))
-    }
-
-    fn assert_whole(&self, program: &Program) {
-        assert!(
-            self.range == (0..program.parameters().len()),
-            "elements {:?} are a part of the parameters",
-            self.range
-        );
+        for (prefix, span) in self.state() {
+            let values = program.import_values(tensors, prefix)?;
+            if !span.is_empty() {
+                let part = HostSlice::F32(&values[self.range.clone()]);
+                backend.upload(Stream::Compute, part, span)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -32,6 +32,7 @@ pub(super) fn build(
         ("the maximum batch", settings.max_batch),
         ("the maximum number of chunks", settings.max_chunks),
         ("the world size", settings.world_size),
+        ("the number of shards", settings.shards),
     ] {
         if value == 0 {
             return Err(BuildError::Zero(name));
@@ -39,9 +40,11 @@ pub(super) fn build(
     }
     let (mut table, buffer_table) = table::tables(model);
     let ready = table::place(&mut table, model.nodes.len());
-    let elements = table.iter().map(|parameter| parameter.range.len()).sum();
-    let parameters = allocate(backend, Category::Parameters, Dtype::F32, elements)?;
-    let gradients = allocate(backend, Category::Gradients, Dtype::F32, elements)?;
+    let elements: usize = table.iter().map(|parameter| parameter.range.len()).sum();
+    let padded_elements = elements.next_multiple_of(settings.shards);
+    let mut arena = |category| allocate(backend, category, Dtype::F32, padded_elements);
+    let padded = [arena(Category::Parameters)?, arena(Category::Gradients)?];
+    let [parameters, gradients] = padded.map(|arena| arena.first(elements));
     initialise(backend, &table, parameters, settings.seed)?;
     let buffers = buffers(backend, buffer_table)?;
     let plan = plan(model, settings.input_gradient);
@@ -69,6 +72,7 @@ pub(super) fn build(
     let output = model.nodes.len();
     Ok(Program {
         nodes,
+        padded,
         parameters,
         gradients,
         input: values.forward[0],

@@ -53,6 +53,8 @@ pub struct ProgramSettings {
     pub seed: u64,
     /// Whether the gradient of the model's input is wanted; training does not need it.
     pub input_gradient: bool,
+    /// Parts of equal size that parameters and gradients can be cut into: ZeRO's shards. Their arenas are padded for it.
+    pub shards: usize,
 }
 
 struct Node {
@@ -66,6 +68,8 @@ pub struct Program {
     nodes: Vec<Node>,
     table: Vec<Parameter>,
     buffers: Buffers,
+    /// With the padding at their ends.
+    padded: [Span; 2],
     parameters: Span,
     gradients: Span,
     input: Span,
@@ -97,6 +101,7 @@ impl Program {
             world_size,
             seed,
             input_gradient: false,
+            shards: 1,
         };
         Self::with_settings(backend, model, settings)
     }
@@ -152,6 +157,14 @@ impl Program {
     /// All gradients, in the order of [`Program::parameters`].
     pub fn gradients(&self) -> Span {
         self.gradients
+    }
+    /// All parameters with the padding that makes them divisible by the number of shards.
+    pub fn padded_parameters(&self) -> Span {
+        self.padded[0]
+    }
+    /// All gradients with their padding, which stays zero.
+    pub fn padded_gradients(&self) -> Span {
+        self.padded[1]
     }
     /// The parameters one by one, in execution order (PyTorch's).
     pub fn table(&self) -> &[Parameter] {

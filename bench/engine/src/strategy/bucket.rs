@@ -5,10 +5,34 @@
 //! the cap, so it may overshoot.
 use std::ops::Range;
 
-/// Default cap of a bucket.
-pub const CAP_BYTES: usize = 25 << 20;
-/// Cap of the first bucket, so that communication begins early; only while the cap is left at its default.
-pub const FIRST_CAP_BYTES: usize = 1 << 20;
+/// When a bucket is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BucketCaps {
+    /// A bucket is closed once it holds this much.
+    pub bytes: usize,
+    /// The same for the first one, so that communication begins early.
+    pub first_bytes: usize,
+}
+
+impl BucketCaps {
+    /// One cap for all: what PyTorch makes of a cap that someone chose.
+    pub const fn uniform(bytes: usize) -> Self {
+        Self {
+            bytes,
+            first_bytes: bytes,
+        }
+    }
+}
+
+impl Default for BucketCaps {
+    /// PyTorch's: 25 MiB, and 1 MiB for the first.
+    fn default() -> Self {
+        Self {
+            bytes: 25 << 20,
+            first_bytes: 1 << 20,
+        }
+    }
+}
 
 /// A division of the gradient arena.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,25 +53,36 @@ impl Buckets {
         }
     }
 
-    /// Buckets of f32 parameters with `sizes` elements in ready order. Without `cap_bytes` the defaults hold.
-    pub fn assign(sizes: &[usize], cap_bytes: Option<usize>) -> Self {
-        let cap = cap_bytes.unwrap_or(CAP_BYTES);
-        let mut limit = if cap_bytes.is_none() {
-            FIRST_CAP_BYTES
-        } else {
-            cap
-        };
+    /// Buckets of f32 parameters with `sizes` elements in ready order.
+    pub fn assign(sizes: &[usize], caps: BucketCaps) -> Self {
+        let mut limit = caps.first_bytes;
         let (mut ends, mut start, mut end) = (Vec::new(), 0, 0);
         for size in sizes {
             end += size;
             if (end - start) * size_of::<f32>() >= limit && end > start {
                 ends.push(end);
-                (start, limit) = (end, cap);
+                (start, limit) = (end, caps.bytes);
             }
         }
         if end > start {
             ends.push(end);
         }
+        Self { ends }
+    }
+
+    /// The same buckets, each divisible by `parts`: their ends are rounded down, so that at most `parts − 1` elements wait for
+    /// the next bucket, and the last one's is rounded up, into the padding of the arena. A bucket that gets nothing is
+    /// left out.
+    ///
+    /// # Panics
+    /// When `parts` is 0.
+    pub fn divisible(&self, parts: usize) -> Self {
+        let mut ends: Vec<usize> = self.ends.iter().map(|end| end / parts * parts).collect();
+        if let (Some(last), Some(end)) = (ends.last_mut(), self.ends.last()) {
+            *last = end.next_multiple_of(parts);
+        }
+        ends.dedup();
+        ends.retain(|end| *end > 0);
         Self { ends }
     }
 

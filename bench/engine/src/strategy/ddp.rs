@@ -6,16 +6,14 @@
 mod fidelity;
 mod setup;
 
-use std::ops::Range;
-
 pub use fidelity::Fidelity;
 
 use super::bucket::Buckets;
 use super::hook::{Bucket, Compression, Hook, HookPlace};
+use super::ranks::{self, Words, in_order, with_group};
 use super::replica::{Replica, ReplicaSettings};
-use super::tracing::{Trace, Watched};
-use super::{Evaluation, Result, Strategy, StrategyError};
-use crate::backend::{Backend, BackendError, Category, Event, Stream};
+use super::{Evaluation, Result, Strategy};
+use crate::backend::{Backend, Category, Event, Stream};
 use crate::comm::{Communicator, Count};
 use crate::data::HostBatch;
 use crate::model::Model;
@@ -60,9 +58,7 @@ pub struct Ddp {
     stale_buffers: bool,
     /// Ends of the all-reduces of the present step.
     pending: Vec<Event>,
-    /// i64 words for what ranks tell each other: one to send, one from each rank.
-    word: Span,
-    words: Span,
+    words: Words,
     /// i64 `[1 + parameters]`: number of buckets, and their ends.
     layout: Span,
 }
@@ -80,8 +76,7 @@ impl Ddp {
         settings: &DdpSettings,
     ) -> Result<Self> {
         let (rank, world) = (communicator.rank(), communicator.world_size());
-        let word = backend.allocate(Category::Workspace, Dtype::I64, 1)?;
-        let words = backend.allocate(Category::Workspace, Dtype::I64, world)?;
+        let words = Words::allocate(&mut *backend, world)?;
         let mut replica = Replica::new(
             backend,
             model,
@@ -122,7 +117,6 @@ impl Ddp {
             synchronize: true,
             stale_buffers: true,
             pending: Vec::new(),
-            word,
             words,
             layout: Span::EMPTY,
         };
@@ -132,7 +126,7 @@ impl Ddp {
                 .backend
                 .allocate(Category::Workspace, Dtype::I64, 1 + parameters)?;
         ddp.pending.reserve(parameters);
-        ddp.set_up()?;
+        ranks::settle(&mut ddp.replica, &mut *ddp.communicator, &ddp.words, true)?;
         Ok(ddp)
     }
 
@@ -154,53 +148,16 @@ impl Ddp {
         if !(self.synchronize && stale) {
             return Ok(());
         }
-        let Replica {
-            backend,
-            program,
-            trace,
-            ..
-        } = &mut self.replica;
-        let after = backend.record(Stream::Compute);
-        let mut last = None;
-        for span in [program.buffers().floats, program.buffers().integers] {
-            let since = if trace.on() { now_ns() } else { 0 };
-            if let Some(event) = broadcast(
-                &mut *self.communicator,
-                &mut **backend,
-                Phase::BufferBroadcast,
-                span,
-                after,
-            )? {
-                trace.collective(Phase::BufferBroadcast, None, event, since);
-                last = Some(event);
-            }
-        }
-        if let Some(event) = last {
-            let opened = trace.open(&mut **backend);
-            backend.wait(Stream::Compute, event)?;
-            trace.close(&mut **backend, Phase::Wait, opened);
-        }
-        Ok(())
+        ranks::broadcast_buffers(&mut self.replica, &mut *self.communicator)
     }
 
     fn forward(&mut self, len: usize) -> Result<()> {
-        let Self {
-            replica,
-            communicator,
-            synchronize,
-            ..
-        } = self;
-        let opened = replica.trace.open(&mut *replica.backend);
-        with_group(
-            replica,
-            &mut **communicator,
-            *synchronize,
-            |replica, group| replica.forward(len, group),
-        )?;
-        replica
-            .trace
-            .close(&mut *replica.backend, Phase::Forward, opened);
-        Ok(())
+        ranks::forward(
+            &mut self.replica,
+            &mut *self.communicator,
+            self.synchronize,
+            len,
+        )
     }
 
     /// Backward node by node; each bucket's all-reduce starts as soon as its last gradient is enqueued.
@@ -328,9 +285,7 @@ impl Strategy for Ddp {
     }
 
     fn parameters_equal(&mut self) -> Result<Option<bool>> {
-        let own = self.fingerprint()?;
-        let all = self.exchange(own)?;
-        Ok(Some(all.iter().all(|theirs| *theirs == all[0])))
+        ranks::parameters_equal(&mut self.replica, &mut *self.communicator, &self.words).map(Some)
     }
 
     fn barrier(&mut self) -> Result<()> {
@@ -343,14 +298,7 @@ impl Strategy for Ddp {
 
     /// Without what set-up moved, which is no part of a step.
     fn counts(&self) -> Vec<(usize, Count)> {
-        let counts = self
-            .communicator
-            .counts()
-            .into_iter()
-            .filter(|count| count.phase != Phase::Setup);
-        counts
-            .map(|count| (self.communicator.rank(), count))
-            .collect()
+        ranks::step_counts(&*self.communicator)
     }
 
     fn reset_counts(&mut self) {
@@ -359,69 +307,7 @@ impl Strategy for Ddp {
 }
 
 impl Drop for Ddp {
-    /// A rank that panics may leave its communication stream in the middle of a collective: dropping the device waits
-    /// for that stream, and the stream for ranks that wait for this one. So the job ends here for all.
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            let reason = format!("rank {} panicked", self.communicator.rank());
-            self.communicator.aborter().abort(&reason);
-        }
-    }
-}
-
-/// Enqueues a broadcast from rank 0, of a span that may be empty.
-fn broadcast(
-    communicator: &mut dyn Communicator,
-    backend: &mut dyn Backend,
-    phase: Phase,
-    span: Span,
-    after: Event,
-) -> std::result::Result<Option<Event>, BackendError> {
-    if span.is_empty() {
-        return Ok(None);
-    }
-    communicator
-        .broadcast(backend, phase, span, 0, after)
-        .map(Some)
-}
-
-/// Calls `work` with the ranks that SyncBN meets: none while nothing synchronizes, watched ones in a traced step.
-fn with_group(
-    replica: &mut Replica,
-    communicator: &mut dyn Communicator,
-    synchronize: bool,
-    work: impl FnOnce(
-        &mut Replica,
-        Option<&mut dyn Communicator>,
-    ) -> std::result::Result<(), BackendError>,
-) -> std::result::Result<(), BackendError> {
-    if !synchronize {
-        return work(replica, None);
-    }
-    if !replica.trace.on() {
-        return work(replica, Some(communicator));
-    }
-    // The trace is put back below; the replica itself does not trace while layers run.
-    let mut trace = std::mem::replace(&mut replica.trace, Trace::new(0));
-    let result = work(
-        replica,
-        Some(&mut Watched {
-            inner: communicator,
-            trace: &mut trace,
-            bucket: None,
-        }),
-    );
-    replica.trace = trace;
-    result
-}
-
-/// Where the next gradients must begin, after `found` became ready.
-fn in_order(expected: usize, found: Range<usize>) -> Result<usize> {
-    if found.is_empty() {
-        Ok(expected)
-    } else if found.start == expected {
-        Ok(found.end)
-    } else {
-        Err(StrategyError::Order { found, expected })
+        ranks::abort_in_panic(&*self.communicator);
     }
 }

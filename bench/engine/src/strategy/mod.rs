@@ -8,9 +8,11 @@ pub mod ddp;
 pub mod dp;
 pub mod hook;
 pub mod independent;
+mod ranks;
 mod replica;
 pub mod single;
 mod tracing;
+pub mod zero1;
 
 use crate::backend::{BackendError, MemoryUse};
 use crate::comm::Count;
@@ -19,12 +21,14 @@ use crate::optim::OptimizerError;
 use crate::probe::{Probe, Silent};
 use crate::program::{BuildError, ImportError, NamedTensor};
 
+pub use bucket::BucketCaps;
 pub use ddp::{Ddp, DdpSettings, Fidelity};
 pub use dp::{Dp, DpLoss, DpSettings};
 pub use hook::{Compression, PowerSgdSettings};
 pub use independent::{Independent, IndependentSettings};
 pub use replica::Replica;
 pub use single::{Single, SingleSettings};
+pub use zero1::{Zero1, Zero1Settings};
 
 /// Why a strategy failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -67,6 +71,14 @@ pub enum StrategyError {
         "rank {rank} was built with other parameters than rank 0: every rank needs the same model"
     )]
     Model {
+        /// The first rank that differs.
+        rank: usize,
+    },
+    /// The ranks do not cut the same buckets.
+    #[error(
+        "rank {rank} was given other bucket caps than rank 0: every rank needs the same, for its shard lies by them"
+    )]
+    Buckets {
         /// The first rank that differs.
         rank: usize,
     },
@@ -174,7 +186,8 @@ pub trait Strategy: Send {
     }
 
     /// Parameters, buffers and optimizer state (`momentum.<parameter>`; `exp_avg.`,
-    /// `exp_avg_sq.` and `step`) by PyTorch's names. Blocks.
+    /// `exp_avg_sq.` and `step`) by PyTorch's names. Blocks. Under ZeRO-1 every rank must call it, for each holds a shard
+    /// of the state.
     ///
     /// # Errors
     /// A device's failure.

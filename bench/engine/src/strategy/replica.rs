@@ -1,6 +1,8 @@
 //! A replica: one device with a whole copy of the model, its loss and its optimizer. Strategies are made of these.
 //!
 //! Each method enqueues one phase of a step on the compute stream and traces it; none exchanges anything.
+use std::ops::Range;
+
 use super::tracing::Trace;
 use super::{Evaluation, Result, StrategyError};
 use crate::backend::{Backend, BackendError, HostSlice, HostSliceMut, Stream};
@@ -12,7 +14,7 @@ use crate::model::Model;
 use crate::optim::{Optimizer, OptimizerSettings, Schedule};
 use crate::probe::Phase;
 use crate::program::transfer::STEP_NAME;
-use crate::program::{ImportError, NamedTensor, Program, TensorData};
+use crate::program::{ImportError, NamedTensor, Program, ProgramSettings, TensorData};
 use crate::tensor::Span;
 
 /// What a replica is made for.
@@ -46,7 +48,8 @@ pub struct Replica {
     pub(super) backend: Box<dyn Backend>,
     pub(super) program: Program,
     pub(super) loss: Loss,
-    optimizer: Option<Optimizer>,
+    /// One over all parameters, or under ZeRO-1 one over each shard; none where another device optimizes.
+    optimizers: Vec<Optimizer>,
     schedule: Schedule,
     state: State,
     chunks: Vec<usize>,
@@ -65,32 +68,42 @@ pub struct Replica {
 
 impl Replica {
     pub(super) fn new(
-        mut backend: Box<dyn Backend>,
+        backend: Box<dyn Backend>,
         model: &Model,
         settings: &ReplicaSettings<'_>,
     ) -> Result<Self> {
+        let mut replica = Self::sharded(backend, model, settings, 1)?;
+        if settings.optimizes {
+            let all = 0..replica.program.parameters().len();
+            replica.optimize_range(all, settings.optimizer)?;
+        }
+        Ok(replica)
+    }
+
+    /// A replica without an optimizer, whose parameters and gradients can be cut into `shards` equal parts.
+    pub(super) fn sharded(
+        mut backend: Box<dyn Backend>,
+        model: &Model,
+        settings: &ReplicaSettings<'_>,
+        shards: usize,
+    ) -> Result<Self> {
         let s = settings;
         s.optimizer.validate()?;
-        let chunks = s.chunks.len().max(1);
-        let program = Program::build(
-            &mut *backend,
-            model,
-            s.max_batch,
-            chunks,
-            s.world_size,
-            s.seed,
-        )?;
-        let loss = Loss::new(&mut *backend, model.classes, s.loss_batch)?;
-        let optimizer = if s.optimizes {
-            Some(Optimizer::new(&mut *backend, &program, s.optimizer)?)
-        } else {
-            None
+        let program = ProgramSettings {
+            max_batch: s.max_batch,
+            max_chunks: s.chunks.len().max(1),
+            world_size: s.world_size,
+            seed: s.seed,
+            input_gradient: false,
+            shards,
         };
+        let program = Program::with_settings(&mut *backend, model, program)?;
+        let loss = Loss::new(&mut *backend, model.classes, s.loss_batch)?;
         let state = State::allocate(&mut *backend)?;
         let learning_rate = s.optimizer.learning_rate();
         let mut replica = Self {
             program,
-            optimizer,
+            optimizers: Vec::new(),
             state,
             chunks: s.chunks.to_vec(),
             max_batch: s.max_batch,
@@ -106,6 +119,22 @@ impl Replica {
         };
         replica.set_learning_rate(learning_rate)?;
         Ok(replica)
+    }
+
+    /// Adds an optimizer of the parameters `range`, which may be empty.
+    pub(super) fn optimize_range(
+        &mut self,
+        range: Range<usize>,
+        settings: OptimizerSettings,
+    ) -> Result<()> {
+        let optimizer = Optimizer::over(&mut *self.backend, &self.program, settings, range)?;
+        self.optimizers.push(optimizer);
+        Ok(())
+    }
+
+    /// Its optimizers, in the order of their ranges.
+    pub(super) fn optimizers(&self) -> &[Optimizer] {
+        &self.optimizers
     }
 
     /// Most samples that it computes at once.
@@ -268,11 +297,22 @@ impl Replica {
     /// Updates the parameters, zeroes the gradients, and counts the step.
     pub(super) fn optimize(&mut self) -> Result<()> {
         self.upload_rate()?;
-        if let Some(optimizer) = &mut self.optimizer {
-            let opened = self.trace.open(&mut *self.backend);
-            optimizer.step(&mut *self.backend, self.state)?;
-            self.trace
-                .close(&mut *self.backend, Phase::Optimizer, opened);
+        (0..self.optimizers.len()).try_for_each(|index| self.update(index))?;
+        self.end_update()
+    }
+
+    /// Updates the parameters of optimizer `index`; the step's learning rate must have been uploaded.
+    pub(super) fn update(&mut self, index: usize) -> Result<()> {
+        let opened = self.trace.open(&mut *self.backend);
+        self.optimizers[index].step(&mut *self.backend, self.state)?;
+        self.trace
+            .close(&mut *self.backend, Phase::Optimizer, opened);
+        Ok(())
+    }
+
+    /// Zeroes the gradients, all of them, and counts the step.
+    pub(super) fn end_update(&mut self) -> Result<()> {
+        if let Some(optimizer) = self.optimizers.first_mut() {
             let opened = self.trace.open(&mut *self.backend);
             optimizer.zero_gradients(&mut *self.backend)?;
             self.trace.close(&mut *self.backend, Phase::Zero, opened);
@@ -294,7 +334,7 @@ impl Replica {
     }
 
     /// Writes the schedule's rate of this step to the device, where it differs from what lies there.
-    fn upload_rate(&mut self) -> Result<()> {
+    pub(super) fn upload_rate(&mut self) -> Result<()> {
         let rate = self.learning_rate();
         if rate.to_bits() != self.uploaded_rate.to_bits() {
             self.state.set_learning_rate(&mut *self.backend, rate)?;
@@ -342,34 +382,42 @@ impl Replica {
 
     pub(super) fn export(&mut self) -> Result<Vec<NamedTensor>> {
         let mut all = self.program.export(&mut *self.backend)?;
-        if let Some(optimizer) = &self.optimizer {
+        for optimizer in &self.optimizers {
             all.extend(optimizer.export(&mut *self.backend, &self.program)?);
-            if optimizer.counts_updates() {
-                all.push(NamedTensor {
-                    name: STEP_NAME.to_owned(),
-                    shape: Vec::new(),
-                    data: TensorData::I64(vec![i64::from(self.step)]),
-                });
-            }
         }
+        all.extend(self.counted_updates());
         Ok(all)
+    }
+
+    /// The number of updates made, where updates depend on it.
+    pub(super) fn counted_updates(&self) -> Option<NamedTensor> {
+        let counts = self.optimizers.first()?.counts_updates();
+        counts.then(|| NamedTensor {
+            name: STEP_NAME.to_owned(),
+            shape: Vec::new(),
+            data: TensorData::I64(vec![i64::from(self.step)]),
+        })
     }
 
     pub(super) fn import(&mut self, tensors: &[NamedTensor]) -> Result<()> {
         self.program.import(&mut *self.backend, tensors)?;
-        if let Some(optimizer) = &self.optimizer {
+        for optimizer in &self.optimizers {
             optimizer.import(&mut *self.backend, &self.program, tensors)?;
-            if optimizer.counts_updates() {
-                self.step = import_step(tensors)?;
-            }
+        }
+        let counts = self
+            .optimizers
+            .first()
+            .is_some_and(Optimizer::counts_updates);
+        if counts {
+            self.step = import_step(tensors)?;
         }
         Ok(())
     }
 
     /// What the optimizer keeps.
-    fn optimizer_state(&self) -> impl Iterator<Item = Span> + use<> {
-        let state = self.optimizer.as_ref().map(Optimizer::state);
-        state.into_iter().flatten().map(|(_, span)| span)
+    fn optimizer_state(&self) -> Vec<Span> {
+        let states = self.optimizers.iter().flat_map(Optimizer::state);
+        states.map(|(_, span)| span).collect()
     }
 
     /// Downloads a span of floats.

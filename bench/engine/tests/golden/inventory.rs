@@ -1,12 +1,12 @@
 //! Which fixtures there are: a file that nobody knows, or that is missing, is a mistake.
 //!
-//! Tests go through all files of their `kind`, so every file of a kind listed here is read. Those of `dp` and `ddp` are read
-//! by `golden_parallel.rs`, those of `hook` by `golden_hooks.rs`.
+//! Tests go through all files of their `kind`, so every file of a kind listed here is read. Those of `dp`, `ddp` and
+//! `zero1` are read by `golden_parallel.rs`, those of `hook` by `golden_hooks.rs`.
 use crate::fixture;
 
 /// Kinds, each with a test that reads all its files.
-const KINDS: [&str; 8] = [
-    "ddp", "dp", "hook", "layer", "loss", "philox", "schedule", "training",
+const KINDS: [&str; 9] = [
+    "ddp", "dp", "hook", "layer", "loss", "philox", "schedule", "training", "zero1",
 ];
 
 /// All files, in the order of their names.
@@ -117,6 +117,7 @@ const NAMES: &[&str] = &[
     "train_convnet_none",
     "train_mlp_batch",
     "train_resnet20_batch",
+    "zero1_convnet_adamw_2x8",
 ];
 
 #[test]

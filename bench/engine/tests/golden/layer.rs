@@ -103,6 +103,7 @@ impl Case {
             world_size,
             seed: 0,
             input_gradient: true,
+            shards: 1,
         };
         let program =
             Program::with_settings(backend, &self.model, settings).expect("enough memory");

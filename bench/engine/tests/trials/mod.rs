@@ -1,5 +1,7 @@
 //! Strategies run for tests: the same few batches through one device, DataParallel and DistributedDataParallel.
 #![allow(dead_code, reason = "each test file uses a part of this")]
+pub mod sharded;
+
 use std::sync::Arc;
 
 use syncmark_engine::backend::Backend;
@@ -142,6 +144,8 @@ pub fn dp(on: On, model: &Model, len: usize, devices: usize, loss: DpLoss) -> Dp
         seed: SEED,
         optimizer: OPTIMIZER,
         loss,
+        device_ids: Vec::new(),
+        output_device: None,
         cores: Vec::new(),
     };
     Dp::new(backends, links, model, &settings).unwrap()
