@@ -4,9 +4,14 @@ use std::path::Path;
 
 use assert_cmd::Command;
 use syncmark_record::folder::RunFolder;
-use syncmark_record::rows::{CommRow, TrialRow};
+use syncmark_record::rows::{CommRow, DeviceRow, TrialRow};
 
 fn run(scenario: &str) -> (Vec<TrialRow>, Vec<CommRow>) {
+    let (trials, rows, _) = run_with_devices(scenario);
+    (trials, rows)
+}
+
+fn run_with_devices(scenario: &str) -> (Vec<TrialRow>, Vec<CommRow>, Vec<DeviceRow>) {
     let folder = tempfile::tempdir().expect("a folder for the test");
     let path = folder.path().join("bytes.toml");
     std::fs::write(&path, scenario).expect("the scenario is written");
@@ -27,6 +32,7 @@ fn run(scenario: &str) -> (Vec<TrialRow>, Vec<CommRow>) {
     (
         run.read().expect("trials.csv is read"),
         run.read().expect("comm.csv is read"),
+        run.read().expect("devices.csv is read"),
     )
 }
 
@@ -34,7 +40,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("the path is UTF-8")
 }
 
-/// A step each of dp (both losses) and ddp (both launches) on 1 to 4 devices, nothing else.
+/// A step each of dp (both losses), ddp and zero1 (both launches) on 1 to 4 devices, nothing else.
 fn scenario(model: &str, data: &str) -> String {
     format!(
         r#"
@@ -61,6 +67,12 @@ set = {{ "parallel.strategy" = "dp" }}
 [[variant]]
 name = "dp-replica"
 set = {{ "parallel.strategy" = "dp", "parallel.dp_loss" = "replica" }}
+[[variant]]
+name = "zero1-threads"
+set = {{ "parallel.strategy" = "zero1", "parallel.launch" = "threads" }}
+[[variant]]
+name = "zero1-processes"
+set = {{ "parallel.strategy" = "zero1", "parallel.launch" = "processes" }}
 [[variant]]
 name = "ddp-threads"
 set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "threads" }}
@@ -107,17 +119,19 @@ fn assert_counted_as_predicted((trials, rows): (Vec<TrialRow>, Vec<CommRow>)) ->
 }
 
 #[test]
-fn dp_and_ddp_with_batch_norm() {
+fn dp_ddp_and_zero1_with_batch_norm() {
     let model = "[model]\npreset = \"convnet\"\nnorm = \"batch\"";
     let phases = assert_counted_as_predicted(run(&scenario(
         model,
         "[data]\nsource = \"digits\"\nbatch_size = 5",
     )));
     let expected = [
+        "all_gather",
         "all_reduce",
         "buffer_broadcast",
         "gather",
         "reduce",
+        "reduce_scatter",
         "replicate",
         "scatter",
         "scatter_gradients",
@@ -144,6 +158,103 @@ layers = ["flatten", { linear = { features = 601 } }, "relu", { linear = { featu
         buckets.collect::<std::collections::BTreeSet<_>>().len() > 1,
         "one bucket only"
     );
+    assert_counted_as_predicted((trials, rows));
+}
+
+/// What the options of zero1 and dp move, and where they put what; AdamW keeps two numbers a parameter.
+const PLACED: &str = r#"
+name = "placed"
+question = "What lies where?"
+kind = "train"
+[model]
+preset = "convnet"
+norm = "batch"
+[data]
+source = "digits"
+batch_size = 10
+[train]
+optimizer = { adamw = { learning_rate = 0.001 } }
+[parallel]
+launch = "threads"
+scaling = "weak"
+devices = 3
+[measure]
+smoke = true
+repeats = 1
+steps = 2
+min_time = "1ms"
+warmup_time = "1ms"
+timeout = "2m"
+[[variant]]
+name = "zero1-small-buckets"
+set = { "parallel.strategy" = "zero1", "parallel.bucket_cap" = "4KiB" }
+[[variant]]
+name = "zero1-own-buffers"
+set = { "parallel.strategy" = "zero1", "parallel.broadcast_buffers" = false }
+[[variant]]
+name = "ddp"
+set = { "parallel.strategy" = "ddp" }
+[[variant]]
+name = "dp"
+set = { "parallel.strategy" = "dp" }
+[[variant]]
+name = "dp-placed"
+set = { "parallel.strategy" = "dp", "parallel.device_ids" = [1, 2, 0], "parallel.output_device" = 2 }
+[[variant]]
+name = "dp-placed-replica"
+set = { "parallel.strategy" = "dp", "parallel.device_ids" = [2, 0, 1], "parallel.dp_loss" = "replica" }
+"#;
+
+#[test]
+fn shards_and_placements_move_and_hold_what_they_say() {
+    let (trials, rows, devices) = run_with_devices(PLACED);
+    let trial = |variant: &str| {
+        let found = trials
+            .iter()
+            .find(|trial| trial.variant.as_deref() == Some(variant));
+        &found.expect("the variant was run").trial
+    };
+    let held = |variant: &str, of: fn(&DeviceRow) -> u64| -> Vec<u64> {
+        let mut own: Vec<_> = devices
+            .iter()
+            .filter(|row| row.trial == *trial(variant))
+            .collect();
+        own.sort_by_key(|row| row.device);
+        own.into_iter().map(of).collect()
+    };
+    let (optimizer, workspace) = (
+        |row: &DeviceRow| row.optimizer_bytes,
+        |row: &DeviceRow| row.workspace_bytes,
+    );
+    let whole = held("ddp", optimizer)[0];
+    assert_eq!(held("ddp", optimizer), [whole; 3]);
+    for variant in ["zero1-small-buckets", "zero1-own-buffers"] {
+        let shards = held(variant, optimizer);
+        assert_eq!(shards.iter().sum::<u64>(), whole, "{variant}: {shards:?}");
+        let largest = shards.iter().max().expect("three ranks");
+        assert!(largest - whole / 3 < 3 * 8, "{variant}: {shards:?}");
+    }
+    assert_eq!(held("dp", optimizer), [whole, 0, 0]);
+    assert_eq!(held("dp-placed", optimizer), [0, whole, 0]);
+    assert_eq!(held("dp-placed-replica", optimizer), [0, 0, whole]);
+    let most = |variant: &str| {
+        let sizes = held(variant, workspace);
+        sizes
+            .iter()
+            .position(|bytes| Some(bytes) == sizes.iter().max())
+    };
+    assert_eq!(most("dp"), Some(0), "{:?}", held("dp", workspace));
+    let calls = |variant: &str, phase: &str| -> u64 {
+        let own = rows.iter().filter(|row| {
+            row.trial == *trial(variant) && row.rank == 0 && row.phase == phase && row.steps > 0
+        });
+        own.map(|row| row.calls / row.steps).sum()
+    };
+    let buckets = calls("zero1-small-buckets", "reduce_scatter");
+    assert!(buckets > 2, "{buckets} buckets");
+    assert_eq!(calls("zero1-small-buckets", "all_gather"), buckets);
+    assert_eq!(calls("zero1-small-buckets", "buffer_broadcast"), 2);
+    assert_eq!(calls("zero1-own-buffers", "buffer_broadcast"), 0);
     assert_counted_as_predicted((trials, rows));
 }
 

@@ -39,6 +39,12 @@ set = {{ "parallel.strategy" = "dp" }}
 name = "dp-replica-loss"
 set = {{ "parallel.strategy" = "dp", "parallel.dp_loss" = "replica" }}
 [[variant]]
+name = "zero1-threads"
+set = {{ "parallel.strategy" = "zero1", "parallel.launch" = "threads" }}
+[[variant]]
+name = "zero1-processes"
+set = {{ "parallel.strategy" = "zero1", "parallel.launch" = "processes" }}
+[[variant]]
 name = "ddp-threads"
 set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "threads" }}
 [[variant]]
@@ -68,7 +74,8 @@ fn assert_passes(norm: &str, batch: usize, devices: &str) {
         "{norm}, {batch} over {devices}:\n{text}\n{errors}"
     );
     assert!(
-        text.contains("ddp-processes") || !devices.contains('2'),
+        (text.contains("ddp-processes") && text.contains("zero1-processes"))
+            || !devices.contains('2'),
         "no process ranks were verified:\n{text}"
     );
 }
@@ -82,6 +89,57 @@ fn batch_norm_over_even_chunks() {
 fn batch_norm_over_uneven_chunks() {
     assert_passes("batch", 10, "[4]");
     assert_passes("batch", 9, "[4]");
+}
+
+/// Optimizers whose state is sharded, in buckets of any size; and DP's devices in other orders.
+const PLACED: &str = r#"
+name = "placed"
+question = "Do shards and placements train alike?"
+kind = "train"
+[model]
+preset = "convnet"
+norm = "batch"
+[data]
+source = "digits"
+batch_size = 4
+[parallel]
+devices = 3
+launch = "threads"
+[measure]
+smoke = true
+repeats = 1
+steps = 3
+min_time = "1ms"
+warmup_time = "1ms"
+timeout = "2m"
+[[variant]]
+name = "adamw"
+set = { "parallel.strategy" = "zero1", "parallel.bucket_cap" = "4KiB", "train.optimizer" = { adamw = { learning_rate = 0.001 } } }
+[[variant]]
+name = "nesterov"
+set = { "parallel.strategy" = "zero1", "train.optimizer" = { sgd = { learning_rate = 0.01, momentum = 0.9, nesterov = true } }, "train.schedule" = { cosine = { steps = 10 } } }
+[[variant]]
+name = "placed"
+set = { "parallel.strategy" = "dp", "parallel.device_ids" = [2, 0, 1], "parallel.output_device" = 1 }
+[[variant]]
+name = "placed-replica"
+set = { "parallel.strategy" = "dp", "parallel.device_ids" = [1, 0, 2], "parallel.dp_loss" = "replica" }
+"#;
+
+#[test]
+fn shards_of_every_optimizer_and_devices_in_any_order() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let path = folder.path().join("placed.toml");
+    std::fs::write(&path, PLACED).expect("the scenario is written");
+    let path = path.to_str().expect("the path is UTF-8");
+    let output = Command::cargo_bin("syncmark")
+        .expect("the binary is built")
+        .args(["verify", "--quiet", path])
+        .output()
+        .expect("the binary starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{text}\n{errors}");
 }
 
 #[test]

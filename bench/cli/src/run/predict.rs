@@ -6,7 +6,7 @@ use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::probe::Phase;
 use syncmark_record::bytes::{self, Algorithm, Call, DataParallelStep, Gathered, Traffic};
 
-use crate::plan::config::{StrategyConfig, TrialConfig, Work};
+use crate::plan::config::{DpConfig, StrategyConfig, TrialConfig, Work, Zero1Config};
 use crate::scenario::file::{Compression, DpLoss};
 
 /// PyTorch's default caps in bytes: SEMANTICS of DDP's reducer.
@@ -49,18 +49,19 @@ pub fn step(config: &TrialConfig) -> Vec<Expected> {
         return Vec::new();
     };
     match config.strategy {
-        // What ZeRO-1 moves is predicted once it is built.
-        StrategyConfig::Single | StrategyConfig::Independent { .. } | StrategyConfig::Zero1(_) => {
-            Vec::new()
-        }
-        StrategyConfig::Dp(ref dp) => data_parallel(config, &model, dp.loss),
+        StrategyConfig::Single | StrategyConfig::Independent { .. } => Vec::new(),
+        StrategyConfig::Dp(ref dp) => data_parallel(config, &model, dp),
+        StrategyConfig::Zero1(ref zero1) => (0..config.devices as u32)
+            .flat_map(|rank| sharded(config, &model, zero1, rank))
+            .collect(),
         StrategyConfig::Ddp(ref ddp) => (0..config.devices as u32)
             .flat_map(|rank| distributed(config, &model, ddp.compression, rank))
             .collect(),
     }
 }
 
-fn data_parallel(config: &TrialConfig, model: &Model, loss: DpLoss) -> Vec<Expected> {
+fn data_parallel(config: &TrialConfig, model: &Model, dp: &DpConfig) -> Vec<Expected> {
+    let loss = dp.loss;
     if config.devices == 1 {
         return Vec::new();
     }
@@ -72,7 +73,9 @@ fn data_parallel(config: &TrialConfig, model: &Model, loss: DpLoss) -> Vec<Expec
     let output = (facts.output.elements() * size_of::<f32>()) as u64;
     let step = DataParallelStep {
         batch: config.batch.global as u64,
-        devices: config.devices as u64,
+        micro_batches: config.accumulation as u64,
+        order: dp.device_ids.iter().map(|device| *device as u64).collect(),
+        output: dp.output_device as u64,
         scattered_bytes_per_sample: if loss == DpLoss::Replica {
             input + label
         } else {
@@ -144,26 +147,61 @@ fn distributed(
         }
         calls.add_bucket(&ready[first..next], elements, compression);
     }
+    buffers(&mut calls, model);
+    sync_batch_norm(&mut calls, model);
+    calls.expected
+}
+
+/// A bucket's gradients are reduce-scattered and its parameters all-gathered, in equal parts.
+fn sharded(config: &TrialConfig, model: &Model, zero1: &Zero1Config, rank: u32) -> Vec<Expected> {
+    if config.devices == 1 {
+        return Vec::new();
+    }
+    let mut calls = Calls {
+        ranks: config.devices as u64,
+        rank,
+        expected: Vec::new(),
+    };
+    let (first_cap, cap) = (zero1.first_bucket_cap_bytes, zero1.bucket_cap_bytes);
+    let buckets = bytes::bucket_elements(&ready_elements(model), first_cap, cap);
+    for elements in bytes::divisible_buckets(&buckets, calls.ranks) {
+        let (scatter, gather) = (Collective::ReduceScatter, Collective::AllGather);
+        calls.add(Phase::ReduceScatter, scatter, elements, size_of::<f32>());
+        let part = elements / calls.ranks;
+        calls.add(Phase::AllGather, gather, part, size_of::<f32>());
+    }
+    if zero1.broadcast_buffers {
+        buffers(&mut calls, model);
+    }
+    sync_batch_norm(&mut calls, model);
+    calls.expected
+}
+
+/// Elements of all parameters: gradients become ready from the last layer to the first, and lie in the arena in that order.
+fn ready_elements(model: &Model) -> Vec<u64> {
+    let nodes = model.nodes.iter().rev();
+    let slots = nodes.flat_map(|node| node.parameters());
+    slots.map(|slot| slot.elements() as u64).collect()
+}
+
+/// Rank 0's running statistics, and the counts of batches.
+fn buffers(calls: &mut Calls, model: &Model) {
     let running: Vec<u64> = model
         .nodes
         .iter()
         .filter_map(|node| node.running_channels())
         .map(|c| c as u64)
         .collect();
-    if !running.is_empty() {
-        calls.add(
-            Phase::BufferBroadcast,
-            Collective::Broadcast,
-            2 * running.iter().sum::<u64>(),
-            size_of::<f32>(),
-        );
-        calls.add(
-            Phase::BufferBroadcast,
-            Collective::Broadcast,
-            running.len() as u64,
-            size_of::<i64>(),
-        );
+    if running.is_empty() {
+        return;
     }
+    let (phase, collective) = (Phase::BufferBroadcast, Collective::Broadcast);
+    let (statistics, counters) = (2 * running.iter().sum::<u64>(), running.len() as u64);
+    calls.add(phase, collective, statistics, size_of::<f32>());
+    calls.add(phase, collective, counters, size_of::<i64>());
+}
+
+fn sync_batch_norm(calls: &mut Calls, model: &Model) {
     for node in &model.nodes {
         if let (Op::BatchNorm { sync: true, .. }, Some(channels)) =
             (&node.op, node.running_channels())
@@ -183,7 +221,6 @@ fn distributed(
             );
         }
     }
-    calls.expected
 }
 
 /// Collects the calls of one rank; equal ones become one entry.
@@ -217,6 +254,7 @@ impl Calls {
         let formula = match collective {
             Collective::Broadcast => bytes::Collective::Broadcast { root: 0 },
             Collective::AllGather => bytes::Collective::AllGather,
+            Collective::ReduceScatter => bytes::Collective::ReduceScatter,
             _ => bytes::Collective::AllReduce,
         };
         let element_bytes = element_bytes as u64;

@@ -15,8 +15,8 @@ use syncmark_engine::data::Loader;
 use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::optim::{AdamwSettings, OptimizerSettings, Schedule, SgdSettings};
 use syncmark_engine::strategy::{
-    Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings,
-    PowerSgdSettings, Single, SingleSettings, Strategy,
+    BucketCaps, Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent,
+    IndependentSettings, PowerSgdSettings, Single, SingleSettings, Strategy, Zero1, Zero1Settings,
 };
 
 use super::{RankError, data};
@@ -240,7 +240,9 @@ impl Participant {
     pub fn build(assignment: &Assignment, seat: Seat) -> Result<Self, RankError> {
         let config = &assignment.trial;
         let rank = seat.rank as usize;
-        pin_to_cores(cores(assignment, rank))?;
+        // DP's controller is the thread of its master device.
+        let master = config.strategy.dp().map_or(rank, |dp| dp.device_ids[0]);
+        pin_to_cores(cores(assignment, master))?;
         let model = model(config)?;
         let samples = data::dataset(config)?;
         let loader = match &assignment.purpose {
@@ -311,32 +313,22 @@ fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, Ran
 /// Settings that a scenario can say and that this binary cannot run yet.
 fn not_built(config: &TrialConfig) -> Result<(), RankError> {
     let ddp = config.strategy.ddp();
-    let dp = config.strategy.dp();
     let missing = [
         (config.accumulation > 1, "gradient accumulation"),
-        (
-            matches!(config.strategy, StrategyConfig::Zero1(_)),
-            "ZeRO-1",
-        ),
         (
             config.strategy.ranks_transport() == Some(file::Transport::Tcp),
             "the transport tcp",
         ),
         (
-            ddp.is_some_and(|ddp| {
-                (ddp.bucket_cap_bytes, ddp.first_bucket_cap_bytes)
-                    != (file::BUCKET_CAP.0, file::FIRST_BUCKET_CAP.0)
-            }),
+            ddp.is_some()
+                && config.strategy.bucket_caps()
+                    != Some((file::BUCKET_CAP.0, file::FIRST_BUCKET_CAP.0)),
             "another bucket cap than the default",
         ),
         (ddp.is_some_and(|ddp| !ddp.overlap), "overlap = false"),
         (
-            config.strategy.broadcast_buffers() == Some(false),
+            ddp.is_some_and(|ddp| !ddp.broadcast_buffers),
             "broadcast_buffers = false",
-        ),
-        (
-            dp.is_some_and(|dp| dp.order().is_some() || dp.other_output().is_some()),
-            "another order of devices",
         ),
     ];
     match missing.iter().find(|(asked, _)| *asked) {
@@ -472,12 +464,29 @@ fn strategy(
                 loss,
                 seed,
                 optimizer,
+                device_ids: dp.device_ids.clone(),
+                output_device: Some(dp.output_device),
                 cores,
             };
             (Box::new(Dp::new(devices, links, model, &settings)?), None)
         }
-        StrategyConfig::Zero1(_) => {
-            return Err(RankError::Assignment("ZeRO-1 is not built yet".to_owned()));
+        StrategyConfig::Zero1(zero1) => {
+            let communicator = communicator
+                .ok_or_else(|| RankError::Assignment("zero1 without a meeting".to_owned()))?;
+            let settings = Zero1Settings {
+                max_batch: own,
+                sample_offset: config.batch.chunks[..rank].iter().sum(),
+                seed,
+                optimizer,
+                bucket_caps: BucketCaps {
+                    bytes: zero1.bucket_cap_bytes as usize,
+                    first_bytes: zero1.first_bucket_cap_bytes as usize,
+                },
+                broadcast_buffers: zero1.broadcast_buffers,
+            };
+            let device = device(assignment, rank)?;
+            let zero1 = Zero1::new(device, communicator, model, &settings)?;
+            (Box::new(zero1), None)
         }
         StrategyConfig::Ddp(ddp) => {
             let communicator = communicator
