@@ -145,8 +145,15 @@ fn check_tensors(fixture: &Fixture, what: &str, prefix: &str, found: &[NamedTens
         let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|d| d * d).sum::<f64>().sqrt();
         let error = norm(&mut found.iter().zip(&tensor.values).map(|(a, b)| a - b));
         let size = norm(&mut tensor.values.iter().copied());
+        // AdamW makes a whole step of a gradient that is all but zero, in a direction that is rounding alone: PyTorch's own
+        // f32 shows by how much an element may differ.
+        let luck = if fixture.says("optimizer") {
+            GAPS * fixture.fp32_gap(&format!("{prefix}{name}"))
+        } else {
+            0.0
+        };
         assert!(
-            error <= TOLERANCE * size,
+            error <= TOLERANCE * size + luck,
             "{what}: {name} differs by {:.1e}",
             error / size
         );
