@@ -116,6 +116,8 @@ fn dp_without_devices_or_samples_is_refused() {
         seed: 0,
         optimizer: OPTIMIZER,
         loss: DpLoss::Gathered,
+        device_ids: vec![],
+        output_device: None,
         cores: vec![],
     };
     let error = Dp::new(Vec::new(), links(), &model, &settings)
