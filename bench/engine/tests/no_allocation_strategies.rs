@@ -146,7 +146,10 @@ fn steady_steps_allocate_nothing() {
         "the counter counts"
     );
     for loss in [DpLoss::Gathered, DpLoss::Replica] {
-        assert_eq!(data_parallel(loss), 0, "DP, {loss:?}");
+        for output_device in [None, Some(1)] {
+            let allocations = data_parallel(loss, output_device);
+            assert_eq!(allocations, 0, "DP, {loss:?}, {output_device:?}");
+        }
     }
     let powersgd = PowerSgdSettings {
         rank: 3,
@@ -197,7 +200,7 @@ fn steady_steps_allocate_nothing() {
     );
 }
 
-fn data_parallel(loss: DpLoss) -> usize {
+fn data_parallel(loss: DpLoss, output_device: Option<usize>) -> usize {
     let backends: Vec<_> = (0..3).map(|_| products()).collect();
     let links = Arc::new(HostLinks::new(backends.iter().map(|backend| &**backend)).unwrap());
     let settings = DpSettings {
@@ -206,7 +209,7 @@ fn data_parallel(loss: DpLoss) -> usize {
         optimizer: OPTIMIZER,
         loss,
         device_ids: Vec::new(),
-        output_device: None,
+        output_device,
         cores: Vec::new(),
     };
     let mut dp = Dp::new(backends, links, &model(Norm::Batch), &settings).unwrap();
