@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ranks::{PATIENT, Rank, spawn, values};
 use syncmark_engine::comm::shared::{Region, Waiting};
-use syncmark_engine::comm::{Collective, Communicator, Reduce};
+use syncmark_engine::comm::{Collective, Reduce};
 
 const SLOT: usize = 4096;
 const SHORT: Waiting = Waiting {

@@ -18,7 +18,7 @@ use crate::comm::{Communicator, Count};
 use crate::data::HostBatch;
 use crate::model::Model;
 use crate::optim::OptimizerSettings;
-use crate::probe::{Phase, Probe, now_ns};
+use crate::probe::{Phase, Probe};
 use crate::program::NamedTensor;
 use crate::tensor::{Dtype, Span};
 
