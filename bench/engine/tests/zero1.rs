@@ -54,7 +54,7 @@ proptest! {
         for index in 0..buckets.len() {
             let range = buckets.range(index);
             prop_assert_eq!(range.start, next);
-            prop_assert!(!range.is_empty() && range.len() % parts == 0);
+            prop_assert!(!range.is_empty() && range.len().is_multiple_of(parts));
             next = range.end;
             if index + 1 < buckets.len() {
                 let before = whole.ends().iter().any(|end| (range.end..range.end + parts).contains(end));
@@ -238,10 +238,10 @@ fn assert_counts(strategy: &Zero1, job: &Job<'_>, rank: usize, steps: u64) {
     assert_eq!(sums, expected, "rank {rank} of {n}, tcp: {}", job.tcp);
     let buckets = strategy.buckets();
     assert_eq!(buckets.len() > 3, job.cap.is_some());
-    assert!((0..buckets.len()).all(|index| buckets.range(index).len() as u64 % n == 0));
-    let even = 4 * elements(job);
-    if even % n == 0 && elements(job) % n == 0 {
-        assert_eq!(2 * moved, steps * 2 * even * (n - 1) / n, "2·f·P");
+    assert!((0..buckets.len()).all(|index| buckets.range(index).len().is_multiple_of(n as usize)));
+    if elements(job).is_multiple_of(n) {
+        let whole = 4 * elements(job);
+        assert_eq!(2 * moved, steps * 2 * whole * (n - 1) / n, "2·f·P");
     }
 }
 
