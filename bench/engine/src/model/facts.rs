@@ -97,7 +97,7 @@ impl Model {
     }
 }
 
-fn layer_facts(node: &Node) -> LayerFacts {
+pub(super) fn layer_facts(node: &Node) -> LayerFacts {
     let parameters = node.parameters().iter().map(ParameterSlot::elements).sum();
     LayerFacts {
         path: node.path.clone(),

@@ -1,6 +1,7 @@
 //! Models: their description as data ([`spec`]), and its resolution to a straight line of nodes ([`resolve()`]).
 //!
 //! Nothing here needs a device, so a scenario's models are checked before anything runs.
+pub mod cost;
 pub mod error;
 pub mod facts;
 mod layers;
@@ -8,6 +9,7 @@ pub mod node;
 pub mod resolve;
 pub mod spec;
 
+pub use cost::{NodeCost, Work};
 pub use error::ModelError;
 pub use facts::{LayerFacts, ModelFacts, check};
 pub use node::{Init, Node, Op, ParameterSlot};

@@ -1,0 +1,188 @@
+//! Costs per node by formula, against sums written out by hand.
+use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
+use syncmark_engine::model::{Model, NodeCost, NormOptions, Work, lower};
+
+fn model(input: &[usize], norm: Norm, layers: &str) -> Model {
+    let layers: Vec<LayerSpec> =
+        serde_json::from_str(layers).unwrap_or_else(|error| panic!("{layers}: {error}"));
+    let spec = ModelSpec {
+        name: "test".into(),
+        input: input.to_vec(),
+        classes: 10,
+        layers,
+    };
+    lower(&spec, input, 10, norm, &NormOptions::default()).expect("a model")
+}
+
+/// Cost of the last of `layers`, whose input is `[8, 6, 6]` and has a gradient.
+fn last(layers: &str, batch: usize) -> NodeCost {
+    let layers = format!(r#"["relu", {layers}]"#);
+    let costs = model(&[8, 6, 6], Norm::None, &layers).node_costs(batch);
+    costs.last().expect("a node").clone()
+}
+
+fn passes(x: u64, y: u64) -> impl Fn(u64, u64) -> Work {
+    move |of_x, of_y| Work {
+        flops: None,
+        read_write_bytes: 4 * (of_x * x + of_y * y),
+    }
+}
+
+#[test]
+fn products_count_two_operations_a_term_and_every_operand_once() {
+    let conv = r#"[{"conv2d":{"channels":16,"kernel":3,"stride":2,"padding":1}}, {"conv2d":{"channels":4,"kernel":1,"bias":false}},
+        "flatten", {"linear":{"features":10}}]"#;
+    let costs = model(&[3, 7, 7], Norm::None, conv).node_costs(5);
+    // 7×7 becomes 4×4; the first convolution's input needs no gradient, so its backward has one product.
+    let (x, y, w) = (5 * 3 * 49, 5 * 16 * 16, 16 * 27 + 16);
+    let macs = y * 27;
+    assert_eq!(
+        (costs[0].forward, costs[0].backward),
+        (
+            Work {
+                flops: Some(2 * macs),
+                read_write_bytes: 4 * (x + y + w)
+            },
+            Work {
+                flops: Some(2 * macs),
+                read_write_bytes: 4 * (x + y + w)
+            },
+        )
+    );
+    let (x, y, w) = (y, 5 * 4 * 16, 4 * 16);
+    let macs = y * 16;
+    assert_eq!(
+        (costs[1].forward, costs[1].backward),
+        (
+            Work {
+                flops: Some(2 * macs),
+                read_write_bytes: 4 * (x + y + w)
+            },
+            Work {
+                flops: Some(4 * macs),
+                read_write_bytes: 4 * (x + y + w + x + w)
+            },
+        )
+    );
+    let (x, y, w) = (5 * 64, 5 * 10, 640);
+    assert_eq!(costs[3].facts.parameters as u64, w + 10);
+    assert_eq!(
+        (costs[3].forward, costs[3].backward),
+        (
+            Work {
+                flops: Some(2 * 5 * 640),
+                read_write_bytes: 4 * (x + y + w + 10)
+            },
+            Work {
+                flops: Some(4 * 5 * 640),
+                read_write_bytes: 4 * (2 * x + y + 2 * w + 10)
+            },
+        )
+    );
+}
+
+#[test]
+fn norms_make_the_passes_of_the_table() {
+    let n = 3 * 8 * 36;
+    for (layer, forward, backward) in [
+        (r#"{"batch-norm":{}}"#, 3, 5),
+        (r#"{"batch-norm":{"affine":false}}"#, 3, 5),
+        (r#"{"sync-batch-norm":{}}"#, 3, 5),
+        (r#"{"layer-norm":{}}"#, 2, 3),
+        (r#"{"layer-norm":{"affine":"element"}}"#, 2, 3),
+        (r#"{"group-norm":{}}"#, 2, 3),
+    ] {
+        let cost = last(layer, 3);
+        let work = passes(n, n);
+        assert_eq!(
+            (cost.forward, cost.backward),
+            (work(forward, 0), work(backward, 0)),
+            "{layer}"
+        );
+    }
+}
+
+#[test]
+fn a_norm_of_the_models_input_makes_no_input_gradient() {
+    let n: u64 = 2 * 8 * 36;
+    for (layer, passes) in [
+        (r#"[{"batch-norm":{}}]"#, 2),
+        (r#"[{"batch-norm":{"affine":false}}]"#, 0),
+        (r#"[{"group-norm":{}}]"#, 2),
+        (r#"[{"layer-norm":{"affine":"none"}}]"#, 0),
+    ] {
+        let costs = model(&[8, 6, 6], Norm::None, layer).node_costs(2);
+        assert_eq!(
+            costs[0].backward.read_write_bytes,
+            4 * passes * n,
+            "{layer}"
+        );
+    }
+}
+
+#[test]
+fn layers_without_products_read_and_write_each_operand_once() {
+    let n = 2 * 8 * 36;
+    for (layer, y, forward, backward) in [
+        (r#""relu""#, n, (1, 1), (1, 2)),
+        (r#"{"dropout":{"p":0.5}}"#, n, (1, 1), (1, 1)),
+        (r#""flatten""#, n, (1, 1), (1, 1)),
+        (r#""global-average-pool""#, 2 * 8, (1, 1), (1, 1)),
+        // Winners are kept and read again.
+        (r#"{"max-pool":{"kernel":2}}"#, 2 * 8 * 9, (1, 2), (1, 2)),
+    ] {
+        let (cost, work) = (last(layer, 2), passes(n, y));
+        assert_eq!(
+            (cost.forward, cost.backward),
+            (work(forward.0, forward.1), work(backward.0, backward.1)),
+            "{layer}"
+        );
+    }
+}
+
+#[test]
+fn an_addition_copies_only_the_gradient_that_another_layer_reads_too() {
+    let n = 2 * 8 * 36;
+    let work = passes(n, n);
+    // The identity's value feeds the body too; the body's own value nobody else.
+    let identity = last(r#"{"residual":{"body":["relu"]}}"#, 2);
+    assert_eq!(
+        (identity.forward, identity.backward),
+        (work(3, 0), work(2, 0))
+    );
+    let both = last(r#"{"residual":{"body":["relu"],"shortcut":["relu"]}}"#, 2);
+    assert_eq!((both.forward, both.backward), (work(3, 0), work(0, 0)));
+    // Of the model's input nobody needs the gradient.
+    let input = model(
+        &[8, 6, 6],
+        Norm::None,
+        r#"[{"residual":{"body":["relu"]}}]"#,
+    );
+    assert_eq!(input.node_costs(2)[1].backward.read_write_bytes, 0);
+}
+
+#[test]
+fn costs_follow_the_nodes_and_grow_with_the_batch() {
+    let layers = r#"[{"conv2d":{"channels":8,"kernel":3}}, "norm", "relu", "global-average-pool", {"linear":{"features":"classes"}}]"#;
+    let model = model(&[3, 8, 8], Norm::Batch, layers);
+    let facts = model.facts().layers;
+    let (one, two) = (model.node_costs(1), model.node_costs(2));
+    assert!(one.iter().map(|cost| &cost.facts).eq(facts.iter()));
+    for (one, two) in one.iter().zip(&two) {
+        assert_eq!(two.forward.flops, one.forward.flops.map(|flops| 2 * flops));
+        assert!(two.forward.read_write_bytes > one.forward.read_write_bytes);
+    }
+    assert!(
+        model
+            .node_costs(0)
+            .iter()
+            .all(|cost| cost.forward.flops.unwrap_or(0) == 0)
+    );
+    assert_eq!(
+        model.node_costs(usize::MAX)[0].forward,
+        Work {
+            flops: Some(u64::MAX),
+            read_write_bytes: u64::MAX
+        }
+    );
+}
