@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "pytorch"))
 import torch  # noqa: E402
 
 import fixtures_hooks  # noqa: E402
+import fixtures_imagenet  # noqa: E402
 import fixtures_layers  # noqa: E402
 import fixtures_norms  # noqa: E402
 import fixtures_parallel  # noqa: E402
@@ -35,6 +36,7 @@ FAMILIES: dict[str, Callable[[], Iterator[Fixture]]] = {
     "norms": fixtures_norms.fixtures,
     "values": fixtures_values.fixtures,
     "training": fixtures_training.fixtures,
+    "imagenet": fixtures_imagenet.fixtures,
     "parallel": fixtures_parallel.fixtures,
     "schedules": fixtures_schedules.fixtures,
     "hooks": fixtures_hooks.fixtures,

@@ -1,9 +1,10 @@
-"""Fixtures of BatchNorm, LayerNorm and GroupNorm, of SyncBatchNorm over several ranks, and BatchNorm's closed form.
+"""Fixtures of BatchNorm, LayerNorm, InstanceNorm, GroupNorm and RMSNorm, of SyncBatchNorm over several ranks, and BatchNorm's closed form.
 
 Contract: as layer_case.py. SyncBatchNorm's reference is BatchNorm over the concatenated batch; `d_param.rank<r>.<name>` holds
 what stays local to rank r (its samples' share), `d_param.<name>` their sum; metadata `ranks` holds the per-rank batches.
 
-Reference: SEMANTICS 3; Ioffe and Szegedy 2015, Ba et al. 2016, Wu and He 2018.
+Reference: SEMANTICS 3; Ioffe and Szegedy 2015, Ba et al. 2016, Wu and He 2018,
+Zhang and Sennrich 2019.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ CUMULATIVE = {"batch-norm": {"momentum": "cumulative"}}
 NO_AFFINE = {"batch-norm": {"affine": False}}
 IMAGE = (5, 4, 3)
 GROUPED = (8, 3, 5)
+SEQUENCE = (6, 7)
+IN = {"instance-norm": {}}
+RMS = {"rms-norm": {}}
 CASES = (
     Case("batch_norm_2d_train", BN, IMAGE, batch=4, fill="shifted"),
     Case("batch_norm_2d_eval", BN, IMAGE, batch=4, mode="eval", fill="shifted"),
@@ -58,6 +62,30 @@ CASES = (
     Case("group_norm_few_channels", {"group-norm": {}}, (3, 4, 5), fill="shifted"),
     Case("group_norm_far_mean", {"group-norm": {"groups": 2}}, GROUPED, fill="far"),
     Case("group_norm_features", {"group-norm": {}}, (16,), batch=4, fill="shifted"),
+    Case("batch_norm_1d_length_train", BN, SEQUENCE, batch=4, fill="shifted"),
+    Case("batch_norm_1d_length_eval", BN, SEQUENCE, batch=4, mode="eval", fill="shifted"),
+    Case("batch_norm_1d_length_chunks", CUMULATIVE, SEQUENCE, batch=6, steps=2, chunks=(3, 2, 1), fill="shifted"),
+    Case("layer_norm_length", {"layer-norm": {}}, SEQUENCE, fill="shifted"),
+    Case("layer_norm_length_element", {"layer-norm": {"affine": "element"}}, SEQUENCE, fill="shifted"),
+    Case("group_norm_length", {"group-norm": {"groups": 3}}, SEQUENCE, fill="shifted"),
+    Case("instance_norm_2d", IN, IMAGE, fill="shifted"),
+    Case("instance_norm_2d_eval", IN, IMAGE, mode="eval", fill="shifted"),
+    Case("instance_norm_2d_no_affine", {"instance-norm": {"affine": False, "eps": 1e-3}}, IMAGE, fill="shifted"),
+    Case("instance_norm_2d_far_mean", IN, IMAGE, fill="far"),
+    Case("instance_norm_2d_wide", IN, (70, 3, 2), batch=2, fill="shifted"),
+    Case("instance_norm_1d", IN, SEQUENCE, fill="shifted"),
+    Case("instance_norm_1d_no_affine", {"instance-norm": {"affine": False}}, SEQUENCE, fill="shifted"),
+    Case("rms_norm_channel", RMS, IMAGE, fill="shifted"),
+    Case("rms_norm_channel_wide", RMS, (70, 3, 2), batch=2, fill="shifted"),
+    Case("rms_norm_channel_eval", RMS, IMAGE, mode="eval", fill="shifted"),
+    Case("rms_norm_element", {"rms-norm": {"affine": "element"}}, IMAGE, fill="shifted"),
+    Case("rms_norm_none", {"rms-norm": {"affine": "none", "eps": 1e-3}}, IMAGE, fill="shifted"),
+    Case("rms_norm_features", RMS, (23,), batch=4, fill="shifted"),
+    Case("rms_norm_features_element", {"rms-norm": {"affine": "element"}}, (131,), batch=4, fill="shifted"),
+    Case("rms_norm_features_none", {"rms-norm": {"affine": "none"}}, (23,), batch=4, fill="shifted"),
+    Case("rms_norm_length", RMS, SEQUENCE, fill="shifted"),
+    Case("rms_norm_length_element", {"rms-norm": {"affine": "element"}}, SEQUENCE, fill="shifted"),
+    Case("rms_norm_tiny", RMS, (9,), fill="tiny"),
 )
 SYNC = {"sync-batch-norm": {}}
 SYNC_CASES = (
@@ -65,6 +93,7 @@ SYNC_CASES = (
     (Case("sync_batch_norm_uneven", SYNC, IMAGE, batch=8, steps=2, fill="shifted"), (5, 1, 2)),
     (Case("sync_batch_norm_empty_rank", SYNC, IMAGE, batch=6, fill="shifted"), (4, 0, 2)),
     (Case("sync_batch_norm_features", SYNC, (11,), batch=7, fill="shifted"), (4, 3)),
+    (Case("sync_batch_norm_length", SYNC, SEQUENCE, batch=7, fill="shifted"), (4, 2, 1)),
     (Case("sync_batch_norm_far_mean", SYNC, IMAGE, batch=6, fill="far"), (2, 4)),
     (Case("sync_batch_norm_eval", SYNC, IMAGE, batch=6, mode="eval", fill="shifted"), (2, 4)),
 )

@@ -163,7 +163,7 @@ def runs() -> Iterator[Run]:
     yield Run("train_mlp_batch", "mlp", "batch", Source("synthetic", (1, 28, 28), 10, seed=3), 8)
     slow = Sgd(learning_rate=0.005)  # At 0.05 float32 and float64 part by 0.1 within ten steps.
     yield Run("train_resnet20_batch", "resnet20", "batch", Source("synthetic", (3, 32, 32), 10, seed=5), 4, optimizer=slow)
-    for norm in ("batch", "layer", "group", "none"):
+    for norm in ("batch", "layer", "instance", "group", "rms", "none"):
         yield Run(f"train_convnet_{norm}", "convnet", norm, DIGITS, 16, keep_final=True)
     yield convnet("nesterov", Sgd(nesterov=True))
     yield convnet("adamw", Adamw())

@@ -78,9 +78,13 @@ def inputs(case: Case) -> NDArray[np.float32]:
             return values + np.float32(0.5) * (channel - np.float32(1.0))
         case "far":  # A mean of 4096 deviations: E[x²] − E[x]² loses every digit of the variance in float32.
             return values + np.float32(4096.0)
+        case "wide":  # Far into the tails of GELU.
+            return values * np.float32(3.0)
+        case "tiny":  # Squares of about RMSNorm's default eps, so that a wrong eps shows.
+            return values * np.float32(2.0**-12)
         case "levels":  # Five levels with exact zeros, so that maxima tie and ReLU sits on its kink.
             return np.floor(values * np.float32(1.4)) * np.float32(0.5) + np.float32(0.5)
-    raise ValueError(f"{case.name}: fill {case.fill!r} is unknown: write uniform, shifted, far or levels")
+    raise ValueError(f"{case.name}: fill {case.fill!r} is unknown: write uniform, shifted, far, wide, tiny or levels")
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The layers of a model file that PyTorch has no single module for, and the shape rules of all of them.
 
-Contract: shapes are per sample, NCHW without N: `(features,)` or `(channels, height, width)`. Every module made by
+Contract: shapes are per sample, NCHW without N: `(features,)`, `(channels, length)` or `(channels, height, width)`. Every module made by
 `model.build` carries `kind`, the key of its layer in the model file, which named_tensors puts into names.
 
 Reference: bench/engine/src/model/spec.rs defines the layers; Wu and He 2018 (arXiv:1803.08494) compare norms whose γ and β
@@ -32,18 +32,34 @@ class ChannelLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(shape[0]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, H, W) or (N, C); same shape out."""
+        """Normalise (N, C, …); same shape out."""
         normalized = functional.layer_norm(x, self.shape, eps=self.eps)
         per_channel = (-1,) + (1,) * (len(self.shape) - 1)
         return normalized * self.weight.view(per_channel) + self.bias.view(per_channel)
 
 
-class GlobalAveragePool(nn.Module):
-    """Mean over height and width: (N, C, H, W) to (N, C)."""
+class ChannelRmsNorm(nn.Module):
+    """RMSNorm over all dimensions of each sample, then γ per channel."""
+
+    def __init__(self, shape: Shape, eps: float) -> None:
+        """Take the per-sample shape, channels first."""
+        super().__init__()
+        self.shape = shape
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(shape[0]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Average the last two dimensions."""
-        return x.mean(dim=(2, 3))
+        """Normalise (N, C, …); same shape out."""
+        normalized = functional.rms_norm(x, self.shape, eps=self.eps)
+        return normalized * self.weight.view((-1,) + (1,) * (len(self.shape) - 1))
+
+
+class GlobalAveragePool(nn.Module):
+    """Mean over height and width, or length: (N, C, …) to (N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average all dimensions after the channels."""
+        return x.flatten(2).mean(dim=2)
 
 
 class Residual(nn.Module):
@@ -58,6 +74,13 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add both branches."""
         return self.body(x) + self.shortcut(x)
+
+
+def positions(shape: Shape, where: str) -> Shape:
+    """Return the shape, or raise ModelError where it is flat."""
+    if len(shape) == 1:
+        raise ModelError(f"{where} needs [channels, height, width], got {list(shape)}: put it before flatten")
+    return shape
 
 
 def image(shape: Shape, where: str) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 Contract: it mirrors the engine's lowering rules.
 - `norm` becomes what the argument `norm` names; with "none" it vanishes.
 - A linear or conv2d without `bias` has one, unless the next element of the same list, after `norm` is resolved, is a norm
-  with a bias.
+  with learnable parameters (also RMS norm, which has no bias: a preset has the same convolutions with every norm).
 - Tensors are named by the execution order of the lowered layers that have parameters or buffers, from zero:
   `0.conv2d.weight`, `1.batch-norm.running_mean`. In a residual the body counts before the shortcut.
 
@@ -12,6 +12,7 @@ Reference: bench/engine/src/model/spec.rs defines the format and its defaults.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,28 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layers import ChannelLayerNorm, GlobalAveragePool, ModelError, Residual, Shape, default_groups, image, window
+from layers import (
+    ChannelLayerNorm,
+    ChannelRmsNorm,
+    GlobalAveragePool,
+    ModelError,
+    Residual,
+    Shape,
+    default_groups,
+    image,
+    positions,
+    window,
+)
 
 Spec = dict[str, Any]
 Layer = str | dict[str, Any]
 # What `norm` layers become; "none" is the absence of a layer.
-NORMS = {"batch": "batch-norm", "sync-batch": "sync-batch-norm", "layer": "layer-norm", "group": "group-norm"}
+NORMS = {
+    "batch": "batch-norm", "sync-batch": "sync-batch-norm", "layer": "layer-norm", "instance": "instance-norm",
+    "group": "group-norm", "rms": "rms-norm",
+}  # fmt: skip
+# PyTorch's default of RMSNorm for float32, also where the reference is computed in float64.
+RMS_EPS = 2.0**-23
 MODELS = Path(__file__).resolve().parent.parent.parent / "scenarios" / "models"
 
 
@@ -88,8 +105,8 @@ def settings(values: Spec, where: str, required: tuple[str, ...] = (), optional:
     return values
 
 
-def has_bias(layer: Layer | None) -> bool:
-    """Say whether a layer is a norm that adds a bias of its own."""
+def is_affine(layer: Layer | None) -> bool:
+    """Say whether a layer is a norm with learnable parameters."""
     if layer is None or (kind := kind_of(layer)) not in NORMS.values():
         return False
     values = {} if isinstance(layer, str) else layer[kind]
@@ -105,10 +122,11 @@ class Builder:
         self.norm_settings = norm_settings
         self.classes = classes
         self.makers: dict[str, Callable[[Spec, Shape, str, bool], tuple[nn.Module, Shape]]] = {
-            "linear": self.linear, "conv2d": self.conv2d, "relu": self.relu, "max-pool": self.max_pool,
+            "linear": self.linear, "conv2d": self.conv2d, "relu": self.relu, "gelu": self.gelu, "max-pool": self.max_pool,
+            "average-pool": self.average_pool,
             "global-average-pool": self.global_average_pool, "flatten": self.flatten, "dropout": self.dropout,
             "batch-norm": self.batch_norm, "sync-batch-norm": self.sync_batch_norm, "layer-norm": self.layer_norm,
-            "group-norm": self.group_norm, "residual": self.residual, "repeat": self.repeat,
+            "instance-norm": self.instance_norm, "group-norm": self.group_norm, "rms-norm": self.rms_norm, "residual": self.residual, "repeat": self.repeat,
         }  # fmt: skip
 
     def resolve(self, layers: list[Layer]) -> list[Layer]:
@@ -127,7 +145,7 @@ class Builder:
             if kind not in self.makers:
                 raise ModelError(f"{here}: unknown layer; layers are norm, {', '.join(self.makers)}")
             values = {} if isinstance(layer, str) else layer[kind]
-            module, shape = self.makers[kind](values, shape, here, not has_bias(following))
+            module, shape = self.makers[kind](values, shape, here, not is_affine(following))
             module.kind = kind
             lowered.append(module)
         return lowered, shape
@@ -154,6 +172,11 @@ class Builder:
         settings(values, where)
         return nn.ReLU(), shape
 
+    def gelu(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """x·Φ(x), or its tanh approximation."""
+        settings(values, where, (), ("approximate",))
+        return nn.GELU(values.get("approximate", "none")), shape
+
     def max_pool(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
         """Largest element of each window; of equal ones the first in row order gets the gradient."""
         settings(values, where, ("kernel",), ("stride", "padding"))
@@ -163,16 +186,25 @@ class Builder:
         sides = tuple(window(side, kernel, stride, padding, where) for side in (h, w))
         return nn.MaxPool2d(kernel, stride, padding), (c, *sides)
 
+    def average_pool(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """Mean of each window."""
+        settings(values, where, ("kernel",), ("stride", "padding", "count_include_pad"))
+        c, h, w = image(shape, where)
+        kernel, padding = values["kernel"], values.get("padding", 0)
+        stride = values.get("stride", kernel)
+        sides = tuple(window(side, kernel, stride, padding, where) for side in (h, w))
+        module = nn.AvgPool2d(kernel, stride, padding, count_include_pad=values.get("count_include_pad", True))
+        return module, (c, *sides)
+
     def global_average_pool(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
-        """Mean over height and width."""
+        """Mean over height and width, or length."""
         settings(values, where)
-        return GlobalAveragePool(), image(shape, where)[:1]
+        return GlobalAveragePool(), positions(shape, where)[:1]
 
     def flatten(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
-        """(c, h, w) to (c·h·w,), channel-major."""
+        """(c, h, w) to (c·h·w,), channel-major; also (c, length)."""
         settings(values, where)
-        c, h, w = image(shape, where)
-        return nn.Flatten(), (c * h * w,)
+        return nn.Flatten(), (math.prod(positions(shape, where)),)
 
     def dropout(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
         """Inverted dropout; PyTorch's masks are not the engine's."""
@@ -180,8 +212,8 @@ class Builder:
         return nn.Dropout(values["p"]), shape
 
     def batch_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
-        """BatchNorm1d on (features,), BatchNorm2d on images."""
-        of_rank = nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d
+        """BatchNorm1d on (features,) and (channels, length), BatchNorm2d on images."""
+        of_rank = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
         return of_rank(shape[0], **batch_settings(values, where)), shape
 
     def sync_batch_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
@@ -190,13 +222,25 @@ class Builder:
 
     def layer_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
         """LayerNorm over all per-sample dimensions."""
-        settings(values, where, (), ("eps", "affine"))
-        eps, affine = values.get("eps", 1e-5), values.get("affine", "channel")
-        if affine not in ("channel", "element", "none"):
-            raise ModelError(f"{where}: affine {affine!r} is unknown: write channel, element or none")
+        eps, affine = extent(values, where, 1e-5)
         if affine == "channel":
             return ChannelLayerNorm(shape, eps), shape
         return nn.LayerNorm(shape, eps, elementwise_affine=affine == "element"), shape
+
+    def rms_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """RMSNorm over all per-sample dimensions."""
+        eps, affine = extent(values, where, RMS_EPS)
+        if affine == "channel":
+            return ChannelRmsNorm(shape, eps), shape
+        return nn.RMSNorm(shape, eps, elementwise_affine=affine == "element"), shape
+
+    def instance_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """InstanceNorm1d on (channels, length), InstanceNorm2d on images; γ and β unless they are switched off."""
+        settings(values, where, (), ("eps", "affine"))
+        if math.prod(positions(shape, where)[1:]) == 1:
+            raise ModelError(f"{where}: {list(shape)} has one position per channel: put it where there are more")
+        of_rank = nn.InstanceNorm2d if len(shape) == 3 else nn.InstanceNorm1d
+        return of_rank(shape[0], values.get("eps", 1e-5), affine=values.get("affine", True)), shape
 
     def group_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
         """GroupNorm with G dividing the channels."""
@@ -223,6 +267,15 @@ class Builder:
             module, shape = self.sequence(values["layers"], shape, f"{where}({time}).layers")
             repeated.append(module)
         return repeated, shape
+
+
+def extent(values: Spec, where: str, eps: float) -> tuple[float, str]:
+    """Return eps and the extent of γ and β of a LayerNorm or RMSNorm."""
+    settings(values, where, (), ("eps", "affine"))
+    affine = values.get("affine", "channel")
+    if affine not in ("channel", "element", "none"):
+        raise ModelError(f"{where}: affine {affine!r} is unknown: write channel, element or none")
+    return values.get("eps", eps), affine
 
 
 def batch_settings(values: Spec, where: str) -> Spec:

@@ -8,6 +8,9 @@
     rustdoc::broken_intra_doc_links,
     reason = "formulas write indices in brackets"
 )]
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::tensor::Span;
 
 /// Whether a gradient overwrites its destination (first writer) or adds to it.
@@ -38,7 +41,7 @@ pub struct Window {
     pub kernel: usize,
     /// Step of the window.
     pub stride: usize,
-    /// Zeros (for max pooling: elements that never win) on each side.
+    /// Zeros (for max pooling: elements that never win; average pooling may leave them out) on each side.
     pub padding: usize,
 }
 
@@ -49,7 +52,18 @@ impl Window {
     }
 }
 
-/// Extent of γ and β in group and layer norm.
+/// Formula of the Gaussian error linear unit, as PyTorch's `approximate` names them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Gelu {
+    /// y = x·Φ(x) with Φ(x) = (1 + erf(x/√2))/2.
+    #[default]
+    None,
+    /// y = x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))).
+    Tanh,
+}
+
+/// Extent of γ and β in group, layer and instance norm, and of γ in RMS norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Affine {
     /// No γ and β (their spans are empty).
@@ -83,6 +97,16 @@ pub enum Kernel {
         y: Span,
         d_y: Span,
         d_x: Span,
+        write: Write,
+    },
+    /// y = x·Φ(x), or its approximation.
+    GeluForward { x: Span, y: Span, formula: Gelu },
+    /// dx (+)= dy·(Φ(x) + x·Φ′(x)), or the same of the approximation.
+    GeluBackward {
+        x: Span,
+        d_y: Span,
+        d_x: Span,
+        formula: Gelu,
         write: Write,
     },
     /// Transposes each of `batch` row-major matrices: `[rows, columns]` to `[columns, rows]` (NHWC to NCHW: rows = h·w, columns = c).
@@ -200,6 +224,24 @@ pub enum Kernel {
         batch: usize,
         write: Write,
     },
+    /// y = mean of each window: Σ x over the window, divided by kernel² with `count_padding`, else by its elements inside the
+    /// image.
+    AveragePoolForward {
+        x: Span,
+        y: Span,
+        window: Window,
+        batch: usize,
+        count_padding: bool,
+    },
+    /// dx gets dy over the same divisor, from each window that holds it.
+    AveragePoolBackward {
+        d_y: Span,
+        d_x: Span,
+        window: Window,
+        batch: usize,
+        count_padding: bool,
+        write: Write,
+    },
     /// y[b,c] = mean over `spatial` of x[b,s,c].
     GlobalAveragePoolForward {
         x: Span,
@@ -310,7 +352,7 @@ pub enum Kernel {
         packed: Span,
     },
 
-    // --- group norm (layer norm is one group) ---
+    // --- group norm (layer norm is one group, instance norm a group per channel) ---
     /// Per sample and group: mean and rstd (each [batch·groups]) kept, y = γ·x̂ + β.
     GroupNormForward {
         x: Span,
@@ -340,6 +382,34 @@ pub enum Kernel {
         spatial: usize,
         channels: usize,
         groups: usize,
+        affine: Affine,
+        write: Write,
+    },
+
+    // --- RMS norm ---
+    /// Per sample: rstd = 1/sqrt(mean(x²) + eps), [batch], kept; y = γ·x·rstd; γ empty for none.
+    RmsNormForward {
+        x: Span,
+        gamma: Span,
+        y: Span,
+        rstd: Span,
+        batch: usize,
+        spatial: usize,
+        channels: usize,
+        affine: Affine,
+        eps: f32,
+    },
+    /// dx (+)= rstd·[g − x̂·mean(g·x̂)], g = γ·d_y, x̂ = x·rstd; d_gamma += Σ d_y·x̂. An empty `d_x` is not wanted.
+    RmsNormBackward {
+        x: Span,
+        d_y: Span,
+        gamma: Span,
+        rstd: Span,
+        d_x: Span,
+        d_gamma: Span,
+        batch: usize,
+        spatial: usize,
+        channels: usize,
         affine: Affine,
         write: Write,
     },

@@ -87,6 +87,15 @@ fn ranks_agree(what: &str, outcomes: &[Outcome], expected: &Outcome) {
     }
 }
 
+/// Norms that look at one sample at a time, or at none: the chunks of a batch cannot matter.
+const PER_SAMPLE: [Norm; 5] = [
+    Norm::None,
+    Norm::Layer,
+    Norm::Instance,
+    Norm::Group,
+    Norm::Rms,
+];
+
 /// DP's chunks of `len` samples over `devices`.
 fn chunks(len: usize, devices: usize) -> Vec<usize> {
     let size = len.div_ceil(devices);
@@ -99,7 +108,7 @@ fn chunks(len: usize, devices: usize) -> Vec<usize> {
 #[test]
 fn one_device_dp_and_ddp_agree_for_even_chunks() {
     for on in BOTH {
-        for norm in [Norm::None, Norm::Layer, Norm::Group, Norm::Batch] {
+        for norm in PER_SAMPLE.into_iter().chain([Norm::Batch]) {
             let model = model(norm);
             for devices in [2, 3, 4] {
                 let what = format!("{norm:?} on {devices} devices, {on:?}");
@@ -143,7 +152,7 @@ fn one_device_dp_and_ddp_agree_for_even_chunks() {
 #[test]
 fn uneven_chunks_of_dp_agree_with_one_device() {
     for on in BOTH {
-        for norm in [Norm::None, Norm::Group, Norm::Batch] {
+        for norm in PER_SAMPLE.into_iter().chain([Norm::Batch]) {
             let model = model(norm);
             for (len, devices) in [(10, 4), (9, 4), (7, 3), (5, 2), (2, 4)] {
                 let what = format!("{norm:?}, {len} over {devices}, {on:?}");
@@ -185,7 +194,7 @@ fn dp_takes_batches_of_changing_size_and_uses_fewer_devices_for_small_ones() {
 #[test]
 fn uneven_ranks_weigh_equally_as_replicas_with_their_own_losses_do() {
     for on in BOTH {
-        for norm in [Norm::None, Norm::Layer, Norm::Batch] {
+        for norm in PER_SAMPLE.into_iter().chain([Norm::Batch]) {
             let model = model(norm);
             for (len, devices) in [(10, 4), (7, 3), (5, 2)] {
                 let what = format!("{norm:?}, {len} over {devices}, {on:?}");

@@ -4,6 +4,8 @@
 mod devices;
 #[path = "golden/fixture.rs"]
 mod fixture;
+#[path = "golden/imagenet.rs"]
+mod imagenet;
 #[path = "golden/inventory.rs"]
 mod inventory;
 #[path = "golden/layer.rs"]

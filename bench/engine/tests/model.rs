@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
-use syncmark_engine::model::{Model, ModelError, NormOptions, check, lower, resolve};
+use syncmark_engine::model::{Model, ModelError, NormOptions, Op, check, lower, resolve};
 use syncmark_engine::shape::Shape;
 
 fn preset(name: &str) -> ModelSpec {
@@ -52,6 +52,13 @@ fn presets_have_the_sizes_that_are_known_of_them() {
             8 * (16 + 32 + 64) + 8 * 3,
         ),
         ("convnet", Norm::Layer, 24_058, 0),
+        ("convnet", Norm::Instance, 24_058, 0),
+        // RMS norm has γ alone, and the convolutions before it have no bias all the same.
+        ("convnet", Norm::Rms, 24_058 - 112, 0),
+        // torchvision's resnet18 and resnet50 have as many parameters.
+        ("resnet18", Norm::Batch, 11_689_512, 8 * 4800 + 8 * 20),
+        ("resnet50", Norm::Batch, 25_557_032, 8 * 26_560 + 8 * 53),
+        ("resnet50", Norm::Group, 25_557_032, 0),
         // Without norms the three convolutions have biases, and neither γ nor β.
         ("convnet", Norm::None, 24_058 - 112, 0),
     ] {
@@ -64,7 +71,7 @@ fn presets_have_the_sizes_that_are_known_of_them() {
             "{name} with {norm:?}"
         );
         assert_eq!(facts.parameter_bytes, 4 * parameters);
-        assert_eq!(facts.output, Shape::Features(10));
+        assert_eq!(facts.output, Shape::Features(spec.classes));
         assert_eq!(
             facts
                 .layers
@@ -72,6 +79,104 @@ fn presets_have_the_sizes_that_are_known_of_them() {
                 .map(|layer| layer.parameters)
                 .sum::<usize>(),
             parameters
+        );
+    }
+}
+
+/// Shapes after the stem and after each stage, as in He et al. 2015, table 1.
+#[test]
+fn the_large_resnets_have_the_shapes_of_their_paper() {
+    for (name, widths, additions) in [
+        ("resnet18", [64, 128, 256, 512], [2, 2, 2, 2]),
+        ("resnet50", [256, 512, 1024, 2048], [3, 4, 6, 3]),
+    ] {
+        let spec = preset(name);
+        let options = NormOptions::default();
+        let model = resolve(&spec, &[3, 224, 224], 1000, Norm::Batch, &options).expect(name);
+        let shape = |kind: &str| {
+            let node = model.nodes.iter().find(|node| node.op.kind() == kind);
+            node.expect(kind).output.dimensions()
+        };
+        assert_eq!(shape("conv2d"), [64, 112, 112], "{name}");
+        assert_eq!(shape("max-pool"), [64, 56, 56], "{name}");
+        assert_eq!(shape("global-average-pool"), [widths[3]], "{name}");
+        let found: Vec<Vec<usize>> = model
+            .nodes
+            .iter()
+            .filter(|node| node.op == Op::Add)
+            .map(|node| node.output.dimensions())
+            .collect();
+        let sides = [56, 28, 14, 7];
+        let stages = widths.into_iter().zip(sides).zip(additions);
+        let expected: Vec<Vec<usize>> = stages
+            .flat_map(|((width, side), blocks)| vec![vec![width, side, side]; blocks])
+            .collect();
+        assert_eq!(found, expected, "{name}");
+        // The stride of a bottleneck is in its 3×3 convolution, as in torchvision.
+        let strided = model.nodes.iter().filter_map(|node| match &node.op {
+            Op::Conv2d { window, .. } if window.stride == 2 => Some(window.kernel),
+            _ => None,
+        });
+        assert_eq!(strided.collect::<Vec<_>>(), [7, 3, 1, 3, 1, 3, 1], "{name}");
+    }
+}
+
+#[test]
+fn sequences_go_through_norms_and_pooling_as_in_pytorch() {
+    let lower_at = |layers: &str, input: &[usize]| {
+        lower(
+            &spec(layers),
+            input,
+            10,
+            Norm::None,
+            &NormOptions::default(),
+        )
+    };
+    for (layers, output) in [
+        (
+            r#"[{"batch-norm":{}}, {"layer-norm":{"affine":"element"}}, {"instance-norm":{}}]"#,
+            &[6, 7][..],
+        ),
+        (
+            r#"[{"group-norm":{"groups":3}}, {"rms-norm":{}}, "relu", {"gelu":{}}, {"dropout":{"p":0.5}}]"#,
+            &[6, 7],
+        ),
+        (r#"["flatten"]"#, &[42]),
+        (r#"["global-average-pool"]"#, &[6]),
+    ] {
+        let model = lower_at(layers, &[6, 7]).unwrap_or_else(|error| panic!("{layers}: {error}"));
+        assert_eq!(model.output.dimensions(), output, "{layers}");
+    }
+    let element = lower_at(r#"[{"rms-norm":{"affine":"element"}}]"#, &[6, 7]).expect("a model");
+    assert_eq!(element.nodes[0].parameters()[0].shape, [6, 7]);
+    for (layers, input, expected) in [
+        (
+            r#"[{"conv2d":{"channels":4,"kernel":1}}]"#,
+            &[6, 7][..],
+            "layers[0] (conv2d): needs [channels, height, width], but its input is [6, 7]: write the model's input as [channels, 1, length], or leave the layer out",
+        ),
+        (
+            r#"[{"linear":{"features":4}}]"#,
+            &[6, 7],
+            "layers[0] (linear): needs [features], but its input is [6, 7]: put \"flatten\" or \"global-average-pool\" before it",
+        ),
+        (
+            r#"[{"instance-norm":{}}]"#,
+            &[6],
+            "layers[0] (instance-norm): [6] has one position per channel, which has no variance: put it where there are more, or write another norm",
+        ),
+        (
+            r#"[{"instance-norm":{}}]"#,
+            &[6, 1],
+            "layers[0] (instance-norm): [6, 1] has one position per channel, which has no variance: put it where there are more, or write another norm",
+        ),
+    ] {
+        assert_eq!(
+            lower_at(layers, input)
+                .map(|_| ())
+                .expect_err(layers)
+                .to_string(),
+            expected
         );
     }
 }
@@ -273,6 +378,36 @@ fn every_mistake_names_its_layer_and_what_to_write_instead() {
             r#"[{"batch-norm":{"eps":0.0}}]"#,
             Norm::None,
             "layers[0] (batch-norm): eps = 0 is out of range: write a positive number, such as 1e-5",
+        ),
+        (
+            r#"[{"rms-norm":{"eps":-1.0}}]"#,
+            Norm::None,
+            "layers[0] (rms-norm): eps = -1 is out of range: write a positive number, such as 1e-5",
+        ),
+        (
+            r#"["global-average-pool",{"linear":{"features":4}},"norm"]"#,
+            Norm::Instance,
+            "layers[2] (instance-norm): [4] has one position per channel, which has no variance: put it where there are more, or write another norm",
+        ),
+        (
+            r#"[{"average-pool":{"kernel":2,"padding":2}}]"#,
+            Norm::None,
+            "layers[0] (average-pool): padding 2 is more than half of the kernel 2: write at most 1",
+        ),
+        (
+            r#"["flatten",{"average-pool":{"kernel":2}}]"#,
+            Norm::None,
+            "layers[1] (average-pool): needs [channels, height, width], but its input is [192]: move it before \"flatten\" or pooling, or leave it out",
+        ),
+        (
+            r#"[{"average-pool":{"kernel":9}}]"#,
+            Norm::None,
+            "layers[0] (average-pool): a kernel of 9 does not fit into input [3, 8, 8] with padding 0: write a kernel of at most 8, or more padding",
+        ),
+        (
+            r#"[{"residual":{"body":[{"repeat":{"times":0,"layers":["relu"]}}]}}]"#,
+            Norm::None,
+            "layers[0].residual.body[0] (repeat): times is 0: write at least 1",
         ),
         (
             r#"[{"conv2d":{"channels":4000000000,"kernel":1}}]"#,

@@ -91,6 +91,8 @@ fn norms_make_the_passes_of_the_table() {
         (r#"{"layer-norm":{}}"#, 2, 3),
         (r#"{"layer-norm":{"affine":"element"}}"#, 2, 3),
         (r#"{"group-norm":{}}"#, 2, 3),
+        (r#"{"instance-norm":{}}"#, 2, 3),
+        (r#"{"rms-norm":{}}"#, 2, 3),
     ] {
         let cost = last(layer, 3);
         let work = passes(n, n);
@@ -110,6 +112,8 @@ fn a_norm_of_the_models_input_makes_no_input_gradient() {
         (r#"[{"batch-norm":{"affine":false}}]"#, 0),
         (r#"[{"group-norm":{}}]"#, 2),
         (r#"[{"layer-norm":{"affine":"none"}}]"#, 0),
+        (r#"[{"rms-norm":{}}]"#, 2),
+        (r#"[{"rms-norm":{"affine":"none"}}]"#, 0),
     ] {
         let costs = model(&[8, 6, 6], Norm::None, layer).node_costs(2);
         assert_eq!(
@@ -125,6 +129,13 @@ fn layers_without_products_read_and_write_each_operand_once() {
     let n = 2 * 8 * 36;
     for (layer, y, forward, backward) in [
         (r#""relu""#, n, (1, 1), (1, 2)),
+        (r#"{"gelu":{}}"#, n, (1, 1), (1, 2)),
+        (
+            r#"{"average-pool":{"kernel":2}}"#,
+            2 * 8 * 9,
+            (1, 1),
+            (1, 1),
+        ),
         (r#"{"dropout":{"p":0.5}}"#, n, (1, 1), (1, 1)),
         (r#""flatten""#, n, (1, 1), (1, 1)),
         (r#""global-average-pool""#, 2 * 8, (1, 1), (1, 1)),
@@ -159,6 +170,31 @@ fn an_addition_copies_only_the_gradient_that_another_layer_reads_too() {
         r#"[{"residual":{"body":["relu"]}}]"#,
     );
     assert_eq!(input.node_costs(2)[1].backward.read_write_bytes, 0);
+}
+
+/// 1.814 and 4.089 GMAC a sample are the figures that torchvision gives for its two models.
+#[test]
+fn the_large_resnets_have_the_operations_that_are_known_of_them() {
+    for (name, gflops) in [("resnet18", 1.814), ("resnet50", 4.089)] {
+        let path = format!(
+            "{}/../../scenarios/models/{name}.toml",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let text = std::fs::read_to_string(path).expect("a preset");
+        let spec: ModelSpec = toml::from_str(&text).expect("a model file");
+        let options = NormOptions::default();
+        let model = lower(&spec, &spec.input, spec.classes, Norm::Batch, &options).expect(name);
+        let costs = model.node_costs(1);
+        let forward: u64 = costs.iter().filter_map(|cost| cost.forward.flops).sum();
+        assert_eq!(forward / 2 / 1_000_000, (gflops * 1000.0) as u64, "{name}");
+        // Each product has two in backward, but the first, whose input needs no gradient.
+        let backward: u64 = costs.iter().filter_map(|cost| cost.backward.flops).sum();
+        assert_eq!(
+            backward,
+            2 * forward - costs[0].forward.flops.expect("a product"),
+            "{name}"
+        );
+    }
 }
 
 #[test]

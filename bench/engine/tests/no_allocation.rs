@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
 use syncmark_engine::backend::{Backend, Category, HostSlice, Stream};
-use syncmark_engine::kernel::{Affine, Kernel, Window, Write};
+use syncmark_engine::kernel::{Affine, Gelu, Kernel, Window, Write};
 use syncmark_engine::tensor::{Dtype, Span};
 
 struct Counting;
@@ -156,6 +156,7 @@ fn elementwise_and_pooling(spans: &mut Spans) -> Vec<Kernel> {
         padding: 0,
     };
     let (batch, spatial, channels) = (BATCH, SPATIAL, CHANNELS);
+    let (formula, count_padding) = (Gelu::None, false);
     let pooled = spans.f32(BATCH * 16 * CHANNELS);
     let index = spans.i32(pooled.len());
     let averaged = spans.f32(BATCH * CHANNELS);
@@ -173,6 +174,14 @@ fn elementwise_and_pooling(spans: &mut Spans) -> Vec<Kernel> {
             y,
             d_y: x,
             d_x: z,
+            write,
+        },
+        Kernel::GeluForward { x, y, formula },
+        Kernel::GeluBackward {
+            x,
+            d_y: y,
+            d_x: z,
+            formula: Gelu::Tanh,
             write,
         },
         Kernel::Transpose {
@@ -216,6 +225,21 @@ fn elementwise_and_pooling(spans: &mut Spans) -> Vec<Kernel> {
             d_x: y,
             window,
             batch,
+            write,
+        },
+        Kernel::AveragePoolForward {
+            x,
+            y: pooled,
+            window,
+            batch,
+            count_padding,
+        },
+        Kernel::AveragePoolBackward {
+            d_y: pooled,
+            d_x: y,
+            window,
+            batch,
+            count_padding,
             write,
         },
         Kernel::GlobalAveragePoolForward {
@@ -339,7 +363,7 @@ fn batch_norm(spans: &mut Spans) -> Vec<Kernel> {
     ]
 }
 
-fn group_norm(spans: &mut Spans, affine: Affine) -> Vec<Kernel> {
+fn group_norm(spans: &mut Spans, affine: Affine, groups: usize) -> Vec<Kernel> {
     let [x, d_y, y] = [(); 3].map(|()| spans.f32(ROWS * CHANNELS));
     let len = match affine {
         Affine::None => 0,
@@ -347,8 +371,8 @@ fn group_norm(spans: &mut Spans, affine: Affine) -> Vec<Kernel> {
         Affine::Element => SPATIAL * CHANNELS,
     };
     let [gamma, beta, d_gamma, d_beta] = [(); 4].map(|()| spans.f32(len));
-    let (batch, spatial, channels, groups, eps, write) =
-        (BATCH, SPATIAL, CHANNELS, 4, 1e-5, Write::Accumulate);
+    let (batch, spatial, channels, eps, write) =
+        (BATCH, SPATIAL, CHANNELS, 1e-5, Write::Accumulate);
     let [mean, rstd] = [(); 2].map(|()| spans.f32(BATCH * groups));
     vec![
         Kernel::GroupNormForward {
@@ -380,6 +404,43 @@ fn group_norm(spans: &mut Spans, affine: Affine) -> Vec<Kernel> {
             groups,
             affine,
             write,
+        },
+    ]
+}
+
+fn rms_norm(spans: &mut Spans, affine: Affine) -> Vec<Kernel> {
+    let [x, d_y, y] = [(); 3].map(|()| spans.f32(ROWS * CHANNELS));
+    let len = match affine {
+        Affine::None => 0,
+        Affine::Channel => CHANNELS,
+        Affine::Element => SPATIAL * CHANNELS,
+    };
+    let ([gamma, d_gamma], rstd) = ([(); 2].map(|()| spans.f32(len)), spans.f32(BATCH));
+    let (batch, spatial, channels) = (BATCH, SPATIAL, CHANNELS);
+    vec![
+        Kernel::RmsNormForward {
+            x,
+            gamma,
+            y,
+            rstd,
+            batch,
+            spatial,
+            channels,
+            affine,
+            eps: 1e-5,
+        },
+        Kernel::RmsNormBackward {
+            x,
+            d_y,
+            gamma,
+            rstd,
+            d_x: y,
+            d_gamma,
+            batch,
+            spatial,
+            channels,
+            affine,
+            write: Write::Accumulate,
         },
     ]
 }
@@ -446,7 +507,10 @@ fn the_second_launch_of_a_kernel_allocates_nothing() {
     let mut kernels = elementwise_and_pooling(&mut spans);
     kernels.extend(batch_norm(&mut spans));
     for affine in [Affine::None, Affine::Channel, Affine::Element] {
-        kernels.extend(group_norm(&mut spans, affine));
+        for groups in [1, 4, CHANNELS] {
+            kernels.extend(group_norm(&mut spans, affine, groups));
+        }
+        kernels.extend(rms_norm(&mut spans, affine));
     }
     kernels.extend(loss_and_optimizer(&mut spans));
     for kernel in kernels {

@@ -100,7 +100,9 @@ fn norm_name(norm: Norm) -> &'static str {
         Norm::Batch => "batch",
         Norm::SyncBatch => "sync-batch",
         Norm::Layer => "layer",
+        Norm::Instance => "instance",
         Norm::Group => "group",
+        Norm::Rms => "rms",
     }
 }
 

@@ -160,7 +160,7 @@ pub enum Metric {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    /// Name of a model file: mlp, convnet, resnet20.
+    /// Name of a model file: mlp, convnet, resnet20, resnet18, resnet50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
     /// Layers in place of a preset, in order of execution.

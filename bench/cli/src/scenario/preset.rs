@@ -13,7 +13,7 @@ use crate::scenario::read::read;
 use crate::scenario::tree::Node;
 
 /// Names and texts of the model presets.
-pub const MODELS: [(&str, &str); 3] = [
+pub const MODELS: [(&str, &str); 5] = [
     ("mlp", include_str!("../../../../scenarios/models/mlp.toml")),
     (
         "convnet",
@@ -22,6 +22,14 @@ pub const MODELS: [(&str, &str); 3] = [
     (
         "resnet20",
         include_str!("../../../../scenarios/models/resnet20.toml"),
+    ),
+    (
+        "resnet18",
+        include_str!("../../../../scenarios/models/resnet18.toml"),
+    ),
+    (
+        "resnet50",
+        include_str!("../../../../scenarios/models/resnet50.toml"),
     ),
 ];
 

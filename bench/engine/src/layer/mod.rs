@@ -2,9 +2,11 @@
 //!
 //! A layer is built once, for a maximum batch, by [`crate::program`]; every call cuts its spans to the batch at hand. It
 //! allocates on the device only when it is built. The norms are in [`crate::norm`].
+pub mod average_pool;
 pub mod conv2d;
 pub mod dropout;
 pub mod flatten;
+pub mod gelu;
 pub mod global_average_pool;
 pub mod linear;
 pub mod max_pool;

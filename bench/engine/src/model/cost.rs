@@ -96,11 +96,16 @@ fn forward(node: &Node, batch: usize) -> Work {
         Op::Linear { .. } | Op::Conv2d { .. } => x + y + parameters,
         // y and the winners' offsets, which are as wide.
         Op::MaxPool { .. } => x + 2 * y,
-        Op::Relu | Op::GlobalAveragePool | Op::Flatten | Op::Dropout { .. } => x + y,
+        Op::Relu
+        | Op::Gelu { .. }
+        | Op::AveragePool { .. }
+        | Op::GlobalAveragePool
+        | Op::Flatten
+        | Op::Dropout { .. } => x + y,
         Op::Add => 2 * x + y,
         // Statistics of all rows are there before the first row can be normalized.
         Op::BatchNorm { .. } => 2 * x + y,
-        Op::GroupNorm { .. } => x + y,
+        Op::GroupNorm { .. } | Op::RmsNorm { .. } => x + y,
     };
     work(product(node, batch), elements)
 }
@@ -111,9 +116,11 @@ fn backward(node: &Node, flows: &Flows, batch: usize) -> Work {
     let elements = match &node.op {
         // dW from x and dy; dx from dy and W.
         Op::Linear { .. } | Op::Conv2d { .. } => x + y + parameters + wanted * (x + weight(node)),
-        Op::Relu => wanted * (2 * y + x),
-        Op::MaxPool { .. } => wanted * (2 * y + x),
-        Op::GlobalAveragePool | Op::Flatten | Op::Dropout { .. } => wanted * (y + x),
+        // dy, and x or y, or the winners.
+        Op::Relu | Op::Gelu { .. } | Op::MaxPool { .. } => wanted * (2 * y + x),
+        Op::AveragePool { .. } | Op::GlobalAveragePool | Op::Flatten | Op::Dropout { .. } => {
+            wanted * (y + x)
+        }
         Op::Add if flows.copied > 0 => y + flows.copied * x,
         Op::Add => 0,
         // Sums of x and dy, then dx from both once more.
@@ -122,7 +129,7 @@ fn backward(node: &Node, flows: &Flows, batch: usize) -> Work {
             (0, true) => x + y,
             _ => 2 * (x + y) + x,
         },
-        Op::GroupNorm { .. } => match (wanted, parameters) {
+        Op::GroupNorm { .. } | Op::RmsNorm { .. } => match (wanted, parameters) {
             (0, 0) => 0,
             (0, _) => x + y,
             _ => x + y + x,

@@ -7,9 +7,9 @@ use crate::shape::Shape;
 /// Why a model could not be lowered.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ModelError {
-    /// The input is not `[features]` or `[channels, height, width]`.
+    /// The input is not `[features]`, `[channels, length]` or `[channels, height, width]`.
     #[error(
-        "input {dimensions:?}: expected [features] or [channels, height, width], each at least 1 and together at most {}",
+        "input {dimensions:?}: expected [features], [channels, length] or [channels, height, width], each at least 1 and together at most {}",
         crate::shape::MAX_ELEMENTS
     )]
     Input {
@@ -22,7 +22,7 @@ pub enum ModelError {
         /// The list.
         path: String,
     },
-    /// A layer for features got an image.
+    /// A layer for features got an image or a sequence.
     #[error(
         "{path}: needs [features], but its input is {input}: put \"flatten\" or \"global-average-pool\" before it"
     )]
@@ -32,9 +32,10 @@ pub enum ModelError {
         /// Its input.
         input: Shape,
     },
-    /// A layer for images got features.
+    /// A layer for images got features or a sequence.
     #[error(
-        "{path}: needs [channels, height, width], but its input is {input}: move it before \"flatten\" or pooling, or leave it out"
+        "{path}: needs [channels, height, width], but its input is {input}: {}",
+        to_image(*input)
     )]
     NeedsImage {
         /// The layer.
@@ -85,6 +86,16 @@ pub enum ModelError {
         groups: usize,
         /// Channels of the input.
         channels: usize,
+    },
+    /// Statistics of one element, whatever the batch.
+    #[error(
+        "{path}: {input} has one position per channel, which has no variance: put it where there are more, or write another norm"
+    )]
+    OnePosition {
+        /// The norm.
+        path: String,
+        /// Shape of a sample.
+        input: Shape,
     },
     /// Branches that cannot be added.
     #[error(
@@ -151,6 +162,16 @@ pub enum ModelError {
         /// Shape of a sample.
         input: Shape,
     },
+}
+
+/// How a layer for images gets one.
+fn to_image(input: Shape) -> &'static str {
+    match input {
+        Shape::Sequence { .. } => {
+            "write the model's input as [channels, 1, length], or leave the layer out"
+        }
+        _ => "move it before \"flatten\" or pooling, or leave it out",
+    }
 }
 
 /// The divisors of `n` in words: `1, 2, 4 or 8`.

@@ -2,10 +2,10 @@
 //!
 //! The defaults are PyTorch's, or those of SEMANTICS.md 3 (group norm's G); `scripts/pytorch/layers.py` has the same rules.
 use super::error::ModelError;
-use super::node::{Node, Op};
+use super::node::{GroupKind, Node, Op};
 use super::spec::{
-    BatchNormSpec, Conv2dSpec, GroupNormSpec, LayerNormAffine, LayerNormSpec, LayerSpec, Momentum,
-    PoolSpec,
+    AveragePoolSpec, BatchNormSpec, Conv2dSpec, GroupNormSpec, InstanceNormSpec, LayerNormAffine,
+    LayerNormSpec, LayerSpec, Momentum, PoolSpec, RmsNormSpec,
 };
 use crate::kernel::{Affine, Window};
 use crate::shape::Shape;
@@ -29,24 +29,33 @@ pub(super) fn weight_fits(node: &Node) -> bool {
     }
 }
 
-/// Whether a layer is a norm that adds a bias of its own.
-pub(super) fn has_bias(layer: &LayerSpec) -> bool {
+/// Whether a layer is a norm with learnable parameters: the convolution or product before it then has no bias by default.
+pub(super) fn is_affine(layer: &LayerSpec) -> bool {
     match layer {
         LayerSpec::BatchNorm(spec) | LayerSpec::SyncBatchNorm(spec) => spec.affine,
         LayerSpec::LayerNorm(spec) => spec.affine != LayerNormAffine::None,
+        LayerSpec::RmsNorm(spec) => spec.affine != LayerNormAffine::None,
+        LayerSpec::InstanceNorm(spec) => spec.affine,
         LayerSpec::GroupNorm(_) => true,
         _ => false,
     }
 }
 
-pub(super) fn image(
-    input: Shape,
-    here: &str,
-    kind: &str,
-) -> Result<(usize, usize, usize), ModelError> {
+/// Whether a value has positions: an image, or a sequence.
+pub(super) fn spatial(input: Shape, here: &str, kind: &str) -> Result<(), ModelError> {
+    match input {
+        Shape::Image { .. } | Shape::Sequence { .. } => Ok(()),
+        Shape::Features(_) => Err(ModelError::NeedsImage {
+            path: format!("{here} ({kind})"),
+            input,
+        }),
+    }
+}
+
+fn image(input: Shape, here: &str, kind: &str) -> Result<(usize, usize, usize), ModelError> {
     match input {
         Shape::Image { c, h, w } => Ok((c, h, w)),
-        Shape::Features(_) => Err(ModelError::NeedsImage {
+        Shape::Features(_) | Shape::Sequence { .. } => Err(ModelError::NeedsImage {
             path: format!("{here} ({kind})"),
             input,
         }),
@@ -167,13 +176,15 @@ pub(super) fn conv2d(
     ))
 }
 
-pub(super) fn max_pool(
+/// The window of a pooling, and the shape of its output.
+fn pool(
     spec: &PoolSpec,
     input: Shape,
     here: &str,
-) -> Result<(Op, Shape), ModelError> {
-    let path = format!("{here} (max-pool)");
-    let size = image(input, here, "max-pool")?;
+    kind: &str,
+) -> Result<(Window, Shape), ModelError> {
+    let path = format!("{here} ({kind})");
+    let size = image(input, here, kind)?;
     let (kernel, padding) = (spec.kernel, spec.padding);
     let window = window(size, kernel, spec.stride.unwrap_or(kernel), padding, &path)?;
     if padding > kernel / 2 {
@@ -183,13 +194,41 @@ pub(super) fn max_pool(
             padding,
         });
     }
+    let output = Shape::Image {
+        c: size.0,
+        h: window.out_h,
+        w: window.out_w,
+    };
+    Ok((window, output))
+}
+
+pub(super) fn max_pool(
+    spec: &PoolSpec,
+    input: Shape,
+    here: &str,
+) -> Result<(Op, Shape), ModelError> {
+    let (window, output) = pool(spec, input, here, "max-pool")?;
+    Ok((Op::MaxPool { window }, output))
+}
+
+pub(super) fn average_pool(
+    spec: &AveragePoolSpec,
+    input: Shape,
+    here: &str,
+) -> Result<(Op, Shape), ModelError> {
+    let sliding = PoolSpec {
+        kernel: spec.kernel,
+        stride: spec.stride,
+        padding: spec.padding,
+    };
+    let (window, output) = pool(&sliding, input, here, "average-pool")?;
+    let count_padding = spec.count_include_pad;
     Ok((
-        Op::MaxPool { window },
-        Shape::Image {
-            c: size.0,
-            h: window.out_h,
-            w: window.out_w,
+        Op::AveragePool {
+            window,
+            count_padding,
         },
+        output,
     ))
 }
 
@@ -220,16 +259,46 @@ pub(super) fn batch_norm(spec: &BatchNormSpec, sync: bool, here: &str) -> Result
 
 pub(super) fn layer_norm(spec: &LayerNormSpec, here: &str) -> Result<Op, ModelError> {
     let eps = epsilon(spec.eps, format!("{here} (layer-norm)"))?;
-    let affine = match spec.affine {
+    Ok(Op::GroupNorm {
+        kind: GroupKind::Layer,
+        groups: 1,
+        eps,
+        affine: extent(spec.affine),
+    })
+}
+
+fn extent(affine: LayerNormAffine) -> Affine {
+    match affine {
         LayerNormAffine::Channel => Affine::Channel,
         LayerNormAffine::Element => Affine::Element,
         LayerNormAffine::None => Affine::None,
-    };
+    }
+}
+
+pub(super) fn rms_norm(spec: &RmsNormSpec, here: &str) -> Result<Op, ModelError> {
+    Ok(Op::RmsNorm {
+        eps: epsilon(spec.eps, format!("{here} (rms-norm)"))?,
+        affine: extent(spec.affine),
+    })
+}
+
+pub(super) fn instance_norm(
+    spec: &InstanceNormSpec,
+    input: Shape,
+    here: &str,
+) -> Result<Op, ModelError> {
+    let path = format!("{here} (instance-norm)");
+    if input.spatial() == 1 {
+        return Err(ModelError::OnePosition { path, input });
+    }
     Ok(Op::GroupNorm {
-        layer: true,
-        groups: 1,
-        eps,
-        affine,
+        kind: GroupKind::Instance,
+        groups: input.channels(),
+        eps: epsilon(spec.eps, path)?,
+        affine: match spec.affine {
+            true => Affine::Channel,
+            false => Affine::None,
+        },
     })
 }
 
@@ -252,7 +321,7 @@ pub(super) fn group_norm(spec: &GroupNormSpec, input: Shape, here: &str) -> Resu
     }
     let eps = epsilon(spec.eps.unwrap_or(1e-5), path)?;
     Ok(Op::GroupNorm {
-        layer: false,
+        kind: GroupKind::Group,
         groups,
         eps,
         affine: Affine::Channel,

@@ -12,5 +12,5 @@ pub mod spec;
 pub use cost::{NodeCost, Work};
 pub use error::ModelError;
 pub use facts::{LayerFacts, ModelFacts, check};
-pub use node::{Init, Node, Op, ParameterSlot};
+pub use node::{GroupKind, Init, Node, Op, ParameterSlot};
 pub use resolve::{Model, NormOptions, lower, resolve};

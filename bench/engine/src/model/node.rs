@@ -2,7 +2,7 @@
 //!
 //! Values are numbered: 0 is the model's input, node `i` makes value `i + 1`. A residual is an [`Op::Add`] of two
 //! earlier values. Shapes and names are PyTorch's, as fixed by `scripts/pytorch/model.py`.
-use crate::kernel::{Affine, Window};
+use crate::kernel::{Affine, Gelu, Window};
 use crate::layout::Layout;
 use crate::shape::Shape;
 
@@ -38,10 +38,22 @@ pub enum Op {
     },
     /// max(x, 0).
     Relu,
+    /// Gaussian error linear unit.
+    Gelu {
+        /// Exact, or the approximation.
+        formula: Gelu,
+    },
     /// Window maximum.
     MaxPool {
         /// Its geometry.
         window: Window,
+    },
+    /// Window mean.
+    AveragePool {
+        /// Its geometry.
+        window: Window,
+        /// Whether padding counts in the divisor.
+        count_padding: bool,
     },
     /// Mean over height and width.
     GlobalAveragePool,
@@ -63,10 +75,10 @@ pub enum Op {
         /// Learnable γ and β.
         affine: bool,
     },
-    /// Group norm, or layer norm as one group.
+    /// Group norm; layer norm as one group, instance norm as a group per channel.
     GroupNorm {
-        /// Whether the file said layer norm.
-        layer: bool,
+        /// Which of them the file said.
+        kind: GroupKind,
         /// Groups G.
         groups: usize,
         /// Added to the variance.
@@ -74,8 +86,26 @@ pub enum Op {
         /// Extent of γ and β.
         affine: Affine,
     },
+    /// RMS norm.
+    RmsNorm {
+        /// Added to the mean of the squares.
+        eps: f32,
+        /// Extent of γ.
+        affine: Affine,
+    },
     /// a + b.
     Add,
+}
+
+/// What a file calls a norm over groups of channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupKind {
+    /// `layer-norm`.
+    Layer,
+    /// `instance-norm`.
+    Instance,
+    /// `group-norm`.
+    Group,
 }
 
 /// How a parameter starts.
@@ -143,6 +173,17 @@ impl Node {
                 affine: Affine::Element,
                 ..
             } => gamma_and_beta(self.input.dimensions(), Layout::activation(self.input, 1)),
+            Op::RmsNorm { affine, .. } => {
+                let mut slots = match affine {
+                    Affine::None => Vec::new(),
+                    Affine::Channel => gamma_and_beta(vec![self.input.channels()], Layout::Same),
+                    Affine::Element => {
+                        gamma_and_beta(self.input.dimensions(), Layout::activation(self.input, 1))
+                    }
+                };
+                slots.truncate(1);
+                slots
+            }
             _ => Vec::new(),
         }
     }
@@ -197,14 +238,27 @@ impl Op {
             Self::Linear { .. } => "linear",
             Self::Conv2d { .. } => "conv2d",
             Self::Relu => "relu",
+            Self::Gelu { .. } => "gelu",
             Self::MaxPool { .. } => "max-pool",
+            Self::AveragePool { .. } => "average-pool",
             Self::GlobalAveragePool => "global-average-pool",
             Self::Flatten => "flatten",
             Self::Dropout { .. } => "dropout",
             Self::BatchNorm { sync: false, .. } => "batch-norm",
             Self::BatchNorm { sync: true, .. } => "sync-batch-norm",
-            Self::GroupNorm { layer: true, .. } => "layer-norm",
-            Self::GroupNorm { layer: false, .. } => "group-norm",
+            Self::GroupNorm {
+                kind: GroupKind::Layer,
+                ..
+            } => "layer-norm",
+            Self::GroupNorm {
+                kind: GroupKind::Instance,
+                ..
+            } => "instance-norm",
+            Self::GroupNorm {
+                kind: GroupKind::Group,
+                ..
+            } => "group-norm",
+            Self::RmsNorm { .. } => "rms-norm",
             Self::Add => "residual",
         }
     }

@@ -1,16 +1,18 @@
 //! From a model file to nodes: shapes are propagated, norms chosen, biases decided, residuals and repeats unrolled.
 //!
 //! `scripts/pytorch/model.py` follows the same rules. A `linear` or `conv2d` that does not say has a bias, unless the
-//! next element of the same list is a norm with a bias of its own (β would absorb it). A flatten that moves no element
+//! next element of the same list is a norm with learnable parameters (β would absorb it; RMS norm has none, but is treated
+//! alike, so that a preset has the same convolutions with every norm). A flatten that moves no element
 //! in memory (one channel, or one pixel) becomes no node.
 use super::error::ModelError;
 use super::layers::{
-    batch_norm, conv2d, group_norm, has_bias, image, in_range, layer_norm, max_pool, weight_fits,
+    average_pool, batch_norm, conv2d, group_norm, in_range, instance_norm, is_affine, layer_norm,
+    max_pool, rms_norm, spatial, weight_fits,
 };
 use super::node::{Node, Op};
 use super::spec::{
-    BatchNormSpec, Features, GroupNormSpec, LayerNormSpec, LayerSpec, LinearSpec, ModelSpec, Norm,
-    RepeatSpec, ResidualSpec,
+    BatchNormSpec, Features, GroupNormSpec, InstanceNormSpec, LayerNormSpec, LayerSpec, LinearSpec,
+    ModelSpec, Norm, RepeatSpec, ResidualSpec, RmsNormSpec,
 };
 use crate::layout::Layout;
 use crate::shape::Shape;
@@ -42,8 +44,12 @@ pub struct NormOptions {
     pub batch: BatchNormSpec,
     /// Of layer.
     pub layer: LayerNormSpec,
+    /// Of instance.
+    pub instance: InstanceNormSpec,
     /// Of group.
     pub group: GroupNormSpec,
+    /// Of rms.
+    pub rms: RmsNormSpec,
 }
 
 /// Lowers `spec` for samples of `input` (NCHW without N) and data with `classes` classes.
@@ -134,7 +140,7 @@ impl Lowering<'_> {
         for (position, (index, layer)) in resolved.iter().enumerate() {
             let bias = !resolved
                 .get(position + 1)
-                .is_some_and(|(_, next)| has_bias(next));
+                .is_some_and(|(_, next)| is_affine(next));
             let here = format!("{path}[{index}]");
             value = match layer {
                 LayerSpec::Residual(residual) => self.residual(residual, value, &here)?,
@@ -155,6 +161,8 @@ impl Lowering<'_> {
             Norm::Batch => Some(LayerSpec::BatchNorm(self.options.batch.clone())),
             Norm::SyncBatch => Some(LayerSpec::SyncBatchNorm(self.options.batch.clone())),
             Norm::Layer => Some(LayerSpec::LayerNorm(self.options.layer.clone())),
+            Norm::Instance => Some(LayerSpec::InstanceNorm(self.options.instance.clone())),
+            Norm::Rms => Some(LayerSpec::RmsNorm(self.options.rms.clone())),
             Norm::Group => Some(LayerSpec::GroupNorm(self.options.group.clone())),
         }
     }
@@ -223,13 +231,20 @@ impl Lowering<'_> {
             LayerSpec::Linear(spec) => self.linear(spec, input, bias, &here)?,
             LayerSpec::Conv2d(spec) => conv2d(spec, input, bias, &here)?,
             LayerSpec::Relu => (Op::Relu, input),
+            LayerSpec::Gelu(spec) => (
+                Op::Gelu {
+                    formula: spec.approximate,
+                },
+                input,
+            ),
             LayerSpec::MaxPool(spec) => max_pool(spec, input, &here)?,
+            LayerSpec::AveragePool(spec) => average_pool(spec, input, &here)?,
             LayerSpec::GlobalAveragePool => {
-                let (c, ..) = image(input, &here, "global-average-pool")?;
-                (Op::GlobalAveragePool, Shape::Features(c))
+                spatial(input, &here, "global-average-pool")?;
+                (Op::GlobalAveragePool, Shape::Features(input.channels()))
             }
             LayerSpec::Flatten => {
-                image(input, &here, "flatten")?;
+                spatial(input, &here, "flatten")?;
                 let shape = Shape::Features(input.elements());
                 if Layout::activation(input, 1) == Layout::Same {
                     return Ok(Value { shape, ..value });
@@ -248,7 +263,9 @@ impl Lowering<'_> {
             LayerSpec::BatchNorm(spec) => (batch_norm(spec, false, &here)?, input),
             LayerSpec::SyncBatchNorm(spec) => (batch_norm(spec, true, &here)?, input),
             LayerSpec::LayerNorm(spec) => (layer_norm(spec, &here)?, input),
+            LayerSpec::InstanceNorm(spec) => (instance_norm(spec, input, &here)?, input),
             LayerSpec::GroupNorm(spec) => (group_norm(spec, input, &here)?, input),
+            LayerSpec::RmsNorm(spec) => (rms_norm(spec, &here)?, input),
             LayerSpec::Norm | LayerSpec::Residual(_) | LayerSpec::Repeat(_) => {
                 unreachable!("`list` replaces norms and takes residuals and repeats itself")
             }
@@ -270,7 +287,9 @@ impl Lowering<'_> {
             Features::Count(features) => features,
         };
         match input {
-            Shape::Image { .. } => Err(ModelError::NeedsFeatures { path, input }),
+            Shape::Image { .. } | Shape::Sequence { .. } => {
+                Err(ModelError::NeedsFeatures { path, input })
+            }
             Shape::Features(_) if features == 0 => Err(ModelError::Zero {
                 path,
                 key: "features",

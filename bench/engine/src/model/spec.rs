@@ -5,13 +5,15 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::kernel::Gelu;
+
 /// A model file: its layers and the input it expects when the data source leaves the shape open.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// Name used in tables.
     pub name: String,
-    /// Per-sample input shape, NCHW without N: `[features]` or `[channels, height, width]`.
+    /// Per-sample input shape, NCHW without N: `[features]`, `[channels, length]` or `[channels, height, width]`.
     pub input: Vec<usize>,
     /// Classes when the data source leaves them open.
     pub classes: usize,
@@ -29,11 +31,15 @@ pub enum LayerSpec {
     Conv2d(Conv2dSpec),
     /// max(x, 0).
     Relu,
+    /// x·Φ(x), with Φ the standard normal distribution function.
+    Gelu(GeluSpec),
     /// Largest element of each window.
     MaxPool(PoolSpec),
-    /// Mean over height and width: `[c, h, w]` to `[c]`.
+    /// Mean of each window.
+    AveragePool(AveragePoolSpec),
+    /// Mean over height and width, or over length: `[c, h, w]` to `[c]`.
     GlobalAveragePool,
-    /// `[c, h, w]` to `[c·h·w]`, channel-major as in PyTorch.
+    /// `[c, h, w]` to `[c·h·w]`, channel-major as in PyTorch; also `[c, length]`.
     Flatten,
     /// Inverted dropout.
     Dropout(DropoutSpec),
@@ -45,8 +51,12 @@ pub enum LayerSpec {
     SyncBatchNorm(BatchNormSpec),
     /// LayerNorm over all per-sample dimensions with per-channel affine, whatever `[model] norm` says.
     LayerNorm(LayerNormSpec),
+    /// InstanceNorm, whatever `[model] norm` says.
+    InstanceNorm(InstanceNormSpec),
     /// GroupNorm, whatever `[model] norm` says.
     GroupNorm(GroupNormSpec),
+    /// RMSNorm over all per-sample dimensions with per-channel affine, whatever `[model] norm` says.
+    RmsNorm(RmsNormSpec),
     /// body(x) + shortcut(x); an empty shortcut is the identity.
     Residual(ResidualSpec),
     /// The layers, `times` times in a row, each with parameters of its own.
@@ -69,7 +79,7 @@ pub enum Features {
 pub struct LinearSpec {
     /// Output features, or `"classes"`.
     pub features: Features,
-    /// Default: yes, unless a norm with a bias follows directly.
+    /// Default: yes, unless a norm with learnable parameters follows directly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bias: Option<bool>,
 }
@@ -88,9 +98,35 @@ pub struct Conv2dSpec {
     /// Zeros on each side.
     #[serde(default)]
     pub padding: usize,
-    /// Default: yes, unless a norm with a bias follows directly.
+    /// Default: yes, unless a norm with learnable parameters follows directly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bias: Option<bool>,
+}
+
+/// Settings of GELU.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GeluSpec {
+    /// `none`: with the error function; `tanh`: the approximation.
+    #[serde(default)]
+    pub approximate: Gelu,
+}
+
+/// Settings of an average pooling window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AveragePoolSpec {
+    /// Side of the window.
+    pub kernel: usize,
+    /// Step of the window; default: the kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stride: Option<usize>,
+    /// Zeros on each side.
+    #[serde(default)]
+    pub padding: usize,
+    /// Whether the divisor counts padding: the kernel's square, as in PyTorch by default. Otherwise only elements of the image.
+    #[serde(default = "yes")]
+    pub count_include_pad: bool,
 }
 
 /// Settings of a pooling window.
@@ -137,7 +173,7 @@ pub struct LayerNormSpec {
     pub affine: LayerNormAffine,
 }
 
-/// Extent of LayerNorm's γ and β.
+/// Extent of LayerNorm's γ and β, and of RMSNorm's γ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LayerNormAffine {
@@ -147,6 +183,26 @@ pub enum LayerNormAffine {
     Element,
     /// None.
     None,
+}
+
+/// Settings of InstanceNorm, which keeps no running statistics.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct InstanceNormSpec {
+    /// Added to the variance.
+    pub eps: f32,
+    /// Learnable γ and β per channel. On here; PyTorch's own default is off.
+    pub affine: bool,
+}
+
+/// Settings of RMSNorm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RmsNormSpec {
+    /// Added to the mean of the squares; default 2⁻²³, PyTorch's for f32.
+    pub eps: f32,
+    /// `channel`: γ per channel; `element`: PyTorch's normalized_shape.
+    pub affine: LayerNormAffine,
 }
 
 /// Settings of GroupNorm.
@@ -195,8 +251,12 @@ pub enum Norm {
     SyncBatch,
     /// LayerNorm.
     Layer,
+    /// InstanceNorm with γ and β.
+    Instance,
     /// GroupNorm.
     Group,
+    /// RMSNorm.
+    Rms,
 }
 
 /// Momentum of running statistics.
@@ -228,8 +288,30 @@ impl Default for LayerNormSpec {
     }
 }
 
+impl Default for InstanceNormSpec {
+    fn default() -> Self {
+        Self {
+            eps: 1e-5,
+            affine: true,
+        }
+    }
+}
+
+impl Default for RmsNormSpec {
+    fn default() -> Self {
+        Self {
+            eps: f32::EPSILON,
+            affine: LayerNormAffine::Channel,
+        }
+    }
+}
+
 fn one() -> usize {
     1
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Serialize for Features {

@@ -1,4 +1,5 @@
-//! Group norm: per sample over the channels of a group and all positions; layer norm is the case of one group.
+//! Group norm: per sample over the channels of a group and all positions; layer norm is the case of one group, instance norm
+//! that of a group per channel.
 //!
 //! It looks at one sample at a time, so neither batch nor chunks change its result. γ and β are per channel, or per
 //! element for layer norm as PyTorch's `normalized_shape` has it. Reference: Wu and He 2018; PyTorch's `nn.GroupNorm`.
@@ -25,11 +26,11 @@ pub struct Settings {
     pub gamma: Learnable,
     /// β.
     pub beta: Learnable,
-    /// `layer-norm` or `group-norm`.
+    /// `layer-norm`, `instance-norm` or `group-norm`.
     pub kind: &'static str,
 }
 
-/// Group norm, or layer norm.
+/// Group norm, layer norm or instance norm.
 pub struct GroupNorm {
     settings: Settings,
     /// `[max_batch·G]`.

@@ -6,9 +6,11 @@ use super::{BuildError, Node, Program, ProgramSettings};
 use crate::backend::{Backend, Category, HostSlice, Stream};
 use crate::kernel::{Affine, Window};
 use crate::layer::Layer;
+use crate::layer::average_pool::AveragePool;
 use crate::layer::conv2d::Conv2d;
 use crate::layer::dropout::Dropout;
 use crate::layer::flatten::Flatten;
+use crate::layer::gelu::Gelu;
 use crate::layer::global_average_pool::GlobalAveragePool;
 use crate::layer::linear::Linear;
 use crate::layer::max_pool::MaxPool;
@@ -17,6 +19,7 @@ use crate::layer::residual::Residual;
 use crate::model::{self, Init, Model, Op};
 use crate::norm::batch::{self, BatchNorm, Learnable};
 use crate::norm::group::{self, GroupNorm};
+use crate::norm::rms::{self, RmsNorm};
 use crate::norm::sync_batch::SyncBatchNorm;
 use crate::philox::{self, Purpose};
 use crate::tensor::{Dtype, Span};
@@ -197,6 +200,7 @@ impl Builder<'_> {
             Op::Linear { .. } => Box::new(self.linear(i, node)),
             Op::Conv2d { window, .. } => Box::new(self.conv2d(i, *window)),
             Op::Relu => Box::new(Relu),
+            Op::Gelu { formula } => Box::new(Gelu { formula: *formula }),
             Op::MaxPool { window } => {
                 let len = node.output.elements() * self.settings.max_batch;
                 let index = self
@@ -207,6 +211,13 @@ impl Builder<'_> {
                     index,
                 })
             }
+            Op::AveragePool {
+                window,
+                count_padding,
+            } => Box::new(AveragePool {
+                window: *window,
+                count_padding: *count_padding,
+            }),
             Op::GlobalAveragePool => Box::new(GlobalAveragePool { channels, spatial }),
             Op::Flatten => Box::new(Flatten { channels, spatial }),
             Op::Dropout { p } => Box::new(Dropout {
@@ -221,11 +232,22 @@ impl Builder<'_> {
                 ..
             } => self.batch_norm(i, node, *sync, *eps, *momentum)?,
             Op::GroupNorm {
-                layer: _,
+                kind: _,
                 groups,
                 eps,
                 affine,
             } => self.group_norm(i, node, *groups, *eps, *affine)?,
+            Op::RmsNorm { eps, affine } => {
+                let settings = rms::Settings {
+                    channels,
+                    spatial,
+                    eps: *eps,
+                    affine: *affine,
+                    gamma: self.learnable(i, 0),
+                };
+                let max_batch = self.settings.max_batch;
+                Box::new(RmsNorm::new(self.backend, settings, max_batch)?)
+            }
             Op::Add => Box::new(Residual),
         })
     }

@@ -10,4 +10,5 @@ mod norms;
 mod optimizers;
 mod pooling;
 mod products;
+mod rms;
 mod streams;

@@ -1,4 +1,4 @@
-//! Max pooling and global average pooling.
+//! Max, average and global average pooling.
 use syncmark_engine::kernel::{Kernel, Window};
 
 use crate::device::on_every_backend;
@@ -94,6 +94,98 @@ fn max_pooling_remembers_the_first_winner() {
                 batch,
                 write,
             });
+        }
+    });
+}
+
+/// The elements `(input, output)` that windows connect, and the size of each output's window inside the image.
+fn connections(window: &Window, batch: usize) -> (Vec<(usize, usize)>, Vec<usize>) {
+    let Window {
+        h,
+        w,
+        c,
+        out_h,
+        out_w,
+        kernel,
+        stride,
+        padding,
+        ..
+    } = *window;
+    let (mut pairs, mut inside) = (Vec::new(), vec![0; batch * out_h * out_w * c]);
+    for (b, oy, ox) in
+        (0..batch * out_h * out_w).map(|i| (i / (out_h * out_w), i / out_w % out_h, i % out_w))
+    {
+        for (ky, kx) in (0..kernel * kernel).map(|k| (k / kernel, k % kernel)) {
+            let (y, x) = (oy * stride + ky, ox * stride + kx);
+            if (padding..h + padding).contains(&y) && (padding..w + padding).contains(&x) {
+                for channel in 0..c {
+                    let output = ((b * out_h + oy) * out_w + ox) * c + channel;
+                    let input = ((b * h + y - padding) * w + x - padding) * c + channel;
+                    pairs.push((input, output));
+                    inside[output] += 1;
+                }
+            }
+        }
+    }
+    (pairs, inside)
+}
+
+#[test]
+fn average_pooling_divides_by_the_window_or_by_what_is_inside_the_image() {
+    on_every_backend(|device| {
+        for (h, w, c, kernel, stride, padding) in [
+            (4, 4, 1, 2, 2, 0),
+            (5, 7, 3, 3, 2, 1),
+            (9, 8, 70, 3, 1, 1),
+            (6, 5, 16, 5, 3, 2),
+        ] {
+            let batch = 3;
+            let side = |side: usize| (side + 2 * padding - kernel) / stride + 1;
+            let window = Window {
+                h,
+                w,
+                c,
+                out_h: side(h),
+                out_w: side(w),
+                out_c: c,
+                kernel,
+                stride,
+                padding,
+            };
+            let (pairs, inside) = connections(&window, batch);
+            for count_padding in [true, false] {
+                let divisor = |output: usize| match count_padding {
+                    true => (kernel * kernel) as f64,
+                    false => inside[output] as f64,
+                };
+                let (x, d_y) = (
+                    device.random(batch * h * w * c),
+                    device.random(inside.len()),
+                );
+                let (mut y, mut d_x) = (vec![0.0; inside.len()], vec![0.0; x.values.len()]);
+                for (input, output) in &pairs {
+                    y[*output] += x.values[*input] / divisor(*output);
+                    d_x[*input] += d_y.values[*output] / divisor(*output);
+                }
+                let output = device.random(y.len()).span;
+                device.launch(Kernel::AveragePoolForward {
+                    x: x.span,
+                    y: output,
+                    window,
+                    batch,
+                    count_padding,
+                });
+                device.expect("forward", output, &y);
+                let d_y = d_y.span;
+                device.expect_writes("backward", &d_x, |d_x, write| Kernel::AveragePoolBackward {
+                    d_y,
+                    d_x,
+                    window,
+                    batch,
+                    count_padding,
+                    write,
+                });
+            }
         }
     });
 }

@@ -16,7 +16,7 @@ const STEPS: usize = 32;
 
 /// Σ map(inputs) over a run.
 #[inline(always)]
-fn sums<const N: usize, const K: usize>(
+pub(super) fn sums<const N: usize, const K: usize>(
     inputs: [&[f32]; N],
     map: impl Fn([f32; N]) -> [f32; K],
 ) -> [f64; K] {

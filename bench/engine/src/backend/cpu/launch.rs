@@ -5,7 +5,8 @@
 //! Reference: [`crate::kernel::Kernel`], which states each formula.
 use crate::backend::cpu::memory::HostMemory;
 use crate::backend::cpu::{
-    batch_norm, compression, conv, dropout, elementwise, group_norm, loss, matmul, optimizer, pool,
+    average_pool, batch_norm, compression, conv, dropout, elementwise, gelu, group_norm, loss,
+    matmul, optimizer, pool, rms_norm,
 };
 use crate::kernel::Kernel;
 use crate::tensor::{Dtype, Span};
@@ -77,6 +78,14 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 disjoint(&[d_x], &[y, d_y]);
                 elementwise::relu_backward(m.r(y), m.r(d_y), m.w(d_x), write);
             }
+            Kernel::GeluForward { x, y, formula } => {
+                disjoint(&[y], &[x]);
+                gelu::forward(m.r(x), m.w(y), formula);
+            }
+            Kernel::GeluBackward { x, d_y, d_x, formula, write } => {
+                disjoint(&[d_x], &[x, d_y]);
+                gelu::backward(m.r(x), m.r(d_y), m.w(d_x), formula, write);
+            }
             Kernel::Transpose { from, to, batch, rows, columns, write } => {
                 disjoint(&[to], &[from]);
                 elementwise::transpose(m.r(from), m.w(to), batch, rows, columns, write);
@@ -146,6 +155,14 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
             Kernel::MaxPoolBackward { d_y, index, d_x, window, batch, write } => {
                 disjoint(&[d_x], &[d_y, index]);
                 pool::max_backward(m.r(d_y), memory.read(index), m.w(d_x), &window, batch, write);
+            }
+            Kernel::AveragePoolForward { x, y, window, batch, count_padding } => {
+                disjoint(&[y], &[x]);
+                average_pool::forward(m.r(x), m.w(y), &window, batch, count_padding);
+            }
+            Kernel::AveragePoolBackward { d_y, d_x, window, batch, count_padding, write } => {
+                disjoint(&[d_x], &[d_y]);
+                average_pool::backward(m.r(d_y), m.w(d_x), &window, batch, count_padding, write);
             }
             Kernel::GlobalAveragePoolForward { x, y, batch, spatial, channels } => {
                 disjoint(&[y], &[x]);
@@ -243,6 +260,18 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 let x = m.r(x.first(batch * spatial * channels));
                 let (d_y, gamma, mean, rstd) = (m.r(d_y), m.r(gamma), m.r(mean), m.r(rstd));
                 group_norm::backward(x, d_y, gamma, mean, rstd, m.w(d_x), m.w(d_gamma), m.w(d_beta), shape, write);
+            }
+            Kernel::RmsNormForward { x, gamma, y, rstd, batch, spatial, channels, affine, eps } => {
+                disjoint(&[y, rstd], &[x, gamma]);
+                let shape = rms_norm::Shape { spatial, channels, affine };
+                let x = m.r(x.first(batch * spatial * channels));
+                rms_norm::forward(x, m.r(gamma), m.w(y), m.w(rstd), shape, eps);
+            }
+            Kernel::RmsNormBackward { x, d_y, gamma, rstd, d_x, d_gamma, batch, spatial, channels, affine, write } => {
+                disjoint(&[d_x, d_gamma], &[x, d_y, gamma, rstd]);
+                let shape = rms_norm::Shape { spatial, channels, affine };
+                let x = m.r(x.first(batch * spatial * channels));
+                rms_norm::backward(x, m.r(d_y), m.r(gamma), m.r(rstd), m.w(d_x), m.w(d_gamma), shape, write);
             }
             Kernel::SoftmaxCrossEntropy { logits, labels, losses, loss, d_logits, batch, classes, scale } => {
                 disjoint(&[losses, loss, d_logits], &[logits, labels]);

@@ -4,12 +4,14 @@
 //! its cores are those its owner pins that thread to with [`pin_to_cores`], and the progress thread shares them.
 //! Kernels are single-threaded, deterministic (same input, same bits) and allocate nothing, but for the packing buffers
 //! of the `gemm` crate (see `matmul.rs`).
+mod average_pool;
 mod batch_norm;
 mod columns;
 mod compression;
 mod conv;
 mod dropout;
 mod elementwise;
+mod gelu;
 mod group_norm;
 mod group_runs;
 mod launch;
@@ -20,6 +22,7 @@ pub(crate) mod memory;
 mod narrow;
 mod optimizer;
 mod pool;
+mod rms_norm;
 pub(crate) mod stream;
 pub(crate) mod worker;
 

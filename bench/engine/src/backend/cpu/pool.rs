@@ -7,7 +7,7 @@ use crate::backend::cpu::columns::{Columns, map, reduce, widest};
 use crate::kernel::{Window, Write};
 
 /// Rows or columns of the image under window `at`.
-fn range(at: usize, window: &Window, side: usize) -> std::ops::Range<usize> {
+pub(super) fn range(at: usize, window: &Window, side: usize) -> std::ops::Range<usize> {
     let start = at * window.stride;
     start.saturating_sub(window.padding)
         ..(start + window.kernel)

@@ -1,0 +1,253 @@
+//! Every norm, forward and backward. Of sync-batch that is what a rank computes between the collectives, with two ranks.
+use criterion::{BenchmarkId, Criterion, Throughput};
+use syncmark_engine::kernel::{Affine, Kernel, Write};
+use syncmark_engine::tensor::{Dtype, Span};
+
+use crate::device::Device;
+
+const EPS: f32 = 1e-5;
+const RANKS: usize = 2;
+
+/// Samples, positions and channels. The first is a layer of a large image at a quarter of the usual 64 samples: 51 MB an activation,
+/// far beyond any cache, and three of them in memory.
+const SHAPES: [[usize; 3]; 4] = [
+    [16, 112 * 112, 64],
+    [32, 56 * 56, 64],
+    [64, 32 * 32, 16],
+    [128, 1, 1024],
+];
+
+/// Activations, and what is per channel.
+struct Operands {
+    x: Span,
+    y: Span,
+    d_y: Span,
+    mean: Span,
+    variance: Span,
+    rstd: Span,
+    gamma: Span,
+    beta: Span,
+    d_gamma: Span,
+    d_beta: Span,
+    sums: Span,
+    count: Span,
+    gathered: Span,
+    tracked: Span,
+}
+
+impl Operands {
+    fn new(device: &mut Device, elements: usize, channels: usize) -> Self {
+        let [x, y, d_y] = [(); 3].map(|()| device.random(elements));
+        let [mean, variance, rstd, gamma, beta, d_gamma, d_beta] =
+            [(); 7].map(|()| device.random(channels));
+        Self {
+            x,
+            y,
+            d_y,
+            mean,
+            variance,
+            rstd,
+            gamma,
+            beta,
+            d_gamma,
+            d_beta,
+            sums: device.random(2 * channels),
+            count: device.random(1),
+            gathered: device.random(RANKS * (2 * channels + 1)),
+            tracked: device.allocate(Dtype::I64, 1),
+        }
+    }
+}
+
+/// Forward and backward of batch norm; of its synchronized kind with `sync`.
+fn batch(o: &Operands, rows: usize, channels: usize, sync: bool) -> [Vec<Kernel>; 2] {
+    let mut forward = vec![
+        Kernel::BatchStatistics {
+            x: o.x,
+            mean: o.mean,
+            variance: o.variance,
+            rows,
+        },
+        Kernel::ReciprocalDeviation {
+            variance: o.variance,
+            rstd: o.rstd,
+            eps: EPS,
+        },
+    ];
+    if sync {
+        forward.extend([
+            Kernel::SyncPack {
+                mean: o.mean,
+                rstd: o.rstd,
+                rows,
+                packed: o.gathered.first(2 * channels + 1),
+            },
+            Kernel::SyncMerge {
+                gathered: o.gathered,
+                ranks: RANKS,
+                channels,
+                eps: EPS,
+                mean: o.mean,
+                variance: o.variance,
+                rstd: o.rstd,
+                count: o.count,
+            },
+        ]);
+    }
+    forward.extend([
+        Kernel::UpdateRunning {
+            mean: o.mean,
+            variance: o.variance,
+            count: o.count,
+            running_mean: o.d_gamma,
+            running_variance: o.d_beta,
+            tracked: o.tracked,
+            momentum: Some(0.1),
+        },
+        Kernel::BatchNormalize {
+            x: o.x,
+            mean: o.mean,
+            rstd: o.rstd,
+            gamma: o.gamma,
+            beta: o.beta,
+            y: o.y,
+            rows,
+        },
+    ]);
+    let backward = vec![
+        Kernel::BatchBackwardReduce {
+            x: o.x,
+            d_y: o.d_y,
+            mean: o.mean,
+            sums: o.sums,
+            rows,
+        },
+        Kernel::BatchBackwardAffine {
+            sums: o.sums,
+            rstd: o.rstd,
+            d_gamma: o.d_gamma,
+            d_beta: o.d_beta,
+        },
+        Kernel::BatchBackwardInput {
+            x: o.x,
+            d_y: o.d_y,
+            mean: o.mean,
+            rstd: o.rstd,
+            gamma: o.gamma,
+            sums: o.sums,
+            count: o.count,
+            d_x: o.y,
+            rows,
+            write: Write::Overwrite,
+        },
+    ];
+    [forward, backward]
+}
+
+/// Forward and backward of a norm over groups of channels, with γ and β per channel.
+fn group(
+    device: &mut Device,
+    o: &Operands,
+    [batch, spatial, channels]: [usize; 3],
+    groups: usize,
+) -> [Vec<Kernel>; 2] {
+    let [mean, rstd] = [(); 2].map(|()| device.random(batch * groups));
+    let (affine, write) = (Affine::Channel, Write::Overwrite);
+    let forward = Kernel::GroupNormForward {
+        x: o.x,
+        gamma: o.gamma,
+        beta: o.beta,
+        y: o.y,
+        mean,
+        rstd,
+        batch,
+        spatial,
+        channels,
+        groups,
+        affine,
+        eps: EPS,
+    };
+    let backward = Kernel::GroupNormBackward {
+        x: o.x,
+        d_y: o.d_y,
+        gamma: o.gamma,
+        mean,
+        rstd,
+        d_x: o.y,
+        d_gamma: o.d_gamma,
+        d_beta: o.d_beta,
+        batch,
+        spatial,
+        channels,
+        groups,
+        affine,
+        write,
+    };
+    [vec![forward], vec![backward]]
+}
+
+/// Forward and backward of RMS norm, with γ per channel.
+fn rms(
+    device: &mut Device,
+    o: &Operands,
+    [batch, spatial, channels]: [usize; 3],
+) -> [Vec<Kernel>; 2] {
+    let rstd = device.random(batch);
+    let forward = Kernel::RmsNormForward {
+        x: o.x,
+        gamma: o.gamma,
+        y: o.y,
+        rstd,
+        batch,
+        spatial,
+        channels,
+        affine: Affine::Channel,
+        eps: EPS,
+    };
+    let backward = Kernel::RmsNormBackward {
+        x: o.x,
+        d_y: o.d_y,
+        gamma: o.gamma,
+        rstd,
+        d_x: o.y,
+        d_gamma: o.d_gamma,
+        batch,
+        spatial,
+        channels,
+        affine: Affine::Channel,
+        write: Write::Overwrite,
+    };
+    [vec![forward], vec![backward]]
+}
+
+pub fn norm(criterion: &mut Criterion) {
+    let mut benchmarks = criterion.benchmark_group("norm");
+    for shape @ [samples, spatial, channels] in SHAPES {
+        let mut device = Device::new();
+        let (rows, elements) = (samples * spatial, samples * spatial * channels);
+        let o = Operands::new(&mut device, elements, channels);
+        let mut norms = vec![
+            ("batch", batch(&o, rows, channels, false)),
+            ("sync-batch, local part", batch(&o, rows, channels, true)),
+            ("layer", group(&mut device, &o, shape, 1)),
+            (
+                "group",
+                group(&mut device, &o, shape, (channels / 4).min(32)),
+            ),
+            ("rms", rms(&mut device, &o, shape)),
+        ];
+        if spatial > 1 {
+            norms.push(("instance", group(&mut device, &o, shape, channels)));
+        }
+        benchmarks.throughput(Throughput::Bytes(o.x.bytes() as u64));
+        for (name, [forward, backward]) in &norms {
+            for (direction, kernels) in [("forward", forward), ("backward", backward)] {
+                let id = BenchmarkId::new(
+                    format!("{name}, {direction}"),
+                    format!("{samples}x{spatial}x{channels}"),
+                );
+                benchmarks.bench_function(id, |bencher| device.time(bencher, kernels));
+            }
+        }
+    }
+}

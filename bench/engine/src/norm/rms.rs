@@ -1,0 +1,85 @@
+//! RMS norm: each sample over the root of the mean of its squares; no mean is taken away and there is no β.
+//!
+//! It looks at one sample at a time, so neither batch nor chunks change its result. γ is per channel, or per element as PyTorch's
+//! `normalized_shape` has it. Reference: Zhang and Sennrich 2019; PyTorch's `nn.RMSNorm`.
+use super::batch::Learnable;
+use crate::backend::{Backend, Category};
+use crate::kernel::{Affine, Kernel, Write};
+use crate::layer::{Layer, Result, Step, Wires};
+use crate::tensor::{Dtype, Span};
+
+/// What RMS norm is made of.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Channels C.
+    pub channels: usize,
+    /// Positions per sample and channel.
+    pub spatial: usize,
+    /// Added to the mean of the squares.
+    pub eps: f32,
+    /// Extent of γ.
+    pub affine: Affine,
+    /// γ.
+    pub gamma: Learnable,
+}
+
+/// RMS norm.
+pub struct RmsNorm {
+    settings: Settings,
+    /// `[max_batch]`.
+    rstd: Span,
+}
+
+impl RmsNorm {
+    /// RMS norm for at most `max_batch` samples.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(backend: &mut dyn Backend, settings: Settings, max_batch: usize) -> Result<Self> {
+        let rstd = backend.allocate(Category::Activations, Dtype::F32, max_batch)?;
+        Ok(Self { settings, rstd })
+    }
+}
+
+impl Layer for RmsNorm {
+    fn forward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
+        let (s, batch) = (&self.settings, step.batch);
+        step.launch(Kernel::RmsNormForward {
+            x: wires.cut(wires.inputs[0], batch),
+            gamma: s.gamma.value,
+            y: wires.cut(wires.output, batch),
+            rstd: wires.cut(self.rstd, batch),
+            batch,
+            spatial: s.spatial,
+            channels: s.channels,
+            affine: s.affine,
+            eps: s.eps,
+        })
+    }
+
+    fn backward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
+        let (s, batch) = (&self.settings, step.batch);
+        let (d_x, write) = match wires.d_input(batch) {
+            Some(wanted) => wanted,
+            None if s.gamma.value.is_empty() => return Ok(()),
+            None => (Span::EMPTY, Write::Overwrite),
+        };
+        step.launch(Kernel::RmsNormBackward {
+            x: wires.cut(wires.inputs[0], batch),
+            d_y: wires.cut(wires.d_output, batch),
+            gamma: s.gamma.value,
+            rstd: wires.cut(self.rstd, batch),
+            d_x,
+            d_gamma: s.gamma.gradient,
+            batch,
+            spatial: s.spatial,
+            channels: s.channels,
+            affine: s.affine,
+            write,
+        })
+    }
+
+    fn kind(&self) -> &'static str {
+        "rms-norm"
+    }
+}
