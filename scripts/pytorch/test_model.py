@@ -64,10 +64,12 @@ def test_uniforms_have_their_moments() -> None:
 
 def test_sizes_of_the_presets() -> None:
     # He et al.'s ResNet-20 has 269,722; two projections with norms add 16·32 + 32·64 weights and 2·(32 + 64) of γ and β.
-    sizes = {
-        name: sum(p.numel() for p in model.build(model.preset(name)).parameters()) for name in ("mlp", "convnet", "resnet20")
-    }
-    assert sizes == {"mlp": 2_916_362, "convnet": 24_058, "resnet20": 272_474}, sizes
+    # torchvision's resnet18 and resnet50 have 11,689,512 and 25,557,032.
+    expected = {
+        "mlp": 2_916_362, "convnet": 24_058, "resnet20": 272_474, "resnet18": 11_689_512, "resnet50": 25_557_032,
+    }  # fmt: skip
+    sizes = {name: sum(p.numel() for p in model.build(model.preset(name)).parameters()) for name in expected}
+    assert sizes == expected, sizes
 
 
 def test_bias_follows_the_norm() -> None:
@@ -81,6 +83,10 @@ def test_bias_follows_the_norm() -> None:
     assert built([conv, {"layer-norm": {"affine": "none"}}])[0].bias is not None
     assert built([conv, {"layer-norm": {"affine": "element"}}])[0].bias is None
     assert built([{"conv2d": {"channels": 8, "kernel": 3, "bias": True}}, "norm"])[0].bias is not None
+    # RMS norm has no bias and takes the convolution's away all the same.
+    assert built([conv, "norm"], "rms")[0].bias is None
+    assert built([conv, {"rms-norm": {"affine": "none"}}])[0].bias is not None
+    assert built([conv, {"instance-norm": {"affine": False}}])[0].bias is not None
     # With "none" the norm is gone, and the next layer of the same list is the one that counts.
     assert built([conv, "norm", {"group-norm": {}}], "none")[0].bias is None
 
@@ -103,6 +109,8 @@ def test_errors_say_what_to_write() -> None:
     rejects(["flatten", {"conv2d": {"channels": 3, "kernel": 1}}], "before flatten")
     rejects([{"group-norm": {"groups": 3}}], "write a divisor")
     rejects([{"max-pool": {"kernel": 7}}], "does not fit")
+    rejects(["flatten", {"instance-norm": {}}], "before flatten")
+    rejects([{"max-pool": {"kernel": 6}}, {"instance-norm": {}}], "one position", shape=(4, 6, 6))
     rejects(["rleu"], "unknown layer")
     rejects([{"conv2d": {"channels": 3, "kernel": 1, "strides": 2}}], "strides")
     rejects([{"residual": {"body": [{"conv2d": {"channels": 3, "kernel": 1}}]}}], "make them equal")
@@ -116,6 +124,18 @@ def test_channel_layer_norm_against_numpy() -> None:
     expected = (flat - flat.mean(1, keepdims=True)) / np.sqrt(flat.var(1, keepdims=True) + 1e-5)
     expected = expected.reshape(x.shape) * norm.weight.detach().numpy()[:, None, None]
     assert np.allclose(norm(x).detach().numpy(), expected, rtol=0, atol=1e-13)
+
+
+def test_rms_norm_against_numpy() -> None:
+    x = torch.from_numpy(philox.synthetic_inputs(0, 0, 3, (4, 6, 5))).double() * 1e-3
+    flat = x.numpy().reshape(3, -1)
+    expected = (flat / np.sqrt((flat**2).mean(1, keepdims=True) + 2.0**-23)).reshape(x.shape)
+    weight = np.arange(4.0)[:, None, None] - 1.5
+    channel = built([{"rms-norm": {}}])[0].double()
+    channel.weight.data = torch.from_numpy(weight.reshape(-1))
+    assert np.allclose(channel(x).detach().numpy(), expected * weight, rtol=0, atol=1e-13)
+    element = built([{"rms-norm": {"affine": "element"}}])[0].double()
+    assert np.allclose(element(x).detach().numpy(), expected, rtol=0, atol=1e-13)
 
 
 def test_chunks_of_scatter() -> None:

@@ -469,7 +469,7 @@ fn inputs_and_outputs_must_fit_the_data() {
     );
     for input in [
         &[][..],
-        &[3, 8],
+        &[3, 0],
         &[0, 8, 8],
         &[3, 8, 8, 1],
         &[usize::MAX, 2, 2],

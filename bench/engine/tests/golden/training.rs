@@ -62,7 +62,14 @@ pub fn source(fixture: &Fixture) -> Box<dyn Dataset> {
 }
 
 /// Checks a number, or the numbers of a tensor one by one, against PyTorch's gap.
-fn near(fixture: &Fixture, name: &str, gap: f64, found: &[f64], expected: &[f64], backend: &str) {
+pub fn near(
+    fixture: &Fixture,
+    name: &str,
+    gap: f64,
+    found: &[f64],
+    expected: &[f64],
+    backend: &str,
+) {
     assert_eq!(found.len(), expected.len(), "{} {name}", fixture.name);
     let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
     let allowed = GAPS * gap + FLOOR * largest;
@@ -76,14 +83,14 @@ fn near(fixture: &Fixture, name: &str, gap: f64, found: &[f64], expected: &[f64]
     }
 }
 
-fn l2(tensor: &NamedTensor) -> f64 {
+pub fn l2(tensor: &NamedTensor) -> f64 {
     values(tensor).iter().map(|v| v * v).sum::<f64>().sqrt()
 }
 
 /// One training run on one device.
-struct Run<'a> {
+pub struct Run<'a> {
     fixture: &'a Fixture,
-    device: Device,
+    pub device: Device,
     data: Box<dyn Dataset>,
     loss: Loss,
     optimizer: Optimizer,
@@ -91,7 +98,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(fixture: &'a Fixture, backend: Box<dyn Backend>) -> Self {
+    pub fn new(fixture: &'a Fixture, backend: Box<dyn Backend>) -> Self {
         let data = source(fixture);
         let norm = serde_json::from_value(fixture.text("norm").into()).expect("a norm");
         let spec = preset(fixture.text("model"));
@@ -117,7 +124,7 @@ impl<'a> Run<'a> {
     }
 
     /// Forward, loss and backward of step `k`; returns the loss.
-    fn gradients(&mut self, k: usize) -> f32 {
+    pub fn gradients(&mut self, k: usize) -> f32 {
         let Self {
             fixture,
             device,
@@ -174,7 +181,7 @@ impl<'a> Run<'a> {
     }
 
     /// Update of step `k`, at the schedule's rate.
-    fn update(&mut self, k: usize) {
+    pub fn update(&mut self, k: usize) {
         let (backend, state) = (self.device.backend.as_mut(), self.device.state);
         let settings: &OptimizerSettings = self.optimizer.settings();
         let rate = settings.schedule.rate(settings.learning_rate(), k as u64);
@@ -223,7 +230,16 @@ impl<'a> Run<'a> {
         );
     }
 
-    fn export(&mut self) -> Vec<NamedTensor> {
+    /// The gradients as backward left them.
+    pub fn export_gradients(&mut self) -> Vec<NamedTensor> {
+        let (program, backend) = (&self.device.program, self.device.backend.as_mut());
+        program
+            .export_arena(backend, program.gradients(), "")
+            .expect("export")
+    }
+
+    /// Parameters and buffers.
+    pub fn export(&mut self) -> Vec<NamedTensor> {
         self.device
             .program
             .export(self.device.backend.as_mut())
@@ -250,11 +266,7 @@ impl<'a> Run<'a> {
                 kind,
             );
             if k == 0 {
-                let span = self.device.program.gradients();
-                let program = &self.device.program;
-                let gradients = program
-                    .export_arena(self.device.backend.as_mut(), span, "")
-                    .expect("export");
+                let gradients = self.export_gradients();
                 self.check_norms("first_gradient_norm.", &gradients);
             }
             self.update(k);
