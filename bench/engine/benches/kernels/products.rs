@@ -52,19 +52,20 @@ pub fn matmul(criterion: &mut Criterion) {
             device.random(outputs * inputs),
             device.random(rows * outputs),
         );
-        let product = |[a, b, c]: [Span; 3], [m, n, k]: [usize; 3], [transpose_a, transpose_b]| {
-            Kernel::Matmul {
-                a,
-                b,
-                c,
-                m,
-                n,
-                k,
-                transpose_a,
-                transpose_b,
-                write: Write::Overwrite,
-            }
-        };
+        let product =
+            |[a, b, c]: [Span; 3], [m, n, k]: [usize; 3], [transpose_a, transpose_b]: [bool; 2]| {
+                Kernel::Matmul {
+                    a,
+                    b,
+                    c,
+                    m,
+                    n,
+                    k,
+                    transpose_a,
+                    transpose_b,
+                    write: Write::Overwrite,
+                }
+            };
         group.throughput(Throughput::Elements((rows * outputs * inputs) as u64));
         for (name, kernel) in [
             (
