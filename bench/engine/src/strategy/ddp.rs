@@ -8,7 +8,7 @@ mod setup;
 
 pub use fidelity::Fidelity;
 
-use super::bucket::Buckets;
+use super::bucket::{BucketCaps, Buckets};
 use super::hook::{Bucket, Compression, Hook, HookPlace};
 use super::ranks::{self, Words, in_order, with_group};
 use super::replica::{Replica, ReplicaSettings};
@@ -25,38 +25,68 @@ use crate::tensor::{Dtype, Span};
 /// Settings of [`Ddp`].
 #[derive(Clone, Debug)]
 pub struct DdpSettings {
-    /// Most samples of this rank's step.
+    /// Most samples of this rank's micro-batch.
     pub max_batch: usize,
-    /// Index of this rank's first sample in the global batch: the samples of the ranks before it.
+    /// Index of this rank's first sample in a global micro-batch: the samples of the ranks before it.
     pub sample_offset: usize,
+    /// Samples of a global micro-batch, of all ranks.
+    pub global_batch: usize,
     /// Seed of parameters and dropout masks.
     pub seed: u64,
     /// The optimizer.
     pub optimizer: OptimizerSettings,
-    /// Cap of a bucket; none for 25 MiB with a first bucket of 1 MiB.
-    pub bucket_cap_bytes: Option<usize>,
+    /// What PyTorch's constructor takes.
+    pub options: DdpOptions,
+}
+
+/// Options of [`Ddp`]; the defaults are PyTorch's. They must be equal on all ranks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DdpOptions {
+    /// When buckets are closed.
+    pub bucket_caps: BucketCaps,
+    /// Whether a bucket is reduced as soon as it is full, while backward goes on; otherwise all are, in order, after it.
+    pub overlap: bool,
+    /// Whether rank 0's buffers are broadcast at all.
+    pub broadcast_buffers: bool,
+    /// Micro-batches of a step, K.
+    pub accumulation: usize,
+    /// Whether only a step's last micro-batch reduces gradients. Otherwise each one does, as without PyTorch's `no_sync`:
+    /// what is reduced then holds the mean of the micro-batches before it, of which the mean over ranks is itself.
+    pub no_sync: bool,
     /// What gradients are exchanged as.
     pub compression: Compression,
+}
+
+impl Default for DdpOptions {
+    fn default() -> Self {
+        Self {
+            bucket_caps: BucketCaps::default(),
+            overlap: true,
+            broadcast_buffers: true,
+            accumulation: 1,
+            no_sync: true,
+            compression: Compression::None,
+        }
+    }
 }
 
 /// One rank.
 pub struct Ddp {
     replica: Replica,
     communicator: Box<dyn Communicator>,
-    sample_offset: usize,
-    bucket_cap_bytes: Option<usize>,
+    options: DdpOptions,
     buckets: Buckets,
     hook: Hook,
     /// For checked steps: the exact mean, and what was found; empty and none in others.
     exact: Span,
     found: Option<Vec<Fidelity>>,
     sent: [u64; 2],
-    /// Whether the buckets still wait for their rebuild after the first step.
+    /// Whether the buckets still wait for their rebuild after the first reduction.
     first: bool,
     synchronize: bool,
-    /// Whether the next forward begins with rank 0's buffers: the last training forward synchronized.
+    /// Whether the next forward begins with rank 0's buffers: the last forward was one of training whose gradients were reduced.
     stale_buffers: bool,
-    /// Ends of the all-reduces of the present step.
+    /// Ends of the all-reduces under way.
     pending: Vec<Event>,
     words: Words,
     /// i64 `[1 + parameters]`: number of buckets, and their ends.
@@ -68,7 +98,7 @@ impl Ddp {
     /// buffers of rank 0. Blocks; every rank must call it.
     ///
     /// # Errors
-    /// [`StrategyError::Model`] when ranks differ, or a device's or rank's failure.
+    /// [`super::StrategyError::Model`] when ranks differ, or a device's or rank's failure.
     pub fn new(
         mut backend: Box<dyn Backend>,
         communicator: Box<dyn Communicator>,
@@ -84,6 +114,9 @@ impl Ddp {
                 device: rank,
                 max_batch: settings.max_batch,
                 loss_batch: settings.max_batch,
+                accumulation: settings.options.accumulation,
+                sample_offset: settings.sample_offset,
+                global_batch: Some(settings.global_batch),
                 chunks: &[],
                 world_size: world,
                 seed: settings.seed,
@@ -94,7 +127,7 @@ impl Ddp {
         let state = replica.counters();
         let hook = Hook::new(
             &mut *replica.backend,
-            settings.compression,
+            settings.options.compression,
             &HookPlace {
                 gradients: replica.program.gradients(),
                 parameters: replica.program.table(),
@@ -111,8 +144,7 @@ impl Ddp {
             exact: Span::EMPTY,
             found: None,
             sent: [0; 2],
-            sample_offset: settings.sample_offset,
-            bucket_cap_bytes: settings.bucket_cap_bytes,
+            options: settings.options,
             first: true,
             synchronize: true,
             stale_buffers: true,
@@ -126,26 +158,38 @@ impl Ddp {
                 .backend
                 .allocate(Category::Workspace, Dtype::I64, 1 + parameters)?;
         ddp.pending.reserve(parameters);
-        ranks::settle(&mut ddp.replica, &mut *ddp.communicator, &ddp.words, true)?;
+        let buffers = ddp.options.broadcast_buffers;
+        ranks::settle(
+            &mut ddp.replica,
+            &mut *ddp.communicator,
+            &ddp.words,
+            buffers,
+        )?;
         Ok(ddp)
     }
 
     fn take_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
-        self.replica.host_to_device(&batch, self.sample_offset)?;
-        self.broadcast_buffers()?;
-        self.forward(batch.len)?;
-        self.replica.compute_loss(batch.len)?;
-        self.backward(batch.len)?;
-        self.wait_for_gradients()?;
-        self.compare()?;
-        self.replica.optimize()?;
-        self.rebuild_buckets()
+        for micro in self.replica.micro_batches(batch) {
+            let reduces = self.synchronize && (micro.is_last() || !self.options.no_sync);
+            self.replica.host_to_device(&micro)?;
+            self.broadcast_buffers(reduces)?;
+            self.forward(micro.len())?;
+            self.replica.compute_loss(&micro)?;
+            self.backward(micro.len(), reduces)?;
+            if reduces {
+                self.wait_for_gradients()?;
+                self.compare()?;
+                self.rebuild_buckets()?;
+            }
+        }
+        self.replica.optimize()
     }
 
-    /// Rank 0's buffers for all, if the last training forward synchronized.
-    fn broadcast_buffers(&mut self) -> Result<()> {
-        let stale = std::mem::replace(&mut self.stale_buffers, self.synchronize);
-        if !(self.synchronize && stale) {
+    /// Rank 0's buffers for all before a forward, if the last one was of training and its gradients were reduced, as by PyTorch's
+    /// `will_sync_module_buffers`; `reduces` says whether those of the coming one will be. With `no_sync` that is once a step.
+    fn broadcast_buffers(&mut self, reduces: bool) -> Result<()> {
+        let stale = std::mem::replace(&mut self.stale_buffers, reduces);
+        if !(self.synchronize && self.options.broadcast_buffers && stale) {
             return Ok(());
         }
         ranks::broadcast_buffers(&mut self.replica, &mut *self.communicator)
@@ -160,10 +204,11 @@ impl Ddp {
         )
     }
 
-    /// Backward node by node; each bucket's all-reduce starts as soon as its last gradient is enqueued.
-    fn backward(&mut self, len: usize) -> Result<()> {
-        self.pending.clear();
+    /// Backward node by node. With `reduces`, each bucket's all-reduce starts as soon as its last gradient is enqueued or,
+    /// without overlap, when backward is over.
+    fn backward(&mut self, len: usize, reduces: bool) -> Result<()> {
         let (mut ready, mut next) = (0, 0);
+        self.forget_found();
         let opened = self.replica.trace.open(&mut *self.replica.backend);
         for i in (0..self.replica.program.len()).rev() {
             let Self {
@@ -179,18 +224,26 @@ impl Ddp {
                 |replica, group| replica.backward_node(i, len, group),
             )?;
             ready = in_order(ready, self.replica.program.ready_after(i))?;
-            while self.synchronize
-                && next < self.buckets.len()
-                && self.buckets.range(next).end <= ready
-            {
-                self.reduce_bucket(next)?;
-                next += 1;
+            if reduces && self.options.overlap {
+                next = self.reduce_buckets(next, ready)?;
             }
         }
         self.replica
             .trace
             .close(&mut *self.replica.backend, Phase::Backward, opened);
+        if reduces {
+            self.reduce_buckets(next, ready)?;
+        }
         Ok(())
+    }
+
+    /// Reduces the buckets from number `next` whose gradients lie before element `ready`; returns the next one.
+    fn reduce_buckets(&mut self, mut next: usize, ready: usize) -> Result<usize> {
+        while next < self.buckets.len() && self.buckets.range(next).end <= ready {
+            self.reduce_bucket(next)?;
+            next += 1;
+        }
+        Ok(next)
     }
 
     fn reduce_bucket(&mut self, index: usize) -> Result<()> {
@@ -261,10 +314,9 @@ impl Strategy for Ddp {
     }
 
     fn evaluate(&mut self, batch: HostBatch<'_>) -> Result<Evaluation> {
-        let broadcast = self.broadcast_buffers();
-        self.report(broadcast)?;
         // A forward that is not training does not make the buffers differ.
-        self.stale_buffers = false;
+        let broadcast = self.broadcast_buffers(false);
+        self.report(broadcast)?;
         self.replica.evaluate(batch)
     }
 

@@ -16,10 +16,14 @@ use crate::probe::Probe;
 pub struct IndependentSettings {
     /// Which of the replicas this is: its device number in traces.
     pub index: usize,
-    /// Index of its first sample in the batch of all replicas.
+    /// Index of its first sample in a micro-batch of all replicas.
     pub sample_offset: usize,
-    /// Most samples of a step.
+    /// Samples of a micro-batch of all replicas.
+    pub global_batch: usize,
+    /// Most samples of its own micro-batch.
     pub max_batch: usize,
+    /// Micro-batches of a step.
+    pub accumulation: usize,
     /// Seed of parameters and dropout masks.
     pub seed: u64,
     /// The optimizer.
@@ -29,7 +33,6 @@ pub struct IndependentSettings {
 /// One free-running replica.
 pub struct Independent {
     replica: Replica,
-    offset: usize,
 }
 
 impl Independent {
@@ -46,6 +49,9 @@ impl Independent {
             device: settings.index,
             max_batch: settings.max_batch,
             loss_batch: settings.max_batch,
+            accumulation: settings.accumulation,
+            sample_offset: settings.sample_offset,
+            global_batch: Some(settings.global_batch),
             chunks: &[],
             world_size: 1,
             seed: settings.seed,
@@ -54,14 +60,13 @@ impl Independent {
         };
         Ok(Self {
             replica: Replica::new(backend, model, &replica)?,
-            offset: settings.sample_offset,
         })
     }
 }
 
 impl Strategy for Independent {
     fn step(&mut self, batch: HostBatch<'_>, probe: &mut dyn Probe) -> Result<()> {
-        step_alone(&mut self.replica, batch, self.offset, probe)
+        step_alone(&mut self.replica, batch, probe)
     }
 
     fn master(&mut self) -> &mut Replica {

@@ -8,6 +8,7 @@ pub mod ddp;
 pub mod dp;
 pub mod hook;
 pub mod independent;
+mod micro_batch;
 mod ranks;
 mod replica;
 pub mod single;
@@ -22,7 +23,7 @@ use crate::probe::{Probe, Silent};
 use crate::program::{BuildError, ImportError, NamedTensor};
 
 pub use bucket::BucketCaps;
-pub use ddp::{Ddp, DdpSettings, Fidelity};
+pub use ddp::{Ddp, DdpOptions, DdpSettings, Fidelity};
 pub use dp::{Dp, DpLoss, DpSettings};
 pub use hook::{Compression, PowerSgdSettings};
 pub use independent::{Independent, IndependentSettings};

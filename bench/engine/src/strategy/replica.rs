@@ -3,9 +3,10 @@
 //! Each method enqueues one phase of a step on the compute stream and traces it; none exchanges anything.
 use std::ops::Range;
 
+use super::micro_batch::MicroBatch;
 use super::tracing::Trace;
 use super::{Evaluation, Result, StrategyError};
-use crate::backend::{Backend, BackendError, HostSlice, HostSliceMut, Stream};
+use crate::backend::{Backend, BackendError, Category, HostSlice, HostSliceMut, Stream};
 use crate::comm::Communicator;
 use crate::data::HostBatch;
 use crate::layer::{Mode, State, Step};
@@ -15,17 +16,23 @@ use crate::optim::{Optimizer, OptimizerSettings, Schedule};
 use crate::probe::Phase;
 use crate::program::transfer::STEP_NAME;
 use crate::program::{ImportError, NamedTensor, Program, ProgramSettings, TensorData};
-use crate::tensor::Span;
+use crate::tensor::{Dtype, Span};
 
 /// What a replica is made for.
 pub(super) struct ReplicaSettings<'a> {
     /// Device number in traces.
     pub(super) device: usize,
-    /// Most samples that it computes at once.
+    /// Most samples that it computes at once: of a micro-batch.
     pub(super) max_batch: usize,
     /// Most samples of its loss: under DP device 0 computes that of all.
     pub(super) loss_batch: usize,
-    /// Normalization chunks of a training step; empty for the whole batch as one.
+    /// Micro-batches of a step, K; at least 1.
+    pub(super) accumulation: usize,
+    /// Index of its first sample in a global micro-batch.
+    pub(super) sample_offset: usize,
+    /// Samples of a global micro-batch; none where this replica's is the whole.
+    pub(super) global_batch: Option<usize>,
+    /// Normalization chunks of a micro-batch in training; empty for the whole as one.
     pub(super) chunks: &'a [usize],
     pub(super) world_size: usize,
     pub(super) seed: u64,
@@ -54,6 +61,10 @@ pub struct Replica {
     state: State,
     chunks: Vec<usize>,
     max_batch: usize,
+    /// Micro-batches of a step.
+    pub(super) accumulation: usize,
+    pub(super) sample_offset: usize,
+    pub(super) global_batch: Option<usize>,
     /// What the schedule is applied to.
     learning_rate: f32,
     /// The rate that lies on the device.
@@ -62,6 +73,8 @@ pub struct Replica {
     pub(super) step: i32,
     /// Where the loss to report lies.
     pub(super) reported: Span,
+    /// f32, one element: the losses of a step's micro-batches so far; empty with one.
+    pub(super) summed_loss: Span,
     pub(super) trace: Trace,
     saved: Option<Saved>,
 }
@@ -89,6 +102,13 @@ impl Replica {
     ) -> Result<Self> {
         let s = settings;
         s.optimizer.validate()?;
+        if s.accumulation == 0 {
+            return Err(StrategyError::Setting {
+                setting: "number of micro-batches",
+                value: "0".into(),
+                expected: "a step has at least 1",
+            });
+        }
         let program = ProgramSettings {
             max_batch: s.max_batch,
             max_chunks: s.chunks.len().max(1),
@@ -100,6 +120,10 @@ impl Replica {
         let program = Program::with_settings(&mut *backend, model, program)?;
         let loss = Loss::new(&mut *backend, model.classes, s.loss_batch)?;
         let state = State::allocate(&mut *backend)?;
+        let summed_loss = match s.accumulation {
+            1 => Span::EMPTY,
+            _ => backend.allocate(Category::Workspace, Dtype::F32, 1)?,
+        };
         let learning_rate = s.optimizer.learning_rate();
         let mut replica = Self {
             program,
@@ -107,11 +131,15 @@ impl Replica {
             state,
             chunks: s.chunks.to_vec(),
             max_batch: s.max_batch,
+            accumulation: s.accumulation,
+            sample_offset: s.sample_offset,
+            global_batch: s.global_batch,
             schedule: s.optimizer.schedule,
             learning_rate,
             uploaded_rate: 0.0,
             step: 0,
             reported: loss.loss(),
+            summed_loss,
             loss,
             trace: Trace::new(s.device),
             saved: None,
@@ -152,19 +180,27 @@ impl Replica {
         self.program.input_shape().elements()
     }
 
-    /// Refuses a batch whose slices or length do not fit `most` samples.
+    /// Refuses a batch whose slices or length do not fit micro-batches of `most` samples.
     pub(super) fn check(&self, batch: &HostBatch<'_>, most: usize) -> Result<()> {
         let (len, inputs, labels) = (batch.len, batch.inputs.len(), batch.labels.len());
-        let whole: usize = self.chunks.iter().sum();
-        let expected = if len == 0 || len > most {
-            format!("1 to {most} samples")
+        let count = self.accumulation;
+        let whole = self.chunks.iter().sum::<usize>() * count;
+        let expected = if len == 0 || len > most * count {
+            format!("1 to {} samples", most * count)
+        } else if !len.is_multiple_of(count) {
+            format!("a multiple of {count} samples, one part for each micro-batch")
         } else if inputs != len * self.input_elements() || labels != len {
             format!(
                 "{} input elements and one label per sample",
                 self.input_elements()
             )
         } else if whole != 0 && whole != len {
-            format!("{whole} samples, the sum of the normalization chunks")
+            let each = if count > 1 {
+                " of each micro-batch"
+            } else {
+                ""
+            };
+            format!("{whole} samples, the sum of the normalization chunks{each}")
         } else {
             return Ok(());
         };
@@ -176,14 +212,16 @@ impl Replica {
         })
     }
 
-    /// Uploads inputs, labels, and the step's state; `offset` is the index of the first sample in the global batch.
-    pub(super) fn host_to_device(&mut self, batch: &HostBatch<'_>, offset: usize) -> Result<()> {
+    /// Uploads a micro-batch's inputs, labels, and the device-side state.
+    pub(super) fn host_to_device(&mut self, micro: &MicroBatch<'_>) -> Result<()> {
         let opened = self.trace.open(&mut *self.backend);
-        self.upload_state(offset)?;
-        let input = self.program.cut(self.program.input(), batch.len);
+        self.upload_state(micro.offset)?;
+        let samples = micro.samples;
+        let input = self.program.cut(self.program.input(), samples.len);
         self.backend
-            .upload(Stream::Compute, HostSlice::F32(batch.inputs), input)?;
-        self.loss.upload_labels(&mut *self.backend, batch.labels)?;
+            .upload(Stream::Compute, HostSlice::F32(samples.inputs), input)?;
+        self.loss
+            .upload_labels(&mut *self.backend, samples.labels)?;
         self.trace
             .close(&mut *self.backend, Phase::HostToDevice, opened);
         Ok(())
@@ -281,15 +319,18 @@ impl Replica {
         Ok(())
     }
 
-    /// Loss of this device's output and its gradient: the mean over `len` samples.
-    pub(super) fn compute_loss(&mut self, len: usize) -> Result<()> {
+    /// Loss of this device's output and its gradient: the micro-batch's part of the mean over the step's samples.
+    pub(super) fn compute_loss(&mut self, micro: &MicroBatch<'_>) -> Result<()> {
         let opened = self.trace.open(&mut *self.backend);
+        let len = micro.len();
         let (logits, d_logits) = (
             self.program.cut(self.program.output(), len),
             self.program.cut(self.program.d_output(), len),
         );
+        let scale = micro.loss_scale(len);
         self.loss
-            .compute(&mut *self.backend, logits, d_logits, len, 1.0 / len as f32)?;
+            .compute(&mut *self.backend, logits, d_logits, len, scale)?;
+        self.report(self.loss.loss(), micro)?;
         self.trace.close(&mut *self.backend, Phase::Loss, opened);
         Ok(())
     }

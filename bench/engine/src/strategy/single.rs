@@ -13,9 +13,12 @@ use crate::probe::Probe;
 /// Settings of [`Single`].
 #[derive(Clone, Debug)]
 pub struct SingleSettings {
-    /// Most samples of a step.
+    /// Most samples of a micro-batch.
     pub max_batch: usize,
-    /// Normalization chunks in samples; empty for the whole batch. When given, every training batch has their sum.
+    /// Micro-batches of a step.
+    pub accumulation: usize,
+    /// Normalization chunks of a micro-batch in samples; empty for the whole. When given, every micro-batch in training has
+    /// their sum.
     pub chunks: Vec<usize>,
     /// Seed of parameters and dropout masks.
     pub seed: u64,
@@ -51,6 +54,9 @@ impl Single {
             device: 0,
             max_batch: settings.max_batch,
             loss_batch: settings.max_batch,
+            accumulation: settings.accumulation,
+            sample_offset: 0,
+            global_batch: None,
             chunks: &settings.chunks,
             world_size: 1,
             seed: settings.seed,
@@ -65,7 +71,7 @@ impl Single {
 
 impl Strategy for Single {
     fn step(&mut self, batch: HostBatch<'_>, probe: &mut dyn Probe) -> Result<()> {
-        step_alone(&mut self.replica, batch, 0, probe)
+        step_alone(&mut self.replica, batch, probe)
     }
 
     fn master(&mut self) -> &mut Replica {
@@ -76,19 +82,20 @@ impl Strategy for Single {
     fn set_synchronize(&mut self, _: bool) {}
 }
 
-/// A step of a replica that meets no other; its first sample has index `offset` in the global batch.
+/// A step of a replica that meets no other.
 pub(super) fn step_alone(
     replica: &mut Replica,
     batch: HostBatch<'_>,
-    offset: usize,
     probe: &mut dyn Probe,
 ) -> Result<()> {
     replica.check(&batch, replica.max_batch())?;
     replica.trace.start(probe.tracing());
-    replica.host_to_device(&batch, offset)?;
-    replica.forward_alone(batch.len)?;
-    replica.compute_loss(batch.len)?;
-    replica.backward_alone(batch.len)?;
+    for micro in replica.micro_batches(batch) {
+        replica.host_to_device(&micro)?;
+        replica.forward_alone(micro.len())?;
+        replica.compute_loss(&micro)?;
+        replica.backward_alone(micro.len())?;
+    }
     replica.optimize()?;
     Ok(replica.trace.emit(&mut *replica.backend, probe)?)
 }

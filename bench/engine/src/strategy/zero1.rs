@@ -42,7 +42,6 @@ pub struct Zero1Settings {
 pub struct Zero1 {
     replica: Replica,
     communicator: Box<dyn Communicator>,
-    sample_offset: usize,
     /// Fixed from the start, because the optimizer's state lies by them; each is divisible by the number of ranks.
     buckets: Buckets,
     broadcasts_buffers: bool,
@@ -72,6 +71,9 @@ impl Zero1 {
             device: rank,
             max_batch: settings.max_batch,
             loss_batch: settings.max_batch,
+            accumulation: 1,
+            sample_offset: settings.sample_offset,
+            global_batch: None,
             chunks: &[],
             world_size: world,
             seed: settings.seed,
@@ -83,7 +85,6 @@ impl Zero1 {
         let mut zero1 = Self {
             replica,
             communicator,
-            sample_offset: settings.sample_offset,
             pending: Vec::with_capacity(buckets.len()),
             buckets,
             broadcasts_buffers: settings.broadcast_buffers,
@@ -129,16 +130,19 @@ impl Zero1 {
     }
 
     fn take_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
-        self.replica.host_to_device(&batch, self.sample_offset)?;
-        self.broadcast_buffers()?;
-        ranks::forward(
-            &mut self.replica,
-            &mut *self.communicator,
-            self.synchronize,
-            batch.len,
-        )?;
-        self.replica.compute_loss(batch.len)?;
-        self.backward(batch.len)?;
+        // One: each bucket is reduced once a step.
+        for micro in self.replica.micro_batches(batch) {
+            self.replica.host_to_device(&micro)?;
+            self.broadcast_buffers()?;
+            ranks::forward(
+                &mut self.replica,
+                &mut *self.communicator,
+                self.synchronize,
+                micro.len(),
+            )?;
+            self.replica.compute_loss(&micro)?;
+            self.backward(micro.len())?;
+        }
         self.optimize()
     }
 

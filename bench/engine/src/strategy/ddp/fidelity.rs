@@ -100,6 +100,13 @@ impl Ddp {
         Ok([of(Phase::AllReduce), of(Phase::Setup)])
     }
 
+    /// Before a backward: of several reductions in a step the last one counts, whose gradients the optimizer uses.
+    pub(super) fn forget_found(&mut self) {
+        if let Some(found) = &mut self.found {
+            found.clear();
+        }
+    }
+
     /// After the hook: counts what it and the exact reduction sent for the bucket.
     pub(super) fn count_bucket(&mut self) -> Result<()> {
         if self.found.is_none() {
@@ -137,7 +144,7 @@ impl Ddp {
         Ok(())
     }
 
-    /// Before the optimizer: compares. Blocks.
+    /// After the reduction: compares. Blocks.
     pub(super) fn compare(&mut self) -> Result<()> {
         if self.found.is_none() {
             return Ok(());

@@ -1,7 +1,7 @@
-//! The layout of buckets, which ranks settle after the first step.
+//! The layout of buckets, which ranks settle after the first reduction.
 //!
 //! It blocks, is counted under the phase `setup`, and is no part of a step.
-use super::super::bucket::{BucketCaps, Buckets};
+use super::super::bucket::Buckets;
 use super::super::ranks;
 use super::Ddp;
 use crate::backend::{HostSlice, HostSliceMut, Stream};
@@ -9,16 +9,15 @@ use crate::probe::Phase;
 use crate::strategy::Result;
 
 impl Ddp {
-    /// After the first synchronized step: buckets with caps, in the order in which gradients became ready, as rank 0
-    /// sees it. Blocks that once.
+    /// After the first reduction: buckets with caps, in the order in which gradients became ready, as rank 0 sees it.
+    /// Blocks that once.
     pub(super) fn rebuild_buckets(&mut self) -> Result<()> {
-        if !(self.first && self.synchronize) {
+        if !self.first {
             return Ok(());
         }
         self.first = false;
         let sizes = ranks::ready_sizes(&self.replica.program);
-        let caps = self.bucket_cap_bytes.map(BucketCaps::uniform);
-        let own = Buckets::assign(&sizes, caps.unwrap_or_default());
+        let own = Buckets::assign(&sizes, self.options.bucket_caps);
         let mut words = vec![0_i64; self.layout.len()];
         words[0] = own.len() as i64;
         words[1..=own.len()]
