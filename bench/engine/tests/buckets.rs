@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::{Phase, PhaseSpan, Probe, Silent, Track};
 use syncmark_engine::strategy::bucket::Buckets;
-use syncmark_engine::strategy::{BucketCaps, Strategy};
-use trials::{Batch, On, model, ranks};
+use syncmark_engine::strategy::{BucketCaps, DdpOptions, Strategy};
+use trials::{Batch, On, model, ranks, ranks_with};
 
 const MIB: usize = 1 << 20;
 
@@ -43,9 +43,9 @@ fn the_first_bucket_has_a_cap_of_its_own() {
 proptest! {
     #[test]
     fn buckets_tile_the_arena_and_close_when_full(
-        sizes in prop::collection::vec(1_usize..5000, 0..60), cap in 1_usize..40_000
+        sizes in prop::collection::vec(1_usize..5000, 0..60), bytes in 1_usize..40_000, first_bytes in 1_usize..40_000
     ) {
-        let buckets = Buckets::assign(&sizes, BucketCaps::uniform(cap));
+        let buckets = Buckets::assign(&sizes, BucketCaps { bytes, first_bytes });
         let total: usize = sizes.iter().sum();
         let mut next = 0;
         for index in 0..buckets.len() {
@@ -56,6 +56,7 @@ proptest! {
             let mut sum = 0;
             let last = sizes.iter().find(|size| { sum += **size; sum >= range.end }).copied().unwrap();
             prop_assert_eq!(sum, range.end);
+            let cap = if index == 0 { first_bytes } else { bytes };
             prop_assert!((range.len() - last) * 4 < cap, "it was full before its last parameter");
             if index + 1 < buckets.len() {
                 prop_assert!(range.len() * 4 >= cap, "it closed before it was full");
@@ -161,6 +162,74 @@ fn the_first_step_has_one_bucket_and_later_ones_overlap_backward() {
                         later.0.iter().any(|span| span.phase == phase),
                         "{phase:?} is missing"
                     );
+                }
+            },
+        );
+    }
+}
+
+fn of(phase: Phase, spans: &Collected) -> Vec<PhaseSpan> {
+    let spans = spans.0.iter().filter(|span| span.phase == phase);
+    spans.copied().collect()
+}
+
+#[test]
+fn without_overlap_all_buckets_leave_in_order_once_backward_is_over() {
+    for on in [On::Cpu, On::Deferred] {
+        let options = DdpOptions {
+            overlap: false,
+            bucket_caps: BucketCaps::uniform(600),
+            ..DdpOptions::default()
+        };
+        ranks_with(on, &model(Norm::Batch), &[3, 3], options, |rank, ddp| {
+            let mut step = |k: usize, probe: &mut dyn Probe| {
+                let batch = Batch::new(k, 6);
+                ddp.step(batch.whole().part(rank * 3..rank * 3 + 3), probe)
+                    .unwrap();
+            };
+            (0..2).for_each(|k| step(k, &mut Silent));
+            let mut spans = Collected::default();
+            step(2, &mut spans);
+            let reduces = of(Phase::AllReduce, &spans);
+            let numbers: Vec<_> = reduces.iter().map(|span| span.bucket.unwrap()).collect();
+            assert!(numbers.len() > 2);
+            assert!(numbers.into_iter().eq(0..reduces.len() as u16));
+            let backward = of(Phase::Backward, &spans)[0];
+            for reduce in reduces {
+                assert!(backward.host_ns[1] <= reduce.host_ns[0], "{reduce:?}");
+                assert!(backward.device_ns[1] <= reduce.device_ns[0], "{reduce:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn the_first_reduction_has_one_bucket_and_with_no_sync_the_last_micro_batch_has_all() {
+    for (no_sync, first, later) in [(true, [0, 1], [0, 3]), (false, [1, 3], [3, 3])] {
+        let options = DdpOptions {
+            accumulation: 2,
+            no_sync,
+            bucket_caps: BucketCaps::uniform(2000),
+            ..DdpOptions::default()
+        };
+        ranks_with(
+            On::Cpu,
+            &model(Norm::Batch),
+            &[3, 3],
+            options,
+            |rank, ddp| {
+                for expected in [first, later] {
+                    let mut spans = Collected::default();
+                    let own = Batch::new(0, 12).parts(2, &[3, 3], rank);
+                    ddp.step(own.whole(), &mut spans).unwrap();
+                    let forwards = of(Phase::Forward, &spans);
+                    assert_eq!(forwards.len(), 2);
+                    let reduces = of(Phase::AllReduce, &spans);
+                    let (early, late): (Vec<_>, Vec<_>) = reduces
+                        .iter()
+                        .partition(|span| span.host_ns[0] < forwards[1].host_ns[0]);
+                    assert_eq!([early.len(), late.len()], expected, "no_sync {no_sync}");
+                    assert_eq!(of(Phase::Optimizer, &spans).len(), 1);
                 }
             },
         );

@@ -13,9 +13,9 @@ use syncmark_engine::comm::tcp::HEADER_BYTES;
 use syncmark_engine::comm::{Collective, Count, Reduce};
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::{Phase, Silent};
-use syncmark_engine::strategy::{DpLoss, Strategy};
+use syncmark_engine::strategy::{BucketCaps, DdpOptions, DpLoss, Strategy};
 use syncmark_engine::tensor::Dtype;
-use trials::{Batch, CLASSES, INPUT, On, dp, model, ranks as ddp_ranks};
+use trials::{BOTH, Batch, CLASSES, INPUT, On, dp, model, ranks as ddp_ranks, ranks_with};
 
 /// Sizes of the standard split: the first `len % n` chunks have one element more.
 fn split(len: u64, n: u64) -> Vec<u64> {
@@ -229,13 +229,71 @@ fn a_ddp_step_moves_its_buckets_its_buffers_and_nothing_else() {
                     assert_eq!(buckets.len() > 3, cap.is_some());
                     assert_eq!(
                         found,
-                        expected_ddp(norm, n as u64, rank as u64, &buckets, 2),
+                        expected_ddp(
+                            norm,
+                            n as u64,
+                            rank as u64,
+                            &buckets,
+                            2,
+                            DdpOptions::default()
+                        ),
                         "{norm:?}, rank {rank} of {n}"
                     );
                 });
             }
         }
     }
+}
+
+#[test]
+fn each_option_of_ddp_changes_the_calls_that_it_is_there_for() {
+    let caps = [
+        BucketCaps::uniform(4096),
+        BucketCaps {
+            bytes: 1200,
+            first_bytes: 300,
+        },
+    ];
+    for (norm, bucket_caps) in [(Norm::Batch, caps[0]), (Norm::SyncBatch, caps[1])] {
+        for (accumulation, no_sync) in [(1, true), (2, true), (2, false), (3, true)] {
+            for (overlap, broadcast_buffers) in [(true, false), (false, true)] {
+                let options = DdpOptions {
+                    bucket_caps,
+                    overlap,
+                    broadcast_buffers,
+                    accumulation,
+                    no_sync,
+                };
+                BOTH.map(|on| check_options(on, norm, options));
+            }
+        }
+    }
+}
+
+fn check_options(on: On, norm: Norm, options: DdpOptions) {
+    let chunks = [2, 2, 2];
+    ranks_with(on, &model(norm), &chunks, options, |rank, ddp| {
+        for k in 0..4 {
+            if k == 2 {
+                ddp.reset_counts();
+            }
+            let batch = Batch::new(k, 6 * options.accumulation);
+            let own = batch.parts(options.accumulation, &chunks, rank);
+            ddp.step(own.whole(), &mut Silent).unwrap();
+        }
+        ddp.finish().unwrap();
+        let buckets: Vec<u64> = (0..ddp.buckets().len())
+            .map(|b| ddp.buckets().range(b).len() as u64)
+            .collect();
+        assert!(buckets.len() > 1, "one bucket shows no cap");
+        let counts = ddp.counts();
+        let found = by_phase(counts.iter().map(|(_, count)| count));
+        let expected = expected_ddp(norm, 3, rank as u64, &buckets, 2, options);
+        assert_eq!(
+            found, expected,
+            "rank {rank}, {norm:?}, {options:?}, {on:?}"
+        );
+    });
 }
 
 /// The bytes of `steps` steps of the test model: its norms have 8 channels each, two layers.
@@ -245,8 +303,12 @@ fn expected_ddp(
     rank: u64,
     buckets: &[u64],
     steps: u64,
+    options: DdpOptions,
 ) -> BTreeMap<Phase, (u64, u64)> {
     let mut expected = BTreeMap::new();
+    let micro_batches = options.accumulation as u64;
+    // Without no_sync every micro-batch ends in a reduction, after which the next one begins with rank 0's buffers.
+    let reductions = if options.no_sync { 1 } else { micro_batches };
     if n == 1 {
         return expected;
     }
@@ -257,21 +319,18 @@ fn expected_ddp(
         sum.1 += received * width * calls * steps;
     };
     for elements in buckets {
-        add(Phase::AllReduce, Collective::AllReduce, *elements, 4, 1);
+        let (phase, collective) = (Phase::AllReduce, Collective::AllReduce);
+        add(phase, collective, *elements, 4, reductions);
     }
-    if norm != Norm::None {
-        add(
-            Phase::BufferBroadcast,
-            Collective::Broadcast,
-            2 * 2 * 8,
-            4,
-            1,
-        );
-        add(Phase::BufferBroadcast, Collective::Broadcast, 2, 8, 1);
+    if norm != Norm::None && options.broadcast_buffers {
+        let (phase, collective) = (Phase::BufferBroadcast, Collective::Broadcast);
+        add(phase, collective, 2 * 2 * 8, 4, reductions);
+        add(phase, collective, 2, 8, reductions);
     }
     if norm == Norm::SyncBatch {
-        add(Phase::SyncBatchNorm, Collective::AllGather, 2 * 8 + 1, 4, 2);
-        add(Phase::SyncBatchNorm, Collective::AllReduce, 2 * 8, 4, 2);
+        let (phase, layers) = (Phase::SyncBatchNorm, 2 * micro_batches);
+        add(phase, Collective::AllGather, 2 * 8 + 1, 4, layers);
+        add(phase, Collective::AllReduce, 2 * 8, 4, layers);
     }
     expected
 }

@@ -9,7 +9,7 @@ use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::{NamedTensor, TensorData};
 use syncmark_engine::strategy::{
-    Compression, Ddp, DdpSettings, PowerSgdSettings, Strategy, StrategyError,
+    Compression, Ddp, DdpOptions, DdpSettings, PowerSgdSettings, Strategy, StrategyError,
 };
 use trials::{BOTH, Batch, OPTIMIZER, On, SEED, device, model};
 
@@ -35,10 +35,13 @@ fn settings(rank: usize, compression: Compression, cap: Option<usize>) -> DdpSet
     DdpSettings {
         max_batch: EACH,
         sample_offset: rank * EACH,
+        global_batch: RANKS * EACH,
         seed: SEED,
         optimizer: OPTIMIZER,
-        bucket_cap_bytes: cap,
-        compression,
+        options: DdpOptions {
+            compression,
+            ..trials::capped(cap)
+        },
     }
 }
 

@@ -4,88 +4,12 @@ mod trials;
 
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::Silent;
-use syncmark_engine::program::{NamedTensor, TensorData};
+use syncmark_engine::program::NamedTensor;
 use syncmark_engine::strategy::{DpLoss, Strategy};
+use trials::agree::{agree, losses_agree, mean_losses, outcomes_agree, ranks_agree};
 use trials::{BOTH, On, Outcome, dp, model, ranks, single, train, train_ddp};
 
 const STEPS: usize = 4;
-/// Sums over samples are taken in another order when they are spread over devices: some tens of roundings of 6e-8 a
-/// step, fed back through a few steps. Norm-wise per tensor, relative.
-const TOLERANCE: f64 = 2e-5;
-
-fn floats(tensor: &NamedTensor) -> Vec<f64> {
-    match &tensor.data {
-        TensorData::F32(values) => values.iter().map(|v| f64::from(*v)).collect(),
-        TensorData::I64(values) => values.iter().map(|v| *v as f64).collect(),
-    }
-}
-
-/// Tensor by tensor; a tensor that is zero but for rounding is held against the size of the others.
-fn agree(what: &str, found: &[NamedTensor], expected: &[NamedTensor]) {
-    assert_eq!(found.len(), expected.len(), "{what}");
-    for (a, b) in found.iter().zip(expected) {
-        assert_eq!((&a.name, &a.shape), (&b.name, &b.shape), "{what}");
-        if let (TensorData::I64(a), TensorData::I64(b)) = (&a.data, &b.data) {
-            assert_eq!(a, b, "{what}");
-            continue;
-        }
-        let (x, y) = (floats(a), floats(b));
-        let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|d| d * d).sum::<f64>().sqrt();
-        let size = norm(&mut y.iter().copied()).max(1e-2 * (y.len() as f64).sqrt());
-        let error = norm(&mut x.iter().zip(&y).map(|(x, y)| x - y)) / size;
-        assert!(
-            error <= TOLERANCE,
-            "{what}: {} differs by {error:.1e}",
-            a.name
-        );
-    }
-}
-
-fn outcomes_agree(what: &str, found: &Outcome, expected: &Outcome) {
-    agree(
-        &format!("{what}, gradients and parameters after a step"),
-        &found.after_first,
-        &expected.after_first,
-    );
-    agree(&format!("{what}, at the end"), &found.end, &expected.end);
-}
-
-fn losses_agree(what: &str, found: &[f32], expected: &[f32]) {
-    for (a, b) in found.iter().zip(expected) {
-        assert!(
-            (a - b).abs() <= 1e-4 * b.abs().max(0.1),
-            "{what}: losses {found:?} and {expected:?}"
-        );
-    }
-}
-
-/// Rank r's mean loss, weighed equally: what DDP minimises.
-fn mean_losses(outcomes: &[Outcome]) -> Vec<f32> {
-    let steps = outcomes[0].losses.len();
-    (0..steps)
-        .map(|step| outcomes.iter().map(|o| o.losses[step]).sum::<f32>() / outcomes.len() as f32)
-        .collect()
-}
-
-fn parameters_only(tensors: &[NamedTensor]) -> Vec<NamedTensor> {
-    let buffer = |name: &str| name.contains("running_") || name.contains("num_batches");
-    tensors
-        .iter()
-        .filter(|tensor| !buffer(&tensor.name))
-        .cloned()
-        .collect()
-}
-
-/// Rank 0 holds what one device would; the others hold rank 0's parameters, bit by bit.
-fn ranks_agree(what: &str, outcomes: &[Outcome], expected: &Outcome) {
-    outcomes_agree(what, &outcomes[0], expected);
-    for outcome in &outcomes[1..] {
-        assert!(
-            parameters_only(&outcome.end) == parameters_only(&outcomes[0].end),
-            "{what}: ranks differ"
-        );
-    }
-}
 
 /// Norms that look at one sample at a time, or at none: the chunks of a batch cannot matter.
 const PER_SAMPLE: [Norm; 5] = [

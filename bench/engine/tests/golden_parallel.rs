@@ -19,7 +19,7 @@ use syncmark_engine::optim::{AdamwSettings, OptimizerSettings, SgdSettings};
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::NamedTensor;
 use syncmark_engine::strategy::{
-    BucketCaps, Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Strategy, Zero1,
+    BucketCaps, Ddp, DdpOptions, DdpSettings, Dp, DpLoss, DpSettings, Strategy, Zero1,
     Zero1Settings,
 };
 use trials::{BOTH, On, device};
@@ -85,31 +85,32 @@ fn optimizer(fixture: &Fixture) -> OptimizerSettings {
     })
 }
 
-/// Steps through the fixture's batches; `part` are the samples of this strategy.
+/// Steps through the fixture's batches; of each of a step's `micro_batches` this strategy takes the samples `part`.
 fn train(
     fixture: &Fixture,
     strategy: &mut dyn Strategy,
+    micro_batches: usize,
     part: std::ops::Range<usize>,
 ) -> (Vec<f32>, Vec<NamedTensor>) {
     let (data, batch): (Digits, usize) = (digits(), fixture.json("batch"));
     let elements = data.shape().elements();
     let losses = (0..fixture.json("steps_trained")).map(|step: usize| {
-        let (mut inputs, mut labels) = (vec![0.0; batch * elements], vec![0; batch]);
-        for sample in 0..batch {
-            data.write(
-                step * batch + sample,
-                &mut inputs[sample * elements..(sample + 1) * elements],
-            );
-            labels[sample] = data.label(step * batch + sample);
+        let own = (0..micro_batches).flat_map(|micro| {
+            let first = step * batch + micro * batch / micro_batches;
+            first + part.start..first + part.end
+        });
+        let own: Vec<usize> = own.collect();
+        let mut inputs = vec![0.0; own.len() * elements];
+        for (sample, to) in own.iter().zip(inputs.chunks_exact_mut(elements)) {
+            data.write(*sample, to);
         }
-        let whole = HostBatch {
+        let labels: Vec<i32> = own.iter().map(|sample| data.label(*sample)).collect();
+        let samples = HostBatch {
             inputs: &inputs,
             labels: &labels,
-            len: batch,
+            len: own.len(),
         };
-        strategy
-            .step(whole.part(part.clone()), &mut Silent)
-            .unwrap();
+        strategy.step(samples, &mut Silent).unwrap();
         strategy.loss().unwrap()
     });
     (losses.collect(), strategy.export().unwrap())
@@ -195,7 +196,7 @@ fn dp_makes_the_steps_that_are_written_out_in_pytorch() {
                     cores: Vec::new(),
                 };
                 let mut dp = Dp::new(backends, links, &model, &settings).unwrap();
-                let (losses, end) = train(&fixture, &mut dp, 0..batch);
+                let (losses, end) = train(&fixture, &mut dp, 1, 0..batch);
                 check_losses(&fixture, &what, &losses, 0, 1);
                 check_tensors(&fixture, &what, "final.", &end);
             }
@@ -211,15 +212,50 @@ fn ddp_makes_the_steps_of_pytorch_ddp() {
                 let settings = DdpSettings {
                     max_batch: each,
                     sample_offset: rank * each,
+                    global_batch: fixture.json::<usize>("ranks") * each,
                     seed: fixture.json("seed"),
                     optimizer: optimizer(&fixture),
-                    bucket_cap_bytes: None,
-                    compression: Compression::None,
+                    options: ddp_options(&fixture),
                 };
                 Box::new(Ddp::new(device, communicator, model, &settings).unwrap())
             });
         }
     }
+}
+
+fn ddp_options(fixture: &Fixture) -> DdpOptions {
+    let mut options = DdpOptions::default();
+    if fixture.says("accumulation") {
+        options.accumulation = fixture.json("accumulation");
+        options.no_sync = fixture.json("no_sync");
+    }
+    if fixture.says("broadcast_buffers") {
+        options.broadcast_buffers = fixture.json("broadcast_buffers");
+    }
+    options
+}
+
+/// The L2 norm of every tensor: that of one which the fixture does not hold in full.
+fn check_norms(fixture: &Fixture, what: &str, found: &[NamedTensor]) {
+    let expected = fixture.with_prefix("final_norm.");
+    assert_eq!(expected.len(), found_tensors(found).count(), "{what}");
+    for (name, tensor) in expected {
+        let found = found.iter().find(|t| t.name == name);
+        let found = values(found.unwrap_or_else(|| panic!("{what}: no {name}")));
+        let (norm, expected) = (
+            found.iter().map(|v| v * v).sum::<f64>().sqrt(),
+            tensor.values[0],
+        );
+        assert!(
+            (norm - expected).abs() <= TOLERANCE * expected,
+            "{what}: the norm of {name} is {norm}, not {expected}"
+        );
+    }
+}
+
+/// Parameters and buffers, without the optimizer's state.
+fn found_tensors(found: &[NamedTensor]) -> impl Iterator<Item = &NamedTensor> {
+    found.iter().filter(|t| !t.name.starts_with("momentum."))
 }
 
 #[test]
@@ -253,6 +289,7 @@ fn check_ranks(
     let build = &build;
     let (model, ranks) = (model(fixture), fixture.json::<usize>("ranks"));
     let each: usize = fixture.json("per_rank_batch");
+    let options = ddp_options(fixture);
     let communicators = SharedCommunicator::for_threads(ranks, Waiting::default()).unwrap();
     std::thread::scope(|scope| {
         for (rank, communicator) in communicators.into_iter().enumerate() {
@@ -262,10 +299,14 @@ fn check_ranks(
                 let device = device(on, rank);
                 let mut strategy = build(device, Box::new(communicator), model, rank, each);
                 let part = rank * each..(rank + 1) * each;
-                let (losses, end) = train(fixture, &mut *strategy, part);
+                let (losses, end) =
+                    train(fixture, &mut *strategy, options.accumulation, part);
                 check_losses(fixture, &what, &losses, rank, ranks);
                 if rank == 0 {
                     check_tensors(fixture, &what, "final.", &end);
+                    if fixture.text("kind") == "ddp" {
+                        check_norms(fixture, &what, &end);
+                    }
                 } else if fixture.text("norm") == "batch" {
                     check_tensors(fixture, &what, &format!("final_rank{rank}."), &end);
                 }

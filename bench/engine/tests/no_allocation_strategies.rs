@@ -20,8 +20,8 @@ use syncmark_engine::kernel::Kernel;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::Silent;
 use syncmark_engine::strategy::{
-    BucketCaps, Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, PowerSgdSettings, Strategy,
-    Zero1, Zero1Settings,
+    BucketCaps, Compression, Ddp, DdpOptions, DdpSettings, Dp, DpLoss, DpSettings,
+    PowerSgdSettings, Strategy, Zero1, Zero1Settings,
 };
 use syncmark_engine::tensor::{Dtype, Span};
 use trials::{Batch, OPTIMIZER, SEED, model};
@@ -161,29 +161,46 @@ fn steady_steps_allocate_nothing() {
         warm_start: false,
         ..powersgd
     };
-    for compression in [
-        Compression::None,
+    let capped = DdpOptions {
+        bucket_caps: BucketCaps::uniform(500),
+        ..DdpOptions::default()
+    };
+    let accumulating = DdpOptions {
+        accumulation: 2,
+        ..capped
+    };
+    let after_each = DdpOptions {
+        no_sync: false,
+        overlap: false,
+        ..accumulating
+    };
+    let compressed = [
         Compression::Fp16,
         Compression::Bf16,
         Compression::PowerSgd(powersgd),
         Compression::PowerSgd(cold),
-    ] {
-        let allocations = distributed(|device, communicator, rank| {
+    ]
+    .map(|compression| DdpOptions {
+        compression,
+        ..capped
+    });
+    for options in [capped, accumulating, after_each].into_iter().chain(compressed) {
+        let allocations = distributed(4 * options.accumulation, |device, communicator, rank| {
             let settings = DdpSettings {
                 max_batch: 4,
                 sample_offset: 4 * rank,
+                global_batch: 8,
                 seed: SEED,
                 optimizer: OPTIMIZER,
-                bucket_cap_bytes: Some(500),
-                compression,
+                options,
             };
             let model = model(Norm::SyncBatch);
             Box::new(Ddp::new(device, communicator, &model, &settings).unwrap())
         });
-        assert_eq!(allocations, 0, "DDP, {compression:?}");
+        assert_eq!(allocations, 0, "DDP, {options:?}");
     }
     assert_eq!(
-        distributed(|device, communicator, rank| {
+        distributed(4, |device, communicator, rank| {
             let settings = Zero1Settings {
                 max_batch: 4,
                 sample_offset: 4 * rank,
@@ -223,6 +240,7 @@ fn data_parallel(loss: DpLoss, output_device: Option<usize>) -> usize {
 }
 
 fn distributed(
+    own: usize,
     build: impl Fn(Box<dyn Backend>, Box<dyn Communicator>, usize) -> Box<dyn Strategy> + Sync,
 ) -> usize {
     let communicators = SharedCommunicator::for_threads(2, Waiting::default()).unwrap();
@@ -232,8 +250,8 @@ fn distributed(
             let (build, here) = (&build, &here);
             scope.spawn(move || {
                 let mut strategy = build(products(), Box::new(communicator), rank);
-                let batch = Batch::new(0, 8);
-                let part = batch.whole().part(4 * rank..4 * rank + 4);
+                let batch = Batch::new(0, 2 * own);
+                let part = batch.whole().part(own * rank..own * (rank + 1));
                 let round = |_| {
                     here.wait();
                     let before = ALLOCATIONS.load(Ordering::SeqCst);

@@ -15,7 +15,7 @@ use syncmark_engine::optim::{AdamwSettings, Optimizer, OptimizerSettings, Schedu
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::{NamedTensor, Program, TensorData};
 use syncmark_engine::strategy::{
-    Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Single, SingleSettings, Strategy,
+    Ddp, DdpOptions, DdpSettings, Dp, DpLoss, DpSettings, Single, SingleSettings, Strategy,
 };
 use trials::{BOTH, Batch, On, SEED, device, model, train};
 
@@ -53,6 +53,7 @@ const HALVING: Schedule = Schedule::Step {
 fn single(on: On, optimizer: OptimizerSettings) -> Single {
     let settings = SingleSettings {
         max_batch: LEN,
+        accumulation: 1,
         chunks: Vec::new(),
         seed: SEED,
         optimizer,
@@ -113,10 +114,10 @@ fn distributed(on: On, optimizer: OptimizerSettings) -> Vec<NamedTensor> {
         let settings = DdpSettings {
             max_batch: LEN / 2,
             sample_offset: rank * LEN / 2,
+            global_batch: LEN,
             seed: SEED,
             optimizer,
-            bucket_cap_bytes: None,
-            compression: Compression::None,
+            options: DdpOptions::default(),
         };
         let model = model(Norm::Group);
         let mut ddp =
@@ -267,6 +268,7 @@ fn settings_that_cannot_work_are_refused_with_what_would() {
     let refused = |optimizer| {
         let settings = SingleSettings {
             max_batch: LEN,
+            accumulation: 1,
             chunks: Vec::new(),
             seed: SEED,
             optimizer,

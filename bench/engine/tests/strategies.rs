@@ -12,7 +12,7 @@ use syncmark_engine::data::HostBatch;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::{Phase, Silent};
 use syncmark_engine::strategy::{
-    Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings,
+    Ddp, DdpOptions, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings,
     Strategy, StrategyError,
 };
 use syncmark_engine::tensor::Dtype;
@@ -22,10 +22,10 @@ fn ddp_settings(rank: usize, seed: u64) -> DdpSettings {
     DdpSettings {
         max_batch: 3,
         sample_offset: rank * 3,
+        global_batch: 9,
         seed,
         optimizer: OPTIMIZER,
-        bucket_cap_bytes: None,
-        compression: Compression::None,
+        options: DdpOptions::default(),
     }
 }
 
@@ -283,7 +283,9 @@ fn independent_replicas_are_single_devices_that_know_their_samples() {
         let settings = IndependentSettings {
             index,
             sample_offset,
+            global_batch: 6,
             max_batch: 3,
+            accumulation: 1,
             seed: SEED,
             optimizer: OPTIMIZER,
         };

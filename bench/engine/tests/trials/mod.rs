@@ -1,5 +1,6 @@
 //! Strategies run for tests: the same few batches through one device, DataParallel and DistributedDataParallel.
 #![allow(dead_code, reason = "each test file uses a part of this")]
+pub mod agree;
 pub mod sharded;
 
 use std::sync::Arc;
@@ -17,7 +18,8 @@ use syncmark_engine::philox::{self, Purpose};
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::NamedTensor;
 use syncmark_engine::strategy::{
-    Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Single, SingleSettings, Strategy,
+    BucketCaps, Ddp, DdpOptions, DdpSettings, Dp, DpLoss, DpSettings, Single, SingleSettings,
+    Strategy,
 };
 
 pub const INPUT: [usize; 3] = [2, 4, 6];
@@ -89,6 +91,29 @@ impl Batch {
             len: self.labels.len(),
         }
     }
+
+    fn of(samples: HostBatch<'_>) -> Self {
+        Self {
+            inputs: samples.inputs.to_vec(),
+            labels: samples.labels.to_vec(),
+        }
+    }
+
+    /// What rank `rank` takes of a step of `micro_batches`, each of which is `chunks` in rank order.
+    pub fn parts(&self, micro_batches: usize, chunks: &[usize], rank: usize) -> Self {
+        let (global, first) = (chunks.iter().sum::<usize>(), chunks[..rank].iter().sum());
+        let mut own = Self {
+            inputs: Vec::new(),
+            labels: Vec::new(),
+        };
+        for micro in 0..micro_batches {
+            let start: usize = micro * global + first;
+            let part = self.whole().part(start..start + chunks[rank]);
+            own.inputs.extend(part.inputs);
+            own.labels.extend(part.labels);
+        }
+        own
+    }
 }
 
 /// What a run ends with: the loss of each step, the state after the first step and at the end.
@@ -106,10 +131,20 @@ pub fn train(
     len: usize,
     part: impl Fn(HostBatch<'_>) -> HostBatch<'_>,
 ) -> Outcome {
+    train_on(strategy, steps, |step| {
+        Batch::of(part(Batch::new(step, len).whole()))
+    })
+}
+
+/// Steps `strategy` through batches.
+pub fn train_on(
+    strategy: &mut dyn Strategy,
+    steps: usize,
+    batch: impl Fn(usize) -> Batch,
+) -> Outcome {
     let (mut losses, mut after_first) = (Vec::new(), Vec::new());
     for step in 0..steps {
-        let batch = Batch::new(step, len);
-        strategy.step(part(batch.whole()), &mut Silent).unwrap();
+        strategy.step(batch(step).whole(), &mut Silent).unwrap();
         losses.push(strategy.loss().unwrap());
         if step == 0 {
             after_first = strategy.export().unwrap();
@@ -127,8 +162,20 @@ pub fn train(
 }
 
 pub fn single(on: On, model: &Model, len: usize, chunks: &[usize]) -> Single {
+    single_accumulating(on, model, len, chunks, 1)
+}
+
+/// One device that takes `accumulation` micro-batches of `len` samples a step.
+pub fn single_accumulating(
+    on: On,
+    model: &Model,
+    len: usize,
+    chunks: &[usize],
+    accumulation: usize,
+) -> Single {
     let settings = SingleSettings {
         max_batch: len,
+        accumulation,
         chunks: chunks.to_vec(),
         seed: SEED,
         optimizer: OPTIMIZER,
@@ -151,6 +198,14 @@ pub fn dp(on: On, model: &Model, len: usize, devices: usize, loss: DpLoss) -> Dp
     Dp::new(backends, links, model, &settings).unwrap()
 }
 
+/// PyTorch's defaults but for one cap of all buckets.
+pub fn capped(cap: Option<usize>) -> DdpOptions {
+    DdpOptions {
+        bucket_caps: cap.map_or_else(BucketCaps::default, BucketCaps::uniform),
+        ..DdpOptions::default()
+    }
+}
+
 /// One rank of DDP; `chunks` are the samples of each rank.
 pub fn ddp(
     on: On,
@@ -158,22 +213,22 @@ pub fn ddp(
     region: &Arc<Region>,
     rank: usize,
     chunks: &[usize],
-    cap: Option<usize>,
+    options: DdpOptions,
 ) -> Ddp {
     let communicator =
         SharedCommunicator::join(Arc::clone(region), rank, Waiting::default()).unwrap();
     let settings = DdpSettings {
         max_batch: chunks[rank],
         sample_offset: chunks[..rank].iter().sum(),
+        global_batch: chunks.iter().sum(),
         seed: SEED,
         optimizer: OPTIMIZER,
-        bucket_cap_bytes: cap,
-        compression: Compression::None,
+        options,
     };
     Ddp::new(device(on, rank), Box::new(communicator), model, &settings).unwrap()
 }
 
-/// Runs `body` on every rank of a new DDP job of threads.
+/// Runs `body` on every rank of a new DDP job of threads, with one cap of all buckets.
 pub fn ranks<T: Send>(
     on: On,
     model: &Model,
@@ -181,11 +236,23 @@ pub fn ranks<T: Send>(
     cap: Option<usize>,
     body: impl Fn(usize, &mut Ddp) -> T + Sync,
 ) -> Vec<T> {
+    ranks_with(on, model, chunks, capped(cap), body)
+}
+
+/// Runs `body` on every rank of a new DDP job of threads.
+pub fn ranks_with<T: Send>(
+    on: On,
+    model: &Model,
+    chunks: &[usize],
+    options: DdpOptions,
+    body: impl Fn(usize, &mut Ddp) -> T + Sync,
+) -> Vec<T> {
     let region = Arc::new(Region::for_threads(chunks.len(), DEFAULT_SLOT_BYTES).unwrap());
     std::thread::scope(|scope| {
         let (region, body) = (&region, &body);
-        let start =
-            |rank| scope.spawn(move || body(rank, &mut ddp(on, model, region, rank, chunks, cap)));
+        let start = |rank| {
+            scope.spawn(move || body(rank, &mut ddp(on, model, region, rank, chunks, options)))
+        };
         let ranks: Vec<_> = (0..chunks.len()).map(start).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
@@ -199,11 +266,22 @@ pub fn train_ddp(
     chunks: &[usize],
     cap: Option<usize>,
 ) -> Vec<Outcome> {
-    ranks(on, model, chunks, cap, |rank, ddp| {
-        let start: usize = chunks[..rank].iter().sum();
-        let part = start..start + chunks[rank];
-        train(ddp, steps, chunks.iter().sum(), |batch| {
-            batch.part(part.clone())
+    train_ddp_with(on, model, steps, chunks, capped(cap))
+}
+
+/// Trains DDP on contiguous parts of each global micro-batch; outcomes in rank order.
+pub fn train_ddp_with(
+    on: On,
+    model: &Model,
+    steps: usize,
+    chunks: &[usize],
+    options: DdpOptions,
+) -> Vec<Outcome> {
+    let count = options.accumulation;
+    ranks_with(on, model, chunks, options, |rank, ddp| {
+        train_on(ddp, steps, |step| {
+            let whole = Batch::new(step, count * chunks.iter().sum::<usize>());
+            whole.parts(count, chunks, rank)
         })
     })
 }

@@ -5,7 +5,7 @@ use syncmark_engine::comm::tcp::TcpCommunicator;
 use syncmark_engine::model::Model;
 use syncmark_engine::optim::OptimizerSettings;
 use syncmark_engine::strategy::{
-    BucketCaps, Compression, Ddp, DdpSettings, Strategy, Zero1, Zero1Settings,
+    BucketCaps, Ddp, DdpSettings, Strategy, Zero1, Zero1Settings,
 };
 
 use super::{On, Outcome, SEED, device, train};
@@ -78,10 +78,10 @@ impl Job<'_> {
             let settings = DdpSettings {
                 max_batch: self.chunks[rank],
                 sample_offset: self.chunks[..rank].iter().sum(),
+                global_batch: self.chunks.iter().sum(),
                 seed: SEED,
                 optimizer: self.optimizer,
-                bucket_cap_bytes: self.cap,
-                compression: Compression::None,
+                options: super::capped(self.cap),
             };
             let device = device(self.on, rank);
             body(
