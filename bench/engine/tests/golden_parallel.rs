@@ -299,8 +299,7 @@ fn check_ranks(
                 let device = device(on, rank);
                 let mut strategy = build(device, Box::new(communicator), model, rank, each);
                 let part = rank * each..(rank + 1) * each;
-                let (losses, end) =
-                    train(fixture, &mut *strategy, options.accumulation, part);
+                let (losses, end) = train(fixture, &mut *strategy, options.accumulation, part);
                 check_losses(fixture, &what, &losses, rank, ranks);
                 if rank == 0 {
                     check_tensors(fixture, &what, "final.", &end);

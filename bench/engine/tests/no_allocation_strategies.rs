@@ -184,7 +184,10 @@ fn steady_steps_allocate_nothing() {
         compression,
         ..capped
     });
-    for options in [capped, accumulating, after_each].into_iter().chain(compressed) {
+    for options in [capped, accumulating, after_each]
+        .into_iter()
+        .chain(compressed)
+    {
         let allocations = distributed(4 * options.accumulation, |device, communicator, rank| {
             let settings = DdpSettings {
                 max_batch: 4,

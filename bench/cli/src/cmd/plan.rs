@@ -113,8 +113,8 @@ fn table(trials: &[Trial]) -> Table {
             setting("model.norm"),
             setting("data.source"),
             config.devices.to_string(),
-            config.batch.global.to_string(),
-            config.device_batch().to_string(),
+            config.step_samples().to_string(),
+            config.device_samples().to_string(),
         ]);
     }
     for column in [3, 6, 7, 8] {

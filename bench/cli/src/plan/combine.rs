@@ -16,6 +16,9 @@ use crate::scenario::file::{
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Node;
 
+/// What a trial without buffer broadcasts must say.
+const OWN_STATISTICS: &str = "without buffer broadcasts each rank keeps running statistics of its own; rank 0's alone are gated";
+
 /// What became of a combination.
 pub enum Combination {
     /// A trial: its configuration, the model's parameters and what a reader must know.
@@ -48,7 +51,11 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
     }
     let batch = batch(scenario);
     let parameters = model::parameters(&spec, norm, &batch, &checker)?;
-    let notes = notes(scenario, &batch);
+    let strategy = strategy(scenario);
+    let mut notes = notes(scenario, &batch);
+    if strategy.broadcast_buffers() == Some(false) && model::keeps_own_statistics(&spec, norm.0) {
+        notes.push(OWN_STATISTICS.to_owned());
+    }
     let config = TrialConfig {
         protocol: PROTOCOL_VERSION,
         work: Work::Train,
@@ -60,7 +67,7 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
         schedule: scenario.train.schedule.clone(),
         accumulation: scenario.train.accumulation,
         train_seed: scenario.train.seed,
-        strategy: strategy(scenario),
+        strategy,
         backend: backend(scenario),
         devices: scenario.parallel.devices,
         scaling: scenario.parallel.scaling,
@@ -154,7 +161,7 @@ fn bucket_caps(parallel: &Parallel) -> (u64, u64) {
     (cap.0, parallel.first_bucket_cap.unwrap_or(usual).0)
 }
 
-/// The samples of a step. DP scatters chunks of ceil(B/N), as torch.chunk does, so the last can be smaller and
+/// The samples of a micro-batch. DP scatters chunks of ceil(B/N), as torch.chunk does, so the last can be smaller and
 /// some devices can get none; the others share evenly.
 fn batch(scenario: &Scenario) -> Batch {
     let (devices, batch) = (scenario.parallel.devices, scenario.data.batch_size);

@@ -49,7 +49,7 @@ pub struct TrialConfig {
     pub devices: usize,
     /// Whether the batch of the scenario was per device or global.
     pub scaling: Scaling,
-    /// Samples of one step.
+    /// Samples of one micro-batch.
     pub batch: Batch,
     /// How long it is measured.
     pub measure: MeasureConfig,
@@ -202,7 +202,7 @@ pub enum Backend {
     Cuda,
 }
 
-/// Samples of one step.
+/// Samples of one micro-batch: of a step, where that has one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Batch {
@@ -416,9 +416,14 @@ impl TrialConfig {
         }
     }
 
-    /// Samples per step on the most loaded device.
-    pub fn device_batch(&self) -> usize {
-        self.batch.chunks.iter().copied().max().unwrap_or(0)
+    /// Samples per step over all devices, of all micro-batches.
+    pub fn step_samples(&self) -> usize {
+        self.accumulation * self.batch.global
+    }
+
+    /// Samples per step on the most loaded device, of all micro-batches.
+    pub fn device_samples(&self) -> usize {
+        self.accumulation * self.batch.chunks.iter().copied().max().unwrap_or(0)
     }
 }
 

@@ -1,7 +1,7 @@
 //! How long a plan will take, before anything is measured.
 //!
 //! Contract: an estimate with its assumptions in words, never shown as a measurement. It is a lower bound
-//! where a model is so slow that `steps` steps do not fit into `min_time`.
+//! where a model, or a step of many micro-batches, is so slow that `steps` steps do not fit into `min_time`.
 use std::time::Duration;
 
 use crate::plan::Plan;

@@ -102,6 +102,14 @@ pub fn synchronizes(spec: &ModelSpec, norm: Norm) -> bool {
         })
 }
 
+/// Whether batch statistics are those of each rank: BatchNorm's are, SyncBatchNorm's are the same everywhere.
+pub fn keeps_own_statistics(spec: &ModelSpec, norm: Norm) -> bool {
+    norm == Norm::Batch
+        || any(&spec.layers, &|layer| {
+            matches!(layer, LayerSpec::BatchNorm(_))
+        })
+}
+
 fn any(layers: &[LayerSpec], is: &impl Fn(&LayerSpec) -> bool) -> bool {
     layers.iter().any(|layer| {
         is(layer)

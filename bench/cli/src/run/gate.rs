@@ -1,8 +1,8 @@
 //! Gates: before any timing counts, a strategy must train like one device does.
 //!
 //! Contract: a trial is gated against `single` on the same samples with the same normalization chunks, for a few steps of
-//! a small batch. Trials that differ only in how long they are measured share a gate. Whether the dumps agree is decided
-//! in [`super::agreement`]. Reference: "What the equivalences must show" in METHODOLOGY.md.
+//! a small batch, with as many micro-batches a step. Trials that differ only in how long they are measured share a gate.
+//! Whether the dumps agree is decided in [`super::agreement`]. Reference: "What the equivalences must show" in METHODOLOGY.md.
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,6 +61,9 @@ const LEARNING_RATE: f64 = 1e-3;
 /// apart. With this one an update is a smooth function of the gradient, by the same code. A gradient that is wrong by a
 /// factor, to which AdamW's updates are deaf, shows in its averages, which are compared like the parameters.
 const EPS: f64 = 1e-2;
+
+/// Most micro-batches of a gate's step: a longer accumulation repeats what these show, and takes longer.
+const MICRO_BATCHES: usize = 8;
 
 /// Stands for every schedule in a gate: the few steps of one would see the first rates of a long warm-up, or no change at
 /// all, while this one halves the rate at each step, so that whoever does not follow it is seen.
@@ -191,10 +194,17 @@ impl Pair {
         gate_job(&self.reference, self.chunks.clone(), stage, label, folder)
     }
 
-    /// `1 device, chunks 4+4`.
+    /// `1 device, chunks 4+4`, and what else a reader must know of the comparison.
     pub fn reference_name(&self) -> String {
         let chunks: Vec<String> = self.chunks.iter().map(usize::to_string).collect();
-        format!("1 device, chunks {}", chunks.join("+"))
+        let mut name = format!("1 device, chunks {}", chunks.join("+"));
+        if self.reference.accumulation > 1 {
+            name += &format!(", {} micro-batches", self.reference.accumulation);
+        }
+        if self.strategy.strategy.broadcast_buffers() == Some(false) {
+            name += ", running statistics of rank 0 alone";
+        }
+        name
     }
 }
 
@@ -287,6 +297,7 @@ fn gate_config(trial: &TrialConfig, batch: Batch) -> TrialConfig {
         strategy,
         batch,
         scaling: Scaling::Strong,
+        accumulation: trial.accumulation.min(MICRO_BATCHES),
         optimizer,
         schedule,
         measure,
@@ -404,6 +415,34 @@ mod tests {
             .layers
             .push(LayerSpec::BatchNorm(Default::default()));
         assert!(matches!(Gate::of(&trial), Gate::None(_)));
+    }
+
+    #[test]
+    fn micro_batches_and_what_ddp_exchanges_are_kept() {
+        let mut trial = of_ddp(2);
+        trial.accumulation = 3;
+        let StrategyConfig::Ddp(options) = &mut trial.strategy else {
+            unreachable!("of_ddp makes DDP");
+        };
+        (options.no_sync, options.broadcast_buffers) = (false, false);
+        (options.bucket_cap_bytes, options.overlap) = (4096, false);
+        let gate = pair(&trial);
+        assert_eq!(gate.strategy.strategy, trial.strategy);
+        assert_eq!(
+            (gate.strategy.accumulation, gate.reference.accumulation),
+            (3, 3)
+        );
+        assert_eq!(
+            gate.reference_name(),
+            "1 device, chunks 4+4, 3 micro-batches, running statistics of rank 0 alone"
+        );
+        let plain = pair(&of_ddp(2));
+        assert_ne!(
+            gate.reference_key(STAGES[0]),
+            plain.reference_key(STAGES[0])
+        );
+        trial.accumulation = 100;
+        assert_eq!(pair(&trial).reference.accumulation, MICRO_BATCHES);
     }
 
     #[test]

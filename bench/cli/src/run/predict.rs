@@ -6,12 +6,8 @@ use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::probe::Phase;
 use syncmark_record::bytes::{self, Algorithm, Call, DataParallelStep, Gathered, Traffic};
 
-use crate::plan::config::{DpConfig, StrategyConfig, TrialConfig, Work, Zero1Config};
+use crate::plan::config::{DdpConfig, DpConfig, StrategyConfig, TrialConfig, Work, Zero1Config};
 use crate::scenario::file::{Compression, DpLoss};
-
-/// PyTorch's default caps in bytes: SEMANTICS of DDP's reducer.
-const FIRST_BUCKET_BYTES: u64 = 1 << 20;
-const BUCKET_BYTES: u64 = 25 << 20;
 
 /// PyTorch's default: PowerSGD leaves tensors alone that it does not make half as small.
 const MIN_COMPRESSION_RATE: f64 = 2.0;
@@ -55,8 +51,16 @@ pub fn step(config: &TrialConfig) -> Vec<Expected> {
             .flat_map(|rank| sharded(config, &model, zero1, rank))
             .collect(),
         StrategyConfig::Ddp(ref ddp) => (0..config.devices as u32)
-            .flat_map(|rank| distributed(config, &model, ddp.compression, rank))
+            .flat_map(|rank| distributed(config, &model, ddp, rank))
             .collect(),
+    }
+}
+
+/// How the ranks of `config` exchange.
+pub fn algorithm(config: &TrialConfig) -> Algorithm {
+    match config.strategy.transport() {
+        Some("tcp") => Algorithm::Ring,
+        _ => Algorithm::SharedDirect,
     }
 }
 
@@ -114,20 +118,19 @@ fn data_parallel(config: &TrialConfig, model: &Model, dp: &DpConfig) -> Vec<Expe
     expected
 }
 
-fn distributed(
-    config: &TrialConfig,
-    model: &Model,
-    compression: Compression,
-    rank: u32,
-) -> Vec<Expected> {
+fn distributed(config: &TrialConfig, model: &Model, ddp: &DdpConfig, rank: u32) -> Vec<Expected> {
     let mut calls = Calls {
         ranks: config.devices as u64,
         rank,
+        algorithm: algorithm(config),
         expected: Vec::new(),
     };
     if config.devices == 1 {
         return Vec::new();
     }
+    let micro_batches = config.accumulation as u64;
+    // With no_sync only the last micro-batch's gradients are reduced, and only the next forward begins with rank 0's buffers.
+    let reductions = if ddp.no_sync { 1 } else { micro_batches };
     // Gradients become ready from the last layer to the first, and lie in the arena in that order.
     let ready: Vec<Vec<u64>> = model
         .nodes
@@ -137,18 +140,21 @@ fn distributed(
         .map(|slot| slot.shape.iter().map(|size| *size as u64).collect())
         .collect();
     let sizes: Vec<u64> = ready.iter().map(|shape| shape.iter().product()).collect();
+    let (first_cap, cap) = (ddp.first_bucket_cap_bytes, ddp.bucket_cap_bytes);
     let (mut next, mut left) = (0, 0);
-    for elements in bytes::bucket_elements(&sizes, FIRST_BUCKET_BYTES, BUCKET_BYTES) {
+    for elements in bytes::bucket_elements(&sizes, first_cap, cap) {
         left += elements;
         let first = next;
         while left > 0 {
             left -= sizes[next];
             next += 1;
         }
-        calls.add_bucket(&ready[first..next], elements, compression);
+        calls.add_bucket(&ready[first..next], elements, ddp.compression, reductions);
     }
-    buffers(&mut calls, model);
-    sync_batch_norm(&mut calls, model);
+    if ddp.broadcast_buffers {
+        buffers(&mut calls, model, reductions);
+    }
+    sync_batch_norm(&mut calls, model, micro_batches);
     calls.expected
 }
 
@@ -160,20 +166,21 @@ fn sharded(config: &TrialConfig, model: &Model, zero1: &Zero1Config, rank: u32) 
     let mut calls = Calls {
         ranks: config.devices as u64,
         rank,
+        algorithm: algorithm(config),
         expected: Vec::new(),
     };
     let (first_cap, cap) = (zero1.first_bucket_cap_bytes, zero1.bucket_cap_bytes);
     let buckets = bytes::bucket_elements(&ready_elements(model), first_cap, cap);
     for elements in bytes::divisible_buckets(&buckets, calls.ranks) {
         let (scatter, gather) = (Collective::ReduceScatter, Collective::AllGather);
-        calls.add(Phase::ReduceScatter, scatter, elements, size_of::<f32>());
+        calls.add(Phase::ReduceScatter, scatter, elements, size_of::<f32>(), 1);
         let part = elements / calls.ranks;
-        calls.add(Phase::AllGather, gather, part, size_of::<f32>());
+        calls.add(Phase::AllGather, gather, part, size_of::<f32>(), 1);
     }
     if zero1.broadcast_buffers {
-        buffers(&mut calls, model);
+        buffers(&mut calls, model, 1);
     }
-    sync_batch_norm(&mut calls, model);
+    sync_batch_norm(&mut calls, model, 1);
     calls.expected
 }
 
@@ -184,8 +191,8 @@ fn ready_elements(model: &Model) -> Vec<u64> {
     slots.map(|slot| slot.elements() as u64).collect()
 }
 
-/// Rank 0's running statistics, and the counts of batches.
-fn buffers(calls: &mut Calls, model: &Model) {
+/// Rank 0's running statistics, and the counts of batches, `times` a step.
+fn buffers(calls: &mut Calls, model: &Model, times: u64) {
     let running: Vec<u64> = model
         .nodes
         .iter()
@@ -197,28 +204,24 @@ fn buffers(calls: &mut Calls, model: &Model) {
     }
     let (phase, collective) = (Phase::BufferBroadcast, Collective::Broadcast);
     let (statistics, counters) = (2 * running.iter().sum::<u64>(), running.len() as u64);
-    calls.add(phase, collective, statistics, size_of::<f32>());
-    calls.add(phase, collective, counters, size_of::<i64>());
+    calls.add(phase, collective, statistics, size_of::<f32>(), times);
+    calls.add(phase, collective, counters, size_of::<i64>(), times);
 }
 
-fn sync_batch_norm(calls: &mut Calls, model: &Model) {
+/// What SyncBN exchanges in a forward and a backward, `times` a step.
+fn sync_batch_norm(calls: &mut Calls, model: &Model, times: u64) {
     for node in &model.nodes {
         if let (Op::BatchNorm { sync: true, .. }, Some(channels)) =
             (&node.op, node.running_channels())
         {
-            let channels = channels as u64;
-            calls.add(
-                Phase::SyncBatchNorm,
-                Collective::AllGather,
-                2 * channels + 1,
-                size_of::<f32>(),
-            );
-            calls.add(
-                Phase::SyncBatchNorm,
-                Collective::AllReduce,
-                2 * channels,
-                size_of::<f32>(),
-            );
+            let (forward, backward) = (2 * channels as u64 + 1, 2 * channels as u64);
+            for (collective, elements) in [
+                (Collective::AllGather, forward),
+                (Collective::AllReduce, backward),
+            ] {
+                let (phase, width) = (Phase::SyncBatchNorm, size_of::<f32>());
+                calls.add(phase, collective, elements, width, times);
+            }
         }
     }
 }
@@ -227,12 +230,19 @@ fn sync_batch_norm(calls: &mut Calls, model: &Model) {
 struct Calls {
     ranks: u64,
     rank: u32,
+    algorithm: Algorithm,
     expected: Vec<Expected>,
 }
 
 impl Calls {
-    /// The all-reduces of a bucket of tensors of these shapes.
-    fn add_bucket(&mut self, shapes: &[Vec<u64>], elements: u64, compression: Compression) {
+    /// The all-reduces of a bucket of tensors of these shapes, `times` a step.
+    fn add_bucket(
+        &mut self,
+        shapes: &[Vec<u64>],
+        elements: u64,
+        compression: Compression,
+        times: u64,
+    ) {
         let width = match compression {
             Compression::Fp16 | Compression::Bf16 => 2,
             Compression::None | Compression::Powersgd(_) => size_of::<f32>(),
@@ -246,11 +256,20 @@ impl Calls {
             Compression::None | Compression::Fp16 | Compression::Bf16 => vec![elements],
         };
         for elements in parts.into_iter().filter(|elements| *elements > 0) {
-            self.add(Phase::AllReduce, Collective::AllReduce, elements, width);
+            let (phase, collective) = (Phase::AllReduce, Collective::AllReduce);
+            self.add(phase, collective, elements, width, times);
         }
     }
 
-    fn add(&mut self, phase: Phase, collective: Collective, elements: u64, element_bytes: usize) {
+    /// Adds `times` equal calls a step.
+    fn add(
+        &mut self,
+        phase: Phase,
+        collective: Collective,
+        elements: u64,
+        element_bytes: usize,
+        times: u64,
+    ) {
         let formula = match collective {
             Collective::Broadcast => bytes::Collective::Broadcast { root: 0 },
             Collective::AllGather => bytes::Collective::AllGather,
@@ -260,14 +279,15 @@ impl Calls {
         let element_bytes = element_bytes as u64;
         let call = Call {
             collective: formula,
-            algorithm: Algorithm::SharedDirect,
+            algorithm: self.algorithm,
             elements,
             element_bytes,
             ranks: self.ranks,
         };
         let traffic = call
             .traffic(u64::from(self.rank))
-            .expect("shared-direct has every collective");
+            .expect("both algorithms have every collective")
+            * times;
         let size_bytes = elements * element_bytes;
         let known = self
             .expected
@@ -275,7 +295,7 @@ impl Calls {
             .find(|e| e.phase == phase && e.collective == collective && e.size_bytes == size_bytes);
         match known {
             Some(entry) => {
-                entry.calls = entry.calls.map(|calls| calls + 1);
+                entry.calls = entry.calls.map(|calls| calls + times);
                 entry.traffic += traffic;
             }
             None => {
@@ -284,7 +304,7 @@ impl Calls {
                     phase,
                     collective,
                     size_bytes,
-                    calls: Some(1),
+                    calls: Some(times),
                     traffic,
                 });
             }

@@ -8,6 +8,7 @@ mod collectives;
 mod data;
 mod gate;
 mod measure;
+mod settings;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

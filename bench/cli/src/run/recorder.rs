@@ -255,12 +255,12 @@ fn learning_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<LearningR
     if by_step.len() < 2 {
         return Vec::new();
     }
-    let global = facts.config.batch.global as u64;
+    let samples = facts.config.step_samples() as u64;
     let row = |(step, (sum, ranks)): (u64, (f64, u32))| LearningRow {
         trial: facts.trial.to_owned(),
         repeat: facts.repeat,
         step,
-        samples_seen: step * global,
+        samples_seen: step * samples,
         train_loss: Some(sum / f64::from(ranks)),
         eval_loss: None,
         eval_error: None,

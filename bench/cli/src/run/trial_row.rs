@@ -65,8 +65,8 @@ pub fn row(
             "strong"
         }
         .into(),
-        global_batch: config.batch.global as u64,
-        device_batch: config.device_batch() as u64,
+        global_batch: config.step_samples() as u64,
+        device_batch: config.device_samples() as u64,
         parameters: trial.parameters,
         oversubscribed: cores::oversubscribed(config.devices, cores),
         outcome,

@@ -238,11 +238,11 @@ fn parallel(checker: &Checker, scenario: &Scenario) -> Outcome {
         );
         return Err(checker.problem("data.batch_size", message, help));
     }
-    let global = if strong {
-        Some(batch)
-    } else {
-        batch.checked_mul(devices)
-    };
+    let micro_batches = scenario.train.accumulation;
+    let replicas = if strong { 1 } else { devices };
+    let global = batch
+        .checked_mul(replicas)
+        .and_then(|samples| samples.checked_mul(micro_batches));
     let (limit, whose) = match scenario.data.source {
         Source::Digits => (DIGITS, "training images of digits"),
         Source::FashionMnist => (fashion_mnist::TRAINING, "training images of Fashion-MNIST"),
@@ -250,14 +250,15 @@ fn parallel(checker: &Checker, scenario: &Scenario) -> Outcome {
         Source::Synthetic => (MAX_BATCH, "that the engine can count"),
     };
     if global.is_none_or(|global| global > limit) {
+        let (step, or) = match micro_batches {
+            1 => (String::new(), ""),
+            several => (format!("{several} micro-batches of "), " or accumulation"),
+        };
         let message = format!(
-            "a step of {batch} samples on {devices} devices takes more than the {limit} {whose}"
+            "a step of {step}{batch} samples on {devices} devices takes more than the {limit} {whose}"
         );
-        return Err(checker.problem(
-            "data.batch_size",
-            message,
-            "write a smaller batch_size, or fewer devices",
-        ));
+        let help = format!("write a smaller batch_size{or}, or fewer devices");
+        return Err(checker.problem("data.batch_size", message, help));
     }
     Ok(())
 }

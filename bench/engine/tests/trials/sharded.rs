@@ -4,9 +4,7 @@ use syncmark_engine::comm::shared::{SharedCommunicator, Waiting};
 use syncmark_engine::comm::tcp::TcpCommunicator;
 use syncmark_engine::model::Model;
 use syncmark_engine::optim::OptimizerSettings;
-use syncmark_engine::strategy::{
-    BucketCaps, Ddp, DdpSettings, Strategy, Zero1, Zero1Settings,
-};
+use syncmark_engine::strategy::{BucketCaps, Ddp, DdpSettings, Strategy, Zero1, Zero1Settings};
 
 use super::{On, Outcome, SEED, device, train};
 

@@ -13,13 +13,12 @@ use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicat
 use syncmark_engine::comm::tcp::{self, TcpCommunicator};
 use syncmark_engine::data::Loader;
 use syncmark_engine::model::{Model, resolve};
-use syncmark_engine::optim::{AdamwSettings, OptimizerSettings, Schedule, SgdSettings};
 use syncmark_engine::strategy::{
-    BucketCaps, Compression, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent,
-    IndependentSettings, PowerSgdSettings, Single, SingleSettings, Strategy, Zero1, Zero1Settings,
+    BucketCaps, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings, Single,
+    SingleSettings, Strategy, Zero1, Zero1Settings,
 };
 
-use super::{RankError, data};
+use super::{RankError, data, settings};
 use crate::plan::config::{StrategyConfig, TrialConfig};
 use crate::run::protocol::{Assignment, Meeting, Purpose};
 use crate::run::spool::Writer;
@@ -312,91 +311,23 @@ fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, Ran
 
 /// Settings that a scenario can say and that this binary cannot run yet.
 fn not_built(config: &TrialConfig) -> Result<(), RankError> {
-    let ddp = config.strategy.ddp();
     let missing = [
-        (config.accumulation > 1, "gradient accumulation"),
+        (
+            config.accumulation > 1
+                && matches!(
+                    config.strategy,
+                    StrategyConfig::Dp(_) | StrategyConfig::Zero1(_)
+                ),
+            "gradient accumulation under DP and ZeRO-1",
+        ),
         (
             config.strategy.ranks_transport() == Some(file::Transport::Tcp),
             "the transport tcp",
-        ),
-        (
-            ddp.is_some()
-                && config.strategy.bucket_caps()
-                    != Some((file::BUCKET_CAP.0, file::FIRST_BUCKET_CAP.0)),
-            "another bucket cap than the default",
-        ),
-        (ddp.is_some_and(|ddp| !ddp.overlap), "overlap = false"),
-        (
-            ddp.is_some_and(|ddp| !ddp.broadcast_buffers),
-            "broadcast_buffers = false",
         ),
     ];
     match missing.iter().find(|(asked, _)| *asked) {
         Some((_, what)) => Err(RankError::Assignment(format!("{what} is not built yet"))),
         None => Ok(()),
-    }
-}
-
-fn optimizer(config: &TrialConfig) -> OptimizerSettings {
-    let settings = match &config.optimizer {
-        file::Optimizer::Sgd(sgd) => OptimizerSettings::sgd(SgdSettings {
-            learning_rate: sgd.learning_rate as f32,
-            momentum: sgd.momentum as f32,
-            weight_decay: sgd.weight_decay as f32,
-            nesterov: sgd.nesterov,
-        }),
-        file::Optimizer::Adamw(adamw) => OptimizerSettings::adamw(AdamwSettings {
-            learning_rate: adamw.learning_rate as f32,
-            beta1: adamw.beta1,
-            beta2: adamw.beta2,
-            eps: adamw.eps as f32,
-            weight_decay: adamw.weight_decay as f32,
-        }),
-    };
-    OptimizerSettings {
-        schedule: schedule(&config.schedule),
-        ..settings
-    }
-}
-
-/// A gate compresses every matrix, however little that saves (see `gate::gated`).
-fn compression(compression: file::Compression, purpose: &Purpose) -> Compression {
-    match compression {
-        file::Compression::None => Compression::None,
-        file::Compression::Fp16 => Compression::Fp16,
-        file::Compression::Bf16 => Compression::Bf16,
-        file::Compression::Powersgd(power) => {
-            let usual = PowerSgdSettings::default();
-            Compression::PowerSgd(PowerSgdSettings {
-                rank: power.rank,
-                start_step: power.start_step as u64,
-                min_compression_rate: match purpose {
-                    Purpose::Gate { .. } => 0.0,
-                    Purpose::Measure { .. } => usual.min_compression_rate,
-                },
-                error_feedback: power.error_feedback,
-                warm_start: power.warm_start,
-            })
-        }
-    }
-}
-
-fn schedule(schedule: &file::Schedule) -> Schedule {
-    match schedule {
-        file::Schedule::Constant => Schedule::Constant,
-        file::Schedule::WarmUp(warm_up) => Schedule::WarmUp {
-            steps: warm_up.steps as u64,
-            start: warm_up.start,
-        },
-        file::Schedule::Step(step) => Schedule::Step {
-            every: step.every as u64,
-            factor: step.factor,
-        },
-        file::Schedule::Cosine(cosine) => Schedule::Cosine {
-            steps: cosine.steps as u64,
-            warm_up_steps: cosine.warm_up_steps as u64,
-            minimum: cosine.minimum,
-        },
     }
 }
 
@@ -410,7 +341,12 @@ fn strategy(
     communicator: Option<Box<dyn Communicator>>,
 ) -> Result<Built, RankError> {
     let config = &assignment.trial;
-    let (seed, optimizer, global) = (config.train_seed, optimizer(config), config.batch.global);
+    let (seed, optimizer, global) = (
+        config.train_seed,
+        settings::optimizer(config),
+        config.batch.global,
+    );
+    let accumulation = config.accumulation;
     let own = config.batch.chunks.get(rank).copied().unwrap_or(0);
     Ok(match &config.strategy {
         StrategyConfig::Single => {
@@ -420,6 +356,7 @@ fn strategy(
             };
             let settings = SingleSettings {
                 max_batch: global,
+                accumulation,
                 chunks,
                 seed,
                 optimizer,
@@ -434,7 +371,9 @@ fn strategy(
             let settings = IndependentSettings {
                 index: rank,
                 sample_offset,
+                global_batch: global,
                 max_batch: own,
+                accumulation,
                 seed,
                 optimizer,
             };
@@ -495,10 +434,10 @@ fn strategy(
             let settings = DdpSettings {
                 max_batch: own,
                 sample_offset,
+                global_batch: global,
                 seed,
                 optimizer,
-                bucket_cap_bytes: None,
-                compression: compression(ddp.compression, &assignment.purpose),
+                options: settings::distributed(ddp, accumulation, &assignment.purpose),
             };
             let ddp = Ddp::new(device(assignment, rank)?, communicator, model, &settings)?;
             (Box::new(ddp), None)

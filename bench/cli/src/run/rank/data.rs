@@ -1,7 +1,8 @@
 //! Which samples a rank takes, and in which order.
 //!
 //! All strategies see the same global batches: `ddp`'s ranks take the shards of PyTorch's distributed sampler, `single` and
-//! `dp` the ranks' batches one after the other. `independent`'s replicas take the same shards as `ddp`'s ranks.
+//! `dp` the ranks' batches one after the other. `independent`'s replicas take the same shards as `ddp`'s ranks. A step of K
+//! micro-batches takes the next K of those batches, a rank its parts of them, so the k-th micro-batch is the same everywhere.
 use std::sync::Arc;
 
 use syncmark_engine::data::{
@@ -54,7 +55,9 @@ pub fn dataset(config: &TrialConfig) -> Result<Arc<dyn Dataset>, RankError> {
             let shape = Shape::from_dimensions(input)
                 .ok_or_else(|| RankError::Model(format!("{input:?} is no shape of a sample")))?;
             let fitting = SYNTHETIC_BYTES / (shape.elements() * size_of::<f32>());
-            let len = SYNTHETIC_SAMPLES.min(fitting).max(2 * config.batch.global);
+            let len = SYNTHETIC_SAMPLES
+                .min(fitting)
+                .max(2 * config.step_samples());
             Resident::of(&Synthetic {
                 len,
                 shape,
@@ -91,7 +94,7 @@ pub fn timed(
         rank: 0,
         ..shard
     };
-    let (sampler, batch): (Box<dyn Sampler>, usize) = match config.strategy {
+    let (sampler, micro_batch): (Box<dyn Sampler>, usize) = match config.strategy {
         StrategyConfig::Independent { .. } | StrategyConfig::Ddp(_) | StrategyConfig::Zero1(_) => {
             (Box::new(shard), config.batch.chunks[rank])
         }
@@ -105,7 +108,7 @@ pub fn timed(
             global,
         ),
     };
-    Loader::new(data, sampler, batch, true).map_err(|e| RankError::Assignment(e.to_string()))
+    loader(config, data, sampler, micro_batch)
 }
 
 /// Batches of `rank` for a gate: every strategy takes the same samples in the data set's own order.
@@ -119,7 +122,7 @@ pub fn gate(
     global: usize,
 ) -> Result<Loader, RankError> {
     let sampler: Box<dyn Sampler> = Box::new(Sequential { len: data.len() });
-    let (sampler, batch) = match config.strategy {
+    let (sampler, micro_batch) = match config.strategy {
         StrategyConfig::Ddp(_) | StrategyConfig::Zero1(_) => {
             let batch = global / config.devices;
             (
@@ -134,7 +137,18 @@ pub fn gate(
         }
         _ => (sampler, global),
     };
-    Loader::new(data, sampler, batch, true).map_err(|e| RankError::Assignment(e.to_string()))
+    loader(config, data, sampler, micro_batch)
+}
+
+/// Whole steps of `micro_batch` samples in each micro-batch.
+fn loader(
+    config: &TrialConfig,
+    data: Arc<dyn Dataset>,
+    sampler: Box<dyn Sampler>,
+    micro_batch: usize,
+) -> Result<Loader, RankError> {
+    let step = micro_batch * config.accumulation;
+    Loader::new(data, sampler, step, true).map_err(|e| RankError::Assignment(e.to_string()))
 }
 
 /// Part `rank` of each global batch of a sequential order.
