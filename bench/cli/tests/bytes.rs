@@ -267,3 +267,87 @@ fn sync_batch_norm_in_ddp() {
     )));
     assert!(phases.contains(&"sync_batch_norm".to_owned()), "{phases:?}");
 }
+
+/// DDP with its options, over both transports; several buckets of 4 KiB, and the arm without synchronization beside.
+const DDP_OPTIONS: &str = r#"
+name = "options"
+question = "Does every option move what it says?"
+kind = "train"
+[model]
+preset = "convnet"
+norm = "batch"
+[data]
+source = "digits"
+batch_size = 3
+[parallel]
+strategy = "ddp"
+launch = "threads"
+bucket_cap = "4KiB"
+[measure]
+smoke = true
+repeats = 1
+steps = 2
+min_time = "1ms"
+warmup_time = "1ms"
+timeout = "2m"
+[sweep]
+"parallel.devices" = [2, 3]
+"parallel.transport" = ["shared", "tcp"]
+[[variant]]
+name = "last"
+set = { "train.accumulation" = 3 }
+[[variant]]
+name = "each"
+set = { "train.accumulation" = 3, "parallel.no_sync" = false, "model.norm" = "sync-batch" }
+[[variant]]
+name = "late"
+set = { "parallel.overlap" = false, "parallel.first_bucket_cap" = "1KiB" }
+[[variant]]
+name = "own-buffers"
+set = { "train.accumulation" = 2, "parallel.no_sync" = false, "parallel.broadcast_buffers" = false }
+"#;
+
+#[test]
+fn every_option_of_ddp_moves_what_it_says() {
+    let (trials, rows) = run(DDP_OPTIONS);
+    assert_eq!(trials.len(), 2 * 2 * 4);
+    for trial in &trials {
+        let calls = |phase: &str| -> u64 {
+            let own = rows.iter().filter(|row| {
+                row.trial == trial.trial && row.rank == 0 && row.phase == phase && row.steps > 0
+            });
+            own.map(|row| row.calls / row.steps).sum()
+        };
+        let variant = trial.variant.as_deref().unwrap_or_default();
+        let (per_bucket, broadcasts) = match variant {
+            "last" | "late" => (1, 2),
+            "each" => (3, 6),
+            _ => (2, 0),
+        };
+        let (reduces, label) = (calls("all_reduce"), &trial.label);
+        assert!(reduces > 2 * per_bucket, "{label}: {reduces} calls");
+        assert_eq!(reduces % per_bucket, 0, "{label}: {reduces} calls");
+        assert_eq!(calls("buffer_broadcast"), broadcasts, "{label}");
+        assert_eq!(
+            trial.global_batch,
+            3 * u64::from(trial.devices) * trial.accumulation.unwrap_or(0),
+            "{label}: all micro-batches of a step are its samples"
+        );
+        assert!(trial.exposed_communication_ms.is_some(), "{label}");
+    }
+    let buckets = |variant: &str| {
+        let trial = trials
+            .iter()
+            .find(|trial| trial.variant.as_deref() == Some(variant) && trial.devices == 2);
+        let trial = trial.expect("the variant was run");
+        let own = rows
+            .iter()
+            .filter(|row| row.trial == trial.trial && row.rank == 0 && row.phase == "all_reduce");
+        own.map(|row| row.calls / row.steps).sum::<u64>()
+    };
+    assert!(
+        buckets("late") > buckets("last"),
+        "the first cap is smaller"
+    );
+    assert_counted_as_predicted((trials, rows));
+}

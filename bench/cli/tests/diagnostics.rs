@@ -122,6 +122,8 @@ cases! {
     no_batch: replaced("batch_size = 8", "batch_size = 0");
     batch_smaller_than_devices: replaced("devices = 2", "devices = 9\nscaling = \"strong\"");
     batch_larger_than_the_data: replaced("batch_size = 8", "batch_size = 1000");
+    micro_batches_larger_than_the_data: replaced("batch_size = 8", "batch_size = 100\n[train]\naccumulation = 8");
+    no_micro_batch: replaced("batch_size = 8", "batch_size = 8\n[train]\naccumulation = 0");
     workers: replaced("batch_size = 8", "batch_size = 8\nworkers = 2");
     no_repeats: replaced("smoke = true", "smoke = true\nrepeats = 0");
     no_steps: replaced("smoke = true", "smoke = true\nsteps = 0");

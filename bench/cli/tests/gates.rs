@@ -5,10 +5,8 @@ use std::process::Output;
 use assert_cmd::Command;
 
 /// Strong scaling, so that `batch` over `devices` says which chunks DP makes; DDP only where they are even.
-fn verify(norm: &str, batch: usize, devices: &str) -> Output {
-    let folder = tempfile::tempdir().expect("a folder for the test");
-    let path = folder.path().join("gates.toml");
-    let text = format!(
+fn strategies(norm: &str, batch: usize, devices: &str) -> String {
+    format!(
         r#"
 name = "gates"
 question = "Do all strategies train alike?"
@@ -51,8 +49,13 @@ set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "threads" }}
 name = "ddp-processes"
 set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "processes" }}
 "#
-    );
-    std::fs::write(&path, text).expect("the scenario is written");
+    )
+}
+
+fn verify(scenario: &str) -> Output {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let path = folder.path().join("gates.toml");
+    std::fs::write(&path, scenario).expect("the scenario is written");
     Command::cargo_bin("syncmark")
         .expect("the binary is built")
         .args([
@@ -65,7 +68,7 @@ set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "processes" }}
 }
 
 fn assert_passes(norm: &str, batch: usize, devices: &str) {
-    let output = verify(norm, batch, devices);
+    let output = verify(&strategies(norm, batch, devices));
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(
@@ -152,4 +155,59 @@ fn norms_that_do_not_see_the_batch() {
     assert_passes("layer", 12, "[2, 3]");
     assert_passes("group", 12, "[2, 4]");
     assert_passes("none", 12, "[2, 3]");
+}
+
+/// DDP's options with two micro-batches a step; `late` sets what changes nothing but when and in what pieces ranks exchange.
+const DDP_OPTIONS: &str = r#"
+name = "options"
+question = "Does DDP train alike, whatever it exchanges and when?"
+kind = "train"
+[model]
+preset = "convnet"
+[data]
+source = "digits"
+batch_size = 4
+[train]
+accumulation = 2
+[parallel]
+strategy = "ddp"
+devices = 2
+launch = "threads"
+[measure]
+smoke = true
+repeats = 1
+steps = 3
+min_time = "1ms"
+warmup_time = "1ms"
+timeout = "2m"
+[sweep]
+"model.norm" = ["batch", "sync-batch", "group"]
+[[variant]]
+name = "last"
+set = { "parallel.launch" = "processes" }
+[[variant]]
+name = "each"
+set = { "parallel.no_sync" = false }
+[[variant]]
+name = "late"
+set = { "parallel.overlap" = false, "parallel.bucket_cap" = "4KiB", "train.accumulation" = 1 }
+[[variant]]
+name = "own-buffers"
+set = { "parallel.broadcast_buffers" = false }
+"#;
+
+#[test]
+fn every_option_of_ddp() {
+    let output = verify(DDP_OPTIONS);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{text}\n{errors}");
+    for expected in [
+        "micro-batches 2",
+        "no_sync off",
+        "buffer-broadcast off",
+        "overlap off",
+    ] {
+        assert!(text.contains(expected), "{expected} is not in:\n{text}");
+    }
 }

@@ -108,6 +108,53 @@ fn weak_scaling_gives_each_device_the_whole_batch() {
 }
 
 #[test]
+fn a_step_has_the_samples_of_all_its_micro_batches() {
+    let plan = plan(&format!(
+        "{DIGITS}[train]\naccumulation = 3\n[parallel]\nstrategy = \"ddp\"\ndevices = 2\n"
+    ));
+    let config = &plan.trials[0].config;
+    assert_eq!((config.accumulation, config.batch.global), (3, 16));
+    assert_eq!((config.step_samples(), config.device_samples()), (48, 24));
+}
+
+#[test]
+fn no_sync_is_a_setting_of_several_micro_batches_alone() {
+    let plan = plan(&format!(
+        "{DIGITS}[parallel]\nstrategy = \"ddp\"\ndevices = 2\n[sweep]\n\"train.accumulation\" = [1, 2]\n\"parallel.no_sync\" = [true, false]\n"
+    ));
+    let settings: Vec<_> = plan
+        .trials
+        .iter()
+        .map(|trial| {
+            (
+                trial.config.accumulation,
+                trial.settings.get("parallel.no_sync"),
+            )
+        })
+        .map(|(count, setting)| (count, setting.map(String::as_str)))
+        .collect();
+    assert_eq!(settings, [(1, None), (2, Some("true")), (2, Some("false"))]);
+    assert_eq!(plan.merged.len(), 1);
+}
+
+#[test]
+fn ranks_that_keep_their_own_statistics_say_so() {
+    let notes = |norm: &str| {
+        let text = DIGITS.replace(
+            "preset = \"convnet\"",
+            &format!("preset = \"convnet\"\nnorm = \"{norm}\""),
+        );
+        let mut plan = plan(&format!(
+            "{text}[parallel]\nstrategy = \"ddp\"\ndevices = 2\nbroadcast_buffers = false\n"
+        ));
+        plan.trials.remove(0).notes
+    };
+    assert_eq!(notes("batch").len(), 1);
+    assert!(notes("batch")[0].contains("running statistics of its own"));
+    assert!(notes("sync-batch").is_empty() && notes("group").is_empty());
+}
+
+#[test]
 fn norms_that_the_model_does_not_have_make_no_trials() {
     let text = DIGITS.replace(
         "preset = \"convnet\"",
