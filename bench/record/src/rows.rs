@@ -62,9 +62,9 @@ pub struct TrialRow {
     pub devices: u32,
     /// `weak` or `strong`.
     pub scaling: String,
-    /// Samples per step over all devices.
+    /// Samples per step over all devices, of all micro-batches.
     pub global_batch: u64,
-    /// Samples per step on the most loaded device.
+    /// Samples per step on the most loaded device, of all micro-batches.
     pub device_batch: u64,
     /// Scalar parameters of the model.
     pub parameters: u64,
@@ -171,6 +171,11 @@ impl TrialRow {
             tracing_slowdown: None,
             warnings: None,
         }
+    }
+
+    /// Samples of a micro-batch on the most loaded device.
+    pub fn micro_batch(&self) -> u64 {
+        self.device_batch / self.accumulation.unwrap_or(1).max(1)
     }
 }
 

@@ -101,8 +101,16 @@ impl Setting {
             format!("{} scaling", trial.scaling),
             trial.backend.clone(),
         ];
-        if self.key != "data.batch_size" {
-            words.push(format!("{} samples a device", trial.device_batch));
+        match self.key {
+            "data.batch_size" => {}
+            // A step has the samples of all its micro-batches, of which this compares different numbers.
+            "train.accumulation" => {
+                words.push(format!(
+                    "{} samples a device and micro-batch",
+                    trial.micro_batch()
+                ));
+            }
+            _ => words.push(format!("{} samples a device", trial.device_batch)),
         }
         words.join(" · ")
     }
