@@ -51,11 +51,12 @@ fn unsynchronized_names(outcome: &Outcome) -> Outcome {
 #[test]
 fn ranks_that_accumulate_are_one_device_that_accumulates() {
     for accumulation in [1, 2, 3] {
-        for (norm, chunks) in [
-            (Norm::None, &[][..]),
-            (Norm::Batch, &PARTS[..]),
-            (Norm::SyncBatch, &[][..]),
-        ] {
+        let cases: [(Norm, &[usize]); 3] = [
+            (Norm::None, &[]),
+            (Norm::Batch, &PARTS),
+            (Norm::SyncBatch, &[]),
+        ];
+        for (norm, chunks) in cases {
             let alone = if norm == Norm::SyncBatch {
                 Norm::Batch
             } else {

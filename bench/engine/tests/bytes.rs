@@ -264,7 +264,9 @@ fn each_option_of_ddp_changes_the_calls_that_it_is_there_for() {
                     accumulation,
                     no_sync,
                 };
-                BOTH.map(|on| check_options(on, norm, options));
+                for on in BOTH {
+                    check_options(on, norm, options);
+                }
             }
         }
     }
