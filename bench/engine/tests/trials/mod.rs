@@ -101,13 +101,14 @@ impl Batch {
 
     /// What rank `rank` takes of a step of `micro_batches`, each of which is `chunks` in rank order.
     pub fn parts(&self, micro_batches: usize, chunks: &[usize], rank: usize) -> Self {
-        let (global, first) = (chunks.iter().sum::<usize>(), chunks[..rank].iter().sum());
+        let global = chunks.iter().sum::<usize>();
+        let first = chunks[..rank].iter().sum::<usize>();
         let mut own = Self {
             inputs: Vec::new(),
             labels: Vec::new(),
         };
         for micro in 0..micro_batches {
-            let start: usize = micro * global + first;
+            let start = micro * global + first;
             let part = self.whole().part(start..start + chunks[rank]);
             own.inputs.extend(part.inputs);
             own.labels.extend(part.labels);
