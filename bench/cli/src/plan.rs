@@ -12,6 +12,7 @@ pub mod identity;
 pub mod model;
 pub mod schedule;
 pub mod settings;
+pub mod unused;
 
 use crate::args::ScenarioArgs;
 use crate::error::{CliError, Result};

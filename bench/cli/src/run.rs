@@ -14,6 +14,7 @@ pub mod gate;
 pub mod gating;
 pub mod job;
 pub mod ledger;
+pub mod meeting;
 pub mod predict;
 pub mod progress;
 pub mod protocol;

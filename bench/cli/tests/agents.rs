@@ -15,9 +15,10 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use syncmark_record::environment::Environment;
-use syncmark_record::rows::{RepeatRow, StepRow};
+use syncmark_record::rows::{RepeatRow, StepRow, TrialRow};
 use syncmark_record::{Outcome, RunFolder};
 
+use launching::hosts::Hosts;
 use launching::{Agents, Finished, ddp, free_port, losses, plain, scenario, single};
 use running::{TURN, command, run_folder, signal, wait_for};
 
@@ -65,15 +66,31 @@ fn assert_one_voice(job: &Finished) {
     );
 }
 
+/// Two ranks add two numbers, whose order does not matter: over either transport every repeat of DDP has the same loss.
+fn assert_alike_over_any_transport(folder: &RunFolder, losses: &[(String, u32, u64)]) {
+    let rows: Vec<TrialRow> = folder.read().unwrap();
+    let of = |transport: &str| -> Vec<(u32, u64)> {
+        let row = rows
+            .iter()
+            .find(|row| row.transport.as_deref() == Some(transport));
+        let id = &row.expect("a trial over each transport").trial;
+        let its = losses.iter().filter(|(trial, ..)| trial == id);
+        its.map(|(_, repeat, loss)| (*repeat, *loss)).collect()
+    };
+    assert!(!of("tcp").is_empty());
+    assert_eq!(of("tcp"), of("shared"));
+}
+
 #[test]
 fn a_loop_of_two_agents_trains_like_the_conductors_own_launch() {
     let _turn = TURN.lock();
-    let toml = scenario(8, 2, &[single(), &ddp(2, "shared")].concat());
+    let toml = scenario(8, 2, &[single(), &ddp(2, "shared"), &ddp(2, "tcp")].concat());
     let job = Agents::start(2, &toml, &[]).finish();
     assert_one_voice(&job);
     let losses = losses(job.folder());
-    assert_eq!(losses.len(), 4);
+    assert_eq!(losses.len(), 6);
     assert_eq!(losses, own_losses(&toml));
+    assert_alike_over_any_transport(job.folder(), &losses);
     let environment: Environment = job.folder().environment().unwrap().unwrap();
     let launched = environment.launched.expect("a launcher started this run");
     assert_eq!(launched.launcher, "torchrun");
@@ -141,8 +158,14 @@ fn a_trial_of_more_ranks_than_agents_is_skipped_with_its_reason() {
 
 #[test]
 fn a_killed_child_fails_its_repeat_alone_and_leaves_its_steps() {
-    let _turn = TURN.lock();
-    let agents = Agents::start(2, &scenario(LONG, 2, &ddp(2, "shared")), &[]);
+    for transport in ["shared", "tcp"] {
+        let _turn = TURN.lock();
+        kill_a_child(transport);
+    }
+}
+
+fn kill_a_child(transport: &str) {
+    let agents = Agents::start(2, &scenario(LONG, 2, &ddp(2, transport)), &[]);
     wait_until_at_work(&agents, 2);
     let child = agents.child_of(1).unwrap();
     signal(child, Signal::KILL);
@@ -174,8 +197,14 @@ fn a_killed_child_fails_its_repeat_alone_and_leaves_its_steps() {
 
 #[test]
 fn a_killed_agent_ends_the_run_and_keeps_what_was_measured() {
-    let _turn = TURN.lock();
-    let toml = scenario(LONG, 2, &ddp(2, "shared"));
+    for transport in ["shared", "tcp"] {
+        let _turn = TURN.lock();
+        kill_an_agent(transport);
+    }
+}
+
+fn kill_an_agent(transport: &str) {
+    let toml = scenario(LONG, 2, &ddp(2, transport));
     let agents = Agents::start(2, &toml, &[]);
     wait_until_at_work(&agents, 2);
     let agent = agents.pid(1);
@@ -439,11 +468,12 @@ fn mpirun_starts_agents_that_train_like_the_conductors_own_launch() {
             Err(format!("mpirun is not Open MPI's: {version}"))
         }
     }) {
-        assert!(std::env::var_os("SYNCMARK_REQUIRE_MPI").is_none(), "{why}");
+        let required = std::env::var("SYNCMARK_REQUIRE_MPI").is_ok_and(|value| !value.is_empty());
+        assert!(!required, "{why}");
         eprintln!("skipped: {why}");
         return;
     }
-    let toml = scenario(8, 2, &[single(), &ddp(2, "shared")].concat());
+    let toml = scenario(8, 2, &[single(), &ddp(2, "shared"), &ddp(2, "tcp")].concat());
     let files = tempfile::tempdir().unwrap();
     let (file, out) = (
         files.path().join("agents.toml"),
@@ -471,4 +501,28 @@ fn mpirun_starts_agents_that_train_like_the_conductors_own_launch() {
     assert_eq!(losses(&folder), own_losses(&toml));
     let environment: Environment = folder.environment().unwrap().unwrap();
     assert_eq!(environment.launched.unwrap().launcher, "Open MPI's mpirun");
+}
+
+#[test]
+fn two_network_namespaces_train_like_one_host() {
+    let _turn = TURN.lock();
+    let hosts = match Hosts::make() {
+        Ok(hosts) => hosts,
+        Err(why) => return eprintln!("skipped: {why}"),
+    };
+    let toml = scenario(8, 2, &ddp(2, "tcp"));
+    let port = free_port().to_string();
+    let program = |rank| hosts.command(rank, env!("CARGO_BIN_EXE_syncmark"));
+    let job = Agents::start_as(2, &toml, &[], program, |rank, command| {
+        command
+            .env("RANK", rank.to_string())
+            .env("WORLD_SIZE", "2")
+            .env("MASTER_ADDR", hosts.address(0))
+            .env("SYNCMARK_MASTER_PORT", &port);
+    })
+    .finish();
+    assert_one_voice(&job);
+    assert_eq!(losses(job.folder()), own_losses(&toml));
+    let sent = job.trial("ddp").measured_bytes_per_step;
+    assert!(sent.is_some_and(|bytes| bytes > 0.0), "{sent:?}");
 }

@@ -1,8 +1,10 @@
 //! A whole run, from the scenario to `comm.csv`: what the engine counted at its copies equals, to the byte, what the
-//! formulas predict from the configuration alone, for 1 to 4 devices, odd sizes and several buckets.
+//! formulas predict from the configuration alone, for 1 to 4 devices, odd sizes and several buckets; and over TCP what the
+//! kernel counted is that and the transport's headers.
 use std::path::Path;
 
 use assert_cmd::Command;
+use syncmark_engine::comm::tcp::HEADER_BYTES;
 use syncmark_record::folder::RunFolder;
 use syncmark_record::rows::{CommRow, DeviceRow, TrialRow};
 
@@ -40,7 +42,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("the path is UTF-8")
 }
 
-/// A step each of dp (both losses), ddp and zero1 (both launches) on 1 to 4 devices, nothing else.
+/// A step each of dp (both losses), ddp and zero1 (both launches and transports) on 1 to 4 devices, nothing else.
 fn scenario(model: &str, data: &str) -> String {
     format!(
         r#"
@@ -79,8 +81,22 @@ set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "threads" }}
 [[variant]]
 name = "ddp-processes"
 set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "processes" }}
+[[variant]]
+name = "ddp-tcp-threads"
+set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "threads", "parallel.transport" = "tcp" }}
+[[variant]]
+name = "ddp-tcp-processes"
+set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "processes", "parallel.transport" = "tcp" }}
 "#
     )
+}
+
+/// What the kernel must have seen of a row: over TCP its payload and a header a message, of which a rank sends one in each
+/// call in which it sends at all; elsewhere there is no counter but ours.
+fn measured(trial: &TrialRow, row: &CommRow) -> Option<u64> {
+    let messages = if row.sent_bytes > 0 { row.calls } else { 0 };
+    (trial.transport.as_deref() == Some("tcp"))
+        .then_some(row.sent_bytes + messages * HEADER_BYTES as u64)
 }
 
 /// Checks every row, and that no trial that must move bytes is missing. Returns the phases that were seen.
@@ -102,8 +118,21 @@ fn assert_counted_as_predicted((trials, rows): (Vec<TrialRow>, Vec<CommRow>)) ->
             "{}: {row:?}",
             trial.label
         );
+        assert_eq!(
+            row.measured_sent_bytes,
+            measured(trial, row),
+            "{}: {row:?}",
+            trial.label
+        );
     }
     for trial in &trials {
+        let (bytes, steps) = rows
+            .iter()
+            .filter(|row| row.trial == trial.trial)
+            .filter_map(|row| Some((row.measured_sent_bytes?, row.steps)))
+            .fold((0, 0), |(sum, _), (bytes, steps)| (sum + bytes, steps));
+        let expected = (steps > 0).then(|| bytes as f64 / steps as f64);
+        assert_eq!(trial.measured_bytes_per_step, expected, "{}", trial.label);
         let moves = trial.devices > 1 && trial.strategy != "independent";
         let moved: u64 = rows
             .iter()

@@ -30,6 +30,22 @@ fn appended(more: &str) -> String {
     message(&format!("{GOOD}{more}"), &[], &[])
 }
 
+/// The message for a good scenario whose `[parallel]` says something else, with more below it.
+fn parallel(options: &str, more: &str) -> String {
+    let text = GOOD.replace("strategy = \"ddp\"\ndevices = 2\n", options);
+    assert_ne!(text, GOOD);
+    message(&format!("{text}{more}"), &[], &[])
+}
+
+/// The message for a scenario of collectives alone.
+fn collectives(options: &str) -> String {
+    let head = "name = \"test\"\nquestion = \"How fast?\"\nkind = \"collectives\"\n";
+    let text = format!(
+        "{head}[collectives]\n{options}[parallel]\nstrategy = \"ddp\"\ndevices = 2\n"
+    );
+    message(&text, &[], &[])
+}
+
 fn set(argument: &str) -> String {
     message(GOOD, &[argument], &[])
 }
@@ -153,6 +169,41 @@ cases! {
     answer_about_an_unknown_key: appended("[answer]\nfactor = \"parallel.strateg\"\nbaseline = \"dp\"\nmetric = \"step_ms\"\n");
     answer_without_its_baseline: appended("[answer]\nfactor = \"parallel.strategy\"\nbaseline = \"dp\"\nmetric = \"step_ms\"\n");
     answer_about_an_unknown_metric: appended("[answer]\nfactor = \"parallel.strategy\"\nbaseline = \"ddp\"\nmetric = \"speed\"\n");
+    sync_batch_norm_under_dp: message(
+        &GOOD.replace("preset = \"convnet\"", "preset = \"convnet\"\nnorm = \"sync-batch\"").replace("\"ddp\"", "\"dp\""), &[], &[]
+    );
+    sync_batch_norm_of_independent_replicas: message(
+        &GOOD.replace("preset = \"convnet\"", "preset = \"convnet\"\nnorm = \"sync-batch\"").replace("\"ddp\"", "\"independent\""), &[], &[]
+    );
+    uneven_ranks: parallel("strategy = \"ddp\"\ndevices = 3\nscaling = \"strong\"\n", "");
+    uneven_replicas: parallel("strategy = \"independent\"\ndevices = 3\nscaling = \"strong\"\n", "");
+    powersgd_with_micro_batches_that_are_not_synchronized: parallel(
+        "strategy = \"ddp\"\ndevices = 2\nno_sync = true\ncompression = { powersgd = { rank = 1 } }\n", "[train]\naccumulation = 2\n"
+    );
+    powersgd_before_buckets_are_rebuilt: parallel(
+        "strategy = \"ddp\"\ndevices = 2\ncompression = { powersgd = { rank = 1, start_step = 1 } }\n", ""
+    );
+    powersgd_of_rank_0: parallel("strategy = \"ddp\"\ndevices = 2\ncompression = { powersgd = { rank = 0 } }\n", "");
+    compressed_zero1: parallel("strategy = \"zero1\"\ndevices = 2\ncompression = \"fp16\"\n", "");
+    bucket_smaller_than_an_element: parallel("strategy = \"ddp\"\ndevices = 2\nbucket_cap = \"3B\"\n", "");
+    first_bucket_larger_than_the_others: parallel(
+        "strategy = \"ddp\"\ndevices = 2\nbucket_cap = \"1MiB\"\nfirst_bucket_cap = \"2MiB\"\n", ""
+    );
+    device_named_twice: parallel("strategy = \"dp\"\ndevices = 2\ndevice_ids = [1, 1]\n", "");
+    output_on_no_device: parallel("strategy = \"dp\"\ndevices = 2\noutput_device = 2\n", "");
+    scattered_along_another_dimension: parallel("strategy = \"dp\"\ndevices = 2\ndim = 1\n", "");
+    nesterov_without_momentum: appended("[train]\noptimizer = { sgd = { learning_rate = 0.1, nesterov = true } }\n");
+    adamw_beta_of_1: appended("[train]\noptimizer = { adamw = { learning_rate = 0.1, beta2 = 1.0 } }\n");
+    no_micro_batches: appended("[train]\naccumulation = 0\n");
+    warm_up_from_more_than_all: appended("[train]\nschedule = { warm-up = { steps = 5, start = 1.5 } }\n");
+    schedule_that_never_steps: appended("[train]\nschedule = { step = { every = 0, factor = 0.1 } }\n");
+    path_of_data_without_files: replaced("source = \"digits\"", "source = \"digits\"\npath = \"/data\"");
+    unknown_transport: replaced("devices = 2", "devices = 2\ntransport = \"udp\"");
+    unknown_compression: replaced("devices = 2", "devices = 2\ncompression = \"fp8\"");
+    collectives_of_no_size: collectives("from = \"3B\"\n");
+    collectives_from_large_to_small: collectives("from = \"1MiB\"\nto = \"1KiB\"\n");
+    collectives_by_a_factor_of_1: collectives("factor = 1\n");
+    collectives_without_an_operation: collectives("operations = []\n");
     set_without_a_value: set("parallel.devices");
     set_of_an_unknown_key: set("parallel.device=2");
     set_to_a_bad_value: set("parallel.devices=0");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use syncmark_engine::data::{
-    Dataset, Distributed, Loader, Pixels, RankOrder, Resident, Sampler, Sequential, Synthetic,
+    Dataset, Distributed, Loader, Pixels, Random, RankOrder, Resident, Sampler, Sequential, Synthetic,
 };
 use syncmark_engine::shape::Shape;
 
@@ -24,8 +24,15 @@ fn orders(criterion: &mut Criterion) {
         seed: Some(1),
         drop_last: true,
     };
-    let samplers: [(&str, Box<dyn Sampler>); 4] = [
+    let samplers: [(&str, Box<dyn Sampler>); 5] = [
         ("sequential", Box::new(Sequential { len: SAMPLES })),
+        (
+            "random",
+            Box::new(Random {
+                len: SAMPLES,
+                seed: 1,
+            }),
+        ),
         ("distributed-1", Box::new(distributed(1))),
         ("distributed-8", Box::new(distributed(8))),
         (

@@ -14,7 +14,7 @@ use syncmark_engine::comm::{Collective, Count, Reduce};
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::{Phase, Silent};
 use syncmark_engine::strategy::{BucketCaps, DdpOptions, DpLoss, Strategy};
-use syncmark_engine::tensor::Dtype;
+use syncmark_engine::tensor::{Dtype, Span};
 use trials::{BOTH, Batch, CLASSES, INPUT, On, dp, model, ranks as ddp_ranks, ranks_with};
 
 /// Sizes of the standard split: the first `len % n` chunks have one element more.
@@ -145,6 +145,73 @@ fn every_collective_moves_what_its_formula_says() {
                 }
             });
         }
+    }
+}
+
+#[test]
+fn what_the_kernel_counts_is_the_payload_within_two_percent_and_exactly_with_the_headers() {
+    use Collective::{
+        AllGather, AllReduce, Barrier, Broadcast, Gather, Receive, Reduce as ToRoot, ReduceScatter,
+        Scatter, Send,
+    };
+    // At least 1 MiB for every rank that sends, also where each sends its part alone.
+    const LEN: usize = (1 << 20) + 3;
+    for n in 2..=4_usize {
+        spawn_on(TRANSPORTS[1], n, PATIENT, |mut r| {
+            let (rank, n) = (r.rank as u64, n as u64);
+            let whole = r.f32(&values(r.rank, LEN));
+            let part = r.f32(&vec![0.0; split(LEN as u64, n)[r.rank] as usize]);
+            let all = r.f32(&vec![0.0; LEN * r.world]);
+            for collective in [
+                Broadcast,
+                ToRoot,
+                AllReduce,
+                AllGather,
+                ReduceScatter,
+                Scatter,
+                Gather,
+                Send,
+                Barrier,
+            ] {
+                let (called, peer) = match (collective, rank) {
+                    (Send, 0) => (Send, 1),
+                    (Send, 1) => (Receive, 0),
+                    (Send, _) => continue,
+                    _ => (collective, 0),
+                };
+                let (from, to) = match collective {
+                    AllGather => (whole, all),
+                    ReduceScatter | Scatter => (whole, part),
+                    Gather => (part, whole),
+                    Barrier => (Span::EMPTY, Span::EMPTY),
+                    _ => (whole, whole),
+                };
+                let (sent, messages) = match called {
+                    Send => (LEN as u64, 1),
+                    Receive => (0, 0),
+                    // Dissemination: each round reaches twice as far as the one before.
+                    Barrier => (0, u64::from(n.next_power_of_two().ilog2())),
+                    _ => {
+                        let (sent, _, messages) = ring(collective, LEN as u64, n, rank, 0);
+                        (sent, messages)
+                    }
+                };
+                r.comm.reset_counts();
+                r.call(called, from, to, Reduce::Sum, peer).unwrap();
+                let count = r.comm.counts().remove(0);
+                let measured = count
+                    .measured_sent_bytes
+                    .expect("this kernel counts what a connection sends");
+                let what = format!("{called:?} on rank {rank} of {n}");
+                assert_eq!(count.sent_bytes, 4 * sent, "{what}");
+                let framing = messages * HEADER_BYTES as u64;
+                assert_eq!(measured, count.sent_bytes + framing, "{what}");
+                if sent > 0 {
+                    let excess = measured.abs_diff(count.sent_bytes);
+                    assert!(50 * excess <= count.sent_bytes, "{what}: {measured}");
+                }
+            }
+        });
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use syncmark_engine::data::{Dataset, FilesError, Split, cifar10, fashion_mnist};
+use syncmark_engine::data::{Dataset, FilesError, Pixels, Split, cifar10, fashion_mnist};
 use syncmark_engine::shape::Shape;
 
 /// An IDX file of unsigned bytes.
@@ -243,7 +243,7 @@ fn fashion_mnist_is_read_from_the_debian_package() {
     let place = Path::new(fashion_mnist::DEBIAN_FOLDER);
     if !fashion_mnist::is_in(place) {
         assert!(
-            std::env::var_os("SYNCMARK_REQUIRE_DATA").is_none(),
+            !std::env::var("SYNCMARK_REQUIRE_DATA").is_ok_and(|value| !value.is_empty()),
             "SYNCMARK_REQUIRE_DATA is set, but {} holds no Fashion-MNIST",
             place.display()
         );
@@ -256,6 +256,10 @@ fn fashion_mnist_is_read_from_the_debian_package() {
     let train = fashion_mnist::open(place, Split::Train).expect("the package's files");
     let test = fashion_mnist::open(place, Split::Test).expect("the package's files");
     assert_eq!((train.len(), test.len()), (60_000, 10_000));
+    // As published: ankle boot, T-shirt, T-shirt, dress, T-shirt; ankle boot, pullover, trouser, trouser, shirt.
+    let first = |data: &Pixels| -> Vec<i32> { (0..5).map(|index| data.label(index)).collect() };
+    assert_eq!(first(&train), [9, 0, 0, 3, 0]);
+    assert_eq!(first(&test), [9, 2, 1, 1, 6]);
     for (data, each) in [(&train, 6000), (&test, 1000)] {
         let mut counts = [0; 10];
         (0..data.len()).for_each(|index| counts[data.label(index) as usize] += 1);

@@ -4,6 +4,7 @@
 //! cores that the launcher gave to this host, while the others idle. When the crew is dropped the agents are told that
 //! the job is over.
 use std::cell::RefCell;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
 use syncmark_record::environment::{AgentRecord, Launched};
@@ -74,6 +75,16 @@ impl Crew {
     /// The job's token.
     pub fn token(&self) -> &str {
         &self.place.token
+    }
+
+    /// The address of this host at which all agents reached rank 0; unspecified, which is every one, where they used
+    /// several.
+    pub fn interface(&self) -> IpAddr {
+        let reached = self.links.iter().map(|link| {
+            let local = link.borrow().stream().local_addr();
+            local.map_or(Ipv6Addr::UNSPECIFIED.into(), |address| address.ip())
+        });
+        common_interface(reached)
     }
 
     /// Why these agents cannot run a trial of `ranks` processes.
@@ -233,10 +244,39 @@ impl Crew {
     }
 }
 
+/// The one address of all, or else the unspecified one of their family: that of IPv6 takes connections over IPv4 as well.
+fn common_interface(addresses: impl Iterator<Item = IpAddr>) -> IpAddr {
+    let common = |one: IpAddr, other: IpAddr| match (one, other) {
+        _ if one == other => one,
+        (IpAddr::V4(_), IpAddr::V4(_)) => Ipv4Addr::UNSPECIFIED.into(),
+        _ => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    addresses
+        .map(|address| address.to_canonical())
+        .reduce(common)
+        .unwrap_or(Ipv4Addr::LOCALHOST.into())
+}
+
 impl Drop for Crew {
     fn drop(&mut self) {
         self.links
             .iter()
             .for_each(|link| link.borrow_mut().order(&Order::Goodbye));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rank_0_listens_where_all_agents_found_it() {
+        let of = |addresses: &[&str]| {
+            common_interface(addresses.iter().map(|ip| ip.parse().unwrap())).to_string()
+        };
+        assert_eq!(of(&[]), "127.0.0.1");
+        assert_eq!(of(&["10.0.0.1", "::ffff:10.0.0.1"]), "10.0.0.1");
+        assert_eq!(of(&["10.0.0.1", "127.0.0.1", "10.0.0.1"]), "0.0.0.0");
+        assert_eq!(of(&["10.0.0.1", "fe80::1"]), "::");
     }
 }

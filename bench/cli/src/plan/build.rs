@@ -9,9 +9,10 @@ use crate::plan::axes::{
 use crate::plan::combine::{Combination, combine};
 use crate::plan::config::{StrategyConfig, TrialConfig};
 use crate::plan::settings::{Settings, labels, settings};
+use crate::plan::unused::unused;
 use crate::plan::{LeftOut, Merged, Plan, Trial, identity};
 use crate::scenario::check::Checker;
-use crate::scenario::file::Scenario;
+use crate::scenario::file::{Kind, Scenario};
 use crate::scenario::keys::{self, Assignment};
 use crate::scenario::problem::{Problem, Sources};
 use crate::scenario::read::read;
@@ -119,7 +120,24 @@ impl Built {
                 self.add(name.as_deref(), combination, &tree)?;
             }
         }
+        self.note_unused();
         Ok(())
+    }
+
+    /// Collectives alone have no strategy, so nothing can be said of its options.
+    fn note_unused(&mut self) {
+        if self.scenario.kind == Kind::Collectives {
+            return;
+        }
+        let strategies: Vec<&str> = self
+            .trials
+            .iter()
+            .map(|trial| trial.config.strategy.name())
+            .collect();
+        let notes = unused(&self.tree, &strategies);
+        for trial in &mut self.trials {
+            trial.notes.extend(notes.iter().cloned());
+        }
     }
 
     /// Adds the combination whose effective tree this is to the trials, or to what is merged or left out.

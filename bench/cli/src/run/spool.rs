@@ -243,6 +243,9 @@ mod tests {
                 wait_ns: [1, 2],
                 transfer_ns: [3, u32::MAX],
             }),
+            Event::Measured {
+                sent_bytes: u64::MAX,
+            },
             Event::Memory {
                 device: 9,
                 bytes: [1, 2, 3, 4, 5, 6],
@@ -259,7 +262,7 @@ mod tests {
     fn every_event_survives_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rank0.spool");
-        Writer::create(&path, 8).unwrap();
+        Writer::create(&path, 9).unwrap();
         let mut writer = Writer::open(&path).unwrap();
         for event in samples() {
             writer.push(event);
@@ -269,7 +272,7 @@ mod tests {
         assert_eq!(reader.events().collect::<Vec<_>>(), samples());
         assert_eq!(reader.dropped(), 0);
         writer.push(Event::Warmup { steps: 1 });
-        assert_eq!(reader.dropped(), 1, "the ninth event finds eight places");
+        assert_eq!(reader.dropped(), 1, "the tenth event finds nine places");
         writer.beat(7);
         assert_eq!(reader.heartbeat_ns(), 7);
     }

@@ -3,17 +3,17 @@
 //! Contract: a job has one process, or one per rank where DDP's ranks are processes; each gets its assignment, a spool per
 //! rank and the cores of the devices. [`super::watch`] then sees to it that they end. What they wrote into their spools
 //! is read whatever their end was. Under a launcher the process of rank r is started by agent r ([`crate::agent`]). See "The runner" in ARCHITECTURE.md.
+use std::net::Ipv4Addr;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region};
 use syncmark_record::Outcome;
 
 use super::child::Child;
 use super::cores;
 use super::job::{Executor, Job, JobResult, StopError};
+use super::meeting::{MeetingPoint, shares_memory};
 use super::protocol::{Assignment, Meeting, PROTOCOL_VERSION, Purpose};
 use super::signals::Signals;
 use super::spool;
@@ -21,10 +21,10 @@ use super::spool_folder::SpoolFolder;
 use super::watch::Watch;
 use super::watched::Watched;
 use crate::agent::crew::Crew;
-use crate::agent::message::{SharedRegion, Start};
+use crate::agent::message::Start;
 use crate::agent::remote::Places;
 use crate::plan::config::TrialConfig;
-use crate::scenario::file::{Launch, Transport};
+use crate::scenario::file::Launch;
 
 /// Events of a gate's spool: it is there for its heartbeat.
 const GATE_CAPACITY: usize = 1 << 10;
@@ -78,15 +78,18 @@ impl<'a> Supervisor<'a> {
         spools: &SpoolFolder,
         cores: &[Vec<usize>],
     ) -> std::io::Result<(Outcome, Option<String>)> {
-        let shared = match shared_region(&job.trial) {
-            Ok(shared) => shared,
+        let interface = self
+            .crew_of(&job.trial)
+            .map_or(Ipv4Addr::LOCALHOST.into(), Crew::interface);
+        let (mut point, region) = match MeetingPoint::make(&job.trial, interface) {
+            Ok(made) => made,
             Err(reason) => return Ok((Outcome::Failed, Some(reason))),
         };
-        let (mut inherited, region) = shared.unzip();
         let mut watch = Watch::new(job, spools, region, Instant::now());
         for ranks in processes(&job.trial) {
-            let assignment = self.assignment(job, spools, cores, &ranks, inherited.as_ref());
-            match self.start(assignment, ranks, job, spools, inherited.as_ref()) {
+            let first = ranks.start;
+            let assignment = self.assignment(job, spools, cores, &ranks, point.of(first));
+            match self.start(assignment, ranks, job, spools, &point) {
                 Ok(child) => watch.add(child),
                 // The processes that did start are killed and reaped with the watch.
                 Err(error) => {
@@ -96,9 +99,10 @@ impl<'a> Supervisor<'a> {
                     ));
                 }
             }
+            point.has_started(first);
         }
         if self.crew.is_none() {
-            drop(inherited.take());
+            point.close();
         }
         while !watch.is_over() {
             watch.sleep(self.signals)?;
@@ -115,7 +119,7 @@ impl<'a> Supervisor<'a> {
         ranks: Range<usize>,
         job: &Job,
         spools: &SpoolFolder,
-        inherited: Option<&OwnedFd>,
+        point: &MeetingPoint,
     ) -> std::io::Result<Box<dyn Watched>> {
         let Some(crew) = self.crew_of(&job.trial).filter(|_| ranks.start > 0) else {
             return Ok(Box::new(Child::start(&self.binary, &assignment, ranks)?));
@@ -130,7 +134,7 @@ impl<'a> Supervisor<'a> {
         let start = Start {
             assignment,
             capacity: capacity(&job.purpose),
-            region: inherited.map(held_region).transpose()?,
+            region: point.held_region()?,
         };
         Ok(Box::new(crew.start(start, places)))
     }
@@ -141,7 +145,7 @@ impl<'a> Supervisor<'a> {
         spools: &SpoolFolder,
         cores: &[Vec<usize>],
         ranks: &Range<usize>,
-        inherited: Option<&OwnedFd>,
+        meeting: Option<Meeting>,
     ) -> Assignment {
         Assignment {
             protocol_version: PROTOCOL_VERSION,
@@ -150,7 +154,7 @@ impl<'a> Supervisor<'a> {
             repeat: job.repeat,
             rank: ranks.start as u32,
             world_size: job.trial.devices as u32,
-            meeting: inherited.map(|fd| Meeting::Region { fd: fd.as_raw_fd() }),
+            meeting,
             spools: spools.spools()[ranks.clone()].to_vec(),
             cores: cores.to_vec(),
             oversubscribed: cores::oversubscribed(job.trial.devices, self.cores(&job.trial)),
@@ -240,24 +244,6 @@ fn capacity(purpose: &Purpose) -> usize {
     }
 }
 
-/// The region as another process on this host finds it. A memfd has no name and no trace when its last user is gone, unlike a
-/// file in /dev/shm, which a killed run would leave; it is opened through the process that holds it.
-fn held_region(inherited: &OwnedFd) -> std::io::Result<SharedRegion> {
-    let stat = rustix::fs::fstat(inherited)?;
-    Ok(SharedRegion {
-        process: std::process::id(),
-        descriptor: inherited.as_raw_fd(),
-        device: stat.st_dev,
-        inode: stat.st_ino,
-    })
-}
-
-/// Whether the processes of a trial meet in memory that they share.
-fn shares_memory(trial: &TrialConfig) -> bool {
-    trial.strategy.launched() == Some(Launch::Processes)
-        && trial.strategy.ranks_transport() != Some(Transport::Tcp)
-}
-
 /// The purpose of the process that runs `ranks`: of the outputs of a gate it gets its own, as of the spools.
 fn purpose_of(purpose: &Purpose, ranks: &Range<usize>) -> Purpose {
     let mut purpose = purpose.clone();
@@ -265,16 +251,6 @@ fn purpose_of(purpose: &Purpose, ranks: &Range<usize>) -> Purpose {
         *outputs = outputs[ranks.clone()].to_vec();
     }
     purpose
-}
-
-/// The memory that ranks in processes share, and the descriptor through which they find it.
-fn shared_region(trial: &TrialConfig) -> Result<Option<(OwnedFd, Region)>, String> {
-    match trial.strategy.launched() {
-        Some(Launch::Processes) => Region::create_memfd(trial.devices, DEFAULT_SLOT_BYTES)
-            .map(Some)
-            .map_err(|error| error.to_string()),
-        _ => Ok(None),
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,6 @@
 //! Starts the built binary as a launcher would: one process per rank, with the variables of a rank.
+pub mod hosts;
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};

@@ -19,7 +19,7 @@ pub(super) struct Tally {
     pub(super) received_bytes: u64,
     /// Bytes that the kernel says left for it, where a kernel counts.
     pub(super) measured_sent_bytes: Option<u64>,
-    /// Time until the last rank had arrived for the first time.
+    /// Time spent waiting for ranks that had not come yet.
     pub(super) wait_ns: u64,
 }
 

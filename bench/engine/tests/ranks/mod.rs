@@ -115,6 +115,17 @@ impl Rank {
         span
     }
 
+    pub fn i32(&mut self, values: &[i32]) -> Span {
+        let span = self
+            .backend
+            .allocate(Category::Workspace, Dtype::I32, values.len())
+            .unwrap();
+        self.backend
+            .upload(Stream::Compute, HostSlice::I32(values), span)
+            .unwrap();
+        span
+    }
+
     pub fn i64(&mut self, values: &[i64]) -> Span {
         let span = self
             .backend
@@ -160,6 +171,14 @@ impl Rank {
         let mut values = vec![f32::NAN; span.len()];
         self.backend
             .download(span, HostSliceMut::F32(&mut values))
+            .unwrap();
+        values
+    }
+
+    pub fn read_i32(&mut self, span: Span) -> Vec<i32> {
+        let mut values = vec![i32::MIN; span.len()];
+        self.backend
+            .download(span, HostSliceMut::I32(&mut values))
             .unwrap();
         values
     }

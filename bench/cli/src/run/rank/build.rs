@@ -92,6 +92,11 @@ impl Ranks {
                 let joined: Box<dyn Communicator> = Box::new(joined.map_err(unmet)?);
                 (first..first + 1, vec![joined])
             }
+            None if assignment.trial.strategy.ranks_transport() == Some(file::Transport::Tcp) => {
+                let joined = TcpCommunicator::for_threads(devices, waiting).map_err(unmet)?;
+                let boxed = |joined| Box::new(joined) as Box<dyn Communicator>;
+                (0..devices as u32, joined.into_iter().map(boxed).collect())
+            }
             None => {
                 let region = Region::for_threads(devices, DEFAULT_SLOT_BYTES).map_err(unmet)?;
                 (
@@ -319,10 +324,6 @@ fn not_built(config: &TrialConfig) -> Result<(), RankError> {
                     StrategyConfig::Dp(_) | StrategyConfig::Zero1(_)
                 ),
             "gradient accumulation under DP and ZeRO-1",
-        ),
-        (
-            config.strategy.ranks_transport() == Some(file::Transport::Tcp),
-            "the transport tcp",
         ),
     ];
     match missing.iter().find(|(asked, _)| *asked) {

@@ -182,9 +182,13 @@ fn counts(participant: &mut Participant, steps: u64) {
         .into_iter()
         .partition(|(_, c)| c.collective == Collective::Copy);
     for (device, count) in calls {
+        let measured = count.measured_sent_bytes;
         participant
             .spool
             .push(Event::Comm(comm_event(device, count, steps)));
+        if let Some(sent_bytes) = measured {
+            participant.spool.push(Event::Measured { sent_bytes });
+        }
     }
     for (device, count) in by_phase(copies, steps) {
         participant

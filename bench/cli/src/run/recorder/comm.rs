@@ -10,13 +10,14 @@ use crate::run::spool::{CommEvent, Event};
 
 /// One row per counted kind of call, and one per kind that was expected but never counted.
 pub(super) fn comm_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<CommRow> {
-    let counted: Vec<&CommEvent> = ranks.iter().flatten().filter_map(comm_event).collect();
-    let Some(steps) = counted.iter().map(|comm| comm.steps).max() else {
+    let counted: Vec<_> = ranks.iter().flat_map(|events| counted(events)).collect();
+    let Some(steps) = counted.iter().map(|(comm, _)| comm.steps).max() else {
         return Vec::new();
     };
     let mut expected = predict::step(facts.config);
+    let algorithm = predict::algorithm(facts.config).name();
     let mut rows = Vec::new();
-    for comm in counted {
+    for (comm, measured) in counted {
         let key = |e: &Expected| {
             e.device == u32::from(comm.device)
                 && e.phase == Phase::ALL[comm.phase as usize]
@@ -28,26 +29,40 @@ pub(super) fn comm_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<Co
             .position(key)
             .map(|i| expected.swap_remove(i));
         let traffic = found.map(|e| e.traffic).unwrap_or_default();
-        rows.push(comm_row(facts, comm, traffic));
+        rows.push(comm_row(facts, comm, traffic, measured));
     }
     for missing in expected {
         rows.push(comm_row(
             facts,
-            &never_called(&missing, steps),
+            &never_called(&missing, steps, algorithm),
             missing.traffic,
+            None,
         ));
     }
     rows
 }
 
-fn comm_event(event: &Event) -> Option<&CommEvent> {
-    match event {
-        Event::Comm(comm) => Some(comm),
+/// A rank's totals, each with what a counter that is not ours says of it, which stands right behind it.
+fn counted(events: &[Event]) -> Vec<(&CommEvent, Option<u64>)> {
+    let of = |at: usize, event| match event {
+        &Event::Comm(ref comm) => {
+            let measured = match events.get(at + 1) {
+                Some(Event::Measured { sent_bytes }) => Some(*sent_bytes),
+                _ => None,
+            };
+            Some((comm, measured))
+        }
         _ => None,
-    }
+    };
+    let events = events.iter().enumerate();
+    events.filter_map(|(at, event)| of(at, event)).collect()
 }
 
-fn never_called(expected: &Expected, steps: u32) -> CommEvent {
+fn never_called(expected: &Expected, steps: u32, algorithm: &str) -> CommEvent {
+    let algorithm = match expected.collective {
+        Collective::Copy => "peer-copy",
+        _ => algorithm,
+    };
     CommEvent {
         device: expected.device as u16,
         phase: expected.phase as u8,
@@ -55,7 +70,10 @@ fn never_called(expected: &Expected, steps: u32) -> CommEvent {
             .iter()
             .position(|c| *c == expected.collective)
             .expect("every collective is listed") as u8,
-        algorithm: u8::from(expected.collective == Collective::Copy),
+        algorithm: ALGORITHMS
+            .iter()
+            .position(|a| *a == algorithm)
+            .expect("every algorithm is listed") as u8,
         element_bytes: 1,
         root: 0,
         size_bytes: expected.size_bytes,
@@ -69,7 +87,12 @@ fn never_called(expected: &Expected, steps: u32) -> CommEvent {
 }
 
 /// `predicted` is per step; the row holds the whole window.
-fn comm_row(facts: &RepeatFacts<'_>, comm: &CommEvent, predicted: Traffic) -> CommRow {
+fn comm_row(
+    facts: &RepeatFacts<'_>,
+    comm: &CommEvent,
+    predicted: Traffic,
+    measured: Option<u64>,
+) -> CommRow {
     let steps = u64::from(comm.steps);
     let quantile = |ns: u32| (comm.calls > 0 && ns != u32::MAX).then_some(u64::from(ns));
     CommRow {
@@ -92,7 +115,7 @@ fn comm_row(facts: &RepeatFacts<'_>, comm: &CommEvent, predicted: Traffic) -> Co
         received_bytes: comm.received_bytes,
         predicted_sent_bytes: Some(predicted.sent * steps),
         predicted_received_bytes: Some(predicted.received * steps),
-        measured_sent_bytes: None,
+        measured_sent_bytes: measured,
         wait_ns_p50: quantile(comm.wait_ns[0]),
         wait_ns_p90: quantile(comm.wait_ns[1]),
         transfer_ns_p50: quantile(comm.transfer_ns[0]),
@@ -116,4 +139,4 @@ pub const COLLECTIVES: [Collective; 11] = [
 ];
 
 /// Algorithms in the order of their spool numbers.
-pub const ALGORITHMS: [&str; 2] = ["shared-direct", "peer-copy"];
+pub const ALGORITHMS: [&str; 3] = ["shared-direct", "peer-copy", "ring"];

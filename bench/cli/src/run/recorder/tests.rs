@@ -1,9 +1,11 @@
 //! Spools of made-up ranks, folded.
 use super::*;
-use crate::plan::config::{Backend, Batch, DataConfig, MeasureConfig, SourceConfig, Work};
+use crate::plan::config::{
+    Backend, Batch, DataConfig, MeasureConfig, SourceConfig, StrategyConfig, Work,
+};
 use crate::run::mock::ddp;
 use crate::run::spool::CommEvent;
-use crate::scenario::file::{Launch, Optimizer, Scaling, Schedule, Sgd};
+use crate::scenario::file::{Launch, Optimizer, Scaling, Schedule, Sgd, Transport};
 use syncmark_engine::comm::Collective;
 use syncmark_engine::model::spec::{Features, LayerSpec, LinearSpec, ModelSpec, Norm};
 use syncmark_engine::probe::Phase;
@@ -297,6 +299,39 @@ fn a_bucket_of_the_wrong_size_and_one_that_never_came_both_show() {
             (1, 72, 0, Some(216))
         ]
     );
+}
+
+#[test]
+fn a_measured_figure_belongs_to_the_totals_before_it() {
+    let measured = Event::Measured { sent_bytes: 288 };
+    let ranks = [
+        vec![all_reduce(0, 72, 216), measured],
+        vec![all_reduce(1, 72, 216), pass(Pass::Window, 0)[0], measured],
+    ];
+    let rows = fold(&config(), &ranks).comm;
+    let seen: Vec<_> = rows.iter().map(|row| row.measured_sent_bytes).collect();
+    assert_eq!(seen, [Some(288), None]);
+}
+
+#[test]
+fn ranks_over_tcp_are_compared_with_a_ring() {
+    let mut config = config();
+    let StrategyConfig::Ddp(ddp) = &mut config.strategy else {
+        unreachable!("it is DDP");
+    };
+    ddp.transport = Transport::Tcp;
+    (config.devices, config.batch.chunks) = (3, vec![4; 3]);
+    // Chunks of 6 elements: a ring sends two of them in each half, and a rank that never called is missing.
+    let rows = fold(&config, &[vec![all_reduce(0, 72, 3 * 96)], vec![], vec![]]).comm;
+    let seen: Vec<_> = rows
+        .iter()
+        .map(|row| (row.rank, row.sent_bytes, row.predicted_sent_bytes))
+        .collect();
+    assert_eq!(
+        seen,
+        [(0, 288, Some(288)), (1, 0, Some(288)), (2, 0, Some(288))]
+    );
+    assert_eq!(rows[2].algorithm, "ring");
 }
 
 #[test]

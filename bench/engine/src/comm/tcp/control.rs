@@ -21,7 +21,8 @@ use crate::comm::error::CommError;
 
 /// How long a control frame may take to be written: they are tiny, so a full buffer means a peer that does not read.
 const WRITE_LIMIT: Duration = Duration::from_secs(1);
-/// How much later than rank 0, which knows who is missing, the others give up on a barrier by themselves.
+/// How much later than rank 0, which knows who is missing, the others give up on a barrier by themselves; and how long
+/// rank 0 lets others say that they are stuck as well before it says by whom.
 const GRACE: Duration = Duration::from_millis(500);
 /// How long a rank whose peer is gone waits to hear the reason from rank 0.
 const HEARSAY: Duration = Duration::from_millis(300);
@@ -40,7 +41,18 @@ struct State {
     left: Vec<bool>,
     /// Rank 0: who came first to the barrier that is under way, and when.
     first: Option<(usize, Instant)>,
+    /// Rank 0: for whom each rank waited when its time limit passed.
+    stuck: Vec<Option<usize>>,
+    /// Rank 0: whose limit passed first, in which call, and when.
+    stall: Option<(usize, String, Instant)>,
     over: bool,
+}
+
+impl State {
+    /// Rank 0: whether something has begun that must end in time.
+    fn is_urgent(&self) -> bool {
+        self.first.is_some() || (self.stall.is_some() && self.aborted.is_none())
+    }
 }
 
 /// One rank's control connections.
@@ -84,6 +96,7 @@ impl Control {
             state: Mutex::new(State {
                 arrived: vec![0; world],
                 left: vec![false; world],
+                stuck: vec![None; world],
                 ..State::default()
             }),
             changed: Condvar::new(),
@@ -154,12 +167,88 @@ impl Control {
 
     /// The error of a rank whose data connection to `peer` has ended: the abort that explains it, if one comes soon.
     pub(super) fn gone(&self, peer: usize, call: String) -> CommError {
-        let until = Instant::now() + HEARSAY;
+        if self.aborted_within(Instant::now(), HEARSAY) {
+            return self.abort_error();
+        }
+        // Without rank 0 nobody passes on who went first, and the peer may have ended for want of it.
+        let mut missing = vec![peer];
+        if self.state().left[0] && peer != 0 {
+            missing.insert(0, 0);
+        }
+        self.fail(CommError::Departed {
+            rank: self.rank,
+            call,
+            missing,
+        })
+    }
+
+    /// The error of a rank whose time limit passed while it waited for `peer`. On a ring that may be a rank that waits
+    /// itself: only rank 0, which hears from all, can tell who keeps them.
+    pub(super) fn stuck(&self, peer: usize, call: String) -> CommError {
+        let begin = Instant::now();
+        if self.rank == 0 {
+            self.hear_stuck(0, peer, &call);
+            if !self.aborted_within(begin, GRACE)
+                && let Some(error) = self.culprits()
+            {
+                return self.fail(error);
+            }
+        } else {
+            let text = &call[..call.floor_char_boundary(TEXT_BYTES)];
+            let len = text.len();
+            // A rank 0 that does not read is named below.
+            let _ = self.write(0, Frame::Stuck { peer, len }, text.as_bytes());
+        }
+        if self.aborted_within(begin, 2 * GRACE) {
+            return self.abort_error();
+        }
+        self.fail(CommError::Timeout {
+            rank: self.rank,
+            call,
+            missing: vec![0],
+            seconds: self.timeout.as_secs(),
+        })
+    }
+
+    /// Rank 0: `rank` waits for `peer` and its time is up.
+    fn hear_stuck(&self, rank: usize, peer: usize, call: &str) {
+        let mut state = self.state();
+        state.stuck[rank] = Some(peer.min(self.world - 1));
+        state
+            .stall
+            .get_or_insert_with(|| (rank, call.to_owned(), Instant::now()));
+    }
+
+    /// Rank 0: who keeps those whose time is up, once all had the time to say so.
+    fn culprits(&self) -> Option<CommError> {
+        let state = self.state();
+        let (rank, call, since) = state.stall.as_ref()?;
+        if since.elapsed() < GRACE {
+            return None;
+        }
+        let waited_for = |only: &dyn Fn(usize) -> bool| -> Vec<usize> {
+            let any = |peer: &usize| state.stuck.contains(&Some(*peer)) && only(*peer);
+            (0..self.world).filter(any).collect()
+        };
+        let mut missing = waited_for(&|peer| state.stuck[peer].is_none());
+        if missing.is_empty() {
+            missing = waited_for(&|_| true);
+        }
+        Some(CommError::Timeout {
+            rank: *rank,
+            call: call.clone(),
+            missing,
+            seconds: self.timeout.as_secs(),
+        })
+    }
+
+    /// Whether the job is aborted before `limit` has passed since `begin`.
+    fn aborted_within(&self, begin: Instant, limit: Duration) -> bool {
         let mut state = self.state();
         while state.aborted.is_none() {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = limit.saturating_sub(begin.elapsed());
             if left.is_zero() {
-                break;
+                return false;
             }
             state = self
                 .changed
@@ -167,16 +256,7 @@ impl Control {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        let known = state.aborted.is_some();
-        drop(state);
-        if known {
-            return self.abort_error();
-        }
-        self.fail(CommError::Departed {
-            rank: self.rank,
-            call,
-            missing: vec![peer],
-        })
+        true
     }
 
     /// Aborts the job for `error`, which only this rank knows.
@@ -345,7 +425,7 @@ impl Reader {
                 *open = self.read(peer);
             }
             if self.control.rank == 0
-                && let Some(error) = self.control.overdue()
+                && let Some(error) = self.control.overdue().or_else(|| self.control.culprits())
             {
                 self.control.abort(Some(0), &error.to_string());
             }
@@ -359,8 +439,8 @@ impl Reader {
             .chain(links.map(AsFd::as_fd))
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
             .collect();
-        // Looking at a barrier that is under way is rank 0's business, and only then does time matter.
-        let watching = self.control.rank == 0 && self.control.state().first.is_some();
+        // Looking at a barrier that is under way, or at who is stuck, is rank 0's business, and only then does time matter.
+        let watching = self.control.rank == 0 && self.control.state().is_urgent();
         let pause = Duration::from_millis(if watching { 20 } else { 1000 });
         // Whatever ends the call, the look at everything follows.
         let _ = poll(&mut fds, Some(&timespec(pause)));
@@ -403,6 +483,9 @@ impl Reader {
                 control.changed.notify_all();
             }
             Some(Frame::Abort { by, .. }) => control.abort(by, &String::from_utf8_lossy(text)),
+            Some(Frame::Stuck { peer: awaited, .. }) => {
+                control.hear_stuck(peer, awaited, &String::from_utf8_lossy(text));
+            }
             Some(Frame::Leave) => {
                 control.state().left[peer] = true;
                 control.changed.notify_all();
@@ -423,7 +506,7 @@ fn take_frame(buffer: &mut VecDeque<u8>) -> Option<(Option<Frame>, Vec<u8>)> {
     let start: [u8; FRAME_BYTES] = std::array::from_fn(|i| buffer[i]);
     let frame = Frame::decode(&start);
     let text = match frame {
-        Some(Frame::Abort { len, .. }) => len,
+        Some(Frame::Abort { len, .. } | Frame::Stuck { len, .. }) => len,
         _ => 0,
     };
     if buffer.len() < FRAME_BYTES + text {

@@ -20,6 +20,9 @@ pub(super) trait Ends {
     fn room(&mut self) -> &mut [u8];
     /// So many were written there.
     fn arrived(&mut self, bytes: usize);
+    /// Whether some rank on whose payload this one depends has not been heard of yet. To be without anything to do then
+    /// is to wait for a late rank; later it is to wait for bytes under way.
+    fn waits(&self) -> bool;
 }
 
 /// The bytes of numbers.
@@ -88,6 +91,9 @@ impl<T: Number> Ends for Plain<'_, T> {
     fn arrived(&mut self, bytes: usize) {
         self.arrived += bytes;
     }
+    fn waits(&self) -> bool {
+        self.arrived == 0
+    }
 }
 
 /// A place in a list of segments, in bytes.
@@ -98,6 +104,11 @@ struct Cursor {
 }
 
 impl Cursor {
+    /// Whether nothing of segment `last` has come.
+    fn before(&self, last: usize) -> bool {
+        self.segment < last || (self.segment == last && self.offset == 0)
+    }
+
     /// Moves on by `bytes`, and past segments that are finished or empty, as long as there are more than `segment`.
     fn advance<T>(&mut self, bytes: usize, segments: usize, of: &impl Fn(usize) -> Range<usize>) {
         self.offset += bytes;
@@ -241,6 +252,15 @@ impl<T: Number, O: Fn(usize) -> Range<usize>, I: Fn(usize) -> Range<usize>> Ends
         self.complete += whole * size;
         self.in_at
             .advance::<T>(whole * size, self.segments[1], &self.into);
+    }
+
+    /// The k-th segment that comes first passed by k other ranks: those that are combined, or all where none is.
+    fn waits(&self) -> bool {
+        let awaited = match self.combined {
+            0 => self.segments[1],
+            combined => combined,
+        };
+        self.part == 0 && self.in_at.before(awaited.saturating_sub(1))
     }
 }
 
@@ -401,5 +421,9 @@ impl<T: Number, I: Fn(usize) -> Range<usize>> Ends for Through<'_, T, I> {
         self.part = filled - whole * size;
         self.in_at
             .advance::<T>(whole * size, self.segments, &self.into);
+    }
+
+    fn waits(&self) -> bool {
+        self.part == 0 && self.in_at.before(self.segments.saturating_sub(1))
     }
 }

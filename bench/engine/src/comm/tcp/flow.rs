@@ -115,8 +115,6 @@ pub(super) struct Exchange<'a> {
     waiting: Waiting,
     fault: &'a Fault,
     signature: Signature,
-    begin_ns: u64,
-    heard: bool,
 }
 
 /// One direction of a flow.
@@ -183,8 +181,6 @@ impl<'a> Exchange<'a> {
             call,
             waiting,
             fault,
-            begin_ns: now_ns(),
-            heard: false,
         }
     }
 
@@ -218,11 +214,18 @@ impl<'a> Exchange<'a> {
         let (mut idle, mut since) = (0, now_ns());
         loop {
             let mut moved = false;
+            // Before anything moves: whether what has come so far leaves a rank unheard of.
+            let waits = into
+                .as_ref()
+                .is_some_and(|way| !way.over() && (!way.opened() || ends.waits()));
             if let Some(way) = out.as_mut().filter(|way| !way.over()) {
                 moved |= self.push(way, ends)?;
             }
             if let Some(way) = into.as_mut().filter(|way| !way.over()) {
                 moved |= self.pull(way, ends)?;
+            }
+            if moved && idle > 0 && waits {
+                self.tally.wait_ns += now_ns() - since;
             }
             let over = |way: &Option<Way>| way.as_ref().is_none_or(Way::over);
             if over(&out) && over(&into) {
@@ -298,10 +301,6 @@ impl<'a> Exchange<'a> {
                 Attempt::Moved(0) | Attempt::Gone => return Err(self.gone(way.peer)),
                 Attempt::Moved(bytes) => way.header_done += bytes,
                 Attempt::Blocked => return Ok(false),
-            }
-            if !self.heard {
-                self.heard = true;
-                self.tally.wait_ns = now_ns() - self.begin_ns;
             }
             if way.opened() {
                 self.compare(way)?;
@@ -406,19 +405,11 @@ impl<'a> Exchange<'a> {
     }
 
     fn timeout(&self, wants_out: Option<&Way>, wants_in: Option<&Way>) -> CommError {
-        let mut missing: Vec<usize> = [wants_in, wants_out]
-            .into_iter()
-            .flatten()
-            .map(|way| way.peer)
-            .collect();
-        missing.sort_unstable();
-        missing.dedup();
-        self.control.fail(CommError::Timeout {
-            rank: self.control.rank,
-            call: self.describe(),
-            missing,
-            seconds: self.waiting.timeout.as_secs(),
-        })
+        // Whoever is late to send is late to receive; only a flow that has nothing to receive waits for its receiver.
+        let peer = wants_in
+            .or(wants_out)
+            .map_or(self.control.rank, |way| way.peer);
+        self.control.stuck(peer, self.describe())
     }
 
     fn gone(&self, peer: usize) -> CommError {

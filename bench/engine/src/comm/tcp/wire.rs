@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Version of everything in this file; ranks refuse any other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 pub(super) const MAGIC: [u8; 8] = *b"syncmark";
 /// Bytes of a [`Hello`].
 pub(super) const HELLO_BYTES: usize = 64;
@@ -158,7 +158,7 @@ pub(super) fn decode_answer(bytes: &[u8; 8]) -> Option<(Answer, usize)> {
     Some((answer, fields.u32() as usize))
 }
 
-/// Bytes of a control frame, not counting the text that an abort carries.
+/// Bytes of a control frame, not counting the text that some carry.
 pub(super) const FRAME_BYTES: usize = 24;
 
 /// What ranks tell rank 0, and rank 0 tells them, on control connections.
@@ -172,6 +172,8 @@ pub(super) enum Frame {
     Abort { by: Option<usize>, len: usize },
     /// This rank leaves in good order.
     Leave,
+    /// This rank's time limit has passed while it waited for `peer`; so many bytes of text say in which call.
+    Stuck { peer: usize, len: usize },
 }
 
 impl Frame {
@@ -181,6 +183,7 @@ impl Frame {
             Self::Release { number, word } => (1, number, word),
             Self::Abort { by, len } => (2, by.map_or(0, |by| by as u64 + 1), len as u64),
             Self::Leave => (3, 0, 0),
+            Self::Stuck { peer, len } => (4, peer as u64, len as u64),
         };
         fill(&[&kind.to_le_bytes(), &a.to_le_bytes(), &b.to_le_bytes()])
     }
@@ -196,6 +199,10 @@ impl Frame {
                 len: (b as usize).min(TEXT_BYTES),
             },
             3 => Self::Leave,
+            4 => Self::Stuck {
+                peer: a as usize,
+                len: (b as usize).min(TEXT_BYTES),
+            },
             _ => return None,
         })
     }
@@ -260,6 +267,7 @@ mod tests {
                 len: 0,
             },
             Frame::Leave,
+            Frame::Stuck { peer: 2, len: 9 },
         ] {
             assert_eq!(Frame::decode(&frame.encode()), Some(frame));
         }
