@@ -20,8 +20,8 @@ use syncmark_engine::kernel::Kernel;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::Silent;
 use syncmark_engine::strategy::{
-    BucketCaps, Compression, Ddp, DdpOptions, DdpSettings, Dp, DpLoss, DpSettings,
-    PowerSgdSettings, Strategy, Zero1, Zero1Settings,
+    BucketCaps, Compression, Ddp, DdpOptions, DdpSettings, Dp, DpLoss, DpSettings, NodeTimes,
+    PowerSgdSettings, Single, SingleSettings, Strategy, Zero1, Zero1Settings,
 };
 use syncmark_engine::tensor::{Dtype, Span};
 use trials::{Batch, OPTIMIZER, SEED, model};
@@ -218,6 +218,31 @@ fn steady_steps_allocate_nothing() {
         0,
         "ZeRO-1"
     );
+    assert_eq!(by_node(), 0, "node by node");
+}
+
+fn by_node() -> usize {
+    let model = model(Norm::Batch);
+    let settings = SingleSettings {
+        max_batch: 8,
+        chunks: Vec::new(),
+        seed: SEED,
+        optimizer: OPTIMIZER,
+    };
+    let mut single = Single::new(products(), &model, &settings).unwrap();
+    let mut times = NodeTimes::new(model.nodes.len());
+    let batch = Batch::new(0, 8);
+    let round = |_| {
+        let before = ALLOCATIONS.load(Ordering::SeqCst);
+        for _ in 0..STEPS {
+            let replica = single.master();
+            replica
+                .step_by_node(batch.whole(), &mut times, &mut Silent)
+                .unwrap();
+        }
+        ALLOCATIONS.load(Ordering::SeqCst) - before
+    };
+    (0..ROUNDS).map(round).min().unwrap()
 }
 
 fn data_parallel(loss: DpLoss, output_device: Option<usize>) -> usize {

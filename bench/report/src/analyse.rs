@@ -100,7 +100,7 @@ pub fn summarise(
         .iter()
         .map(|trial| {
             let own = &blocks[trial.trial.as_str()];
-            if !trains(trial) {
+            if trial.kind == "collectives" {
                 return beside_training(trial, repeats);
             }
             if own.step_ms.is_empty() {
@@ -123,7 +123,7 @@ pub fn summarise(
         .collect()
 }
 
-/// Whether a trial takes whole training steps. Other kinds have files of their own for their figures.
+/// Whether a trial is there for its training steps. Other kinds have files of their own for their figures.
 pub fn trains(trial: &TrialRow) -> bool {
     !matches!(trial.kind.as_str(), "collectives" | "layer-cost")
 }
@@ -316,6 +316,15 @@ fn fill_bytes(row: &mut TrialRow, comm: &[CommRow]) {
     row.counted_bytes_per_step = per_step(&|c| Some(c.sent_bytes));
     row.predicted_bytes_per_step = per_step(&|c| c.predicted_sent_bytes);
     row.measured_bytes_per_step = per_step(&|c| c.measured_sent_bytes);
+}
+
+/// Counted bytes that all ranks of a trial sent in a step, by repeat.
+pub(crate) fn sent_per_step(trial: &str, comm: &[CommRow]) -> BTreeMap<u32, f64> {
+    let mut repeats = BTreeMap::new();
+    for row in comm.iter().filter(|c| c.trial == trial && c.steps > 0) {
+        *repeats.entry(row.repeat).or_default() += row.sent_bytes as f64 / row.steps as f64;
+    }
+    repeats
 }
 
 fn fill_warnings(row: &mut TrialRow, repeats: &[RepeatRow], comm: &[CommRow]) {

@@ -7,9 +7,10 @@
 use syncmark_record::rows::TrialRow;
 
 use crate::{
-    analyse::{Blocks, paired},
+    analyse::{Blocks, paired, sent_per_step},
     chart::series::name,
-    compose::kinds::collective_sentences,
+    compose::{kinds::collective_sentences, nodes::node_sentences},
+    factor::{as_recorded, batch_size, factor_value, fair, in_words},
     format::{count, percent, ratio},
     run_data::RunData,
     scenario::AnswerSpec,
@@ -21,6 +22,7 @@ use crate::{
 enum Metric {
     SamplesPerS,
     StepMs,
+    BytesPerStep,
 }
 
 impl Metric {
@@ -28,6 +30,7 @@ impl Metric {
         match name {
             "samples_per_s" => Some(Self::SamplesPerS),
             "step_ms" => Some(Self::StepMs),
+            "bytes_per_step" => Some(Self::BytesPerStep),
             _ => None,
         }
     }
@@ -37,6 +40,7 @@ impl Metric {
         match self {
             Self::SamplesPerS => blocks.samples_per_s,
             Self::StepMs => blocks.step_ms,
+            Self::BytesPerStep => sent_per_step(&trial.trial, &data.comm),
         }
     }
 
@@ -44,14 +48,37 @@ impl Metric {
         match self {
             Self::SamplesPerS => "throughput",
             Self::StepMs => "step time",
+            Self::BytesPerStep => "bytes per step",
         }
     }
 
-    /// The word for a ratio on this side of 1.
+    /// On which side of 1 a ratio is. Bytes are counted, not sampled: where every repeat has the same, one is enough.
+    fn verdict(self, ratio: &Estimate) -> Verdict {
+        if self != Self::BytesPerStep || ratio.low != ratio.high {
+            return ratio.verdict();
+        }
+        match ratio.value {
+            value if value > 1.0 => Verdict::Above,
+            value if value < 1.0 => Verdict::Below,
+            _ => Verdict::NoDifference,
+        }
+    }
+
+    /// What a trial on the better and on the worse side of another is.
+    fn sides(self) -> [&'static str; 2] {
+        match self {
+            Self::SamplesPerS | Self::StepMs => ["faster", "slower"],
+            Self::BytesPerStep => ["fewer bytes", "more bytes"],
+        }
+    }
+
+    /// Whether a ratio on this side of 1 is the better one.
     fn better(self, verdict: Verdict) -> Option<bool> {
         match (self, verdict) {
-            (Self::SamplesPerS, Verdict::Above) | (Self::StepMs, Verdict::Below) => Some(true),
-            (Self::SamplesPerS, Verdict::Below) | (Self::StepMs, Verdict::Above) => Some(false),
+            (Self::SamplesPerS, Verdict::Above)
+            | (Self::StepMs | Self::BytesPerStep, Verdict::Below) => Some(true),
+            (Self::SamplesPerS, Verdict::Below)
+            | (Self::StepMs | Self::BytesPerStep, Verdict::Above) => Some(false),
             _ => None,
         }
     }
@@ -64,6 +91,8 @@ pub struct Comparison<'a> {
     pub trial: &'a TrialRow,
     /// The baseline.
     pub baseline: &'a TrialRow,
+    /// Names of the trial and of the baseline, with the factor's values where the names alone are equal.
+    pub names: [String; 2],
     /// The trial's metric over the baseline's.
     pub ratio: Estimate,
     /// What both share, in words.
@@ -87,10 +116,10 @@ pub fn answer(data: &RunData) -> Answer<'_> {
         sentences: vec![sentence],
         comparisons: Vec::new(),
     };
-    let collectives = collective_sentences(data);
-    if !collectives.is_empty() {
+    let beside: Vec<String> = [collective_sentences(data), node_sentences(data)].concat();
+    if !beside.is_empty() && data.scenario.answer.is_none() {
         return Answer {
-            sentences: collectives,
+            sentences: beside,
             comparisons: Vec::new(),
         };
     }
@@ -99,7 +128,7 @@ pub fn answer(data: &RunData) -> Answer<'_> {
     };
     let Some(metric) = Metric::of(&spec.metric) else {
         return only(format!(
-            "The metric {} cannot be compared in words: use samples_per_s or step_ms.",
+            "The metric {} cannot be compared in words: use samples_per_s, step_ms or bytes_per_step.",
             spec.metric
         ));
     };
@@ -115,7 +144,8 @@ pub fn answer(data: &RunData) -> Answer<'_> {
     }
     let asked = asked(&comparisons);
     let headline = headline(&asked, &spec.factor);
-    let mut sentences: Vec<String> = summary(&asked, spec, metric).into_iter().collect();
+    let mut sentences = beside;
+    sentences.extend(summary(&asked, spec, metric));
     for group in headline.chunk_by(|a, b| a.shared == b.shared) {
         let facts: Vec<String> = group.iter().map(|c| fact(c, metric)).collect();
         sentences.push(format!("{}: {}.", group[0].shared, facts.join("; ")));
@@ -153,99 +183,16 @@ fn nothing_to_compare(data: &RunData, spec: &AnswerSpec) -> String {
     )
 }
 
-/// The value of a factor in a trial's row; the outer `None` says that the factor is unknown.
-fn factor_value(factor: &str, trial: Option<&TrialRow>) -> Option<String> {
-    let trial = trial?;
-    let optional = |value: &Option<String>| value.clone().unwrap_or_default();
-    Some(match factor {
-        "parallel.strategy" => trial.strategy.clone(),
-        "parallel.launch" => optional(&trial.launch),
-        "parallel.devices" => trial.devices.to_string(),
-        "parallel.scaling" => trial.scaling.clone(),
-        "parallel.backend" => trial.backend.clone(),
-        "parallel.dp_loss" => optional(&trial.dp_loss),
-        "model.preset" => trial.model.clone(),
-        "model.norm" => trial.norm.clone(),
-        "data.source" => trial.data.clone(),
-        "data.batch_size" => batch_size(trial).to_string(),
-        "variant" => optional(&trial.variant),
-        _ => return None,
-    })
-}
-
-fn batch_size(trial: &TrialRow) -> u64 {
-    if trial.scaling == "strong" {
-        trial.global_batch
-    } else {
-        trial.global_batch / u64::from(trial.devices.max(1))
-    }
-}
-
-/// Every column that must be equal, with the factors that bring a change in it along.
-fn settings(trial: &TrialRow) -> [(&'static str, String); 11] {
-    let optional = |value: &Option<String>| value.clone().unwrap_or_default();
-    [
-        ("kind", trial.kind.clone()),
-        ("model.preset", trial.model.clone()),
-        ("model.norm", trial.norm.clone()),
-        ("data.source", trial.data.clone()),
-        ("data.batch_size", batch_size(trial).to_string()),
-        ("parallel.strategy", trial.strategy.clone()),
-        ("parallel.launch", optional(&trial.launch)),
-        ("parallel.dp_loss", optional(&trial.dp_loss)),
-        ("parallel.backend", trial.backend.clone()),
-        ("parallel.devices", trial.devices.to_string()),
-        ("parallel.scaling", trial.scaling.clone()),
-    ]
-}
-
-/// Settings that may differ when this factor does.
-fn free(factor: &str) -> &'static [&'static str] {
-    match factor {
-        // A strategy has its own launch and loss; how many ways to run it there are is no unfairness.
-        "parallel.strategy" | "variant" => {
-            &["parallel.strategy", "parallel.launch", "parallel.dp_loss"]
-        }
-        "parallel.launch" => &["parallel.launch"],
-        "parallel.dp_loss" => &["parallel.dp_loss"],
-        "parallel.devices" => &["parallel.devices"],
-        "parallel.scaling" => &["parallel.scaling", "data.batch_size"],
-        "parallel.backend" => &["parallel.backend"],
-        "model.preset" => &["model.preset"],
-        "model.norm" => &["model.norm"],
-        "data.source" => &["data.source"],
-        "data.batch_size" => &["data.batch_size"],
-        _ => &[],
-    }
-}
-
-fn fair(a: &TrialRow, b: &TrialRow, factor: &str) -> bool {
-    let variants = a.variant == b.variant
-        || free(factor).contains(&"parallel.launch")
-        || !variant_is_setting(a, b);
-    variants
-        && settings(a)
-            .iter()
-            .zip(settings(b).iter())
-            .all(|((key, left), (_, right))| left == right || free(factor).contains(key))
-}
-
-/// Whether two variant names stand for something that no column shows: rows that are equal but for the variant.
-fn variant_is_setting(a: &TrialRow, b: &TrialRow) -> bool {
-    settings(a) == settings(b)
-}
-
 fn compare<'a>(data: &'a RunData, spec: &AnswerSpec, metric: Metric) -> Vec<Comparison<'a>> {
     let value = |trial: &TrialRow| factor_value(&spec.factor, Some(trial)).unwrap_or_default();
+    let wanted = as_recorded(&spec.factor, &spec.baseline);
     let mut comparisons = Vec::new();
-    for baseline in data
-        .measured()
-        .filter(|trial| value(trial) == spec.baseline)
-    {
-        for trial in data
+    for baseline in data.measured().filter(|trial| value(trial) == wanted) {
+        // A trial without a value of the factor, such as DP's of a bucket cap, is no other value of it.
+        let others = data
             .measured()
-            .filter(|trial| value(trial) != spec.baseline)
-        {
+            .filter(|trial| !matches!(value(trial), other if other == wanted || other.is_empty()));
+        for trial in others {
             if !fair(trial, baseline, &spec.factor) {
                 continue;
             }
@@ -256,6 +203,7 @@ fn compare<'a>(data: &'a RunData, spec: &AnswerSpec, metric: Metric) -> Vec<Comp
                 comparisons.push(Comparison {
                     trial,
                     baseline,
+                    names: names(trial, baseline, &spec.factor),
                     ratio,
                     shared,
                     verdict,
@@ -267,10 +215,12 @@ fn compare<'a>(data: &'a RunData, spec: &AnswerSpec, metric: Metric) -> Vec<Comp
 }
 
 fn verdict_words(ratio: &Estimate, metric: Metric) -> String {
-    match (ratio.verdict(), metric.better(ratio.verdict())) {
-        (_, Some(true)) => "faster".into(),
-        (_, Some(false)) => "slower".into(),
+    let verdict = metric.verdict(ratio);
+    match (verdict, metric.better(verdict)) {
+        (_, Some(true)) => metric.sides()[0].into(),
+        (_, Some(false)) => metric.sides()[1].into(),
         (Verdict::TooFew, _) => format!("no verdict: {}", count(ratio.blocks, "repeat")),
+        _ if metric == Metric::BytesPerStep => "equally many bytes".into(),
         _ => "no difference can be told".into(),
     }
 }
@@ -343,12 +293,12 @@ fn summary(asked: &[&Comparison<'_>], spec: &AnswerSpec, metric: Metric) -> Opti
     let told = |wanted: Option<bool>| {
         asked
             .iter()
-            .filter(|c| metric.better(c.ratio.verdict()) == wanted)
+            .filter(|c| metric.better(metric.verdict(&c.ratio)) == wanted)
             .count()
     };
     let too_few = asked
         .iter()
-        .filter(|c| c.ratio.verdict() == Verdict::TooFew)
+        .filter(|c| metric.verdict(&c.ratio) == Verdict::TooFew)
         .count();
     if too_few == asked.len() {
         let blocks = asked.iter().map(|c| c.ratio.blocks).max().unwrap_or(0);
@@ -365,20 +315,28 @@ fn summary(asked: &[&Comparison<'_>], spec: &AnswerSpec, metric: Metric) -> Opti
         .iter()
         .filter_map(|c| factor_value(&spec.factor, Some(c.trial)))
         .collect();
-    values.sort();
+    values.sort_by_key(|value| (value.parse::<u64>().ok(), value.clone()));
     values.dedup();
+    let values: Vec<String> = values
+        .iter()
+        .map(|value| in_words(&spec.factor, value))
+        .collect();
     let subject = match values.as_slice() {
         [] => "The others".into(),
         [one] => one.clone(),
         [first @ .., last] => format!("{} and {last}", first.join(", ")),
     };
     let (faster, slower, undecided) = (told(Some(true)), told(Some(false)), told(None) - too_few);
+    let [better, worse] = metric.sides();
     let mut parts = vec![
-        format!("faster in {}", none_or(faster)),
-        format!("slower in {}", none_or(slower)),
+        format!("{better} in {}", none_or(faster)),
+        format!("{worse} in {}", none_or(slower)),
     ];
     if undecided > 0 {
-        parts.push(format!("no difference can be told in {undecided}"));
+        parts.push(match metric {
+            Metric::BytesPerStep => format!("equally many in {undecided}"),
+            _ => format!("no difference can be told in {undecided}"),
+        });
     }
     if too_few > 0 {
         parts.push(format!("without a verdict (too few repeats) in {too_few}"));
@@ -386,13 +344,25 @@ fn summary(asked: &[&Comparison<'_>], spec: &AnswerSpec, metric: Metric) -> Opti
     let all = count(asked.len(), "comparison");
     Some(format!(
         "{subject} against {} ({all} over all device counts and settings): {}.",
-        spec.baseline,
+        in_words(&spec.factor, &as_recorded(&spec.factor, &spec.baseline)),
         parts.join(", ")
     ))
 }
 
 fn none_or(n: usize) -> String {
     if n == 0 { "none".into() } else { n.to_string() }
+}
+
+/// The names of two compared trials, with their value of the factor where the names do not tell them apart.
+fn names(trial: &TrialRow, baseline: &TrialRow, factor: &str) -> [String; 2] {
+    let plain = [name(trial), name(baseline)];
+    if plain[0] != plain[1] {
+        return plain;
+    }
+    [trial, baseline].map(|trial| {
+        let value = factor_value(factor, Some(trial)).unwrap_or_default();
+        format!("{} with {}", name(trial), in_words(factor, &value))
+    })
 }
 
 /// One comparison in words, without its setting.
@@ -403,6 +373,10 @@ fn fact(c: &Comparison<'_>, metric: Metric) -> String {
         ratio(c.ratio.high),
     );
     let repeats = count(c.ratio.blocks, "repeat");
+    let [trial, baseline] = &c.names;
+    if metric == Metric::BytesPerStep && low == high {
+        return format!("{trial} sends {value} the bytes of {baseline} in every step");
+    }
     let judged = match c.ratio.verdict() {
         Verdict::TooFew => format!("range {low} to {high}; no verdict: {repeats}"),
         Verdict::NoDifference => {
@@ -420,10 +394,8 @@ fn fact(c: &Comparison<'_>, metric: Metric) -> String {
         }
     };
     format!(
-        "{} is at {value} the {} of {} ({judged})",
-        name(c.trial),
-        metric.words(),
-        name(c.baseline)
+        "{trial} is at {value} the {} of {baseline} ({judged})",
+        metric.words()
     )
 }
 

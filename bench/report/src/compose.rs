@@ -5,6 +5,7 @@
 mod definitions;
 mod gates;
 pub(crate) mod kinds;
+pub(crate) mod nodes;
 mod tables;
 
 use syncmark_record::Outcome;
@@ -186,7 +187,7 @@ fn comparisons(answer: &Answer<'_>) -> Vec<Block> {
 fn beside_training(data: &RunData, facets: &[Facet<'_>]) -> Vec<Block> {
     let sections: [(&str, Vec<Figure>, Vec<Block>); 5] = [
         ("Collectives", collectives(data), kinds::collectives(data)),
-        ("Cost by node", layers(data), kinds::layers(data)),
+        ("Cost by node", layers(data), nodes::layers(data)),
         (
             "Weak and strong scaling",
             weak_beside_strong(data, facets),

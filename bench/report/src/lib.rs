@@ -8,6 +8,7 @@ pub mod chart;
 pub mod compose;
 pub mod document;
 pub mod error;
+mod factor;
 pub mod format;
 pub mod html;
 pub mod markdown;

@@ -46,6 +46,10 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
     }
     let spec = model::spec(scenario, &checker)?;
     let norm = model::norm(scenario, &spec);
+    let work = match scenario.kind {
+        Kind::LayerCost => Work::LayerCost,
+        Kind::Train | Kind::Collectives => Work::Train,
+    };
     if let Some(why) = meaningless(scenario, model::synchronizes(&spec, norm.0)) {
         return Ok(Combination::LeftOut(why));
     }
@@ -58,7 +62,7 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
     }
     let config = TrialConfig {
         protocol: PROTOCOL_VERSION,
-        work: Work::Train,
+        work,
         model: spec,
         norm: norm.0,
         norm_groups: norm.1,
@@ -90,6 +94,16 @@ pub(super) fn backend(scenario: &Scenario) -> Backend {
 }
 
 fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<String> {
+    if scenario.kind == Kind::LayerCost
+        && (scenario.parallel.strategy, scenario.parallel.devices) != (Strategy::Single, 1)
+    {
+        let why = "the nodes of a model are timed on one device, with the strategy single";
+        return Some(why.to_owned());
+    }
+    if scenario.kind == Kind::LayerCost && scenario.train.accumulation > 1 {
+        let why = "the nodes of a model are timed in steps of one micro-batch";
+        return Some(why.to_owned());
+    }
     let (devices, batch) = (scenario.parallel.devices, scenario.data.batch_size);
     let divides = scenario.parallel.scaling == Scaling::Weak || batch.is_multiple_of(devices);
     match scenario.parallel.strategy {

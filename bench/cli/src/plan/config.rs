@@ -63,6 +63,8 @@ pub enum Work {
     Train,
     /// Collectives of ranks that do nothing else.
     Collectives(CollectivesConfig),
+    /// Whole training steps of one device, and the time of every node of the model.
+    LayerCost,
 }
 
 /// Operations and sizes.
@@ -87,6 +89,15 @@ impl Work {
         match self {
             Self::Train => "train",
             Self::Collectives(_) => "collectives",
+            Self::LayerCost => "layer-cost",
+        }
+    }
+
+    /// Whether whole training steps are taken.
+    pub fn steps(&self) -> bool {
+        match self {
+            Self::Train | Self::LayerCost => true,
+            Self::Collectives(_) => false,
         }
     }
 }
@@ -411,7 +422,7 @@ impl TrialConfig {
     /// The strategy's name in `trials.csv`: ranks that only communicate follow none.
     pub fn strategy_name(&self) -> &'static str {
         match self.work {
-            Work::Train => self.strategy.name(),
+            Work::Train | Work::LayerCost => self.strategy.name(),
             Work::Collectives(_) => "ranks",
         }
     }

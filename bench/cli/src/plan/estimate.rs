@@ -38,6 +38,12 @@ pub fn repeat(config: &TrialConfig) -> Duration {
     let measure = &config.measure;
     let window = Duration::from_nanos(measure.min_time_ns);
     let windows = if measure.unsynchronized { 2 } else { 1 };
+    if config.work == Work::LayerCost {
+        // The pass that times nodes is as long as the window.
+        return START_UP
+            .saturating_add(Duration::from_nanos(measure.warmup_time_ns))
+            .saturating_add(window.saturating_mul(2));
+    }
     let traced = window.as_secs_f64() * measure.trace_steps as f64 / measure.steps.max(1) as f64;
     // Beyond what a duration holds, a plan has other problems than the precision of its estimate.
     let traced = Duration::try_from_secs_f64(traced).unwrap_or(Duration::MAX);

@@ -100,7 +100,7 @@ pub struct Pair {
 impl Gate {
     /// The gate of a trial.
     pub fn of(trial: &TrialConfig) -> Self {
-        if trial.work != Work::Train {
+        if matches!(trial.work, Work::Collectives(_)) {
             return Self::None("collectives compare their own results");
         }
         match trial.strategy {

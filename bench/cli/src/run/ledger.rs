@@ -67,6 +67,7 @@ impl Ledger for FolderLedger {
         let mut record = recorder::record(facts, ranks);
         let verdict = match facts.config.work {
             Work::Train => judge(facts.config, &record.repeat),
+            Work::LayerCost => judge_nodes(facts.config, &record),
             Work::Collectives(_) => judge_collectives(&record),
         };
         record.repeat.outcome = verdict.outcome;
@@ -104,6 +105,18 @@ fn judge_collectives(record: &RepeatRecord) -> Verdict {
         (outcome, _) => (outcome, row.reason.clone()),
     };
     Verdict { outcome, reason }
+}
+
+/// Judges a repeat whose nodes were timed: as any training, and it has their times.
+fn judge_nodes(trial: &TrialConfig, record: &RepeatRecord) -> Verdict {
+    let verdict = judge(trial, &record.repeat);
+    if verdict.outcome.has_figures() && record.layers.is_empty() {
+        return Verdict {
+            outcome: Outcome::Failed,
+            reason: Some("the time of no node was recorded".to_owned()),
+        };
+    }
+    verdict
 }
 
 /// Judges a repeat by its row. What its processes said stands, unless they said that all went well.

@@ -6,7 +6,7 @@ use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::probe::Phase;
 use syncmark_record::bytes::{self, Algorithm, Call, DataParallelStep, Gathered, Traffic};
 
-use crate::plan::config::{DdpConfig, DpConfig, StrategyConfig, TrialConfig, Work, Zero1Config};
+use crate::plan::config::{DdpConfig, DpConfig, StrategyConfig, TrialConfig, Zero1Config};
 use crate::scenario::file::{Compression, DpLoss};
 
 /// PyTorch's default: PowerSGD leaves tensors alone that it does not make half as small.
@@ -31,7 +31,7 @@ pub struct Expected {
 
 /// All that a steady step of `config` should move, one entry per device, phase, collective and size.
 pub fn step(config: &TrialConfig) -> Vec<Expected> {
-    if config.work != Work::Train {
+    if !config.work.steps() {
         return Vec::new();
     }
     let options = config.norm_options();

@@ -7,6 +7,7 @@ mod build;
 mod collectives;
 mod data;
 mod gate;
+mod layer_cost;
 mod measure;
 mod settings;
 
@@ -141,6 +142,9 @@ fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError>
         say(&Message::Ready { parameters });
     }
     match &assignment.purpose {
+        Purpose::Measure { .. } if assignment.trial.work == Work::LayerCost => {
+            layer_cost::run(assignment, participant)
+        }
         Purpose::Measure {
             unsynchronized_first,
         } => measure::run(assignment, participant, *unsynchronized_first),

@@ -5,6 +5,7 @@
 mod collectives;
 mod comm;
 mod devices;
+mod layers;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -73,7 +74,7 @@ pub fn record(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRecord {
         devices: devices::device_rows(facts, ranks),
         learning: learning_rows(facts, ranks),
         collectives: collectives::collective_rows(facts, ranks),
-        layers: Vec::new(),
+        layers: layers::layer_rows(facts, ranks),
         compression: compression_rows(facts, ranks),
     }
 }

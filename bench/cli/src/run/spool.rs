@@ -255,6 +255,28 @@ mod tests {
                 loss: 0.25,
             },
             Event::ParametersEqual { equal: true },
+            Event::CollectiveTime {
+                collective: 2,
+                algorithm: 1,
+                elements: 5,
+                size_bytes: 20,
+                iterations: 40,
+                time_ns: [7, 8, u64::MAX],
+            },
+            Event::CollectiveCheck {
+                collective: 2,
+                elements: 5,
+                wrong: 1,
+                calls: 40,
+                sent_bytes: 800,
+                measured_sent_bytes: Some(900),
+            },
+            Event::NodeTime {
+                node: 70_000,
+                backward: true,
+                calls: 300,
+                time_ns: [1, 2, u64::MAX],
+            },
         ]
     }
 
@@ -262,7 +284,7 @@ mod tests {
     fn every_event_survives_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rank0.spool");
-        Writer::create(&path, 9).unwrap();
+        Writer::create(&path, samples().len()).unwrap();
         let mut writer = Writer::open(&path).unwrap();
         for event in samples() {
             writer.push(event);
@@ -272,7 +294,7 @@ mod tests {
         assert_eq!(reader.events().collect::<Vec<_>>(), samples());
         assert_eq!(reader.dropped(), 0);
         writer.push(Event::Warmup { steps: 1 });
-        assert_eq!(reader.dropped(), 1, "the tenth event finds nine places");
+        assert_eq!(reader.dropped(), 1, "one event more than places");
         writer.beat(7);
         assert_eq!(reader.heartbeat_ns(), 7);
     }

@@ -9,7 +9,7 @@ use super::cores;
 use super::gate::Gate;
 use super::standing::{Standing, Unrun};
 use crate::plan::config::{
-    DpConfig, SourceConfig, Work, compression_name, optimizer_name, schedule_name,
+    DpConfig, SourceConfig, compression_name, optimizer_name, schedule_name,
 };
 use crate::plan::{Plan, Trial};
 use crate::scenario::file::Scaling;
@@ -26,7 +26,7 @@ pub fn row(
     let config = &trial.config;
     let (outcome, reason) = standing.outcome(planned, unrun);
     let warnings = warnings(trial, cores);
-    let training = config.work == Work::Train;
+    let training = config.work.steps();
     let dp = config.strategy.dp();
     let ddp = config.strategy.ddp().filter(|_| training);
     let caps = config.strategy.bucket_caps().filter(|_| training);
@@ -80,6 +80,7 @@ pub fn row(
 /// What a reader must know before trusting the row.
 fn warnings(trial: &Trial, cores: usize) -> Vec<String> {
     let config = &trial.config;
+    let training = config.work.steps();
     let mut warnings = trial.notes.clone();
     if cores::oversubscribed(config.devices, cores) {
         warnings.push(format!(
@@ -87,7 +88,7 @@ fn warnings(trial: &Trial, cores: usize) -> Vec<String> {
             config.devices
         ));
     }
-    let gated = config.work == Work::Train && config.strategy.transport().is_some();
+    let gated = training && config.strategy.transport().is_some();
     if let (Gate::None(why), true) = (Gate::of(config), gated) {
         warnings.push(format!("not gated: {why}"));
     }

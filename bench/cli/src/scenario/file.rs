@@ -65,6 +65,8 @@ pub enum Kind {
     Train,
     /// Collectives of ranks, without training.
     Collectives,
+    /// Training steps of one device, with the time of every node of the model.
+    LayerCost,
 }
 
 /// `[collectives]`: which operations are timed at which sizes.
@@ -154,6 +156,8 @@ pub enum Metric {
     SamplesPerS,
     /// Wall time of the window over its steps.
     StepMs,
+    /// Bytes sent in a step over all devices, as counted.
+    BytesPerStep,
 }
 
 /// `[model]`: a preset, or layers in place.

@@ -34,7 +34,7 @@ pub const MODELS: [(&str, &str); 5] = [
 ];
 
 /// Names and texts of the shipped scenarios.
-pub const SCENARIOS: [(&str, &str); 5] = [
+pub const SCENARIOS: [(&str, &str); 11] = [
     (
         "quickstart",
         include_str!("../../../../scenarios/quickstart.toml"),
@@ -54,6 +54,30 @@ pub const SCENARIOS: [(&str, &str); 5] = [
     (
         "collectives-smoke",
         include_str!("../../../../scenarios/collectives-smoke.toml"),
+    ),
+    (
+        "layer-cost",
+        include_str!("../../../../scenarios/layer-cost.toml"),
+    ),
+    (
+        "layer-cost-smoke",
+        include_str!("../../../../scenarios/layer-cost-smoke.toml"),
+    ),
+    (
+        "scaling",
+        include_str!("../../../../scenarios/scaling.toml"),
+    ),
+    (
+        "scaling-smoke",
+        include_str!("../../../../scenarios/scaling-smoke.toml"),
+    ),
+    (
+        "batch-size",
+        include_str!("../../../../scenarios/batch-size.toml"),
+    ),
+    (
+        "batch-size-smoke",
+        include_str!("../../../../scenarios/batch-size-smoke.toml"),
     ),
 ];
 

@@ -1,6 +1,8 @@
 //! A replica: one device with a whole copy of the model, its loss and its optimizer. Strategies are made of these.
 //!
 //! Each method enqueues one phase of a step on the compute stream and traces it; none exchanges anything.
+mod by_node;
+
 use std::ops::Range;
 
 use super::micro_batch::MicroBatch;
@@ -17,6 +19,8 @@ use crate::probe::Phase;
 use crate::program::transfer::STEP_NAME;
 use crate::program::{ImportError, NamedTensor, Program, ProgramSettings, TensorData};
 use crate::tensor::{Dtype, Span};
+
+pub use by_node::NodeTimes;
 
 /// What a replica is made for.
 pub(super) struct ReplicaSettings<'a> {

@@ -1,7 +1,7 @@
 //! What each node of a model costs, forward and backward, as bars.
 //!
-//! Contract: the median over repeats of a repeat's median call; the share is that of all nodes together. Nodes were
-//! timed one by one, so the sum is held against a whole step's time and the caption says by how much they differ.
+//! Contract: the median over repeats of a repeat's median call; the share is that of all nodes together. The bars of a
+//! chart are the nodes of one model; what of a step they are says the table beside them.
 use std::collections::BTreeMap;
 
 use syncmark_record::rows::{LayerRow, TrialRow};
@@ -85,6 +85,25 @@ pub fn nodes(data: &RunData, trial: &TrialRow) -> Vec<NodeCost> {
     nodes.into_values().collect()
 }
 
+/// What a trial of this kind is about: `resnet20, batch norm, 32 samples`.
+pub fn subject(trial: &TrialRow) -> String {
+    let norm = match trial.norm.as_str() {
+        "none" => "no norm".to_owned(),
+        norm => format!("{norm} norm"),
+    };
+    let samples = format::count(trial.global_batch as usize, "sample");
+    format!("{}, {norm}, {samples}", trial.model)
+}
+
+/// Time of all nodes in milliseconds, by repeat: the sum of their median calls.
+pub fn node_sums(data: &RunData, trial: &TrialRow) -> BTreeMap<u32, f64> {
+    let mut sums = BTreeMap::new();
+    for row in data.layers.iter().filter(|row| row.trial == trial.trial) {
+        *sums.entry(row.repeat).or_default() += row.time_ns_p50 as f64 / 1e6;
+    }
+    sums
+}
+
 /// One figure a trial of kind `layer-cost`.
 pub fn layers(data: &RunData) -> Vec<Figure> {
     data.trials
@@ -110,13 +129,7 @@ fn figure(data: &RunData, trial: &TrialRow) -> Option<Figure> {
         });
     }
     let title = format!("Time by node, {}", trial.model);
-    let subtitle = [
-        trial.model.clone(),
-        format!("{} norm", trial.norm),
-        format!("batch {}", trial.global_batch),
-        trial.backend.clone(),
-        alert(trial),
-    ];
+    let subtitle = [subject(trial), trial.backend.clone(), alert(trial)];
     let words: Vec<String> = subtitle.into_iter().filter(|w| !w.is_empty()).collect();
     let chart = BarChart {
         title: title.clone(),
@@ -130,8 +143,8 @@ fn figure(data: &RunData, trial: &TrialRow) -> Option<Figure> {
     };
     let (svg, height) = chart.draw(tick_label);
     let caption = format!(
-        "Each node was called alone, again and again on the same data, so its operands may be warmer in the caches than in a step; \
-         medians over {}, in the order of the program, with the share of all nodes and the range over repeats.",
+        "Each node was timed within whole steps, in the order of the program: median call, median over {}, with the smallest and largest \
+         repeat in brackets and the share of all nodes. A time includes one reading of the clock.",
         format::count(trial.repeats as usize, "repeat")
     );
     Some(Figure {

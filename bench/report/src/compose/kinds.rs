@@ -1,8 +1,6 @@
-//! Tables of what is measured beside whole training steps: collectives, nodes of a model, compressed gradients.
+//! Tables of what is measured beside whole training steps: collectives and compressed gradients.
 //!
 //! Contract: the charts show every row; tables show those that a reader looks up, and name the file with all of them.
-use std::collections::BTreeMap;
-
 use syncmark_record::rows::{CollectiveRow, TrialRow};
 
 use crate::{
@@ -10,14 +8,13 @@ use crate::{
         collectives::rows_of,
         compression::compressed,
         curves::binary_bytes,
-        layers::{NodeCost, nodes},
         series::{Facet, name},
     },
     document::{
         Alignment::{Left, Right},
         Block, Table,
     },
-    format::{bytes, milliseconds, number, or_dash, percent, significant, whole},
+    format::{bytes, milliseconds, number, or_dash, percent, whole},
     run_data::RunData,
     stats::{median, quantile_of_sorted},
 };
@@ -115,95 +112,6 @@ fn collective_row(
     }
     row.push(checked);
     row
-}
-
-/// Every node of the models whose nodes were timed.
-pub(super) fn layers(data: &RunData) -> Vec<Block> {
-    let mut blocks = Vec::new();
-    for trial in data.trials.iter().filter(|t| t.kind == "layer-cost") {
-        let nodes = nodes(data, trial);
-        let total: f64 = nodes.iter().map(NodeCost::total).sum();
-        if total <= 0.0 {
-            continue;
-        }
-        blocks.push(Block::Table(kinds_table(trial, &nodes, total)));
-        let mut table = Table::new(
-            format!("{}: every node, medians over repeats.", name(trial)),
-            &[
-                ("node", Right),
-                ("layer", Left),
-                ("output", Left),
-                ("forward (µs)", Right),
-                ("backward (µs)", Right),
-                ("share", Right),
-                ("GFLOP/s forward", Right),
-                ("GB/s forward, at least", Right),
-            ],
-        );
-        for node in &nodes {
-            table.push(node_row(node, total));
-        }
-        blocks.push(Block::Table(table));
-    }
-    blocks
-}
-
-fn node_row(node: &NodeCost, total: f64) -> Vec<String> {
-    let micro =
-        |time: Option<[f64; 3]>| or_dash(time.map(|time| time[0] / 1e3), |us| significant(us, 3));
-    // Operations per nanosecond are gigaoperations per second, and so are bytes.
-    let rate = |amount: Option<u64>| {
-        let time = node.forward.map(|time| time[0]).filter(|ns| *ns > 0.0);
-        let rate = amount
-            .filter(|amount| *amount > 0)
-            .zip(time)
-            .map(|(amount, ns)| amount as f64 / ns);
-        or_dash(rate, |rate| significant(rate, 3))
-    };
-    vec![
-        node.node.to_string(),
-        node.name.clone(),
-        node.output_shape.clone(),
-        micro(node.forward),
-        micro(node.backward),
-        percent(node.total() / total),
-        rate(node.flops),
-        rate(node.read_write_bytes),
-    ]
-}
-
-/// The same by kind of layer: what a model's time goes into.
-fn kinds_table(trial: &TrialRow, nodes: &[NodeCost], total: f64) -> Table {
-    let mut kinds: BTreeMap<&str, (usize, f64, f64)> = BTreeMap::new();
-    for node in nodes {
-        let time = |time: Option<[f64; 3]>| time.map_or(0.0, |time| time[0]);
-        let kind = kinds.entry(&node.layer).or_default();
-        kind.0 += 1;
-        kind.1 += time(node.forward);
-        kind.2 += time(node.backward);
-    }
-    let mut kinds: Vec<_> = kinds.into_iter().collect();
-    kinds.sort_by(|(_, a), (_, b)| (b.1 + b.2).total_cmp(&(a.1 + a.2)));
-    let mut table = Table::new(
-        format!("{}: by kind of layer.", name(trial)),
-        &[
-            ("layer", Left),
-            ("nodes", Right),
-            ("forward (µs)", Right),
-            ("backward (µs)", Right),
-            ("share", Right),
-        ],
-    );
-    for (kind, (count, forward, backward)) in kinds {
-        table.push(vec![
-            kind.to_owned(),
-            count.to_string(),
-            number(forward / 1e3),
-            number(backward / 1e3),
-            percent((forward + backward) / total),
-        ]);
-    }
-    table
 }
 
 /// Error and bytes of compressed gradients.

@@ -115,8 +115,8 @@ pub(super) fn comparisons(comparisons: &[Comparison<'_>]) -> Table {
             ratio,
         );
         table.push(vec![
-            name(c.trial),
-            name(c.baseline),
+            c.names[0].clone(),
+            c.names[1].clone(),
             c.shared.clone(),
             spread,
             c.ratio.blocks.to_string(),

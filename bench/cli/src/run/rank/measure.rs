@@ -37,11 +37,7 @@ pub fn run(
     unsynchronized_first: bool,
 ) -> Result<(), RankError> {
     let measure = &assignment.trial.measure;
-    let step_time = warm_up(assignment, &mut participant)?;
-    let window_ns = MARGIN * measure.min_time_ns as f64;
-    let planned = (window_ns / step_time.as_nanos().max(1) as f64).ceil() as u64;
-    let steps = participant.agree(planned.max(measure.steps as u64))?;
-    participant.strategy.snapshot()?;
+    let steps = plan_window(assignment, &mut participant)?;
     let mut passes = vec![Pass::Window];
     if measure.unsynchronized {
         passes.insert(usize::from(!unsynchronized_first), Pass::Unsynchronized);
@@ -57,6 +53,20 @@ pub fn run(
     }
     memory(&mut participant);
     Ok(())
+}
+
+/// Warms up, and gives the steps of a window; every pass begins with the parameters of this moment.
+pub(super) fn plan_window(
+    assignment: &Assignment,
+    participant: &mut Participant,
+) -> Result<u64, RankError> {
+    let measure = &assignment.trial.measure;
+    let step_time = warm_up(assignment, participant)?;
+    let window_ns = MARGIN * measure.min_time_ns as f64;
+    let planned = (window_ns / step_time.as_nanos().max(1) as f64).ceil() as u64;
+    let steps = participant.agree(planned.max(measure.steps as u64))?;
+    participant.strategy.snapshot()?;
+    Ok(steps)
 }
 
 /// Steps until `warmup_steps` and `warmup_time` are both reached; returns the shortest time of a step in it, so that a
@@ -98,7 +108,12 @@ fn warm_up(assignment: &Assignment, participant: &mut Participant) -> Result<Dur
     Ok(Duration::from_nanos(shortest))
 }
 
-fn timed_pass(participant: &mut Participant, pass: Pass, steps: u64) -> Result<(), RankError> {
+/// A timed pass: the window, or its arm without synchronization.
+pub(super) fn timed_pass(
+    participant: &mut Participant,
+    pass: Pass,
+    steps: u64,
+) -> Result<(), RankError> {
     let synchronized = pass == Pass::Window;
     begin_pass(participant, pass, steps, synchronized)?;
     let number = pass_number(pass);
@@ -134,7 +149,7 @@ fn timed_pass(participant: &mut Participant, pass: Pass, steps: u64) -> Result<(
 }
 
 /// Back to the snapshot, a few uncounted steps, counters to zero, and everyone to the starting line.
-fn begin_pass(
+pub(super) fn begin_pass(
     participant: &mut Participant,
     pass: Pass,
     steps: u64,
@@ -273,9 +288,7 @@ fn quantiles(mut samples: Vec<u64>) -> [u32; 2] {
 fn traced_pass(participant: &mut Participant, steps: u64) -> Result<(), RankError> {
     begin_pass(participant, Pass::Traced, steps, true)?;
     let number = pass_number(Pass::Traced);
-    let mut probe = SpanBuffer {
-        spans: Vec::with_capacity(4096),
-    };
+    let mut probe = SpanBuffer::new();
     let (start, mut samples) = (now_ns(), 0);
     for step in 0..steps {
         let begin = now_ns();
@@ -304,7 +317,7 @@ fn traced_pass(participant: &mut Participant, steps: u64) -> Result<(), RankErro
 }
 
 /// Keeps the spans of one step until the step is over.
-struct SpanBuffer {
+pub(super) struct SpanBuffer {
     spans: Vec<PhaseSpan>,
 }
 
@@ -318,7 +331,19 @@ impl Probe for SpanBuffer {
 }
 
 impl SpanBuffer {
-    fn flush(&mut self, step: u64, spool: &mut Writer) {
+    pub(super) fn new() -> Self {
+        Self {
+            spans: Vec::with_capacity(4096),
+        }
+    }
+
+    /// Forgets the step's spans.
+    pub(super) fn clear(&mut self) {
+        self.spans.clear();
+    }
+
+    /// Spools the step's spans.
+    pub(super) fn flush(&mut self, step: u64, spool: &mut Writer) {
         for span in self.spans.drain(..) {
             spool.push(Event::Span {
                 device: span.device,
@@ -373,7 +398,8 @@ fn checked_pass(participant: &mut Participant) -> Result<(), RankError> {
     Ok(())
 }
 
-fn memory(participant: &mut Participant) {
+/// What the devices hold at the end, when nothing more is allocated.
+pub(super) fn memory(participant: &mut Participant) {
     let first = participant.device;
     for (index, bytes) in participant.strategy.memory().into_iter().enumerate() {
         participant.spool.push(Event::Memory {
@@ -387,23 +413,32 @@ impl Participant {
     /// One step by the boundary of METHODOLOGY.md: from asking for a batch until the strategy has enqueued its
     /// optimizer. Returns the samples of this rank.
     pub fn step(&mut self, probe: &mut dyn Probe) -> Result<u64, RankError> {
-        let asked = if probe.tracing() { now_ns() } else { 0 };
+        let (device, asked) = (self.device, asked(probe));
         let batch = self.loader.next_batch();
-        if probe.tracing() {
-            let ready = [asked, now_ns()];
-            let device = self.device as u16;
-            let (track, phase) = (Track::Host, Phase::Data);
-            probe.span(PhaseSpan {
-                device,
-                track,
-                phase,
-                bucket: None,
-                host_ns: ready,
-                device_ns: ready,
-            });
-        }
+        answered(probe, device, asked);
         let samples = batch.len as u64;
         self.strategy.step(batch, probe)?;
         Ok(samples)
     }
+}
+
+/// When the step asks for its batch, if anybody wants to know.
+pub(super) fn asked(probe: &dyn Probe) -> u64 {
+    if probe.tracing() { now_ns() } else { 0 }
+}
+
+/// Hands over how long the step has waited for its batch.
+pub(super) fn answered(probe: &mut dyn Probe, device: usize, asked: u64) {
+    if !probe.tracing() {
+        return;
+    }
+    let ready = [asked, now_ns()];
+    probe.span(PhaseSpan {
+        device: device as u16,
+        track: Track::Host,
+        phase: Phase::Data,
+        bucket: None,
+        host_ns: ready,
+        device_ns: ready,
+    });
 }

@@ -74,6 +74,13 @@ pub enum Event {
         sent_bytes: u64,
         measured_sent_bytes: Option<u64>,
     },
+    /// Times of a node of the model at p10, p50 and p90 of its calls.
+    NodeTime {
+        node: u32,
+        backward: bool,
+        calls: u64,
+        time_ns: [u64; 3],
+    },
 }
 
 /// Totals of one phase, collective, size and root on one device or rank, over the window.
@@ -262,6 +269,17 @@ impl Event {
                     .words(&[elements, wrong, calls, sent_bytes])
                     .words(&[measured_sent_bytes.unwrap_or(0)]);
             }
+            Self::NodeTime {
+                node,
+                backward,
+                calls,
+                time_ns,
+            } => {
+                f.put([22, u8::from(backward), 0, 0])
+                    .put(node.to_le_bytes())
+                    .words(&[calls])
+                    .words(&time_ns);
+            }
         }
     }
 
@@ -385,6 +403,16 @@ impl Event {
                     calls: f.u64(),
                     sent_bytes: f.u64(),
                     measured_sent_bytes: Some(f.u64()).filter(|_| measured),
+                }
+            }
+            22 => {
+                let backward = f.u8() != 0;
+                f.at = 4;
+                Self::NodeTime {
+                    node: f.u32(),
+                    backward,
+                    calls: f.u64(),
+                    time_ns: std::array::from_fn(|_| f.u64()),
                 }
             }
             _ => return None,

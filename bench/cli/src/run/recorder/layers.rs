@@ -1,0 +1,93 @@
+//! Rows of `layers.csv`: the time of a node beside what the model says of it.
+//!
+//! Contract: what a node is, its shape and its sizes come from the configuration, never from the child.
+use syncmark_engine::model::{Model, resolve};
+use syncmark_engine::shape::Shape;
+use syncmark_record::rows::LayerRow;
+
+use super::RepeatFacts;
+use crate::plan::config::{TrialConfig, Work};
+use crate::run::spool::Event;
+
+pub(super) fn layer_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<LayerRow> {
+    if facts.config.work != Work::LayerCost {
+        return Vec::new();
+    }
+    let Some(model) = model(facts.config) else {
+        return Vec::new();
+    };
+    let layers = model.facts().layers;
+    let row = |event: &Event| {
+        let Event::NodeTime {
+            node,
+            backward,
+            calls,
+            time_ns: [p10, p50, p90],
+        } = *event
+        else {
+            return None;
+        };
+        let layer = layers.get(node as usize)?;
+        Some(LayerRow {
+            trial: facts.trial.to_owned(),
+            repeat: facts.repeat,
+            node,
+            layer: layer.kind.to_owned(),
+            name: name(&layer.path, layer.kind),
+            output_shape: shape(layer.output),
+            direction: if backward { "backward" } else { "forward" }.to_owned(),
+            calls,
+            time_ns_p10: p10,
+            time_ns_p50: p50,
+            time_ns_p90: p90,
+            flops: None,
+            read_write_bytes: None,
+            parameters: layer.parameters as u64,
+        })
+    };
+    ranks.iter().flatten().filter_map(row).collect()
+}
+
+/// The plan has resolved it before, so there is one.
+fn model(config: &TrialConfig) -> Option<Model> {
+    let (input, classes) = (&config.model.input, config.model.classes);
+    let options = config.norm_options();
+    resolve(&config.model, input, classes, config.norm, &options).ok()
+}
+
+/// The path of a layer in its file without what every path has: `layers[3].residual.body[1] (norm)` of a batch norm is
+/// `3.body.1 batch-norm`.
+fn name(path: &str, kind: &str) -> String {
+    let place = path.split(" (").next().unwrap_or(path);
+    let parts = place.split(['.', '[', ']']);
+    let parts: Vec<&str> = parts
+        .filter(|part| !matches!(*part, "" | "layers" | "residual"))
+        .collect();
+    format!("{} {kind}", parts.join("."))
+}
+
+/// `16×32×32`.
+fn shape(shape: Shape) -> String {
+    let words: Vec<String> = shape.dimensions().iter().map(ToString::to_string).collect();
+    words.join("×")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_short() {
+        assert_eq!(
+            name("layers[3].residual.body[1] (norm)", "batch-norm"),
+            "3.body.1 batch-norm"
+        );
+        assert_eq!(name("layers[0] (conv2d)", "conv2d"), "0 conv2d");
+        assert_eq!(name("layers[4] (residual)", "residual"), "4 residual");
+    }
+
+    #[test]
+    fn shapes_are_of_a_sample() {
+        assert_eq!(shape(Shape::Image { c: 16, h: 32, w: 8 }), "16×32×8");
+    }
+}

@@ -1,0 +1,270 @@
+//! Every shipped scenario: the smoke sizes run to their end and leave what they promise, the others plan.
+//!
+//! The smoke sizes run one at a time in one test, because they time things. What a figure is does not matter here; that every
+//! trial passed its gate, that counted bytes are the predicted ones, and that the report has its charts and its answer does.
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::Instant;
+
+use assert_cmd::Command;
+use syncmark::scenario::preset::SCENARIOS;
+use syncmark_record::folder::RunFolder;
+use syncmark_record::outcome::Outcome;
+use syncmark_record::rows::{CollectiveRow, CommRow, LayerRow, TrialRow};
+
+/// Charts that a smoke size must have beside those of every run, as beginnings of file names.
+const CHARTS: [(&str, &[&str]); 5] = [
+    (
+        "batch-size-smoke",
+        &["throughput-and-step-time-against-batch-size"],
+    ),
+    ("collectives-smoke", &["collectives"]),
+    (
+        "dp-vs-ddp-smoke",
+        &["throughput", "time", "bytes", "timeline", "memory"],
+    ),
+    ("layer-cost-smoke", &["layers-"]),
+    ("scaling-smoke", &["weak-strong-", "efficiency"]),
+];
+
+/// Files of every run folder.
+const FILES: [&str; 7] = [
+    "environment.json",
+    "scenario.toml",
+    "trials.csv",
+    "repeats.csv",
+    "report.html",
+    "report.md",
+    "trace.json",
+];
+
+fn syncmark(arguments: &[&str]) -> Output {
+    Command::cargo_bin("syncmark")
+        .expect("the binary is built")
+        .args(arguments)
+        .output()
+        .expect("the binary starts")
+}
+
+fn smoke_sizes() -> impl Iterator<Item = &'static str> {
+    let names = SCENARIOS.iter().map(|(name, _)| *name);
+    names.filter(|name| name.ends_with("-smoke"))
+}
+
+#[test]
+fn smoke_sizes_run_to_their_end() {
+    for name in smoke_sizes() {
+        let begin = Instant::now();
+        let out = tempfile::tempdir().expect("a folder for the test");
+        let path = out.path().to_str().expect("a path that is text");
+        let output = syncmark(&["run", "--quiet", "--out", path, name]);
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        let complaints = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{name}: {shown}{complaints}");
+        // A test's output is shown with --nocapture; where the minutes of this test go is worth knowing.
+        println!("{name}: {:.1} s", begin.elapsed().as_secs_f64());
+        let folder = run_folder(out.path());
+        trials_passed(name, &folder);
+        bytes_agree(name, &folder);
+        files_are_there(name, &folder);
+        answer_is_given(name, &folder, &shown);
+    }
+}
+
+fn run_folder(out: &Path) -> RunFolder {
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(out)
+        .expect("a folder of runs")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    assert_eq!(folders.len(), 1, "{folders:?}");
+    RunFolder::open(folders.remove(0)).expect("a run folder")
+}
+
+fn trials_passed(name: &str, folder: &RunFolder) {
+    let trials: Vec<TrialRow> = folder.read().expect("trials");
+    assert!(!trials.is_empty(), "{name}");
+    for trial in &trials {
+        let outcome = (trial.outcome, &trial.reason);
+        assert_eq!(outcome, (Outcome::Passed, &None), "{name}: {}", trial.label);
+        assert!(trial.repeats > 0, "{name}: {}", trial.label);
+        let steps = trial.step_ms.is_some_and(|ms| ms > 0.0);
+        assert!(
+            steps || trial.kind == "collectives",
+            "{name}: {}",
+            trial.label
+        );
+    }
+}
+
+/// Row by row, and at least one row wherever devices exchange something.
+fn bytes_agree(name: &str, folder: &RunFolder) {
+    let trials: Vec<TrialRow> = folder.read().expect("trials");
+    let comm: Vec<CommRow> = folder.read().expect("bytes");
+    for row in &comm {
+        let sent = (row.predicted_sent_bytes, row.predicted_received_bytes);
+        assert_eq!(
+            sent,
+            (Some(row.sent_bytes), Some(row.received_bytes)),
+            "{name}: {row:?}"
+        );
+    }
+    let exchanges = |trial: &&TrialRow| {
+        trial.devices > 1 && matches!(trial.strategy.as_str(), "dp" | "ddp" | "zero1")
+    };
+    for trial in trials.iter().filter(exchanges) {
+        let rows = comm.iter().filter(|row| row.trial == trial.trial);
+        assert!(rows.count() > 0, "{name}: {} moved nothing", trial.label);
+    }
+    for row in folder.read::<CollectiveRow>().expect("collectives") {
+        assert!(row.checked && row.wrong_elements == 0, "{name}: {row:?}");
+        assert_eq!(
+            row.predicted_sent_bytes,
+            Some(row.counted_sent_bytes),
+            "{name}: {row:?}"
+        );
+    }
+    let nodes = folder.read::<LayerRow>().expect("nodes");
+    let timed = |trial: &&TrialRow| trial.kind == "layer-cost";
+    for trial in trials.iter().filter(timed) {
+        nodes_are_timed(trial, nodes.iter().filter(|row| row.trial == trial.trial));
+    }
+}
+
+/// Every node forward and backward in every repeat, all together no more than the steps that they were timed in.
+fn nodes_are_timed<'a>(trial: &TrialRow, rows: impl Iterator<Item = &'a LayerRow>) {
+    let rows: Vec<&LayerRow> = rows.collect();
+    let count = |direction: &str| {
+        let rows = rows.iter().filter(|row| row.direction == direction);
+        rows.count()
+    };
+    let nodes = rows
+        .iter()
+        .map(|row| row.node)
+        .max()
+        .map_or(0, |last| last + 1);
+    let expected = nodes as usize * trial.repeats as usize;
+    assert!(nodes > 3, "{}", trial.label);
+    assert_eq!(
+        (count("forward"), count("backward")),
+        (expected, expected),
+        "{}",
+        trial.label
+    );
+    let parameters: u64 = rows.iter().map(|row| row.parameters).sum();
+    assert_eq!(
+        parameters,
+        2 * trial.parameters * u64::from(trial.repeats),
+        "{}",
+        trial.label
+    );
+    let sum: u64 = rows.iter().map(|row| row.time_ns_p10).sum();
+    let slowdown = trial
+        .tracing_slowdown
+        .expect("nodes were timed in a pass of their own");
+    let timed_ms = trial.step_ms.expect("a step's time") * slowdown;
+    let sum_ms = sum as f64 / 1e6 / f64::from(trial.repeats);
+    // The tenth percentile of every node lies within the mean step, if each node's time is its own.
+    assert!(
+        sum_ms > 0.0 && sum_ms < timed_ms,
+        "{}: {sum_ms} of {timed_ms}",
+        trial.label
+    );
+}
+
+fn files_are_there(name: &str, folder: &RunFolder) {
+    let size = |path: &Path| path.metadata().map_or(0, |data| data.len());
+    for file in FILES {
+        let empty = file == "trace.json" && name.starts_with("collectives");
+        assert!(
+            empty || size(&folder.path().join(file)) > 0,
+            "{name}: no {file}"
+        );
+    }
+    let charts: Vec<PathBuf> = std::fs::read_dir(folder.path().join("charts"))
+        .unwrap_or_else(|error| panic!("{name}: no charts: {error}"))
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    assert!(
+        charts.iter().all(|chart| size(chart) > 0),
+        "{name}: {charts:?}"
+    );
+    let (_, expected) = CHARTS
+        .iter()
+        .find(|(scenario, _)| *scenario == name)
+        .unwrap_or_else(|| panic!("{name}: say which charts it must have"));
+    for start in *expected {
+        for kind in ["svg", "png"] {
+            let named = |chart: &&PathBuf| {
+                let file = chart.file_name().and_then(|file| file.to_str());
+                file.is_some_and(|file| file.starts_with(start) && file.ends_with(kind))
+            };
+            assert!(
+                charts.iter().any(|chart| named(&chart)),
+                "{name}: no {start}*.{kind} in {charts:?}"
+            );
+        }
+    }
+}
+
+/// The answer stands in the report and on stdout, and it is one.
+fn answer_is_given(name: &str, folder: &RunFolder, shown: &str) {
+    let data = syncmark_report::run_data::RunData::load(folder).expect("the folder can be read");
+    let answer = syncmark_report::answer::answer(&data);
+    let report = std::fs::read_to_string(folder.path().join("report.md")).expect("a report");
+    assert!(report.contains(&data.scenario.question), "{name}: {report}");
+    for sentence in &answer.sentences {
+        assert!(
+            shown.contains(sentence),
+            "{name}: not on stdout: {sentence}"
+        );
+        for excuse in [
+            "cannot be",
+            "nothing can be",
+            "nothing is compared",
+            "No trial",
+        ] {
+            assert!(!sentence.contains(excuse), "{name}: {sentence}");
+        }
+    }
+    assert!(!answer.sentences.is_empty(), "{name}");
+}
+
+#[test]
+fn every_other_scenario_plans_and_has_a_smoke_size() {
+    let all: Vec<&str> = SCENARIOS.iter().map(|(name, _)| *name).collect();
+    for name in all.iter().filter(|name| !name.ends_with("-smoke")) {
+        let output = syncmark(&["plan", name]);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{name}: {text}");
+        assert!(text.starts_with(&format!("{name}: ")), "{name}: {text}");
+        let smoke = format!("{name}-smoke");
+        assert!(
+            *name == "quickstart" || all.contains(&smoke.as_str()),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn every_scenario_is_embedded_and_stands_in_the_readme() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let readme = std::fs::read_to_string(root.join("README.md")).expect("the README");
+    let files = std::fs::read_dir(root.join("scenarios")).expect("the scenarios");
+    for path in files.map(|entry| entry.expect("an entry").path()) {
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let name = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .expect("a name");
+        assert!(
+            SCENARIOS.iter().any(|(known, _)| *known == name),
+            "{name} is not embedded"
+        );
+        assert!(
+            readme.contains(&format!("`{name}`")),
+            "{name} is missing in the README"
+        );
+    }
+}

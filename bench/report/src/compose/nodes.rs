@@ -1,0 +1,241 @@
+//! Cost by node in words and tables: every node, what the nodes of one kind cost together, and what of a step they cover.
+//!
+//! Contract: a repeat's sum is that of its nodes' median calls; it stands beside the repeat's step as any window measures
+//! it. What is missing to the step is not attributed to any node.
+use std::collections::BTreeMap;
+
+use syncmark_record::rows::TrialRow;
+
+use crate::{
+    analyse::{Blocks, paired, values},
+    chart::layers::{NodeCost, node_sums, nodes, subject},
+    document::{
+        Alignment::{Left, Right},
+        Block, Table,
+    },
+    format::{milliseconds, number, or_dash, percent, significant, with_spread},
+    run_data::RunData,
+    stats::{Estimate, estimate, estimate_ratio},
+};
+
+/// What the table of sums leaves open.
+const COVERED_NOTE: &str = "A step is the window's time over its steps, without any node timed. Nodes are the sum of their median calls, timed \
+within whole steps in a pass of its own; what is missing to the step is the loss, the optimizer, loading and copying the batch, and calls slower than \
+the median. The clock's column is a step of that pass over a step of the window: what taking the time of every node costs.";
+
+/// A trial whose nodes were timed.
+struct Timed<'a> {
+    trial: &'a TrialRow,
+    nodes: Vec<NodeCost>,
+    /// Time of all nodes in milliseconds.
+    sum: Option<Estimate>,
+    /// That over the step's, within repeats.
+    share: Option<Estimate>,
+}
+
+fn timed(data: &RunData) -> Vec<Timed<'_>> {
+    let of_trial = |trial| {
+        let nodes = nodes(data, trial);
+        let sums = node_sums(data, trial);
+        let steps = Blocks::of(&trial.trial, &data.repeats).step_ms;
+        (nodes.iter().map(NodeCost::total).sum::<f64>() > 0.0).then(|| Timed {
+            trial,
+            nodes,
+            sum: estimate(&values(&sums)),
+            share: estimate_ratio(&paired(&sums, &steps)),
+        })
+    };
+    data.trials
+        .iter()
+        .filter(|trial| trial.kind == "layer-cost" && trial.outcome.has_figures())
+        .filter_map(of_trial)
+        .collect()
+}
+
+/// The nodes of one kind together.
+struct KindCost<'a> {
+    layer: &'a str,
+    nodes: usize,
+    /// Nanoseconds.
+    forward: f64,
+    backward: f64,
+}
+
+impl KindCost<'_> {
+    fn total(&self) -> f64 {
+        self.forward + self.backward
+    }
+}
+
+/// The kinds of a model, the dearest first.
+fn by_kind(nodes: &[NodeCost]) -> Vec<KindCost<'_>> {
+    let mut kinds: BTreeMap<&str, KindCost<'_>> = BTreeMap::new();
+    for node in nodes {
+        let time = |time: Option<[f64; 3]>| time.map_or(0.0, |time| time[0]);
+        let kind = kinds.entry(&node.layer).or_insert(KindCost {
+            layer: &node.layer,
+            nodes: 0,
+            forward: 0.0,
+            backward: 0.0,
+        });
+        kind.nodes += 1;
+        kind.forward += time(node.forward);
+        kind.backward += time(node.backward);
+    }
+    let mut kinds: Vec<_> = kinds.into_values().collect();
+    kinds.sort_by(|a, b| b.total().total_cmp(&a.total()));
+    kinds
+}
+
+/// Sentences that answer a scenario of nodes: what the step takes, what of it the nodes are, and which kinds and node lead.
+pub(crate) fn node_sentences(data: &RunData) -> Vec<String> {
+    timed(data).iter().filter_map(sentence).collect()
+}
+
+fn sentence(timed: &Timed<'_>) -> Option<String> {
+    let Timed { trial, nodes, .. } = timed;
+    let total: f64 = nodes.iter().map(NodeCost::total).sum();
+    let kinds: Vec<String> = by_kind(nodes)
+        .iter()
+        .take(3)
+        .map(|kind| format!("{} {}", kind.layer, percent(kind.total() / total)))
+        .collect();
+    let dearest = nodes
+        .iter()
+        .max_by(|a, b| a.total().total_cmp(&b.total()))?;
+    let spread = match (trial.step_ms_low, trial.step_ms_high) {
+        (Some(low), Some(high)) => format!(" ({} to {})", milliseconds(low), milliseconds(high)),
+        _ => String::new(),
+    };
+    Some(format!(
+        "{}: a step takes {}{spread}, and its nodes are {} of it ({} to {}). Of the nodes' time, {}; the dearest node is {} with {}.",
+        subject(trial),
+        milliseconds(trial.step_ms?),
+        percent(timed.share?.value),
+        percent(timed.share?.low),
+        percent(timed.share?.high),
+        kinds.join(", "),
+        dearest.name,
+        percent(dearest.total() / total),
+    ))
+}
+
+/// Steps beside the sums of their nodes.
+fn covered_table(timed: &[Timed<'_>]) -> Table {
+    let mut table = Table::new(
+        "Whole steps, and what of them their nodes are.",
+        &[
+            ("model", Left),
+            ("nodes", Right),
+            ("step (ms)", Right),
+            ("sum of nodes (ms)", Right),
+            ("share of the step", Right),
+            ("with the clock", Right),
+        ],
+    );
+    for Timed {
+        trial,
+        nodes,
+        sum,
+        share,
+    } in timed
+    {
+        let spread = |e: &Option<Estimate>, show: &dyn Fn(f64) -> String| {
+            with_spread(
+                e.map(|e| e.value),
+                e.map(|e| e.low),
+                e.map(|e| e.high),
+                show,
+            )
+        };
+        table.push(vec![
+            subject(trial),
+            nodes.len().to_string(),
+            with_spread(trial.step_ms, trial.step_ms_low, trial.step_ms_high, number),
+            spread(sum, &number),
+            spread(share, &percent),
+            or_dash(trial.tracing_slowdown, |slowdown| format!("{slowdown:.3}×")),
+        ]);
+    }
+    table
+}
+
+/// Every node of the models whose nodes were timed.
+pub(super) fn layers(data: &RunData) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let timed: Vec<Timed<'_>> = timed(data);
+    if !timed.is_empty() {
+        blocks.push(Block::Table(covered_table(&timed)));
+        blocks.push(Block::note(COVERED_NOTE));
+    }
+    for Timed { trial, nodes, .. } in &timed {
+        let total: f64 = nodes.iter().map(NodeCost::total).sum();
+        blocks.push(Block::Table(kinds_table(trial, nodes, total)));
+        let mut table = Table::new(
+            format!("{}: every node, medians over repeats.", subject(trial)),
+            &[
+                ("node", Right),
+                ("layer", Left),
+                ("output", Left),
+                ("forward (µs)", Right),
+                ("backward (µs)", Right),
+                ("share", Right),
+                ("GFLOP/s forward", Right),
+                ("GB/s forward, at least", Right),
+            ],
+        );
+        for node in nodes {
+            table.push(node_row(node, total));
+        }
+        blocks.push(Block::Table(table));
+    }
+    blocks
+}
+
+fn node_row(node: &NodeCost, total: f64) -> Vec<String> {
+    let micro =
+        |time: Option<[f64; 3]>| or_dash(time.map(|time| time[0] / 1e3), |us| significant(us, 3));
+    // Operations per nanosecond are gigaoperations per second, and so are bytes.
+    let rate = |amount: Option<u64>| {
+        let time = node.forward.map(|time| time[0]).filter(|ns| *ns > 0.0);
+        let rate = amount
+            .filter(|amount| *amount > 0)
+            .zip(time)
+            .map(|(amount, ns)| amount as f64 / ns);
+        or_dash(rate, |rate| significant(rate, 3))
+    };
+    vec![
+        node.node.to_string(),
+        node.name.clone(),
+        node.output_shape.clone(),
+        micro(node.forward),
+        micro(node.backward),
+        percent(node.total() / total),
+        rate(node.flops),
+        rate(node.read_write_bytes),
+    ]
+}
+
+/// The same by kind of layer: what a model's time goes into.
+fn kinds_table(trial: &TrialRow, nodes: &[NodeCost], total: f64) -> Table {
+    let mut table = Table::new(
+        format!("{}: by kind of layer.", subject(trial)),
+        &[
+            ("layer", Left),
+            ("nodes", Right),
+            ("forward (µs)", Right),
+            ("backward (µs)", Right),
+            ("share", Right),
+        ],
+    );
+    for kind in by_kind(nodes) {
+        table.push(vec![
+            kind.layer.to_owned(),
+            kind.nodes.to_string(),
+            number(kind.forward / 1e3),
+            number(kind.backward / 1e3),
+            percent(kind.total() / total),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,263 @@
+//! What two trials must share to be compared, and what the factor of a comparison lets differ.
+//!
+//! Contract: a setting is a column of `trials.csv` under its key in a scenario. Two trials are compared fairly if they are
+//! equal in every setting but the factor and what follows from it: a strategy brings options that another one lacks, a
+//! bucket cap brings its first bucket's. Reference: METHODOLOGY.md, "What is compared".
+use syncmark_record::rows::TrialRow;
+
+use crate::chart::curves::binary_bytes;
+
+/// A setting of a trial by its key in a scenario; empty where the trial has none.
+type Setting = (&'static str, fn(&TrialRow) -> String);
+
+/// Every setting that must be equal, unless the factor frees it.
+const SETTINGS: [Setting; 23] = [
+    ("kind", |t| t.kind.clone()),
+    ("model.preset", |t| t.model.clone()),
+    ("model.norm", |t| t.norm.clone()),
+    ("data.source", |t| t.data.clone()),
+    ("data.batch_size", |t| batch_size(t).to_string()),
+    ("train.optimizer", |t| text(&t.optimizer)),
+    ("train.schedule", |t| text(&t.schedule)),
+    ("train.accumulation", |t| text(&t.accumulation)),
+    ("parallel.strategy", |t| t.strategy.clone()),
+    ("parallel.launch", |t| text(&t.launch)),
+    ("parallel.transport", transport),
+    ("parallel.dp_loss", |t| text(&t.dp_loss)),
+    ("parallel.backend", |t| t.backend.clone()),
+    ("parallel.devices", |t| t.devices.to_string()),
+    ("parallel.scaling", |t| t.scaling.clone()),
+    ("parallel.bucket_cap", |t| text(&t.bucket_cap_bytes)),
+    ("parallel.first_bucket_cap", |t| {
+        text(&t.first_bucket_cap_bytes)
+    }),
+    ("parallel.overlap", |t| text(&t.overlap)),
+    ("parallel.no_sync", |t| text(&t.no_sync)),
+    ("parallel.compression", |t| text(&t.compression)),
+    ("parallel.broadcast_buffers", |t| text(&t.broadcast_buffers)),
+    ("parallel.device_ids", |t| text(&t.device_ids)),
+    ("parallel.output_device", |t| text(&t.output_device)),
+];
+
+fn text<T: ToString>(value: &Option<T>) -> String {
+    value.as_ref().map(T::to_string).unwrap_or_default()
+}
+
+/// The transport between ranks; DP's copies are no choice.
+fn transport(trial: &TrialRow) -> String {
+    trial
+        .transport
+        .clone()
+        .filter(|name| name != "copies")
+        .unwrap_or_default()
+}
+
+/// The value of a factor in a trial's row; the outer `None` says that the factor is unknown.
+pub(crate) fn factor_value(factor: &str, trial: Option<&TrialRow>) -> Option<String> {
+    let trial = trial?;
+    if factor == "variant" {
+        return Some(trial.variant.clone().unwrap_or_default());
+    }
+    let (_, value) = SETTINGS.iter().find(|(key, _)| *key == factor)?;
+    Some(value(trial))
+}
+
+/// A baseline as the records have it: sizes are bytes there.
+pub(crate) fn as_recorded(factor: &str, baseline: &str) -> String {
+    let size = matches!(factor, "parallel.bucket_cap" | "parallel.first_bucket_cap");
+    match bytes_of(baseline).filter(|_| size) {
+        Some(bytes) => bytes.to_string(),
+        None => baseline.to_owned(),
+    }
+}
+
+/// Bytes of a size as scenarios write it, such as `25MiB`.
+fn bytes_of(size: &str) -> Option<u64> {
+    const UNITS: [(&str, u64); 7] = [
+        ("GiB", 1 << 30),
+        ("MiB", 1 << 20),
+        ("KiB", 1 << 10),
+        ("GB", 1_000_000_000),
+        ("MB", 1_000_000),
+        ("kB", 1000),
+        ("B", 1),
+    ];
+    let (unit, bytes) = UNITS.iter().find(|(unit, _)| size.ends_with(unit))?;
+    let count: u64 = size.strip_suffix(unit)?.trim().parse().ok()?;
+    count.checked_mul(*bytes)
+}
+
+/// A recorded value as a reader knows it: with its key where the value alone says nothing.
+pub(crate) fn in_words(factor: &str, value: &str) -> String {
+    let key = factor
+        .rsplit('.')
+        .next()
+        .unwrap_or(factor)
+        .replace('_', " ");
+    match factor {
+        "parallel.bucket_cap" | "parallel.first_bucket_cap" => {
+            let bytes = value
+                .parse()
+                .map_or_else(|_| value.to_owned(), binary_bytes);
+            format!("{key} {bytes}")
+        }
+        "data.batch_size"
+        | "train.accumulation"
+        | "parallel.devices"
+        | "parallel.overlap"
+        | "parallel.no_sync"
+        | "parallel.broadcast_buffers" => format!("{key} {value}"),
+        _ => value.to_owned(),
+    }
+}
+
+/// Samples that a scenario's `batch_size` stands for.
+pub(crate) fn batch_size(trial: &TrialRow) -> u64 {
+    if trial.scaling == "strong" {
+        trial.global_batch
+    } else {
+        trial.global_batch / u64::from(trial.devices.max(1))
+    }
+}
+
+/// Settings that may differ when this factor does, whatever their values.
+fn free(factor: &str) -> &'static [&'static str] {
+    match factor {
+        "parallel.strategy" => &["parallel.strategy", "parallel.dp_loss"],
+        "parallel.scaling" => &["parallel.scaling", "data.batch_size"],
+        "parallel.bucket_cap" => &["parallel.bucket_cap", "parallel.first_bucket_cap"],
+        // A variant is a set of settings that its author wants compared.
+        "variant" => &[
+            "model.norm",
+            "train.optimizer",
+            "train.schedule",
+            "train.accumulation",
+            "parallel.strategy",
+            "parallel.launch",
+            "parallel.transport",
+            "parallel.dp_loss",
+            "parallel.bucket_cap",
+            "parallel.first_bucket_cap",
+            "parallel.overlap",
+            "parallel.no_sync",
+            "parallel.compression",
+            "parallel.broadcast_buffers",
+            "parallel.device_ids",
+            "parallel.output_device",
+        ],
+        _ => &[],
+    }
+}
+
+/// Settings that may differ where one of the trials has none: what only one of two strategies has is no unfairness, nor
+/// is `no_sync`, which means nothing with one micro-batch.
+fn free_where_absent(factor: &str, key: &str) -> bool {
+    match factor {
+        "parallel.strategy" => key.starts_with("parallel."),
+        "train.accumulation" => key == "parallel.no_sync",
+        _ => false,
+    }
+}
+
+/// Whether two trials may be compared in this factor.
+pub(crate) fn fair(a: &TrialRow, b: &TrialRow, factor: &str) -> bool {
+    let equal = |(key, value): &Setting| {
+        let (left, right) = (value(a), value(b));
+        left == right
+            || *key == factor
+            || free(factor).contains(key)
+            || ((left.is_empty() || right.is_empty()) && free_where_absent(factor, key))
+    };
+    // Two variants that no column tells apart differ in something that no column shows.
+    let hidden = a.variant != b.variant && SETTINGS.iter().all(|(_, value)| value(a) == value(b));
+    (factor == "variant" || factor == "parallel.strategy" || !hidden)
+        && SETTINGS.iter().all(|setting| equal(setting))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ddp() -> TrialRow {
+        TrialRow {
+            strategy: "ddp".into(),
+            launch: Some("processes".into()),
+            transport: Some("shared".into()),
+            devices: 2,
+            global_batch: 64,
+            bucket_cap_bytes: Some(25 << 20),
+            first_bucket_cap_bytes: Some(1 << 20),
+            overlap: Some(true),
+            accumulation: Some(1),
+            compression: Some("none".into()),
+            broadcast_buffers: Some(true),
+            ..TrialRow::unknown("a")
+        }
+    }
+
+    #[test]
+    fn a_factor_frees_itself_and_what_follows_from_it() {
+        let small = TrialRow {
+            bucket_cap_bytes: Some(1 << 16),
+            first_bucket_cap_bytes: Some(1 << 16),
+            ..ddp()
+        };
+        assert!(fair(&small, &ddp(), "parallel.bucket_cap"));
+        assert!(!fair(&small, &ddp(), "parallel.transport"));
+        let several = TrialRow {
+            accumulation: Some(4),
+            no_sync: Some(false),
+            ..ddp()
+        };
+        assert!(fair(&several, &ddp(), "train.accumulation"));
+        assert!(!fair(&several, &ddp(), "parallel.no_sync"));
+    }
+
+    #[test]
+    fn strategies_may_lack_each_others_options_and_must_share_those_that_both_have() {
+        let dp = TrialRow {
+            strategy: "dp".into(),
+            transport: Some("copies".into()),
+            dp_loss: Some("gathered".into()),
+            accumulation: Some(1),
+            devices: 2,
+            global_batch: 64,
+            ..TrialRow::unknown("b")
+        };
+        assert!(fair(&dp, &ddp(), "parallel.strategy"));
+        let zero = TrialRow {
+            strategy: "zero1".into(),
+            compression: None,
+            overlap: None,
+            ..ddp()
+        };
+        assert!(fair(&zero, &ddp(), "parallel.strategy"));
+        let over_tcp = TrialRow {
+            transport: Some("tcp".into()),
+            ..zero.clone()
+        };
+        assert!(!fair(&over_tcp, &ddp(), "parallel.strategy"));
+        let threads = TrialRow {
+            launch: Some("threads".into()),
+            ..zero
+        };
+        assert!(!fair(&threads, &ddp(), "parallel.strategy"));
+    }
+
+    #[test]
+    fn every_setting_is_a_factor_and_sizes_are_read() {
+        let trial = ddp();
+        for (key, _) in SETTINGS {
+            assert!(factor_value(key, Some(&trial)).is_some(), "{key}");
+        }
+        assert_eq!(factor_value("parallel.colour", Some(&trial)), None);
+        assert_eq!(as_recorded("parallel.bucket_cap", "25MiB"), "26214400");
+        assert_eq!(as_recorded("data.batch_size", "32"), "32");
+        assert_eq!(
+            in_words("parallel.bucket_cap", "65536"),
+            "bucket cap 64 KiB"
+        );
+        assert_eq!(in_words("data.batch_size", "32"), "batch size 32");
+        assert_eq!(in_words("parallel.compression", "fp16"), "fp16");
+    }
+}
