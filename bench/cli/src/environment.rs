@@ -6,11 +6,13 @@
 pub mod build;
 pub mod cgroup;
 pub mod cores;
+pub mod machine;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use syncmark_record::environment::machine::Build;
 use syncmark_record::environment::{Environment, FORMAT_VERSION};
 
 /// Variables that are recorded by name.
@@ -46,8 +48,8 @@ const VARIABLES: [&str; 26] = [
 /// Variables that are recorded by the beginning of their name.
 const PREFIXES: [&str; 3] = ["NCCL_", "OMPI_COMM_WORLD_", "SYNCMARK_"];
 
-/// Variables that these prefixes must not let through: what keeps strangers out of a job is nobody's business.
-const SECRETS: [&str; 1] = ["SYNCMARK_JOB_TOKEN"];
+/// Words in a name that these prefixes must not let through: what keeps strangers out of a job is nobody's business.
+const SECRETS: [&str; 5] = ["TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "_KEY"];
 
 /// The root folder below which `proc`, `sys` and `etc` are looked up.
 #[derive(Clone, Debug)]
@@ -71,6 +73,13 @@ impl Root {
         let text = String::from_utf8_lossy(&bytes);
         let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
         (!text.is_empty()).then(|| text.to_string())
+    }
+
+    /// The names in a folder; `None` where it cannot be read.
+    pub fn list(&self, path: &str) -> Option<Vec<String>> {
+        let entries = fs::read_dir(self.path(path)).ok()?;
+        let names = entries.map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.collect()
     }
 
     /// Whether a path exists.
@@ -108,7 +117,9 @@ pub fn capture(run: Run) -> Environment {
     environment.scenario = run.scenario.to_string();
     environment.command = run.command;
     environment.started = run.started;
-    environment.git_commit = build::commit(run.scenario_folder);
+    environment.scenario_commit = run.scenario_folder.and_then(build::checkout);
+    environment.build = build::build();
+    environment.git_commit = environment.build.commit.clone();
     environment.rustc_version = build::compiler();
     environment
 }
@@ -122,6 +133,8 @@ pub fn describe(root: &Root, variables: impl IntoIterator<Item = (String, String
         format_version: FORMAT_VERSION,
         syncmark_version: env!("CARGO_PKG_VERSION").to_string(),
         git_commit: None,
+        scenario_commit: None,
+        build: Build::default(),
         host: root
             .read("proc/sys/kernel/hostname")
             .unwrap_or_else(unknown),
@@ -136,6 +149,7 @@ pub fn describe(root: &Root, variables: impl IntoIterator<Item = (String, String
         logical_cores: cores::online(root).len() as u32,
         simd_features: cores::simd_features(),
         memory_bytes: memory_bytes(root, "MemTotal").unwrap_or(0),
+        machine: machine::machine(root, &affinity),
         governor: affinity
             .first()
             .and_then(|&core| cores::governor(root, core)),
@@ -185,8 +199,8 @@ fn load_average(text: &str) -> Option<[f64; 3]> {
 
 fn allowed(variables: impl IntoIterator<Item = (String, String)>) -> BTreeMap<String, String> {
     let prefixed = |name: &str| PREFIXES.iter().any(|p| name.starts_with(p));
-    let kept =
-        |name: &str| VARIABLES.contains(&name) || (prefixed(name) && !SECRETS.contains(&name));
+    let secret = |name: &str| SECRETS.iter().any(|word| name.contains(word));
+    let kept = |name: &str| VARIABLES.contains(&name) || (prefixed(name) && !secret(name));
     variables
         .into_iter()
         .filter(|(name, _)| kept(name))
@@ -278,6 +292,8 @@ pub(crate) mod tests {
             "MY_NCCL_X",
             "SYNCMARK_MASTER_PORT",
             "SYNCMARK_JOB_TOKEN",
+            "NCCL_PROXY_PASSWORD",
+            "SYNCMARK_API_KEY",
         ];
         let variables = given.map(|name| (name.to_string(), "1".to_string()));
         let kept: Vec<_> = allowed(variables).into_keys().collect();

@@ -59,6 +59,11 @@ fn row(repeat: u32) -> RepeatRow {
         last_third_ns: None,
         loss: Some(0.5),
         parameters_equal: None,
+        watched_ns: None,
+        foreign_cpu_share: None,
+        steal_share: None,
+        cpu_pressure_share: None,
+        involuntary_switches: None,
     }
 }
 

@@ -3,8 +3,11 @@
 //! Contract: a plain description; nothing here asks the operating system (the command line's environment
 //! capture does). `None` means that the machine does not say, never that the value is zero.
 //! Reference: "A run folder" in ARCHITECTURE.md.
+pub mod machine;
+
 use std::collections::BTreeMap;
 
+use machine::{Build, Machine};
 use serde::{Deserialize, Serialize};
 
 /// Version of the run folder's format, counted up when a reader of the older one would misread a newer folder.
@@ -17,8 +20,14 @@ pub struct Environment {
     pub format_version: u32,
     /// Version of syncmark.
     pub syncmark_version: String,
-    /// Commit that syncmark was built from.
+    /// Commit that syncmark was built from. Before `build` was recorded it could be the scenario's, and said so.
     pub git_commit: Option<String>,
+    /// Commit of the checkout that holds the scenario, with `, with changes` behind it if its files differ.
+    #[serde(default)]
+    pub scenario_commit: Option<String>,
+    /// The build.
+    #[serde(default)]
+    pub build: Build,
     /// Name of the host.
     pub host: String,
     /// Start of the run: UTC, RFC 3339.
@@ -41,6 +50,9 @@ pub struct Environment {
     pub simd_features: Vec<String>,
     /// Memory of the machine in bytes.
     pub memory_bytes: u64,
+    /// What else the machine tells of itself.
+    #[serde(default)]
+    pub machine: Machine,
     /// Frequency governor of the first core of `affinity`.
     pub governor: Option<String>,
     /// CPU limit of the container or control group, in cores.
@@ -96,6 +108,8 @@ pub(crate) fn sample() -> Environment {
         format_version: FORMAT_VERSION,
         syncmark_version: "0.1.0".into(),
         git_commit: None,
+        scenario_commit: None,
+        build: Build::default(),
         host: "example".into(),
         started: "2026-01-02T03:04:05Z".into(),
         command: vec!["syncmark".into(), "run".into(), "quickstart.toml".into()],
@@ -107,6 +121,10 @@ pub(crate) fn sample() -> Environment {
         affinity: vec![0, 2],
         simd_features: vec!["avx2".into()],
         memory_bytes: 8 << 30,
+        machine: Machine {
+            turbo: Some(false),
+            ..Machine::default()
+        },
         governor: None,
         cpu_limit_cores: Some(2.0),
         memory_limit_bytes: None,
@@ -137,6 +155,18 @@ mod tests {
             serde_json::from_str::<Environment>(&text).unwrap(),
             sample()
         );
+    }
+
+    #[test]
+    fn an_environment_of_the_first_version_is_read() {
+        let mut value = serde_json::to_value(sample()).unwrap();
+        let fields = value.as_object_mut().unwrap();
+        for newer in ["scenario_commit", "build", "machine", "launched"] {
+            fields.remove(newer).unwrap();
+        }
+        let read: Environment = serde_json::from_value(value).unwrap();
+        assert_eq!((read.machine, read.build), Default::default());
+        assert_eq!(read.host, "example");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! counted figure can never be a prediction in disguise.
 pub mod bytes;
 pub mod columns;
+pub mod disturbance;
 pub mod environment;
 pub mod error;
 pub mod folder;

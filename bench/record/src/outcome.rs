@@ -22,12 +22,25 @@ pub enum Outcome {
     Invalid,
     /// First and last third of the window differ by more than 2 %.
     Unsteady,
-    /// Something else used the machine during the window.
+    /// Other programs or the hypervisor used the ranks' cores during the window.
     Disturbed,
     /// Not run, with a reason.
     Skipped,
     /// The run was interrupted before or during it.
     Interrupted,
+}
+
+/// The outcome of a trial whose repeats ended like this and none of them failed: `disturbed` if more than a third of those
+/// with figures are, because a median bears fewer; else `unsteady` if any is.
+pub fn of_repeats(repeats: impl Iterator<Item = Outcome> + Clone) -> Outcome {
+    let figures = repeats.filter(|outcome| outcome.has_figures());
+    let count = |wanted| figures.clone().filter(|outcome| *outcome == wanted).count();
+    let (disturbed, unsteady) = (count(Outcome::Disturbed), count(Outcome::Unsteady));
+    match figures.clone().count() {
+        all if 3 * disturbed > all => Outcome::Disturbed,
+        _ if unsteady > 0 => Outcome::Unsteady,
+        _ => Outcome::Passed,
+    }
 }
 
 impl Outcome {

@@ -213,6 +213,16 @@ pub struct RepeatRow {
     pub loss: Option<f64>,
     /// After the window: whether all ranks held bit-equal parameters (DDP), empty where it has no meaning.
     pub parameters_equal: Option<bool>,
+    /// How long the ranks' cores were watched for other load: the window with its barrier. Empty where nobody could watch.
+    pub watched_ns: Option<u64>,
+    /// CPU time of other programs and of the kernel's own work over `watched_ns`, on the core of the ranks that had most of it.
+    pub foreign_cpu_share: Option<f64>,
+    /// Time that the hypervisor gave to others, on the core that lost most.
+    pub steal_share: Option<f64>,
+    /// Time in which some thread of the machine waited for a core (pressure stall information): the ranks' own are among them.
+    pub cpu_pressure_share: Option<f64>,
+    /// How often the ranks' threads were made to give up a core, by each other or by anyone else.
+    pub involuntary_switches: Option<u64>,
 }
 
 /// Which pass a step belongs to.

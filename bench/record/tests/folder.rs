@@ -29,6 +29,11 @@ fn repeat(trial: &str, repeat: u32) -> RepeatRow {
         last_third_ns: None,
         loss: Some(0.25),
         parameters_equal: Some(true),
+        watched_ns: None,
+        foreign_cpu_share: None,
+        steal_share: None,
+        cpu_pressure_share: None,
+        involuntary_switches: None,
     }
 }
 

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use syncmark_record::{
     Outcome,
+    disturbance::disturbance,
+    outcome::of_repeats,
     rows::{CommRow, DeviceRow, RepeatRow, TrialRow},
 };
 
@@ -14,6 +16,9 @@ use crate::stats::{Estimate, estimate, estimate_ratio, median, spread_of};
 
 /// The warning of a trial whose counted bytes are not the predicted ones.
 pub const BYTES_DIFFER: &str = "counted bytes differ from predicted bytes in a call of some rank";
+
+/// The warning of a trial whose windows are too short to be called disturbed, but were.
+const UNJUDGED_LOAD: &str = "other load in windows of a smoke size, which are not judged by it: foreign_cpu_share and steal_share in repeats.csv";
 
 /// Share by which a figure may pass what is possible before the trial is marked: more is not noise of the middle.
 const IMPLAUSIBLE: f64 = 0.05;
@@ -153,12 +158,7 @@ fn settle(trial: &TrialRow, repeats: &[RepeatRow]) -> TrialRow {
     if let Some(failed) = failed {
         (row.outcome, row.reason) = (failed.outcome, failed.reason.clone());
     } else if finished > 0 {
-        let unsteady = own().any(|repeat| repeat.outcome == Outcome::Unsteady);
-        row.outcome = if unsteady {
-            Outcome::Unsteady
-        } else {
-            Outcome::Passed
-        };
+        row.outcome = of_repeats(own().map(|repeat| repeat.outcome));
         row.reason = None;
         let text = format!(
             "the run was interrupted: figures are of the {} that finished",
@@ -233,6 +233,20 @@ fn fill_times(row: &mut TrialRow, own: &Blocks) {
     row.tracing_slowdown = median(&values(&own.tracing));
 }
 
+/// [`columns`] of a ratio to another trial, of which the two may have fewer blocks in common than this one has: an interval
+/// and a range do not stand in one row, so the ratio then has neither.
+fn ratio_columns(
+    row: &TrialRow,
+    ratio: Option<Estimate>,
+) -> (Option<f64>, Option<f64>, Option<f64>) {
+    match ratio {
+        Some(ratio) if row.spread.as_deref() != Some(ratio.spread.name()) => {
+            (Some(ratio.value), None, None)
+        }
+        ratio => columns(ratio),
+    }
+}
+
 fn fill_efficiency(
     row: &mut TrialRow,
     own: &Blocks,
@@ -252,13 +266,23 @@ fn fill_efficiency(
         row.efficiency_single,
         row.efficiency_single_low,
         row.efficiency_single_high,
-    ) = columns(single);
+    ) = ratio_columns(row, single);
     let independent = against(reference(row, trials, "independent"), 1.0);
     (
         row.efficiency_independent,
         row.efficiency_independent_low,
         row.efficiency_independent_high,
-    ) = columns(independent);
+    ) = ratio_columns(row, independent);
+    let few = |ratio: Option<Estimate>| {
+        ratio.filter(|ratio| row.spread.as_deref() != Some(ratio.spread.name()))
+    };
+    if let Some(ratio) = few(single).or(few(independent)) {
+        let text = format!(
+            "efficiency without an interval: only {} in common with the trial that it is taken against",
+            crate::format::count(ratio.blocks, "repeat")
+        );
+        row.warnings = Some(with_warning(row.warnings.take(), &text));
+    }
 }
 
 /// The trial that efficiency is taken against: `single` on one device, or `independent` on as many devices, of the
@@ -338,6 +362,20 @@ fn fill_warnings(row: &mut TrialRow, repeats: &[RepeatRow], comm: &[CommRow]) {
         .any(|r| r.trial == row.trial && r.parameters_equal == Some(false))
     {
         add("ranks ended with different parameters");
+    }
+    let own = || {
+        repeats
+            .iter()
+            .filter(|r| r.trial == row.trial && r.outcome.has_figures())
+    };
+    if own().any(|r| r.outcome != Outcome::Disturbed && disturbance(r).is_some()) {
+        add(UNJUDGED_LOAD);
+    }
+    let watched = |r: &RepeatRow| r.watched_ns.is_some();
+    if !own().any(watched) && repeats.iter().any(watched) {
+        add(
+            "not watched for other load: several processes share a core, or the machine does not say",
+        );
     }
     if comm_differs(comm, &row.trial) {
         add(BYTES_DIFFER);

@@ -4,7 +4,7 @@
 //! strategy brings its launch and its transport). Ratios are taken within blocks. A sentence claims a difference only
 //! where the 95 % interval of the ratio leaves out 1, and fewer than 6 repeats give a range and no verdict.
 //! Reference: METHODOLOGY.md, "Verdicts".
-use syncmark_record::rows::TrialRow;
+use syncmark_record::{Outcome, rows::TrialRow};
 
 use crate::{
     analyse::{Blocks, paired, sent_per_step},
@@ -99,6 +99,23 @@ pub struct Comparison<'a> {
     pub shared: String,
     /// `faster`, `slower`, `no difference can be told` or `no verdict`.
     pub verdict: String,
+}
+
+impl Comparison<'_> {
+    /// The trials of the pair that other load disturbed: a difference could be the load's.
+    fn disturbed(&self) -> Vec<String> {
+        [self.trial, self.baseline]
+            .into_iter()
+            .filter(|trial| trial.outcome == Outcome::Disturbed)
+            .map(name)
+            .collect()
+    }
+
+    /// The ratio's verdict; `None` where it is withheld. Load does not change how many bytes are sent.
+    fn told(&self, metric: Metric) -> Option<Verdict> {
+        let counts = metric == Metric::BytesPerStep || self.disturbed().is_empty();
+        counts.then(|| metric.verdict(&self.ratio))
+    }
 }
 
 /// The answer and the comparisons that it rests on.
@@ -198,16 +215,18 @@ fn compare<'a>(data: &'a RunData, spec: &AnswerSpec, metric: Metric) -> Vec<Comp
             }
             let pairs = paired(&metric.blocks(trial, data), &metric.blocks(baseline, data));
             if let Some(ratio) = estimate_ratio(&pairs) {
-                let verdict = verdict_words(&ratio, metric);
-                let shared = shared_words(trial, baseline, &spec.factor);
-                comparisons.push(Comparison {
+                let mut comparison = Comparison {
                     trial,
                     baseline,
                     names: names(trial, baseline, &spec.factor),
                     ratio,
-                    shared,
-                    verdict,
-                });
+                    shared: shared_words(trial, baseline, &spec.factor),
+                    verdict: "no verdict: disturbed".into(),
+                };
+                if comparison.told(metric).is_some() {
+                    comparison.verdict = verdict_words(&ratio, metric);
+                }
+                comparisons.push(comparison);
             }
         }
     }
@@ -293,18 +312,30 @@ fn summary(asked: &[&Comparison<'_>], spec: &AnswerSpec, metric: Metric) -> Opti
     let told = |wanted: Option<bool>| {
         asked
             .iter()
-            .filter(|c| metric.better(metric.verdict(&c.ratio)) == wanted)
+            .filter_map(|c| c.told(metric))
+            .filter(|verdict| metric.better(*verdict) == wanted)
             .count()
     };
     let too_few = asked
         .iter()
-        .filter(|c| metric.verdict(&c.ratio) == Verdict::TooFew)
+        .filter(|c| c.told(metric) == Some(Verdict::TooFew))
         .count();
+    let withheld = asked.iter().filter(|c| c.told(metric).is_none()).count();
+    if withheld == asked.len() {
+        return Some(
+            "No verdict: other load disturbed one trial or both of every comparison, and a difference could be the load's. Run again on a quiet \
+             machine."
+                .into(),
+        );
+    }
     if too_few == asked.len() {
         let blocks = asked.iter().map(|c| c.ratio.blocks).max().unwrap_or(0);
-        let gives = if blocks == 1 { "gives" } else { "give" };
+        let gives = match blocks {
+            1 => "gives neither a range nor",
+            _ => "give a range, not",
+        };
         return Some(format!(
-            "No verdict: {} {gives} a range, not an interval. Run at least 6 repeats (10 is the default) for an answer that can be cited.",
+            "No verdict: {} {gives} an interval. Run at least 6 repeats (10 is the default) for an answer that can be cited.",
             count(blocks, "repeat")
         ));
     }
@@ -340,6 +371,9 @@ fn summary(asked: &[&Comparison<'_>], spec: &AnswerSpec, metric: Metric) -> Opti
     }
     if too_few > 0 {
         parts.push(format!("without a verdict (too few repeats) in {too_few}"));
+    }
+    if withheld > 0 {
+        parts.push(format!("without a verdict (disturbed) in {withheld}"));
     }
     let all = count(asked.len(), "comparison");
     Some(format!(
@@ -378,6 +412,11 @@ fn fact(c: &Comparison<'_>, metric: Metric) -> String {
         return format!("{trial} sends {value} the bytes of {baseline} in every step");
     }
     let judged = match c.ratio.verdict() {
+        _ if c.told(metric).is_none() => format!(
+            "{low} to {high}, {repeats}; no verdict: other load disturbed {}",
+            c.disturbed().join(" and ")
+        ),
+        Verdict::TooFew if c.ratio.blocks == 1 => format!("no verdict: {repeats}"),
         Verdict::TooFew => format!("range {low} to {high}; no verdict: {repeats}"),
         Verdict::NoDifference => {
             format!(

@@ -3,6 +3,7 @@
 //! Contract: pure; the same [`RunData`] gives the same [`Document`]. The answer comes first, warnings before the
 //! figures that they weaken, and every trial of the plan is listed, whatever became of it.
 mod definitions;
+mod environment;
 mod gates;
 pub(crate) mod kinds;
 pub(crate) mod nodes;
@@ -54,7 +55,7 @@ pub fn compose(data: &RunData) -> Document {
     blocks.extend(tables::bytes_section(data, &facets));
     blocks.extend(tables::trials_section(data, &shared_warnings(data)));
     blocks.extend(gates::section(data));
-    blocks.extend(tables::environment_section(data));
+    blocks.extend(environment::section(data));
     blocks.extend(definitions::section());
     blocks.extend(reproduce(data));
     Document {
@@ -134,20 +135,7 @@ fn cautions(data: &RunData) -> Vec<Block> {
             .into_iter()
             .map(|text| Block::warning(format!("All trials: {text}."))),
     );
-    let shaky = data
-        .measured()
-        .filter(|t| t.outcome != Outcome::Passed)
-        .count();
-    if shaky > 0 {
-        cautions.push(Block::warning(format!(
-            "{} unsteady or disturbed: figures are shown, and the column outcome says which.",
-            if shaky == 1 {
-                "1 trial was".into()
-            } else {
-                format!("{shaky} trials were")
-            }
-        )));
-    }
+    cautions.extend(shaky(data));
     if let Some(load) = data
         .environment
         .as_ref()
@@ -157,6 +145,41 @@ fn cautions(data: &RunData) -> Vec<Block> {
         cautions.push(Block::warning(format!(
             "The machine was not idle when the run started: its load average was {load:.2} per usable core.",
         )));
+    }
+    cautions
+}
+
+/// Trials whose figures are shown with a label, and what could not be seen.
+fn shaky(data: &RunData) -> Vec<Block> {
+    let count = |wanted| data.measured().filter(|t| t.outcome == wanted).count();
+    let were = |count: usize| match count {
+        1 => "1 trial was".to_owned(),
+        _ => format!("{count} trials were"),
+    };
+    let mut cautions = Vec::new();
+    let (unsteady, disturbed) = (count(Outcome::Unsteady), count(Outcome::Disturbed));
+    if unsteady > 0 {
+        cautions.push(Block::warning(format!(
+            "{} unsteady: figures are shown, and the column outcome says which.",
+            were(unsteady)
+        )));
+    }
+    if disturbed > 0 {
+        cautions.push(Block::warning(format!(
+            "{} disturbed: in more than a third of the repeats, other programs or the hypervisor used the ranks' cores. Figures are shown \
+             with that label, and no verdict is drawn from them.",
+            were(disturbed)
+        )));
+    }
+    let mut finished = data
+        .repeats
+        .iter()
+        .filter(|r| r.outcome.has_figures())
+        .peekable();
+    if finished.peek().is_some() && finished.all(|repeat| repeat.watched_ns.is_none()) {
+        cautions.push(Block::warning(
+            "Nobody watched for other load on the ranks' cores: it would be in these figures without a label.",
+        ));
     }
     cautions
 }

@@ -97,7 +97,7 @@ pub fn whole(x: f64) -> String {
     })
 }
 
-/// `value [low, high]` in one format.
+/// `value [low, high]` in one format; the value alone where there is nothing between its ends, as with one repeat.
 pub fn with_spread(
     value: Option<f64>,
     low: Option<f64>,
@@ -105,7 +105,7 @@ pub fn with_spread(
     show: impl Fn(f64) -> String,
 ) -> String {
     match (value, low, high) {
-        (Some(value), Some(low), Some(high)) => {
+        (Some(value), Some(low), Some(high)) if low < high => {
             format!("{} [{}, {}]", show(value), show(low), show(high))
         }
         (Some(value), ..) => show(value),
@@ -171,6 +171,10 @@ mod tests {
             "200.0 % [100.0 %, 300.0 %]"
         );
         assert_eq!(with_spread(Some(2.0), None, None, number), "2.000");
+        assert_eq!(
+            with_spread(Some(2.0), Some(2.0), Some(2.0), number),
+            "2.000"
+        );
         assert_eq!(with_spread(None, None, None, number), "–");
     }
 }

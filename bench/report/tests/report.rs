@@ -403,16 +403,25 @@ fn hostile_text_stays_text() {
 }
 
 #[test]
-fn the_trace_is_json_with_a_process_for_every_traced_trial() {
+fn the_trace_is_json_with_a_process_for_every_device_of_a_traced_trial() {
     let (path, _) = rendered("trace", &SMALL, 2);
     let text = fs::read_to_string(path.join("trace.json")).unwrap();
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
     let events = value["traceEvents"].as_array().unwrap();
-    let processes = events
-        .iter()
-        .filter(|event| event["name"] == "process_name")
-        .count();
-    assert_eq!(processes, SMALL.len());
+    let named = |kind: &'static str| events.iter().filter(move |event| event["name"] == kind);
+    let devices: u32 = SMALL.iter().map(|way| way.devices).sum();
+    assert_eq!(named("process_name").count(), devices as usize);
+    let names: Vec<&str> = named("process_name")
+        .filter_map(|event| event["args"]["name"].as_str())
+        .collect();
+    assert!(
+        names.contains(&"convnet batch ddp-processes ×2 · rank 1 · device 1 · made-up-host"),
+        "{names:?}"
+    );
+    assert!(
+        names.contains(&"convnet batch dp ×2 · rank 0 · device 1 · made-up-host"),
+        "{names:?}"
+    );
     assert!(
         events
             .iter()

@@ -21,6 +21,9 @@ pub enum Pdf<'a> {
     Typeset(Option<&'a Path>),
 }
 
+/// Name of the PDF's file.
+const PDF: &str = "report.pdf";
+
 /// Whether this build can write PDFs: it has the feature `pdf`.
 pub const HAS_PDF: bool = cfg!(feature = "pdf");
 
@@ -42,6 +45,9 @@ pub fn execute(args: &ReportArgs) -> Result<Status> {
     if pdf == Pdf::Leave && !args.no_pdf {
         text.push_str("no report.pdf: this build was made without the feature `pdf`\n");
     }
+    if pdf == Pdf::Leave && args.folder.join(PDF).exists() {
+        text.push_str("report.pdf was not rendered again: it is older than these files\n");
+    }
     print(&text)
 }
 
@@ -61,13 +67,13 @@ pub fn render(folder: &Path, pdf: Pdf) -> Result<Vec<PathBuf>> {
     if let Pdf::Typeset(path) = pdf {
         let bytes = typeset(&rendered.document, template.as_deref(), path)?;
         RunFolder::open(folder)
-            .and_then(|folder| folder.replace("report.pdf", &bytes))
+            .and_then(|folder| folder.replace(PDF, &bytes))
             .map_err(|error| {
                 CliError::failed(format!("cannot write the report: {error}")).help(
                     "the records are untouched: run `syncmark report` again when there is space",
                 )
             })?;
-        files.push(folder.join("report.pdf"));
+        files.push(folder.join(PDF));
     }
     Ok(files)
 }

@@ -26,7 +26,7 @@ use crate::run::ledger::FolderLedger;
 use crate::run::progress::Bar;
 use crate::run::signals::Signals;
 use crate::run::standing::{Standing, Unrun};
-use crate::run::summary::{cautions, summary};
+use crate::run::summary::{cautions, summary, terminal_width};
 use crate::run::supervise::Supervisor;
 use crate::run::trial_row::row;
 use crate::scenario::file::{BackendChoice, Kind};
@@ -275,7 +275,7 @@ fn closing_words(plan: &Plan, folder: &RunFolder, trials: &[TrialRow]) -> String
     let data = RunData::load(folder).ok();
     let mut text = match (&data, plan.scenario.kind) {
         (Some(data), Kind::Collectives) => format!("{}\n", collectives_summary::summary(data)),
-        _ => format!("{}\n", summary(trials)),
+        _ => format!("{}\n", summary(trials, terminal_width())),
     };
     if let Some(data) = &data {
         answer(data)

@@ -1,25 +1,32 @@
 //! What this program was built from and with.
 //!
-//! Contract: without a build script. The commit is the one that the build named in SYNCMARK_COMMIT; else the
-//! commit of the checkout that holds the scenario, marked as such, because the program may be older. The compiler is
-//! read from the note that rustc leaves in each program.
+//! Contract: the build script names the commit (or SYNCMARK_COMMIT does), target, profile and libraries. The scenario's
+//! commit is that of the checkout around it, which need not be the program's. The compiler is read from the note that rustc
+//! leaves in each program.
 //! Reference: git-rev-parse(1), git-status(1); rustc's `.comment` section.
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use memchr::memmem;
+use syncmark_record::environment::machine::Build;
 
-/// The commit, for `environment.json`.
-pub fn commit(scenario_folder: Option<&Path>) -> Option<String> {
-    match option_env!("SYNCMARK_COMMIT") {
-        Some(commit) if !commit.is_empty() => Some(commit.to_string()),
-        _ => checkout(scenario_folder?),
+/// What the build script wrote down.
+pub fn build() -> Build {
+    let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Build {
+        commit: said(env!("SYNCMARK_BUILD_COMMIT")),
+        target: said(env!("SYNCMARK_BUILD_TARGET")),
+        profile: said(env!("SYNCMARK_BUILD_PROFILE")),
+        libraries: env!("SYNCMARK_BUILD_LIBRARIES")
+            .split(',')
+            .filter_map(said)
+            .collect(),
     }
 }
 
 /// The checked-out commit of the repository around `folder`, and whether tracked files were changed.
-fn checkout(folder: &Path) -> Option<String> {
+pub fn checkout(folder: &Path) -> Option<String> {
     let commit = git(folder, &["rev-parse", "HEAD"])?;
     let changes = git(folder, &["status", "--porcelain", "--untracked-files=no"])?;
     let state = if changes.is_empty() {
@@ -27,9 +34,7 @@ fn checkout(folder: &Path) -> Option<String> {
     } else {
         ", with changes"
     };
-    Some(format!(
-        "{commit} (checkout of the scenario at run time{state})"
-    ))
+    Some(format!("{commit}{state}"))
 }
 
 /// What git prints; `None` where it is missing or fails, as it does outside of a repository.
@@ -86,6 +91,19 @@ mod tests {
     }
 
     #[test]
+    fn this_program_knows_its_build() {
+        let build = build();
+        let target = build.target.expect("cargo names the target");
+        assert!(target.starts_with(std::env::consts::ARCH), "{target}");
+        assert!(build.profile.unwrap().contains("opt-level"));
+        let gemm = build
+            .libraries
+            .iter()
+            .find(|library| library.starts_with("gemm "));
+        assert!(gemm.is_some(), "{:?}", build.libraries);
+    }
+
+    #[test]
     fn this_program_knows_its_compiler() {
         let compiler = compiler().expect("test programs are not stripped");
         assert!(compiler.starts_with("rustc 1."), "{compiler}");
@@ -112,12 +130,8 @@ mod tests {
         ];
         set_up(&[&author[..], &["commit", "--quiet", "-m", "first"]].concat()).unwrap();
         let clean = checkout(folder.path()).unwrap();
-        assert!(
-            clean.ends_with("(checkout of the scenario at run time)"),
-            "{clean}"
-        );
-        assert_eq!(clean.split(' ').next().unwrap().len(), 40, "{clean}");
+        assert_eq!(clean.len(), 40, "{clean}");
         fs::write(folder.path().join("file"), "2").unwrap();
-        assert!(checkout(folder.path()).unwrap().ends_with("with changes)"));
+        assert!(checkout(folder.path()).unwrap().ends_with(", with changes"));
     }
 }

@@ -3,7 +3,7 @@
 //! Contract: the tightest limit on the way from this process's group up to the root of its hierarchy, for control
 //! groups v2 and, where a controller is not there, v1. No limit is `None`.
 //! Reference: the kernel's admin-guide/cgroup-v2 and admin-guide/cgroup-v1.
-use super::Root;
+use super::{Root, cores};
 
 /// Memory limits of v1 at or above this mean "none": the kernel writes the largest multiple of a page.
 const V1_UNLIMITED: u64 = 1 << 60;
@@ -42,6 +42,20 @@ pub fn limits(root: &Root) -> Limits {
         cpu_cores: unified_cpu.chain(v1_cpu).min_by(f64::total_cmp),
         memory_bytes: unified_memory.chain(v1_memory).min(),
     }
+}
+
+/// The cores of this process's group, or of the nearest one above it that names any.
+pub fn cpuset(root: &Root) -> Option<Vec<u32>> {
+    let groups = root.read("proc/self/cgroup").unwrap_or_default();
+    let unified = folders(&groups, "", "sys/fs/cgroup")
+        .into_iter()
+        .map(|at| format!("{at}/cpuset.cpus.effective"));
+    let v1 = folders(&groups, "cpuset", "sys/fs/cgroup/cpuset")
+        .into_iter()
+        .map(|at| format!("{at}/cpuset.cpus"));
+    unified
+        .chain(v1)
+        .find_map(|file| cores::list(&root.read(&file)?))
 }
 
 /// The folders of a process's group and of all groups above it, the hierarchy's root last.
@@ -161,8 +175,24 @@ mod tests {
     }
 
     #[test]
+    fn the_cores_of_a_group_are_those_of_the_nearest_one_that_names_any() {
+        let (_folder, v2) = root(&[
+            ("proc/self/cgroup", "0::/job/step\n"),
+            ("sys/fs/cgroup/job/step/cpuset.cpus.effective", "\n"),
+            ("sys/fs/cgroup/job/cpuset.cpus.effective", "2-3\n"),
+        ]);
+        assert_eq!(cpuset(&v2), Some(vec![2, 3]));
+        let (_folder, v1) = root(&[
+            ("proc/self/cgroup", "3:cpuset:/job\n0::/\n"),
+            ("sys/fs/cgroup/cpuset/job/cpuset.cpus", "1\n"),
+        ]);
+        assert_eq!(cpuset(&v1), Some(vec![1]));
+    }
+
+    #[test]
     fn without_control_groups_there_is_no_limit() {
         let (_folder, root) = root(&[]);
         assert_eq!(limits(&root), Limits::default());
+        assert_eq!(cpuset(&root), None);
     }
 }

@@ -22,13 +22,7 @@ pub enum Turbo {
 
 /// The CPU's model as the kernel names it.
 pub fn model(root: &Root) -> Option<String> {
-    let cpuinfo = root.read("proc/cpuinfo").unwrap_or_default();
-    let field = |wanted: &str| {
-        cpuinfo.lines().find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            (name.trim() == wanted && !value.trim().is_empty()).then(|| value.trim().to_string())
-        })
-    };
+    let field = |wanted: &str| info(root, wanted);
     // Arm names parts by number; boards name themselves in the device tree.
     let arm = || {
         Some(format!(
@@ -40,6 +34,14 @@ pub fn model(root: &Root) -> Option<String> {
     field("model name")
         .or_else(|| root.read("sys/firmware/devicetree/base/model"))
         .or_else(arm)
+}
+
+/// A field of /proc/cpuinfo on the first core that has it.
+pub fn info(root: &Root, wanted: &str) -> Option<String> {
+    root.read("proc/cpuinfo")?.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        (name.trim() == wanted && !value.trim().is_empty()).then(|| value.trim().to_string())
+    })
 }
 
 /// The cores that are online.
@@ -84,22 +86,25 @@ pub fn turbo(root: &Root) -> Turbo {
 
 /// How many physical cores stand behind these logical ones; a logical core of unknown topology counts as one.
 pub fn physical(root: &Root, cores: &[u32]) -> usize {
-    let first_sibling = |core: &u32| {
-        let siblings = root.read(&format!("{CPU}/cpu{core}/topology/thread_siblings_list"))?;
-        list(&siblings)?.first().copied()
-    };
     cores
         .iter()
-        .map(|core| first_sibling(core).unwrap_or(*core))
+        .map(|&core| siblings(root, core).first().copied().unwrap_or(core))
         .collect::<BTreeSet<_>>()
         .len()
 }
 
+/// The hardware threads of a core, itself among them; empty where the topology is not known.
+pub fn siblings(root: &Root, core: u32) -> Vec<u32> {
+    let path = format!("{CPU}/cpu{core}/topology/thread_siblings_list");
+    root.read(&path)
+        .and_then(|text| list(&text))
+        .unwrap_or_default()
+}
+
 /// Whether the processor says that it is virtual.
 pub fn is_virtual(root: &Root) -> bool {
-    let cpuinfo = root.read("proc/cpuinfo").unwrap_or_default();
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"));
-    flags.is_some_and(|line| line.split_whitespace().any(|flag| flag == "hypervisor"))
+    info(root, "flags")
+        .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "hypervisor"))
 }
 
 /// The share of CPU time, from 0 to 1, that a hypervisor gave to others since the machine started.
@@ -145,8 +150,8 @@ pub fn simd_features() -> Vec<String> {
     found.into_iter().map(String::from).collect()
 }
 
-/// The kernel's notation for sets of cores: "0-3,8,10-11"; `None` where it is anything else.
-fn list(text: &str) -> Option<Vec<u32>> {
+/// The kernel's notation for sets of cores, such as `0-3,8,10-11`; `None` where it is anything else.
+pub fn list(text: &str) -> Option<Vec<u32>> {
     let mut cores = Vec::new();
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -3,6 +3,7 @@
 //! Contract: a repeat is judged by what its ranks left, not only by how its processes ended: unequal parameters, a loss
 //! that is not finite, a missing window and an unsteady one are all visible in the events alone. Rows are on disk when
 //! a call returns. See "A run folder" in ARCHITECTURE.md.
+use syncmark_record::disturbance::disturbance;
 use syncmark_record::rows::{GateRow, RepeatRow};
 use syncmark_record::{FolderError, Outcome, Records, RepeatRecord, RunFolder};
 
@@ -68,7 +69,7 @@ impl Ledger for FolderLedger {
         let verdict = match facts.config.work {
             Work::Train => judge(facts.config, &record.repeat),
             Work::LayerCost => judge_nodes(facts.config, &record),
-            Work::Collectives(_) => judge_collectives(&record),
+            Work::Collectives(_) => judge_collectives(facts.config, &record),
         };
         record.repeat.outcome = verdict.outcome;
         record.repeat.reason = verdict.reason.clone();
@@ -86,7 +87,7 @@ impl Ledger for FolderLedger {
 }
 
 /// Judges a repeat of collectives: one wrong element makes all of it invalid.
-fn judge_collectives(record: &RepeatRecord) -> Verdict {
+fn judge_collectives(trial: &TrialConfig, record: &RepeatRecord) -> Verdict {
     let row = &record.repeat;
     let wrong = record.collectives.iter().find(|row| row.wrong_elements > 0);
     let (outcome, reason) = match (row.outcome, wrong) {
@@ -102,6 +103,10 @@ fn judge_collectives(record: &RepeatRecord) -> Verdict {
             Outcome::Failed,
             Some("no collective was measured".to_owned()),
         ),
+        (Outcome::Passed, None) => match disturbance(row).filter(|_| !trial.measure.smoke) {
+            Some(reason) => (Outcome::Disturbed, Some(reason)),
+            None => (Outcome::Passed, None),
+        },
         (outcome, _) => (outcome, row.reason.clone()),
     };
     Verdict { outcome, reason }
@@ -146,23 +151,30 @@ pub fn judge(trial: &TrialConfig, row: &RepeatRow) -> Verdict {
     if let Some(loss) = row.loss.filter(|loss| !loss.is_finite()) {
         return verdict(Outcome::Diverged, format!("the training loss was {loss}"));
     }
-    match recorder::drift(row) {
-        // Windows of a smoke size are too short for the rule, and labelled so.
-        Some(drift) if drift.abs() > STEADY && !trial.measure.smoke => {
-            let direction = if drift > 0.0 { "longer" } else { "shorter" };
-            let percent = drift.abs() * 100.0;
-            verdict(
-                Outcome::Unsteady,
-                format!(
-                    "steps were {percent:.1} % {direction} in the last third of the window than in the first"
-                ),
-            )
-        }
-        _ => Verdict {
-            outcome: Outcome::Passed,
-            reason: None,
-        },
+    // Windows of a smoke size are too short for these rules, and labelled so.
+    let long_enough = !trial.measure.smoke;
+    let disturbed = disturbance(row).filter(|_| long_enough);
+    let unsteady = change(row).filter(|_| long_enough);
+    let outcome = match (&disturbed, &unsteady) {
+        (Some(_), _) => Outcome::Disturbed,
+        (None, Some(_)) => Outcome::Unsteady,
+        (None, None) => Outcome::Passed,
+    };
+    let reasons: Vec<String> = disturbed.into_iter().chain(unsteady).collect();
+    Verdict {
+        outcome,
+        reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
     }
+}
+
+/// What makes a window unsteady.
+fn change(row: &RepeatRow) -> Option<String> {
+    let drift = recorder::drift(row).filter(|drift| drift.abs() > STEADY)?;
+    let direction = if drift > 0.0 { "longer" } else { "shorter" };
+    let percent = drift.abs() * 100.0;
+    Some(format!(
+        "steps were {percent:.1} % {direction} in the last third of the window than in the first"
+    ))
 }
 
 #[cfg(test)]
@@ -207,6 +219,59 @@ mod tests {
         assert_eq!(
             judged(|row| row.last_third_ns = Some(950_000), false).outcome,
             Outcome::Unsteady
+        );
+    }
+
+    /// A window of 5 s on cores that others used for a share of it, and that were stolen for another.
+    fn watched(row: &mut RepeatRow, foreign: f64, stolen: f64) {
+        row.watched_ns = Some(5_000_000_000);
+        row.foreign_cpu_share = Some(foreign);
+        row.steal_share = Some(stolen);
+    }
+
+    #[test]
+    fn other_load_disturbs_above_its_limit_unless_the_window_is_a_smoke_size() {
+        let loud = |row: &mut RepeatRow| watched(row, 0.073, 0.0);
+        let verdict = judged(loud, false);
+        assert_eq!(verdict.outcome, Outcome::Disturbed);
+        assert_eq!(
+            verdict.reason.unwrap(),
+            "other programs used a core of the ranks for 7.3 % of the window"
+        );
+        assert_eq!(judged(loud, true).outcome, Outcome::Passed);
+        let quiet = |row: &mut RepeatRow| watched(row, 0.019, 0.009);
+        assert_eq!(judged(quiet, false).outcome, Outcome::Passed);
+        let stolen = |row: &mut RepeatRow| watched(row, 0.0, 0.03);
+        assert_eq!(judged(stolen, false).outcome, Outcome::Disturbed);
+    }
+
+    #[test]
+    fn a_disturbed_window_that_changes_says_both() {
+        let verdict = judged(
+            |row| {
+                watched(row, 0.1, 0.0);
+                row.last_third_ns = Some(1_050_000);
+            },
+            false,
+        );
+        assert_eq!(verdict.outcome, Outcome::Disturbed);
+        let reason = verdict.reason.unwrap();
+        assert!(
+            reason.contains("other programs") && reason.contains("last third"),
+            "{reason}"
+        );
+    }
+
+    #[test]
+    fn a_few_ticks_of_a_short_window_or_an_unwatched_one_are_no_disturbance() {
+        let short = |row: &mut RepeatRow| {
+            watched(row, 0.10, 0.10);
+            row.watched_ns = Some(400_000_000);
+        };
+        assert_eq!(judged(short, false).outcome, Outcome::Passed);
+        assert_eq!(
+            judged(|row| row.watched_ns = None, false).outcome,
+            Outcome::Passed
         );
     }
 

@@ -147,6 +147,11 @@ pub(crate) fn repeat_row() -> RepeatRow {
         last_third_ns: Some(1_000_000),
         loss: Some(0.5),
         parameters_equal: None,
+        watched_ns: None,
+        foreign_cpu_share: None,
+        steal_share: None,
+        cpu_pressure_share: None,
+        involuntary_switches: None,
     }
 }
 

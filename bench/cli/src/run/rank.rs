@@ -10,6 +10,7 @@ mod gate;
 mod layer_cost;
 mod measure;
 mod settings;
+mod witness;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ use syncmark_engine::strategy::StrategyError;
 use super::protocol::{Assignment, ErrorKind, Message, PROTOCOL_VERSION, Purpose};
 use super::spool::SpoolError;
 use build::{Bench, Participant, Ranks};
+use witness::Witness;
 
 use crate::plan::config::Work;
 
@@ -43,12 +45,14 @@ pub enum RankError {
     #[error("{0}")]
     Assignment(String),
     /// Training left the numbers.
-    #[error("the loss is {loss} after step {step}")]
+    #[error("the loss is {loss} after step {step}{pass}")]
     Diverged {
         /// The loss.
         loss: f32,
         /// Steps done.
         step: u64,
+        /// Whose steps, unless they are the window's.
+        pass: &'static str,
     },
     /// A file of a gate cannot be written.
     #[error("failed to write {}: {source}", path.display())]
@@ -134,7 +138,8 @@ fn run_or_give_up(assignment: &Assignment, seat: build::Seat) {
 
 fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError> {
     if let Work::Collectives(config) = &assignment.trial.work {
-        return collectives::run(config, Bench::build(assignment, seat)?);
+        let witness = Witness::new(assignment, seat.rank as usize);
+        return collectives::run(config, Bench::build(assignment, seat)?, &witness);
     }
     let mut participant = Participant::build(assignment, seat)?;
     if participant.first_rank {

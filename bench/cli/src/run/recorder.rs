@@ -5,6 +5,7 @@
 mod collectives;
 mod comm;
 mod devices;
+mod disturbance;
 mod layers;
 mod steps;
 #[cfg(test)]
@@ -188,6 +189,7 @@ fn repeat_row(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRow {
         Event::Warmup { steps } => Some(steps),
         _ => None,
     });
+    let watched = disturbance::watched(facts, ranks);
     RepeatRow {
         trial: facts.trial.to_owned(),
         repeat: facts.repeat,
@@ -212,6 +214,11 @@ fn repeat_row(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRow {
         last_third_ns: thirds.map(|t| t[1]),
         loss: last_loss(ranks),
         parameters_equal: parameters_equal(ranks),
+        watched_ns: watched.map(|w| w.watched_ns),
+        foreign_cpu_share: watched.map(|w| w.foreign),
+        steal_share: watched.map(|w| w.stolen),
+        cpu_pressure_share: watched.and_then(|w| w.pressure),
+        involuntary_switches: watched.map(|w| w.involuntary_switches),
     }
 }
 

@@ -277,7 +277,23 @@ mod tests {
                 calls: 300,
                 time_ns: [1, 2, u64::MAX],
             },
+            cores(None),
+            cores(Some(7)),
         ]
+    }
+
+    fn cores(pressure_ns: Option<u64>) -> Event {
+        Event::Cores {
+            device: 300,
+            cores: 2,
+            elapsed_ns: 1,
+            busy_ns: 2,
+            pinned_ns: 3,
+            elsewhere_ns: 4,
+            stolen_ns: 5,
+            involuntary_switches: 6,
+            pressure_ns,
+        }
     }
 
     #[test]
@@ -294,7 +310,7 @@ mod tests {
         assert_eq!(reader.events().collect::<Vec<_>>(), samples());
         assert_eq!(reader.dropped(), 0);
         writer.push(Event::Warmup { steps: 1 });
-        assert_eq!(reader.dropped(), 1, "one event more than places");
+        assert_eq!(reader.dropped(), 1, "one event more than there are places");
         writer.beat(7);
         assert_eq!(reader.heartbeat_ns(), 7);
     }

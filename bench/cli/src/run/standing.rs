@@ -5,8 +5,11 @@
 //! - a failed repeat does not end its trial, because the next one may pass and its cause must not be guessed; but after
 //!   one `out-of-memory`, one `invalid` or two `timeout`s later repeats could only end the same way, so they are left out;
 //! - a trial with a failed repeat has that failure as its outcome, however many others passed;
-//! - otherwise the worst of its repeats that have figures counts.
+//! - a trial is `disturbed` if more than a third of its repeats with figures are: a median bears fewer;
+//! - otherwise it is `unsteady` if any repeat with figures is.
 use syncmark_record::Outcome;
+
+use super::progress::outcome_name;
 
 /// Timeouts after which a trial is given up.
 const TIMEOUTS_ALLOWED: usize = 2;
@@ -87,33 +90,29 @@ impl Standing {
                 Some(format!("repeat {}: {reason}; {others}", failure.repeat)),
             );
         }
-        let figures = self.repeats.iter().filter(|end| end.outcome.has_figures());
-        match figures.max_by_key(|end| severity(end.outcome)) {
-            Some(worst) => (
-                worst.outcome,
-                self.reason_with_figures(worst, planned, unrun),
-            ),
-            None => self.without_figures(unrun),
+        if self.with_figures() == 0 {
+            return self.without_figures(unrun);
         }
+        let outcomes = self.repeats.iter().map(|end| end.outcome);
+        (
+            syncmark_record::outcome::of_repeats(outcomes),
+            self.reason_with_figures(planned, unrun),
+        )
     }
 
-    fn reason_with_figures(
-        &self,
-        worst: &RepeatEnd,
-        planned: usize,
-        unrun: &Unrun,
-    ) -> Option<String> {
+    /// The first repeat of each kind that did not simply pass, and how many were like it.
+    fn reason_with_figures(&self, planned: usize, unrun: &Unrun) -> Option<String> {
         let mut reasons = Vec::new();
-        if let Some(reason) = &worst.reason {
-            let alike = self
-                .repeats
-                .iter()
-                .filter(|end| end.outcome == worst.outcome)
-                .count();
-            reasons.push(format!(
-                "repeat {}: {reason} ({alike} of {planned} repeats)",
-                worst.repeat
-            ));
+        for outcome in [Outcome::Disturbed, Outcome::Unsteady] {
+            let mut alike = self.repeats.iter().filter(|end| end.outcome == outcome);
+            if let Some(first) = alike.next() {
+                let (repeat, count) = (first.repeat, 1 + alike.count());
+                let reason = first.reason.as_deref().unwrap_or("no reason was given");
+                reasons.push(format!(
+                    "repeat {repeat}: {reason} ({count} of {planned} repeats {})",
+                    outcome_name(outcome)
+                ));
+            }
         }
         if self.with_figures() < planned && *unrun != Unrun::Complete {
             reasons.push(format!(
@@ -143,15 +142,6 @@ impl Standing {
             ),
             Unrun::Complete => (Outcome::Skipped, Some("no repeat was asked for".into())),
         }
-    }
-}
-
-/// Order among outcomes that have figures.
-fn severity(outcome: Outcome) -> u8 {
-    match outcome {
-        Outcome::Disturbed => 2,
-        Outcome::Unsteady => 1,
-        _ => 0,
     }
 }
 
@@ -199,12 +189,27 @@ mod tests {
         assert_eq!(outcome, Outcome::Unsteady);
         assert_eq!(
             reason.unwrap(),
-            "repeat 1: Unsteady for a test (1 of 3 repeats)"
+            "repeat 1: Unsteady for a test (1 of 3 repeats unsteady)"
         );
         assert_eq!(
             standing(&[Outcome::Passed]).outcome(1, &Unrun::Complete),
             (Outcome::Passed, None)
         );
+    }
+
+    #[test]
+    fn a_trial_is_disturbed_when_more_than_a_third_of_its_repeats_are() {
+        let (p, d, u) = (Outcome::Passed, Outcome::Disturbed, Outcome::Unsteady);
+        let (outcome, reason) = standing(&[d, p, p]).outcome(3, &Unrun::Complete);
+        assert_eq!(outcome, Outcome::Passed);
+        assert_eq!(
+            reason.unwrap(),
+            "repeat 0: Disturbed for a test (1 of 3 repeats disturbed)"
+        );
+        let end = |ends: &[Outcome]| standing(ends).outcome(3, &Unrun::Complete).0;
+        assert_eq!(end(&[d, p, d]), Outcome::Disturbed);
+        assert_eq!(end(&[d, p, u]), Outcome::Unsteady);
+        assert_eq!(end(&[d]), Outcome::Disturbed);
     }
 
     #[test]

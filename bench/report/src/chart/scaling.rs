@@ -9,7 +9,7 @@ use super::{
     legend::{self, Entry, Sign},
     palette::{Color, PANEL},
     panel::{Panel, Point},
-    series::{Facet, Series, dp_on_cpu, not_shown, series},
+    series::{Facet, Series, dp_on_cpu, labelled, not_shown, series},
 };
 use crate::{
     analyse::{Blocks, paired},
@@ -23,11 +23,13 @@ const PLOT_HEIGHT: f64 = 290.0;
 
 fn point(trial: &TrialRow, figure: [Option<f64>; 3], raw: Vec<f64>) -> Option<Point> {
     let [value, low, high] = figure;
+    // A ratio of too few common blocks has no ends: its point stands alone.
+    let value = value?;
     Some(Point {
         devices: trial.devices,
-        value: value?,
-        low: low?,
-        high: high?,
+        value,
+        low: low.unwrap_or(value),
+        high: high.unwrap_or(value),
         raw,
     })
 }
@@ -225,7 +227,7 @@ fn draw(
         .enumerate()
         .filter(|(index, _)| drawn(*index))
         .map(|(_, series)| series)
-        .map(|series| Entry::new(Sign::Series(series.marker, series.color), &series.name))
+        .map(|series| Entry::new(Sign::Series(series.marker, series.color), labelled(series)))
         .collect();
     if panels.iter().any(|panel| panel.ideal.is_some()) {
         entries.push(Entry::new(Sign::Dashes(Color::GREY), ideal));

@@ -3,7 +3,7 @@
 //! Contract: a facet holds trials of equal model, norm, data, backend, scaling and work per device, so only what a
 //! chart compares differs inside it. A series is one way to run that model, over device counts; it keeps its colour
 //! and marker in every chart.
-use syncmark_record::rows::TrialRow;
+use syncmark_record::{Outcome, rows::TrialRow};
 
 use super::{canvas::Marker, curves::binary_bytes, palette::Color};
 
@@ -300,16 +300,34 @@ fn look(trial: &TrialRow, taken: &[Series<'_>]) -> (Marker, Color) {
         .unwrap_or(SPARE_LOOKS[taken.len() % 6])
 }
 
-/// The warning that every chart carries beside an oversubscribed trial.
+/// The warning that every chart carries beside an oversubscribed or disturbed trial.
 pub fn alert(trial: &TrialRow) -> String {
-    if trial.oversubscribed {
-        "oversubscribed".into()
-    } else {
-        String::new()
+    let words = [
+        ("oversubscribed", trial.oversubscribed),
+        ("disturbed", trial.outcome == Outcome::Disturbed),
+    ];
+    let words: Vec<&str> = words
+        .into_iter()
+        .filter_map(|(word, holds)| holds.then_some(word))
+        .collect();
+    words.join(", ")
+}
+
+/// A series' name for a legend, with the device counts at which other load disturbed it.
+pub fn labelled(series: &Series<'_>) -> String {
+    let disturbed: Vec<String> = series
+        .trials
+        .iter()
+        .filter(|trial| trial.outcome == Outcome::Disturbed)
+        .map(|trial| format!("×{}", trial.devices))
+        .collect();
+    match disturbed.as_slice() {
+        [] => series.name.clone(),
+        counts => format!("{} (disturbed: {})", series.name, counts.join(", ")),
     }
 }
 
-/// A sentence on the facet's trials that show no figures; empty if there is none.
+/// Sentences on the facet's trials that show no figures, and on those whose figures other load is in; empty if there is none.
 pub fn not_shown(facet: &Facet<'_>) -> String {
     not_shown_of(&facet.trials)
 }
@@ -326,11 +344,16 @@ pub fn not_shown_of(trials: &[&TrialRow]) -> String {
             ))
         })
         .collect();
-    if excluded.is_empty() {
-        String::new()
-    } else {
-        format!(" Not shown: {}.", excluded.join("; "))
-    }
+    let disturbed: Vec<String> = trials
+        .iter()
+        .filter(|trial| trial.outcome == Outcome::Disturbed)
+        .map(|trial| name(trial))
+        .collect();
+    let sentence = |begin: &str, of: &[String]| match of {
+        [] => String::new(),
+        of => format!(" {begin}: {}.", of.join("; ")),
+    };
+    sentence("Not shown", &excluded) + &sentence("Disturbed by other load", &disturbed)
 }
 
 /// What every CPU caption that shows DP must say.

@@ -1,7 +1,7 @@
 //! How each figure of a report is defined, in the words that every report carries.
 use crate::document::Block;
 
-const DEFINITIONS: [&str; 11] = [
+const DEFINITIONS: [&str; 12] = [
     "Step: starts when the loop asks for a batch in host memory and ends when every rank's optimizer update is complete on its device. It \
      includes data wait, host-to-device copy, forward, loss, backward, communication, optimizer and zeroing; it leaves out loss read-back, \
      evaluation and recording.",
@@ -26,7 +26,10 @@ const DEFINITIONS: [&str; 11] = [
     "Phases and timelines: from a separate traced pass; its slowdown against the window is printed.",
     "Gates: before any timing, every trial that exchanges anything is checked against a single-device reference (single and independent replicas \
      exchange nothing); a trial that fails is invalid and shows no figures. Unsteady: the first and last third of a window differ by more than 2 %; \
-     smoke sizes are exempt. Nothing here notices other programs on the machine: compare blocks. Outliers are never dropped.",
+     smoke sizes are exempt. Outliers are never dropped.",
+    "Disturbed: in a window, other programs or the kernel's own work used more than 2 % of a rank's core, or the hypervisor took more than 1 % of it \
+     away. A trial is disturbed if more than a third of its repeats are; its figures are shown with that label, and no verdict is drawn from them. Smoke \
+     sizes are exempt, but warned of. Load on cores that no rank has is not seen, though it shares caches, memory and power with them.",
 ];
 
 /// The section.

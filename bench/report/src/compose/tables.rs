@@ -1,7 +1,7 @@
 //! The tables of a report.
 //!
 //! Contract: an empty measurement is a dash, never a zero, and a trial without figures has its outcome in their place.
-use syncmark_record::{Environment, rows::TrialRow};
+use syncmark_record::rows::TrialRow;
 
 use crate::{
     analyse::warnings,
@@ -15,7 +15,7 @@ use crate::{
         Alignment::{Left, Right},
         Block, Table,
     },
-    format::{bytes, count, number, or_dash, percent, ratio, whole, with_spread},
+    format::{bytes, number, or_dash, percent, ratio, whole, with_spread},
     run_data::{RunData, excluded_reason, outcome_name},
 };
 
@@ -298,79 +298,4 @@ fn failed_repeats(data: &RunData) -> Vec<String> {
             )
         })
         .collect()
-}
-
-/// The machine and the build.
-pub(super) fn environment_section(data: &RunData) -> Vec<Block> {
-    let mut blocks = vec![Block::heading(1, "Environment")];
-    match &data.environment {
-        Some(environment) => blocks.push(Block::Table(environment_table(environment))),
-        None => blocks.push(Block::warning(
-            "environment.json is missing: these figures cannot be tied to a machine.",
-        )),
-    }
-    blocks
-}
-
-fn environment_table(e: &Environment) -> Table {
-    let mut table = Table::new("", &[("property", Left), ("value", Left)]);
-    let unknown = || "not known".to_string();
-    let gib = |bytes: u64| {
-        format!(
-            "{} GiB",
-            crate::format::significant(bytes as f64 / (1u64 << 30) as f64, 3)
-        )
-    };
-    let cores: Vec<String> = e.affinity.iter().map(u32::to_string).collect();
-    let rows = [
-        ("host", e.host.clone()),
-        ("start (UTC)", e.started.clone()),
-        ("CPU", e.cpu_model.clone()),
-        (
-            "cores",
-            format!(
-                "{} online; this process may use {} ({})",
-                e.logical_cores,
-                count(e.affinity.len(), "core"),
-                cores.join(", ")
-            ),
-        ),
-        (
-            "CPU limit",
-            e.cpu_limit_cores
-                .map_or_else(|| "none".into(), |limit| format!("{} cores", number(limit))),
-        ),
-        ("memory", gib(e.memory_bytes)),
-        (
-            "memory limit",
-            e.memory_limit_bytes.map_or_else(|| "none".into(), gib),
-        ),
-        ("governor", e.governor.clone().unwrap_or_else(unknown)),
-        (
-            "vector instructions",
-            if e.simd_features.is_empty() {
-                unknown()
-            } else {
-                e.simd_features.join(", ")
-            },
-        ),
-        (
-            "load average at start",
-            e.load_average.map_or_else(unknown, |l| {
-                format!("{:.2}, {:.2}, {:.2}", l[0], l[1], l[2])
-            }),
-        ),
-        ("operating system", e.operating_system.clone()),
-        ("kernel", e.kernel.clone()),
-        ("syncmark", e.syncmark_version.clone()),
-        ("commit", e.git_commit.clone().unwrap_or_else(unknown)),
-        ("rustc", e.rustc_version.clone().unwrap_or_else(unknown)),
-    ];
-    for (property, value) in rows {
-        table.push(vec![property.into(), value]);
-    }
-    for (variable, value) in &e.variables {
-        table.push(vec![format!("variable {variable}"), value.clone()]);
-    }
-    table
 }

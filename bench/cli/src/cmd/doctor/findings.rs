@@ -3,12 +3,14 @@
 //! Contract: pure. Each finding says what was found and what follows from it; a warning never stops a run.
 //! Reference: "A device" and "The runner" in ARCHITECTURE.md; each threshold stands with its reason where it is used.
 mod capability;
+mod hardware;
 mod noise;
 mod space;
 #[cfg(test)]
 mod tests;
 
 use capability::{cuda, devices, machines, pdf, processes, simd};
+use hardware::{caches, clock, nodes};
 use noise::{governor, load, neighbours, turbo};
 use space::{memory, out, shm, tmp};
 
@@ -87,6 +89,9 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     findings.extend([
         governor(facts),
         turbo(facts),
+        clock(facts),
+        caches(facts),
+        nodes(facts),
         load(facts),
         neighbours(facts),
     ]);

@@ -15,6 +15,7 @@ use syncmark_engine::tensor::{Dtype, Span};
 
 use super::RankError;
 use super::build::Bench;
+use super::witness::Witness;
 use crate::plan::config::CollectivesConfig;
 use crate::run::recorder::{ALGORITHMS, COLLECTIVES};
 use crate::run::spool::Event;
@@ -33,8 +34,9 @@ const ELEMENT: u64 = size_of::<f32>() as u64;
 ///
 /// # Errors
 /// The first failure of this rank.
-pub fn run(config: &CollectivesConfig, bench: Bench) -> Result<(), RankError> {
+pub fn run(config: &CollectivesConfig, bench: Bench, witness: &Witness) -> Result<(), RankError> {
     let mut room = Room::new(bench, config)?;
+    let before = witness.look();
     for operation in &config.operations {
         let operation = operation.collective();
         let sizes: &[u64] = match operation {
@@ -54,6 +56,9 @@ pub fn run(config: &CollectivesConfig, bench: Bench) -> Result<(), RankError> {
             room.bench.spool.beat(now_ns());
         }
     }
+    let used = witness.between(&before, &witness.look());
+    used.into_iter()
+        .for_each(|event| room.bench.spool.push(event));
     Ok(())
 }
 

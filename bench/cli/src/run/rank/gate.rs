@@ -28,6 +28,7 @@ pub fn run(
             return Err(RankError::Diverged {
                 loss,
                 step: u64::from(step) + 1,
+                pass: " of the gate",
             });
         }
     }

@@ -11,7 +11,8 @@ use syncmark_record::rows::Pass;
 
 use super::RankError;
 use super::build::Participant;
-use super::measure::{SpanBuffer, answered, asked, begin_pass, memory, plan_window, timed_pass};
+use super::measure::{SpanBuffer, answered, asked, lead_in, memory, plan_window, timed_pass};
+use super::witness::Witness;
 use crate::run::protocol::Assignment;
 use crate::run::recorder::pass_number;
 use crate::run::spool::Event;
@@ -26,11 +27,12 @@ const MOST_CALLS: u64 = 2000;
 pub fn run(assignment: &Assignment, mut participant: Participant) -> Result<(), RankError> {
     let steps = plan_window(assignment, &mut participant)?;
     let spans = assignment.trial.measure.trace_steps as u64;
+    let witness = Witness::new(assignment, participant.device);
     if assignment.repeat % 2 == 1 {
         node_pass(&mut participant, steps, spans)?;
-        timed_pass(&mut participant, Pass::Window, steps)?;
+        timed_pass(&mut participant, Pass::Window, steps, &witness)?;
     } else {
-        timed_pass(&mut participant, Pass::Window, steps)?;
+        timed_pass(&mut participant, Pass::Window, steps, &witness)?;
         node_pass(&mut participant, steps, spans)?;
     }
     memory(&mut participant);
@@ -41,7 +43,8 @@ pub fn run(assignment: &Assignment, mut participant: Participant) -> Result<(), 
 /// spooled with their phases.
 fn node_pass(participant: &mut Participant, steps: u64, spans: u64) -> Result<(), RankError> {
     let steps = steps.min(MOST_CALLS);
-    begin_pass(participant, Pass::Traced, steps, true)?;
+    lead_in(participant, Pass::Traced, steps, true)?;
+    participant.barrier()?;
     let nodes = participant.strategy.master().program().len();
     let mut calls = Calls::new(nodes, steps as usize);
     let mut times = NodeTimes::new(nodes);

@@ -12,6 +12,7 @@ use syncmark_engine::probe::{Phase, PhaseSpan, Probe, Silent, Track, now_ns};
 use syncmark_record::rows::Pass;
 
 use super::build::Participant;
+use super::witness::Witness;
 use super::{RankError, say};
 use crate::run::protocol::{Assignment, Message};
 use crate::run::recorder::{ALGORITHMS, COLLECTIVES, pass_number};
@@ -42,8 +43,9 @@ pub fn run(
     if measure.unsynchronized {
         passes.insert(usize::from(!unsynchronized_first), Pass::Unsynchronized);
     }
+    let witness = Witness::new(assignment, participant.device);
     for pass in passes {
-        timed_pass(&mut participant, pass, steps)?;
+        timed_pass(&mut participant, pass, steps, &witness)?;
     }
     if measure.trace_steps > 0 {
         traced_pass(&mut participant, measure.trace_steps as u64)?;
@@ -113,9 +115,12 @@ pub(super) fn timed_pass(
     participant: &mut Participant,
     pass: Pass,
     steps: u64,
+    witness: &Witness,
 ) -> Result<(), RankError> {
     let synchronized = pass == Pass::Window;
-    begin_pass(participant, pass, steps, synchronized)?;
+    lead_in(participant, pass, steps, synchronized)?;
+    let before = synchronized.then(|| witness.look()).flatten();
+    participant.barrier()?;
     let number = pass_number(pass);
     let (start, mut samples) = (now_ns(), 0);
     let mut begin = start;
@@ -142,14 +147,33 @@ pub(super) fn timed_pass(
         end_ns: now_ns(),
     });
     if synchronized {
+        let used = witness.between(&before, &witness.look());
+        used.into_iter()
+            .for_each(|event| participant.spool.push(event));
         after_window(participant, steps)?;
+    } else {
+        // Arithmetic with NaN has another speed: the arm's time would say nothing about the window's.
+        finite(participant.strategy.loss()?, pass, steps)?;
     }
     participant.strategy.set_synchronize(true);
     Ok(())
 }
 
-/// Back to the snapshot, a few uncounted steps, counters to zero, and everyone to the starting line.
-pub(super) fn begin_pass(
+/// Whether training stayed within the numbers.
+fn finite(loss: f32, pass: Pass, step: u64) -> Result<(), RankError> {
+    let pass = match pass {
+        Pass::Unsynchronized => " of the arm without synchronization",
+        _ => "",
+    };
+    if loss.is_finite() {
+        Ok(())
+    } else {
+        Err(RankError::Diverged { loss, step, pass })
+    }
+}
+
+/// Back to the snapshot, a few uncounted steps, counters to zero: all that is left to do is to meet at the starting line.
+pub(super) fn lead_in(
     participant: &mut Participant,
     pass: Pass,
     steps: u64,
@@ -170,7 +194,7 @@ pub(super) fn begin_pass(
     }
     participant.strategy.finish()?;
     participant.strategy.reset_counts();
-    participant.barrier()
+    Ok(())
 }
 
 /// What is read back once the window is over: its counters, the loss, and whether the ranks still agree.
@@ -184,11 +208,7 @@ fn after_window(participant: &mut Participant, steps: u64) -> Result<(), RankErr
     if let Some(equal) = participant.strategy.parameters_equal()? {
         participant.spool.push(Event::ParametersEqual { equal });
     }
-    if loss.is_finite() {
-        Ok(())
-    } else {
-        Err(RankError::Diverged { loss, step: steps })
-    }
+    finite(loss, Pass::Window, steps)
 }
 
 fn counts(participant: &mut Participant, steps: u64) {
@@ -286,7 +306,8 @@ fn quantiles(mut samples: Vec<u64>) -> [u32; 2] {
 }
 
 fn traced_pass(participant: &mut Participant, steps: u64) -> Result<(), RankError> {
-    begin_pass(participant, Pass::Traced, steps, true)?;
+    lead_in(participant, Pass::Traced, steps, true)?;
+    participant.barrier()?;
     let number = pass_number(Pass::Traced);
     let mut probe = SpanBuffer::new();
     let (start, mut samples) = (now_ns(), 0);

@@ -56,6 +56,24 @@ pub enum Event {
     },
     /// Bytes sent in the calls of the totals right before it, by a counter that is not ours; absent where there is none.
     Measured { sent_bytes: u64 },
+    /// Use of a group of cores from before the window's barrier until after its last step, in nanoseconds of CPU time.
+    Cores {
+        /// First device on these cores.
+        device: u16,
+        /// How many they are.
+        cores: u16,
+        elapsed_ns: u64,
+        /// By anyone, on these cores and their hyper-threads.
+        busy_ns: u64,
+        /// By this process's threads that are pinned here.
+        pinned_ns: u64,
+        /// By its threads that are pinned nowhere, and by the conductor.
+        elsewhere_ns: u64,
+        stolen_ns: u64,
+        involuntary_switches: u64,
+        /// Time in which some thread of the machine waited for a core.
+        pressure_ns: Option<u64>,
+    },
     /// Time of a call of a collective that runs alone, at p10, p50 and p90 of its batches on the slowest rank.
     CollectiveTime {
         collective: u8,
@@ -244,6 +262,24 @@ impl Event {
             Self::Measured { sent_bytes } => {
                 f.put([9, 0, 0, 0, 0, 0, 0, 0]).words(&[sent_bytes]);
             }
+            Self::Cores {
+                device,
+                cores,
+                elapsed_ns,
+                busy_ns,
+                pinned_ns,
+                elsewhere_ns,
+                stolen_ns,
+                involuntary_switches,
+                pressure_ns,
+            } => {
+                f.put([40, 0])
+                    .put(device.to_le_bytes())
+                    .put(cores.to_le_bytes())
+                    .put([0; 2]);
+                f.words(&[elapsed_ns, busy_ns, pinned_ns, elsewhere_ns, stolen_ns])
+                    .words(&[involuntary_switches, pressure_ns.unwrap_or(u64::MAX)]);
+            }
             Self::CollectiveTime {
                 collective,
                 algorithm,
@@ -413,6 +449,22 @@ impl Event {
                     backward,
                     calls: f.u64(),
                     time_ns: std::array::from_fn(|_| f.u64()),
+                }
+            }
+            40 => {
+                f.at = 2;
+                let (device, cores) = (f.u16(), f.u16());
+                f.at = 8;
+                Self::Cores {
+                    device,
+                    cores,
+                    elapsed_ns: f.u64(),
+                    busy_ns: f.u64(),
+                    pinned_ns: f.u64(),
+                    elsewhere_ns: f.u64(),
+                    stolen_ns: f.u64(),
+                    involuntary_switches: f.u64(),
+                    pressure_ns: Some(f.u64()).filter(|ns| *ns != u64::MAX),
                 }
             }
             _ => return None,

@@ -83,7 +83,7 @@ pub(super) fn load(facts: &Facts) -> Finding {
     );
     if per_core > BUSY {
         let meaning = "something else is running and will slow some steps: wait until it ends, or expect trials \
-                       marked `unsteady`";
+                       marked `disturbed`";
         return Finding::new(Level::Warning, subject, found, meaning);
     }
     Finding::new(Level::Ok, subject, found, "quiet")

@@ -6,6 +6,7 @@ use super::space::bytes;
 use super::*;
 use crate::environment::cores::Turbo;
 use crate::environment::{Root, describe};
+use syncmark_record::environment::machine::{Cache, NumaNode};
 
 /// Eight cores, tuned, idle, on bare metal.
 fn quiet() -> Facts {
@@ -237,4 +238,44 @@ fn sizes_are_rounded_to_one_decimal() {
         [bytes(512), bytes(1536), bytes(3 << 30)],
         ["512 B", "1.5 KiB", "3.0 GiB"]
     );
+}
+
+#[test]
+fn hardware_is_shown_and_warned_of_only_where_it_slows() {
+    let cache = Cache {
+        level: 3,
+        kind: "unified".into(),
+        size_bytes: 32 << 20,
+        shared_by: (0..8).collect(),
+    };
+    let caches = found("caches", |facts| {
+        facts.environment.machine.caches = vec![cache]
+    });
+    assert_eq!(
+        (caches.level, caches.found.as_str()),
+        (Level::Ok, "L3 32 MiB for 8 cores")
+    );
+    let node = |node, cores: std::ops::Range<u32>| NumaNode {
+        node,
+        cores: cores.collect(),
+        memory_bytes: None,
+    };
+    let two =
+        |facts: &mut Facts| facts.environment.machine.numa = vec![node(0, 0..4), node(1, 4..8)];
+    assert_eq!(found("memory nodes", two).level, Level::Warning);
+    let one = found("memory nodes", |facts| {
+        two(facts);
+        facts.environment.affinity = vec![0, 1];
+    });
+    assert_eq!(
+        (one.level, one.found.as_str()),
+        (Level::Ok, "usable cores on 1 of 2")
+    );
+    let clock = |name: &'static str| {
+        found("clock source", |facts| {
+            facts.environment.machine.clock_source = Some(name.into())
+        })
+        .level
+    };
+    assert_eq!((clock("tsc"), clock("hpet")), (Level::Ok, Level::Warning));
 }
