@@ -378,6 +378,39 @@ mod tests {
     }
 
     #[test]
+    fn compressed_gradients_are_allowed_their_rounding_and_powersgd_gets_full_rank() {
+        let of = |compression| {
+            let mut trial = of_ddp(2);
+            if let StrategyConfig::Ddp(ddp) = &mut trial.strategy {
+                ddp.compression = compression;
+            }
+            pair(&trial)
+        };
+        let stages = |compression| of(compression).stages().map(|s| (s.steps, s.tolerance));
+        assert_eq!(stages(Compression::None), [(1, 1e-3), (3, 5e-2)]);
+        assert_eq!(stages(Compression::Fp16), [(1, 5e-3), (3, 5e-2)]);
+        assert_eq!(stages(Compression::Bf16), [(1, 4e-2), (3, 1e-1)]);
+        let power = PowerSgd {
+            rank: 1,
+            start_step: 1000,
+            error_feedback: true,
+            warm_start: false,
+        };
+        assert_eq!(stages(Compression::Powersgd(power)), [(1, 1e-3), (4, 5e-2)]);
+        let gated = of(Compression::Powersgd(power));
+        let found = gated.strategy.strategy.ddp().map(|ddp| ddp.compression);
+        let expected = PowerSgd {
+            rank: FULL_RANK,
+            start_step: 2,
+            ..power
+        };
+        assert_eq!(found, Some(Compression::Powersgd(expected)));
+        // Ranks share a gate: what it proves does not depend on them.
+        let other = PowerSgd { rank: 8, ..power };
+        assert_eq!(gated.key(), of(Compression::Powersgd(other)).key());
+    }
+
+    #[test]
     fn an_uneven_trial_is_gated_with_uneven_chunks() {
         let mut trial = of_dp(4);
         trial.batch = Batch {
