@@ -84,7 +84,11 @@ fn assert_alike_over_any_transport(folder: &RunFolder, losses: &[(String, u32, u
 #[test]
 fn a_loop_of_two_agents_trains_like_the_conductors_own_launch() {
     let _turn = TURN.lock();
-    let toml = scenario(8, 2, &[single(), &ddp(2, "shared"), &ddp(2, "tcp")].concat());
+    let toml = scenario(
+        8,
+        2,
+        &[single(), &ddp(2, "shared"), &ddp(2, "tcp")].concat(),
+    );
     let job = Agents::start(2, &toml, &[]).finish();
     assert_one_voice(&job);
     let losses = losses(job.folder());
@@ -473,7 +477,11 @@ fn mpirun_starts_agents_that_train_like_the_conductors_own_launch() {
         eprintln!("skipped: {why}");
         return;
     }
-    let toml = scenario(8, 2, &[single(), &ddp(2, "shared"), &ddp(2, "tcp")].concat());
+    let toml = scenario(
+        8,
+        2,
+        &[single(), &ddp(2, "shared"), &ddp(2, "tcp")].concat(),
+    );
     let files = tempfile::tempdir().unwrap();
     let (file, out) = (
         files.path().join("agents.toml"),

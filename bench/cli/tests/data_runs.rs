@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use syncmark_engine::data::fashion_mnist;
+use syncmark_record::Outcome;
 use syncmark_record::folder::RunFolder;
 use syncmark_record::rows::{RepeatRow, TrialRow};
-use syncmark_record::Outcome;
 
 /// One short window of single, DP and DDP on two devices.
 fn scenario(source: &str) -> String {
@@ -89,11 +89,7 @@ fn fashion_mnist_of_the_debian_package_trains() {
     assert!(trials.iter().all(|trial| trial.data == "fashion-mnist"));
     // Flattened, 784 pixels meet 16 features, and those 10 classes.
     let parameters = 784 * 16 + 16 + 16 * 10 + 10;
-    assert!(
-        trials
-            .iter()
-            .all(|trial| trial.parameters == Some(parameters))
-    );
+    assert!(trials.iter().all(|trial| trial.parameters == parameters));
     // It learns: ln 10 = 2.30 is the loss of who knows nothing.
     for repeat in repeats {
         let loss = repeat.loss.unwrap();
@@ -119,7 +115,10 @@ fn cifar(folder: &Path) {
 }
 
 fn cifar_source(folder: &Path) -> String {
-    format!("source = \"cifar10\"\npath = {:?}", folder.to_str().unwrap())
+    format!(
+        "source = \"cifar10\"\npath = {:?}",
+        folder.to_str().unwrap()
+    )
 }
 
 #[test]
@@ -130,7 +129,7 @@ fn a_folder_of_cifar_10_trains() {
     assert!(trials.iter().all(|trial| trial.data == "cifar10"));
     assert_eq!(
         trials[0].parameters,
-        Some(3072 * 16 + 16 + 16 * 10 + 10),
+        3072 * 16 + 16 + 16 * 10 + 10,
         "3 × 32 × 32 values an image"
     );
     assert!(repeats.iter().all(|row| row.loss.unwrap().is_finite()));

@@ -40,9 +40,8 @@ fn parallel(options: &str, more: &str) -> String {
 /// The message for a scenario of collectives alone.
 fn collectives(options: &str) -> String {
     let head = "name = \"test\"\nquestion = \"How fast?\"\nkind = \"collectives\"\n";
-    let text = format!(
-        "{head}[collectives]\n{options}[parallel]\nstrategy = \"ddp\"\ndevices = 2\n"
-    );
+    let text =
+        format!("{head}[collectives]\n{options}[parallel]\nstrategy = \"ddp\"\ndevices = 2\n");
     message(&text, &[], &[])
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use syncmark_engine::data::{
-    Dataset, Distributed, Loader, Pixels, Random, RankOrder, Resident, Sampler, Sequential, Synthetic,
+    Dataset, Distributed, Loader, Pixels, Random, RankOrder, Resident, Sampler, Sequential,
+    Synthetic,
 };
 use syncmark_engine::shape::Shape;
 

@@ -224,9 +224,9 @@ fn the_first_reduction_has_one_bucket_and_with_no_sync_the_last_micro_batch_has_
                     let forwards = of(Phase::Forward, &spans);
                     assert_eq!(forwards.len(), 2);
                     let reduces = of(Phase::AllReduce, &spans);
-                    let (early, late): (Vec<_>, Vec<_>) = reduces
+                    let (early, late) = reduces
                         .iter()
-                        .partition(|span| span.host_ns[0] < forwards[1].host_ns[0]);
+                        .partition::<Vec<&_>, _>(|span| span.host_ns[0] < forwards[1].host_ns[0]);
                     assert_eq!([early.len(), late.len()], expected, "no_sync {no_sync}");
                     assert_eq!(of(Phase::Optimizer, &spans).len(), 1);
                 }

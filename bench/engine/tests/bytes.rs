@@ -330,6 +330,7 @@ fn each_option_of_ddp_changes_the_calls_that_it_is_there_for() {
                     broadcast_buffers,
                     accumulation,
                     no_sync,
+                    ..DdpOptions::default()
                 };
                 for on in BOTH {
                     check_options(on, norm, options);

@@ -6,7 +6,7 @@ mod ranks;
 use std::fmt::Debug;
 
 use ranks::{PATIENT, Rank, TRANSPORTS, spawn_on, value};
-use syncmark_engine::comm::{Collective, Communicator, Reduce, chunk};
+use syncmark_engine::comm::{Collective, Reduce, chunk};
 use syncmark_engine::tensor::Span;
 
 const LENGTHS: [usize; 7] = [0, 1, 2, 3, 5, 1003, 4099];
@@ -81,9 +81,12 @@ fn combined<T: Element>(world: usize, len: usize, reduce: Reduce) -> Vec<T> {
     let one = |i: usize| match reduce {
         Reduce::Sum => of(i).sum(),
         Reduce::ScaledSum(factor) => of(i).map(|value: T| value.scaled(factor)).sum(),
-        Reduce::Max => of(i).fold(T::of(-16), |most, value| {
-            if value > most { value } else { most }
-        }),
+        Reduce::Max => of(i).fold(
+            T::of(-16),
+            |most, value| {
+                if value > most { value } else { most }
+            },
+        ),
     };
     (0..len).map(one).collect()
 }

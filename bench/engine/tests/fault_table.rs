@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use ranks::{PATIENT, Rank, Transport, spawn_on, values};
-use syncmark_engine::comm::{Collective, Communicator, Reduce, chunk};
+use syncmark_engine::comm::{Collective, Reduce, chunk};
 use syncmark_engine::tensor::Span;
 
 /// Elements of a payload: several pieces of every transport here.
@@ -192,7 +192,11 @@ fn run(case: &Case) {
         let failed = (0..ROUNDS).find_map(|_| round(&mut r, &spans, collective).err());
         failed.unwrap_or_else(|| panic!("{case}: rank {} never failed", r.rank))
     });
-    for (rank, error) in errors.iter().enumerate().filter(|(rank, _)| *rank != victim) {
+    for (rank, error) in errors
+        .iter()
+        .enumerate()
+        .filter(|(rank, _)| *rank != victim)
+    {
         assert!(names(error, case), "{case}: rank {rank} says: {error}");
     }
     let took = begin.elapsed();

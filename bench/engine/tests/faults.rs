@@ -170,7 +170,7 @@ fn parts_that_do_not_fit_the_roots_total_are_an_error() {
 fn a_rank_that_panics_ends_the_others_with_its_number() {
     use syncmark_engine::model::spec::Norm;
     use syncmark_engine::probe::Silent;
-    use syncmark_engine::strategy::Strategy;
+    use syncmark_engine::strategy::{DdpOptions, Strategy};
     use trials::{Batch, On, ddp, model};
 
     let begin = Instant::now();
@@ -180,7 +180,14 @@ fn a_rank_that_panics_ends_the_others_with_its_number() {
         let start = |rank: usize| {
             let (region, model) = (&region, &model);
             scope.spawn(move || {
-                let mut ddp = ddp(On::Deferred, model, region, rank, &[3, 3], None);
+                let mut ddp = ddp(
+                    On::Deferred,
+                    model,
+                    region,
+                    rank,
+                    &[3, 3],
+                    DdpOptions::default(),
+                );
                 for step in 0.. {
                     assert!(rank == 0 || step < 3, "this rank was told to panic");
                     let batch = Batch::new(step, 6);

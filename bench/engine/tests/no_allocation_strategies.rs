@@ -225,6 +225,7 @@ fn by_node() -> usize {
     let model = model(Norm::Batch);
     let settings = SingleSettings {
         max_batch: 8,
+        accumulation: 1,
         chunks: Vec::new(),
         seed: SEED,
         optimizer: OPTIMIZER,

@@ -13,7 +13,7 @@ use syncmark_engine::comm::{Communicator, Reduce};
 use syncmark_engine::model::Model;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::Phase;
-use syncmark_engine::strategy::Zero1;
+use syncmark_engine::strategy::{DdpOptions, Zero1};
 use syncmark_engine::tensor::Dtype;
 use trials::sharded::Job;
 use trials::{OPTIMIZER, On, ddp, device, model, train, train_ddp};
@@ -107,7 +107,7 @@ fn child(role: &str, rank: usize, fd: RawFd) -> ExitCode {
                 &region,
                 rank,
                 &CHUNKS,
-                None,
+                DdpOptions::default(),
             );
             let outcome = train(&mut ddp, STEPS, CHUNKS.iter().sum(), |batch| {
                 batch.part(start..start + CHUNKS[rank])

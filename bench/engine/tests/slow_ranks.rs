@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ranks::{Rank, Transport, spawn_on, values};
 use syncmark_engine::comm::shared::Waiting;
-use syncmark_engine::comm::{Collective, Communicator, Count, Reduce, chunk};
+use syncmark_engine::comm::{Collective, Count, Reduce, chunk};
 use syncmark_engine::tensor::Span;
 
 const WORLD: usize = 3;
@@ -102,7 +102,9 @@ fn a_late_rank_is_waited_for_and_the_wait_is_counted() {
 fn a_rank_that_is_held_up_within_a_call_aborts_nothing_and_changes_no_result() {
     for transport in OVER {
         for collective in COLLECTIVES {
-            let on_time = spawn_on(transport, WORLD, WAITING, |mut r| call(&mut r, collective).0);
+            let on_time = spawn_on(transport, WORLD, WAITING, |mut r| {
+                call(&mut r, collective).0
+            });
             for slow in 0..WORLD {
                 let held_up = spawn_on(transport, WORLD, WAITING, |mut r| {
                     if r.rank == slow {

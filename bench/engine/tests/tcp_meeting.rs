@@ -92,7 +92,9 @@ fn without_rank_0_the_others_give_up_in_time() {
     drop(held);
     let error = refused(join(settings(1, 2, address)));
     assert!(
-        error.starts_with(&format!("rank 1 tried for 1 s to reach rank 0 at {address}:")),
+        error.starts_with(&format!(
+            "rank 1 tried for 1 s to reach rank 0 at {address}:"
+        )),
         "{error}"
     );
     assert!(error.contains("is rank 0 running"), "{error}");
@@ -131,7 +133,10 @@ fn ranks_that_do_not_fit_fail_the_job_on_all() {
     let of_another_size = |address| vec![settings(1, 2, address)];
     type Others<'a> = &'a dyn Fn(SocketAddr) -> Vec<Settings>;
     let cases: [(Others, &str); 2] = [
-        (&twice, "both claim to be rank 1: give each rank its own number"),
+        (
+            &twice,
+            "both claim to be rank 1: give each rank its own number",
+        ),
         (
             &of_another_size,
             "was told of 2 ranks, rank 0 of 3: start all with the same world size",
@@ -202,7 +207,10 @@ fn settings_that_cannot_be_meant_are_refused_at_once() {
     let port_0 = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let cases = [
         (settings(0, 0, address), "0 ranks cannot meet"),
-        (settings(2, 2, address), "rank 2 is not below the world size 2"),
+        (
+            settings(2, 2, address),
+            "rank 2 is not below the world size 2",
+        ),
         (settings(1, 2, port_0), "rank 0 cannot be reached at port 0"),
         (
             Settings {

@@ -41,10 +41,7 @@ impl MeetingPoint {
     ///
     /// # Errors
     /// A sentence: there is no memory, or no port.
-    pub fn make(
-        trial: &TrialConfig,
-        interface: IpAddr,
-    ) -> Result<(Self, Option<Region>), String> {
+    pub fn make(trial: &TrialConfig, interface: IpAddr) -> Result<(Self, Option<Region>), String> {
         if trial.strategy.launched() != Some(Launch::Processes) {
             return Ok((Self::Within, None));
         }
@@ -168,7 +165,10 @@ mod tests {
         assert_eq!((first.0, first.2), (second.0, second.2));
         point.has_started(0);
         assert_eq!(of(&point, 0).1, None, "nothing is left to inherit");
-        assert!(TcpListener::bind(first.0).is_ok(), "nobody inherited it here");
+        assert!(
+            TcpListener::bind(first.0).is_ok(),
+            "nobody inherited it here"
+        );
     }
 
     #[test]

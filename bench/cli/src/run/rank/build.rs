@@ -316,16 +316,14 @@ fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, Ran
 
 /// Settings that a scenario can say and that this binary cannot run yet.
 fn not_built(config: &TrialConfig) -> Result<(), RankError> {
-    let missing = [
-        (
-            config.accumulation > 1
-                && matches!(
-                    config.strategy,
-                    StrategyConfig::Dp(_) | StrategyConfig::Zero1(_)
-                ),
-            "gradient accumulation under DP and ZeRO-1",
-        ),
-    ];
+    let missing = [(
+        config.accumulation > 1
+            && matches!(
+                config.strategy,
+                StrategyConfig::Dp(_) | StrategyConfig::Zero1(_)
+            ),
+        "gradient accumulation under DP and ZeRO-1",
+    )];
     match missing.iter().find(|(asked, _)| *asked) {
         Some((_, what)) => Err(RankError::Assignment(format!("{what} is not built yet"))),
         None => Ok(()),

@@ -10,6 +10,7 @@ use crate::layer::{Mode, Step};
 use crate::probe::Phase;
 use crate::probe::Probe;
 use crate::strategy::Result;
+use crate::strategy::micro_batch::MicroBatch;
 
 /// Times of every node in one step. Made once, used for every step.
 #[derive(Clone, Debug, Default)]
@@ -56,7 +57,7 @@ fn between(backend: &mut dyn Backend, ends: &[Event]) -> Result<u64> {
 }
 
 impl Replica {
-    /// A training step of this device alone that also tells the time of every node. Blocks until the device is idle.
+    /// A training step of this device alone that also tells the time of every node, in its last micro-batch. Blocks until the device is idle.
     ///
     /// # Errors
     /// As [`crate::strategy::Strategy::step`].
@@ -66,30 +67,39 @@ impl Replica {
         times: &mut NodeTimes,
         probe: &mut dyn Probe,
     ) -> Result<()> {
-        self.check(&batch, self.max_batch)?;
+        self.check(&batch, self.max_batch())?;
         self.trace.start(probe.tracing());
-        times.events.clear();
-        self.host_to_device(&batch, 0)?;
-        let opened = self.trace.open(&mut *self.backend);
-        times.mark(&mut *self.backend);
-        for i in 0..self.program.len() {
-            self.forward_node(i, batch.len)?;
-            times.mark(&mut *self.backend);
+        for micro in self.micro_batches(batch) {
+            self.micro_batch_by_node(&micro, times)?;
         }
-        self.trace.close(&mut *self.backend, Phase::Forward, opened);
-        self.compute_loss(batch.len)?;
-        let opened = self.trace.open(&mut *self.backend);
-        times.mark(&mut *self.backend);
-        for i in (0..self.program.len()).rev() {
-            self.backward_node(i, batch.len, None)?;
-            times.mark(&mut *self.backend);
-        }
-        self.trace
-            .close(&mut *self.backend, Phase::Backward, opened);
         self.optimize()?;
         self.backend.synchronize()?;
         times.resolve(&mut *self.backend)?;
         Ok(self.trace.emit(&mut *self.backend, probe)?)
+    }
+
+    /// Forward and backward of a micro-batch; what is marked is the last one's.
+    fn micro_batch_by_node(&mut self, micro: &MicroBatch<'_>, times: &mut NodeTimes) -> Result<()> {
+        let len = micro.len();
+        times.events.clear();
+        self.host_to_device(micro)?;
+        let opened = self.trace.open(&mut *self.backend);
+        times.mark(&mut *self.backend);
+        for i in 0..self.program.len() {
+            self.forward_node(i, len)?;
+            times.mark(&mut *self.backend);
+        }
+        self.trace.close(&mut *self.backend, Phase::Forward, opened);
+        self.compute_loss(micro)?;
+        let opened = self.trace.open(&mut *self.backend);
+        times.mark(&mut *self.backend);
+        for i in (0..self.program.len()).rev() {
+            self.backward_node(i, len, None)?;
+            times.mark(&mut *self.backend);
+        }
+        self.trace
+            .close(&mut *self.backend, Phase::Backward, opened);
+        Ok(())
     }
 
     /// Forward of node `i` in training mode, on this device alone.
