@@ -191,9 +191,8 @@ cases! {
     device_named_twice: parallel("strategy = \"dp\"\ndevices = 2\ndevice_ids = [1, 1]\n", "");
     output_on_no_device: parallel("strategy = \"dp\"\ndevices = 2\noutput_device = 2\n", "");
     scattered_along_another_dimension: parallel("strategy = \"dp\"\ndevices = 2\ndim = 1\n", "");
-    nesterov_without_momentum: appended("[train]\noptimizer = { sgd = { learning_rate = 0.1, nesterov = true } }\n");
+    nesterov_without_momentum: appended("[train]\noptimizer = { sgd = { learning_rate = 0.1, momentum = 0.0, nesterov = true } }\n");
     adamw_beta_of_1: appended("[train]\noptimizer = { adamw = { learning_rate = 0.1, beta2 = 1.0 } }\n");
-    no_micro_batches: appended("[train]\naccumulation = 0\n");
     warm_up_from_more_than_all: appended("[train]\nschedule = { warm-up = { steps = 5, start = 1.5 } }\n");
     schedule_that_never_steps: appended("[train]\nschedule = { step = { every = 0, factor = 0.1 } }\n");
     path_of_data_without_files: replaced("source = \"digits\"", "source = \"digits\"\npath = \"/data\"");

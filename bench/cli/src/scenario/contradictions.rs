@@ -37,7 +37,11 @@ pub fn kind(checker: &Checker, scenario: &Scenario) -> Outcome {
         };
     }
     let collectives = &scenario.collectives;
-    checker.at_least_one("collectives.operations", collectives.operations.len())?;
+    if collectives.operations.is_empty() {
+        let message = "`collectives.operations` is empty";
+        let help = "write at least one, such as [\"all-reduce\"], or leave it out for all";
+        return Err(checker.problem("collectives.operations", message, help));
+    }
     checker.at_least_one("collectives.iterations", collectives.iterations as usize)?;
     let (from, to) = (collectives.from, collectives.to);
     for (key, size) in [("collectives.from", from), ("collectives.to", to)] {

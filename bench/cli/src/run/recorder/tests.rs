@@ -323,15 +323,17 @@ fn ranks_over_tcp_are_compared_with_a_ring() {
     (config.devices, config.batch.chunks) = (3, vec![4; 3]);
     // Chunks of 6 elements: a ring sends two of them in each half, and a rank that never called is missing.
     let rows = fold(&config, &[vec![all_reduce(0, 72, 3 * 96)], vec![], vec![]]).comm;
-    let seen: Vec<_> = rows
+    let mut seen: Vec<_> = rows
         .iter()
         .map(|row| (row.rank, row.sent_bytes, row.predicted_sent_bytes))
         .collect();
+    seen.sort_unstable();
     assert_eq!(
         seen,
         [(0, 288, Some(288)), (1, 0, Some(288)), (2, 0, Some(288))]
     );
-    assert_eq!(rows[2].algorithm, "ring");
+    // Rank 0's totals say what they were made of; those of ranks that never called are predicted.
+    assert!(rows[1..].iter().all(|row| row.algorithm == "ring"));
 }
 
 #[test]
