@@ -13,18 +13,27 @@ use syncmark_record::outcome::Outcome;
 use syncmark_record::rows::{CollectiveRow, CommRow, LayerRow, TrialRow};
 
 /// Charts that a smoke size must have beside those of every run, as beginnings of file names.
-const CHARTS: [(&str, &[&str]); 5] = [
+const CHARTS: [(&str, &[&str]); 11] = [
+    (
+        "accumulation-smoke",
+        &["throughput-and-step-time-against-accumulated-micro-batches"],
+    ),
     (
         "batch-size-smoke",
         &["throughput-and-step-time-against-batch-size"],
     ),
+    ("bucket-size-smoke", &["step-time-against-bucket-size"]),
     ("collectives-smoke", &["collectives"]),
+    ("communication-volume-smoke", &["bytes-"]),
+    ("compression-smoke", &["compression-", "bytes-"]),
     (
         "dp-vs-ddp-smoke",
         &["throughput", "time", "bytes", "timeline", "memory"],
     ),
     ("layer-cost-smoke", &["layers-"]),
     ("scaling-smoke", &["weak-strong-", "efficiency"]),
+    ("transports-smoke", &["time-", "bytes-"]),
+    ("zero1-smoke", &["time-", "bytes-", "memory-"]),
 ];
 
 /// Files of every run folder.

@@ -34,7 +34,7 @@ pub const MODELS: [(&str, &str); 5] = [
 ];
 
 /// Names and texts of the shipped scenarios.
-pub const SCENARIOS: [(&str, &str); 11] = [
+pub const SCENARIOS: [(&str, &str); 23] = [
     (
         "quickstart",
         include_str!("../../../../scenarios/quickstart.toml"),
@@ -78,6 +78,54 @@ pub const SCENARIOS: [(&str, &str); 11] = [
     (
         "batch-size-smoke",
         include_str!("../../../../scenarios/batch-size-smoke.toml"),
+    ),
+    (
+        "communication-volume",
+        include_str!("../../../../scenarios/communication-volume.toml"),
+    ),
+    (
+        "communication-volume-smoke",
+        include_str!("../../../../scenarios/communication-volume-smoke.toml"),
+    ),
+    (
+        "bucket-size",
+        include_str!("../../../../scenarios/bucket-size.toml"),
+    ),
+    (
+        "bucket-size-smoke",
+        include_str!("../../../../scenarios/bucket-size-smoke.toml"),
+    ),
+    (
+        "compression",
+        include_str!("../../../../scenarios/compression.toml"),
+    ),
+    (
+        "compression-smoke",
+        include_str!("../../../../scenarios/compression-smoke.toml"),
+    ),
+    (
+        "accumulation",
+        include_str!("../../../../scenarios/accumulation.toml"),
+    ),
+    (
+        "accumulation-smoke",
+        include_str!("../../../../scenarios/accumulation-smoke.toml"),
+    ),
+    (
+        "zero1",
+        include_str!("../../../../scenarios/zero1.toml"),
+    ),
+    (
+        "zero1-smoke",
+        include_str!("../../../../scenarios/zero1-smoke.toml"),
+    ),
+    (
+        "transports",
+        include_str!("../../../../scenarios/transports.toml"),
+    ),
+    (
+        "transports-smoke",
+        include_str!("../../../../scenarios/transports-smoke.toml"),
     ),
 ];
 
