@@ -202,12 +202,9 @@ fn every_option_of_ddp() {
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{text}\n{errors}");
-    for expected in [
-        "micro-batches 2",
-        "no_sync off",
-        "buffer-broadcast off",
-        "overlap off",
-    ] {
+    // A label names what tells a trial from the others, and no more of it than is needed.
+    for expected in ["buffer-broadcast off", "cap 4KiB"] {
         assert!(text.contains(expected), "{expected} is not in:\n{text}");
     }
+    assert_eq!(text.matches("at step 3   passed").count(), 12, "{text}");
 }

@@ -345,6 +345,8 @@ fn check_options(on: On, norm: Norm, options: DdpOptions) {
     ranks_with(on, &model(norm), &chunks, options, |rank, ddp| {
         for k in 0..4 {
             if k == 2 {
+                // What is still in the queue would count for the steps that follow.
+                ddp.finish().unwrap();
                 ddp.reset_counts();
             }
             let batch = Batch::new(k, 6 * options.accumulation);

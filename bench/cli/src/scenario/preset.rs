@@ -111,10 +111,7 @@ pub const SCENARIOS: [(&str, &str); 23] = [
         "accumulation-smoke",
         include_str!("../../../../scenarios/accumulation-smoke.toml"),
     ),
-    (
-        "zero1",
-        include_str!("../../../../scenarios/zero1.toml"),
-    ),
+    ("zero1", include_str!("../../../../scenarios/zero1.toml")),
     (
         "zero1-smoke",
         include_str!("../../../../scenarios/zero1-smoke.toml"),
