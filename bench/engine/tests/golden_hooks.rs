@@ -135,7 +135,7 @@ impl<'a> Job<'a> {
     }
 
     /// Row `index` of a tensor whose first dimension counts steps, or ranks and steps.
-    fn row<'t>(tensor: &'t Tensor, index: usize, len: usize) -> &'t [f64] {
+    fn row(tensor: &Tensor, index: usize, len: usize) -> &[f64] {
         &tensor.values[index * len..(index + 1) * len]
     }
 

@@ -44,18 +44,19 @@ pub(super) fn comm_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<Co
 
 /// A rank's totals, each with what a counter that is not ours says of it, which stands right behind it.
 fn counted(events: &[Event]) -> Vec<(&CommEvent, Option<u64>)> {
-    let of = |at: usize, event| match event {
-        &Event::Comm(ref comm) => {
+    let totals = events.iter().enumerate();
+    totals
+        .filter_map(|(at, event)| {
+            let Event::Comm(comm) = event else {
+                return None;
+            };
             let measured = match events.get(at + 1) {
                 Some(Event::Measured { sent_bytes }) => Some(*sent_bytes),
                 _ => None,
             };
             Some((comm, measured))
-        }
-        _ => None,
-    };
-    let events = events.iter().enumerate();
-    events.filter_map(|(at, event)| of(at, event)).collect()
+        })
+        .collect()
 }
 
 fn never_called(expected: &Expected, steps: u32, algorithm: &str) -> CommEvent {

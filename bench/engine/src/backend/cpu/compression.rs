@@ -117,9 +117,9 @@ fn dot(matrix: &[f32], columns: usize, a: usize, b: usize) -> f64 {
 
 /// The orthonormal factor of a QR factorization; one that exists whatever the rank of the matrix.
 fn householder(matrix: &mut [f32], columns: usize, factors: &mut [f32], products: &mut [f32]) {
-    for k in 0..columns {
-        factors[k] = reflector(matrix, columns, k);
-        reflect(matrix, columns, k, factors[k], products);
+    for (k, factor) in factors.iter_mut().enumerate().take(columns) {
+        *factor = reflector(matrix, columns, k);
+        reflect(matrix, columns, k, *factor, products);
     }
     // The factors become the matrix itself: the last reflection first, each on the columns behind it.
     for k in (0..columns).rev() {

@@ -168,9 +168,7 @@ fn what_this_process_computes_on_a_core_is_its_own_however_noisy_the_machine() {
             else {
                 panic!("{events:?}");
             };
-            let ns = |time: rustix::time::Timespec| {
-                time.tv_sec as i64 * 1_000_000_000 + time.tv_nsec as i64
-            };
+            let ns = |time: rustix::time::Timespec| time.tv_sec * 1_000_000_000 + time.tv_nsec;
             let spent = (ns(end) - ns(begin)) as u64;
             // The kernel brings a running thread's time up to date at every timer interrupt: 100 Hz at the least.
             let slack = 2 * TICK + spent / 10;
