@@ -286,7 +286,7 @@ fn fill_efficiency(
 }
 
 /// The trial that efficiency is taken against: `single` on one device, or `independent` on as many devices, of the
-/// same model, norm, data and backend, with the same work a device (weak) or the same whole (strong).
+/// same model, norm, data, backend, optimizer and number of micro-batches, with the same work a device (weak) or the same whole (strong).
 fn reference<'a>(row: &TrialRow, trials: &'a [TrialRow], strategy: &str) -> Option<&'a TrialRow> {
     let devices = if strategy == "single" { 1 } else { row.devices };
     let work = |trial: &TrialRow| {
@@ -303,7 +303,17 @@ fn reference<'a>(row: &TrialRow, trials: &'a [TrialRow], strategy: &str) -> Opti
             &other.norm,
             &other.data,
             &other.backend,
-        ) == (&row.kind, &row.model, &row.norm, &row.data, &row.backend)
+            other.accumulation,
+            &other.optimizer,
+        ) == (
+            &row.kind,
+            &row.model,
+            &row.norm,
+            &row.data,
+            &row.backend,
+            row.accumulation,
+            &row.optimizer,
+        )
     };
     let mut matching = trials.iter().filter(same_setting).filter(|other| {
         other.strategy == strategy

@@ -111,13 +111,14 @@ pub(crate) fn in_words(factor: &str, value: &str) -> String {
     }
 }
 
-/// Samples that a scenario's `batch_size` stands for.
+/// Samples that a scenario's `batch_size` stands for: those of one micro-batch.
 pub(crate) fn batch_size(trial: &TrialRow) -> u64 {
-    if trial.scaling == "strong" {
-        trial.global_batch
-    } else {
-        trial.global_batch / u64::from(trial.devices.max(1))
-    }
+    let micro_batches = trial.accumulation.unwrap_or(1).max(1);
+    let devices = match trial.scaling.as_str() {
+        "strong" => 1,
+        _ => u64::from(trial.devices.max(1)),
+    };
+    trial.global_batch / micro_batches / devices
 }
 
 /// Settings that may differ when this factor does, whatever their values.
