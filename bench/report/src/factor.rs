@@ -205,12 +205,19 @@ mod tests {
         };
         assert!(fair(&small, &ddp(), "parallel.bucket_cap"));
         assert!(!fair(&small, &ddp(), "parallel.transport"));
+        // A step of four micro-batches has the samples of all four.
         let several = TrialRow {
             accumulation: Some(4),
+            global_batch: 4 * 64,
             no_sync: Some(false),
             ..ddp()
         };
         assert!(fair(&several, &ddp(), "train.accumulation"));
+        let smaller = TrialRow {
+            global_batch: 64,
+            ..several.clone()
+        };
+        assert!(!fair(&smaller, &ddp(), "train.accumulation"));
         assert!(!fair(&several, &ddp(), "parallel.no_sync"));
     }
 
