@@ -166,6 +166,16 @@ fn nodes_are_timed<'a>(trial: &TrialRow, rows: impl Iterator<Item = &'a LayerRow
         "{}",
         trial.label
     );
+    // What multiplies has operations by formula, and everything that is computed reads and writes.
+    for row in &rows {
+        let multiplies = matches!(row.layer.as_str(), "conv2d" | "linear");
+        assert_eq!(
+            row.flops.is_some_and(|flops| flops > 0),
+            multiplies,
+            "{row:?}"
+        );
+        assert!(row.read_write_bytes.is_some(), "{row:?}");
+    }
     let sum: u64 = rows.iter().map(|row| row.time_ns_p10).sum();
     let slowdown = trial
         .tracing_slowdown

@@ -16,7 +16,8 @@ pub(super) fn layer_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<L
     let Some(model) = model(facts.config) else {
         return Vec::new();
     };
-    let layers = model.facts().layers;
+    // The times are of one micro-batch, which is what the configuration's batch says.
+    let costs = model.node_costs(facts.config.batch.global);
     let row = |event: &Event| {
         let Event::NodeTime {
             node,
@@ -27,7 +28,15 @@ pub(super) fn layer_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<L
         else {
             return None;
         };
-        let layer = layers.get(node as usize)?;
+        let cost = costs.get(node as usize)?;
+        let (layer, work) = (
+            &cost.facts,
+            if backward {
+                &cost.backward
+            } else {
+                &cost.forward
+            },
+        );
         Some(LayerRow {
             trial: facts.trial.to_owned(),
             repeat: facts.repeat,
@@ -40,8 +49,8 @@ pub(super) fn layer_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<L
             time_ns_p10: p10,
             time_ns_p50: p50,
             time_ns_p90: p90,
-            flops: None,
-            read_write_bytes: None,
+            flops: work.flops,
+            read_write_bytes: Some(work.read_write_bytes),
             parameters: layer.parameters as u64,
         })
     };
