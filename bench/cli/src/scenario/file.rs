@@ -3,6 +3,10 @@
 //! Contract: these types say what is well formed, `check` says what is meaningful. There is no `untagged`,
 //! no `flatten` and no internally tagged enum, so every error keeps the place of the value that caused it.
 //! The format is described under "Scenario files" in ARCHITECTURE.md; `syncmark schema` prints it as JSON Schema.
+mod parallel;
+mod time_span;
+mod train;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -13,10 +17,12 @@ use syncmark_engine::model::spec::{LayerSpec, Norm};
 
 use crate::scenario::size::ByteSize;
 
-/// PyTorch's caps of DDP's buckets: the first is smaller so that it starts early, as long as nobody chose a cap.
-pub const BUCKET_CAP: ByteSize = ByteSize::mib(25);
-/// See [`BUCKET_CAP`].
-pub const FIRST_BUCKET_CAP: ByteSize = ByteSize::mib(1);
+pub use parallel::{
+    BUCKET_CAP, BackendChoice, Compression, DpLoss, FIRST_BUCKET_CAP, Launch, Parallel, PowerSgd,
+    Scaling, Strategy, Transport,
+};
+pub use time_span::TimeSpan;
+pub use train::{Adamw, Cosine, Optimizer, Schedule, Sgd, StepDecay, Train, WarmUp};
 
 /// One scenario file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -223,248 +229,6 @@ pub enum Source {
     Synthetic,
 }
 
-/// `[train]`: optimizer and initial parameters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Train {
-    /// The optimizer and its settings.
-    pub optimizer: Optimizer,
-    /// How the learning rate changes from step to step.
-    pub schedule: Schedule,
-    /// Micro-batches of a step: `batch_size` is that of one, and a step's gradient is their mean.
-    pub accumulation: usize,
-    /// Seed of initial parameters and dropout masks, the same on every rank.
-    pub seed: u64,
-}
-
-/// The optimizer and its settings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Optimizer {
-    /// Stochastic gradient descent with PyTorch's momentum and weight decay.
-    Sgd(Sgd),
-    /// AdamW: Adam with decoupled weight decay.
-    Adamw(Adamw),
-}
-
-/// How the learning rate changes from step to step, by PyTorch's closed forms.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Schedule {
-    /// It does not.
-    #[default]
-    Constant,
-    /// It grows linearly to the optimizer's.
-    WarmUp(WarmUp),
-    /// It is multiplied by a factor again and again.
-    Step(StepDecay),
-    /// It falls like half a cosine.
-    Cosine(Cosine),
-}
-
-/// Settings of a warm-up: PyTorch's `LinearLR`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct WarmUp {
-    /// Steps until the optimizer's learning rate is reached.
-    pub steps: usize,
-    /// Share of the learning rate in the first step.
-    #[serde(default)]
-    pub start: f64,
-}
-
-/// Settings of a decay by steps: PyTorch's `StepLR`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct StepDecay {
-    /// Steps between two changes.
-    pub every: usize,
-    /// What the learning rate is multiplied by.
-    pub factor: f64,
-}
-
-/// Settings of a cosine: PyTorch's `CosineAnnealingLR`, after a `LinearLR` where there is a warm-up.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Cosine {
-    /// Steps from the highest learning rate to the lowest, after the warm-up.
-    pub steps: usize,
-    /// Steps of a linear warm-up before.
-    #[serde(default)]
-    pub warm_up_steps: usize,
-    /// Lowest learning rate.
-    #[serde(default)]
-    pub minimum: f64,
-}
-
-/// Settings of AdamW, with PyTorch's defaults.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Adamw {
-    /// Step size.
-    pub learning_rate: f64,
-    /// Decay of the mean of gradients.
-    pub beta1: f64,
-    /// Decay of the mean of their squares.
-    pub beta2: f64,
-    /// Added to the root of the latter.
-    pub eps: f64,
-    /// Share of the learning rate by which parameters shrink in a step.
-    pub weight_decay: f64,
-}
-
-/// Settings of SGD.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Sgd {
-    /// Step size.
-    pub learning_rate: f64,
-    /// Weight of the previous update; 0 for none.
-    pub momentum: f64,
-    /// L2 penalty added to the gradient; 0 for none.
-    pub weight_decay: f64,
-    /// Nesterov's momentum.
-    pub nesterov: bool,
-}
-
-/// `[parallel]`: how the work is spread over devices.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Parallel {
-    /// Who holds a replica, and what is exchanged.
-    pub strategy: Strategy,
-    /// Whether DDP's ranks are threads of one process or processes.
-    pub launch: Launch,
-    /// Number of devices N.
-    pub devices: usize,
-    /// Whether `batch_size` is per device or global.
-    pub scaling: Scaling,
-    /// What computes.
-    pub backend: BackendChoice,
-    /// Where DP computes its loss.
-    pub dp_loss: DpLoss,
-    /// How ranks exchange bytes.
-    pub transport: Transport,
-    /// DDP and ZeRO: a bucket of gradients is closed once it holds this much.
-    pub bucket_cap: ByteSize,
-    /// The same for the first bucket; default: 1 MiB with the default `bucket_cap`, as in PyTorch, else `bucket_cap`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub first_bucket_cap: Option<ByteSize>,
-    /// DDP: whether buckets are reduced while backward goes on.
-    pub overlap: bool,
-    /// DDP with `accumulation`: only the last micro-batch of a step synchronizes.
-    pub no_sync: bool,
-    /// DDP: what gradients are exchanged as.
-    pub compression: Compression,
-    /// DDP and ZeRO: rank 0's buffers are broadcast before a forward, as PyTorch does.
-    pub broadcast_buffers: bool,
-    /// DP: the order of devices; the first holds the master. Default: 0, 1, ...
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub device_ids: Option<Vec<usize>>,
-    /// DP: where outputs are gathered. Default: the first of `device_ids`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub output_device: Option<usize>,
-    /// DP: the dimension that is scattered.
-    pub dim: usize,
-}
-
-/// Who holds a replica, and what is exchanged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Strategy {
-    /// One device.
-    Single,
-    /// N replicas, free running: what the hardware itself loses when N run at once.
-    Independent,
-    /// DataParallel: one controller, replicas made anew at every step.
-    Dp,
-    /// DistributedDataParallel: one rank per device, gradients all-reduced.
-    Ddp,
-    /// ZeRO-1: as DDP, with the optimizer's state sharded over the ranks.
-    Zero1,
-}
-
-/// How ranks exchange bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Transport {
-    /// Through memory that ranks on one host share.
-    Shared,
-    /// Through TCP connections in a ring, on any hosts.
-    Tcp,
-}
-
-/// What gradients are exchanged as: DDP's communication hooks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Compression {
-    /// As they are.
-    #[default]
-    None,
-    /// IEEE half precision.
-    Fp16,
-    /// The upper half of fp32.
-    Bf16,
-    /// Low-rank approximations.
-    Powersgd(PowerSgd),
-}
-
-/// Settings of PowerSGD, with the meaning of PyTorch's `PowerSGDState`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct PowerSgd {
-    /// Rank of the approximation of each matrix.
-    pub rank: usize,
-    /// Steps with plain all-reduce before it starts.
-    pub start_step: usize,
-    /// Add what a step lost to the next one's gradient.
-    pub error_feedback: bool,
-    /// Start from the last step's factors.
-    pub warm_start: bool,
-}
-
-/// How DDP's ranks are launched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Launch {
-    /// Threads of one process.
-    Threads,
-    /// A process each, as torchrun does.
-    Processes,
-}
-
-/// Whether the batch grows with the number of devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Scaling {
-    /// `batch_size` per device.
-    Weak,
-    /// `batch_size` over all devices.
-    Strong,
-}
-
-/// What is asked to compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum BackendChoice {
-    /// The fastest that this build has.
-    Auto,
-    /// Sets of CPU cores.
-    Cpu,
-    /// NVIDIA GPUs.
-    Cuda,
-}
-
-/// Where DP computes its loss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum DpLoss {
-    /// On device 0, on the gathered outputs.
-    Gathered,
-    /// In each replica's forward, as careful users write it; only losses are gathered.
-    Replica,
-}
-
 /// `[measure]`: how long and how often.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -501,23 +265,6 @@ pub struct Variant {
     pub set: BTreeMap<String, serde_json::Value>,
 }
 
-/// A length of time, written with its unit: `"300ms"`, `"2s"`, `"5m"`, `"1h 30m"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
-#[schemars(with = "String")]
-pub struct TimeSpan(pub Duration);
-
-impl TimeSpan {
-    /// A whole number of seconds.
-    pub const fn seconds(seconds: u64) -> Self {
-        Self(Duration::from_secs(seconds))
-    }
-
-    /// In nanoseconds; saturates after 584 years.
-    pub fn as_ns(self) -> u64 {
-        u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
-    }
-}
-
 impl Default for Data {
     fn default() -> Self {
         Self {
@@ -546,80 +293,6 @@ impl Default for Collectives {
     }
 }
 
-impl Default for Optimizer {
-    fn default() -> Self {
-        Self::Sgd(Sgd::default())
-    }
-}
-
-impl Default for Train {
-    fn default() -> Self {
-        Self {
-            optimizer: Optimizer::default(),
-            schedule: Schedule::default(),
-            accumulation: 1,
-            seed: 0,
-        }
-    }
-}
-
-impl Default for Adamw {
-    fn default() -> Self {
-        Self {
-            learning_rate: 1e-3,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 1e-2,
-        }
-    }
-}
-
-impl Default for PowerSgd {
-    fn default() -> Self {
-        Self {
-            rank: 1,
-            start_step: 10,
-            error_feedback: true,
-            warm_start: true,
-        }
-    }
-}
-
-impl Default for Sgd {
-    fn default() -> Self {
-        Self {
-            learning_rate: 0.1,
-            momentum: 0.9,
-            weight_decay: 1e-4,
-            nesterov: false,
-        }
-    }
-}
-
-impl Default for Parallel {
-    fn default() -> Self {
-        Self {
-            strategy: Strategy::Single,
-            launch: Launch::Processes,
-            devices: 1,
-            scaling: Scaling::Weak,
-            backend: BackendChoice::Auto,
-            dp_loss: DpLoss::Gathered,
-            transport: Transport::Shared,
-            bucket_cap: BUCKET_CAP,
-            first_bucket_cap: None,
-            overlap: true,
-            no_sync: true,
-            compression: Compression::None,
-            broadcast_buffers: true,
-            device_ids: None,
-            output_device: None,
-            dim: 0,
-        }
-    }
-}
-
 impl Default for Measure {
     fn default() -> Self {
         Self {
@@ -634,34 +307,5 @@ impl Default for Measure {
             unsynchronized: true,
             smoke: false,
         }
-    }
-}
-
-impl Serialize for TimeSpan {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let signed = jiff::SignedDuration::try_from(self.0).map_err(serde::ser::Error::custom)?;
-        serializer.serialize_str(&format!("{signed:#}"))
-    }
-}
-
-impl<'de> Deserialize<'de> for TimeSpan {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = TimeSpan;
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str(
-                    "a duration with its unit, such as \"300ms\", \"2s\", \"5m\" or \"1h 30m\"",
-                )
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<TimeSpan, E> {
-                let parsed = text.parse::<jiff::SignedDuration>().ok();
-                parsed
-                    .and_then(|signed| Duration::try_from(signed).ok())
-                    .map(TimeSpan)
-                    .ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(text), &self))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! Each method enqueues one phase of a step on the compute stream and traces it; none exchanges anything.
 mod by_node;
+mod state;
 
 use std::ops::Range;
 
+use self::state::Saved;
 use super::micro_batch::MicroBatch;
 use super::tracing::Trace;
 use super::{Evaluation, Result, StrategyError};
@@ -16,8 +18,7 @@ use crate::loss::Loss;
 use crate::model::Model;
 use crate::optim::{Optimizer, OptimizerSettings, Schedule};
 use crate::probe::Phase;
-use crate::program::transfer::STEP_NAME;
-use crate::program::{ImportError, NamedTensor, Program, ProgramSettings, TensorData};
+use crate::program::{Program, ProgramSettings};
 use crate::tensor::{Dtype, Span};
 
 pub use by_node::NodeTimes;
@@ -43,15 +44,6 @@ pub(super) struct ReplicaSettings<'a> {
     pub(super) optimizer: OptimizerSettings,
     /// Whether it holds the optimizer's state: under DP only device 0 does.
     pub(super) optimizes: bool,
-}
-
-/// State that a snapshot keeps, in host memory.
-struct Saved {
-    parameters: Vec<f32>,
-    optimizer: Vec<Vec<f32>>,
-    floats: Vec<f32>,
-    integers: Vec<i64>,
-    step: i32,
 }
 
 /// One device with a whole copy of the model.
@@ -424,124 +416,6 @@ impl Replica {
             errors,
         })
     }
-
-    pub(super) fn export(&mut self) -> Result<Vec<NamedTensor>> {
-        let mut all = self.program.export(&mut *self.backend)?;
-        for optimizer in &self.optimizers {
-            all.extend(optimizer.export(&mut *self.backend, &self.program)?);
-        }
-        all.extend(self.counted_updates());
-        Ok(all)
-    }
-
-    /// The number of updates made, where updates depend on it.
-    pub(super) fn counted_updates(&self) -> Option<NamedTensor> {
-        let counts = self.optimizers.first()?.counts_updates();
-        counts.then(|| NamedTensor {
-            name: STEP_NAME.to_owned(),
-            shape: Vec::new(),
-            data: TensorData::I64(vec![i64::from(self.step)]),
-        })
-    }
-
-    pub(super) fn import(&mut self, tensors: &[NamedTensor]) -> Result<()> {
-        self.program.import(&mut *self.backend, tensors)?;
-        for optimizer in &self.optimizers {
-            optimizer.import(&mut *self.backend, &self.program, tensors)?;
-        }
-        let counts = self
-            .optimizers
-            .first()
-            .is_some_and(Optimizer::counts_updates);
-        if counts {
-            self.step = import_step(tensors)?;
-        }
-        Ok(())
-    }
-
-    /// What the optimizer keeps.
-    fn optimizer_state(&self) -> Vec<Span> {
-        let states = self.optimizers.iter().flat_map(Optimizer::state);
-        states.map(|(_, span)| span).collect()
-    }
-
-    /// Downloads a span of floats.
-    pub(super) fn download(&mut self, span: Span) -> Result<Vec<f32>> {
-        let mut values = vec![0.0; span.len()];
-        if !span.is_empty() {
-            self.backend
-                .download(span, HostSliceMut::F32(&mut values))?;
-        }
-        Ok(values)
-    }
-
-    pub(super) fn snapshot(&mut self) -> Result<()> {
-        let (floats, integers) = (
-            self.program.buffers().floats,
-            self.program.buffers().integers,
-        );
-        let mut tracked = vec![0; integers.len()];
-        if !integers.is_empty() {
-            self.backend
-                .download(integers, HostSliceMut::I64(&mut tracked))?;
-        }
-        let mut optimizer = Vec::new();
-        for span in self.optimizer_state() {
-            optimizer.push(self.download(span)?);
-        }
-        self.saved = Some(Saved {
-            parameters: self.download(self.program.parameters())?,
-            optimizer,
-            floats: self.download(floats)?,
-            integers: tracked,
-            step: self.step,
-        });
-        Ok(())
-    }
-
-    pub(super) fn restore(&mut self) -> Result<()> {
-        let saved = self.saved.take().ok_or(StrategyError::NoSnapshot)?;
-        let done = self.upload_saved(&saved);
-        self.step = saved.step;
-        self.saved = Some(saved);
-        done
-    }
-
-    fn upload_saved(&mut self, saved: &Saved) -> Result<()> {
-        let buffers = self.program.buffers();
-        let floats = [
-            (&saved.parameters, self.program.parameters()),
-            (&saved.floats, buffers.floats),
-        ];
-        let state = saved.optimizer.iter().zip(self.optimizer_state());
-        let integers = buffers.integers;
-        for (from, to) in floats
-            .into_iter()
-            .chain(state)
-            .filter(|(_, to)| !to.is_empty())
-        {
-            self.backend
-                .upload(Stream::Compute, HostSlice::F32(from), to)?;
-        }
-        if !integers.is_empty() {
-            self.backend
-                .upload(Stream::Compute, HostSlice::I64(&saved.integers), integers)?;
-        }
-        Ok(self.backend.synchronize()?)
-    }
-}
-
-/// The number of updates made when the tensors were exported.
-fn import_step(tensors: &[NamedTensor]) -> std::result::Result<i32, ImportError> {
-    let name = || STEP_NAME.to_owned();
-    let found = tensors.iter().find(|tensor| tensor.name == STEP_NAME);
-    let found = found.ok_or_else(|| ImportError::Missing { name: name() })?;
-    let step = match found.data {
-        TensorData::I64(ref values) if found.shape.is_empty() => values.first(),
-        _ => None,
-    };
-    step.and_then(|step| i32::try_from(*step).ok().filter(|step| *step >= 0))
-        .ok_or_else(|| ImportError::Step { name: name() })
 }
 
 /// The same communicator for a shorter time: a mutable reference in an option does not shorten by itself.

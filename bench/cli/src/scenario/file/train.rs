@@ -1,0 +1,149 @@
+//! `[train]`: the optimizer, its schedule and micro-batches, with PyTorch's names and defaults.
+//!
+//! Reference: `torch.optim` and `torch.optim.lr_scheduler`.
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `[train]`: optimizer and initial parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Train {
+    /// The optimizer and its settings.
+    pub optimizer: Optimizer,
+    /// How the learning rate changes from step to step.
+    pub schedule: Schedule,
+    /// Micro-batches of a step: `batch_size` is that of one, and a step's gradient is their mean.
+    pub accumulation: usize,
+    /// Seed of initial parameters and dropout masks, the same on every rank.
+    pub seed: u64,
+}
+
+/// The optimizer and its settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Optimizer {
+    /// Stochastic gradient descent with PyTorch's momentum and weight decay.
+    Sgd(Sgd),
+    /// AdamW: Adam with decoupled weight decay.
+    Adamw(Adamw),
+}
+
+/// How the learning rate changes from step to step, by PyTorch's closed forms.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// It does not.
+    #[default]
+    Constant,
+    /// It grows linearly to the optimizer's.
+    WarmUp(WarmUp),
+    /// It is multiplied by a factor again and again.
+    Step(StepDecay),
+    /// It falls like half a cosine.
+    Cosine(Cosine),
+}
+
+/// Settings of a warm-up: PyTorch's `LinearLR`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WarmUp {
+    /// Steps until the optimizer's learning rate is reached.
+    pub steps: usize,
+    /// Share of the learning rate in the first step.
+    #[serde(default)]
+    pub start: f64,
+}
+
+/// Settings of a decay by steps: PyTorch's `StepLR`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StepDecay {
+    /// Steps between two changes.
+    pub every: usize,
+    /// What the learning rate is multiplied by.
+    pub factor: f64,
+}
+
+/// Settings of a cosine: PyTorch's `CosineAnnealingLR`, after a `LinearLR` where there is a warm-up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cosine {
+    /// Steps from the highest learning rate to the lowest, after the warm-up.
+    pub steps: usize,
+    /// Steps of a linear warm-up before.
+    #[serde(default)]
+    pub warm_up_steps: usize,
+    /// Lowest learning rate.
+    #[serde(default)]
+    pub minimum: f64,
+}
+
+/// Settings of AdamW, with PyTorch's defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Adamw {
+    /// Step size.
+    pub learning_rate: f64,
+    /// Decay of the mean of gradients.
+    pub beta1: f64,
+    /// Decay of the mean of their squares.
+    pub beta2: f64,
+    /// Added to the root of the latter.
+    pub eps: f64,
+    /// Share of the learning rate by which parameters shrink in a step.
+    pub weight_decay: f64,
+}
+
+/// Settings of SGD.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sgd {
+    /// Step size.
+    pub learning_rate: f64,
+    /// Weight of the previous update; 0 for none.
+    pub momentum: f64,
+    /// L2 penalty added to the gradient; 0 for none.
+    pub weight_decay: f64,
+    /// Nesterov's momentum.
+    pub nesterov: bool,
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Self::Sgd(Sgd::default())
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            optimizer: Optimizer::default(),
+            schedule: Schedule::default(),
+            accumulation: 1,
+            seed: 0,
+        }
+    }
+}
+
+impl Default for Adamw {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 1e-2,
+        }
+    }
+}
+
+impl Default for Sgd {
+    fn default() -> Self {
+        Self {
+            learning_rate: 0.1,
+            momentum: 0.9,
+            weight_decay: 1e-4,
+            nesterov: false,
+        }
+    }
+}

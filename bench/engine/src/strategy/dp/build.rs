@@ -1,0 +1,82 @@
+//! What DataParallel is built from: the order of its devices, and a replica on each.
+//!
+//! Only the master's replica has an optimizer, and only the output device room for the outputs of all.
+//! Reference: `DataParallel.__init__` in `torch/nn/parallel/data_parallel.py`.
+use super::DpSettings;
+use super::device::Device;
+use super::output::Output;
+use crate::backend::Backend;
+use crate::model::Model;
+use crate::strategy::replica::{Replica, ReplicaSettings};
+use crate::strategy::{Result, StrategyError};
+
+/// The devices in the order in which they take chunks.
+pub(super) fn order(count: usize, settings: &DpSettings) -> Result<Vec<usize>> {
+    let order = match &settings.device_ids[..] {
+        [] => (0..count).collect(),
+        given => given.to_vec(),
+    };
+    let wrong = |setting, value: String, expected| StrategyError::Setting {
+        setting,
+        value,
+        expected,
+    };
+    let mut sorted = order.clone();
+    sorted.sort_unstable();
+    if !sorted.iter().copied().eq(0..count) {
+        let expected = "write each device's number once, from 0 to one below the number of devices";
+        return Err(wrong("device_ids", format!("{order:?}"), expected));
+    }
+    match settings.output_device.filter(|output| *output >= count) {
+        Some(output) => {
+            let expected = "write the number of one of the devices";
+            Err(wrong("output_device", output.to_string(), expected))
+        }
+        None => Ok(order),
+    }
+}
+
+/// In the order of `order`, a replica on each device for chunks of up to `share` samples.
+pub(super) fn replicas(
+    backends: Vec<Box<dyn Backend>>,
+    model: &Model,
+    settings: &DpSettings,
+    order: &[usize],
+    share: usize,
+) -> Result<Vec<Option<Box<Device>>>> {
+    let mut backends: Vec<Option<Box<dyn Backend>>> = backends.into_iter().map(Some).collect();
+    let output_device = settings.output_device.unwrap_or(order[0]);
+    let mut devices = Vec::with_capacity(order.len());
+    for (place, index) in order.iter().copied().enumerate() {
+        let backend = backends[index].take().expect("each device comes once");
+        let loss_batch = if index == output_device {
+            settings.max_batch
+        } else {
+            share
+        };
+        let replica = ReplicaSettings {
+            device: index,
+            max_batch: share,
+            loss_batch,
+            accumulation: 1,
+            sample_offset: 0,
+            global_batch: None,
+            chunks: &[],
+            world_size: 1,
+            seed: settings.seed,
+            optimizer: settings.optimizer,
+            optimizes: place == 0,
+        };
+        let mut replica = Replica::new(backend, model, &replica)?;
+        let output = if index == output_device {
+            let (most, count) = (settings.max_batch, order.len());
+            Some(Output::new(&mut replica, most, count, settings.loss)?)
+        } else {
+            None
+        };
+        let numbers = [index, place, order[0]];
+        let device = Device::new(replica, numbers, settings.loss, output)?;
+        devices.push(Some(Box::new(device)));
+    }
+    Ok(devices)
+}
