@@ -47,7 +47,7 @@ pub enum Command {
 /// Which scenarios, and what to change in them.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ScenarioArgs {
-    /// Scenario files, or names of shipped scenarios: quickstart, dp-vs-ddp, dp-vs-ddp-smoke.
+    /// Scenario files, or names of shipped ones such as quickstart and dp-vs-ddp; a name that is none lists them all.
     #[arg(required = true, value_name = "SCENARIO")]
     pub scenarios: Vec<String>,
     /// What computes; the same as `--set parallel.backend=...`.

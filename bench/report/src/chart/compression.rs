@@ -107,8 +107,8 @@ pub fn accuracy(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     };
     let caption = format!(
         "The distance between the gradient that training used and the exact mean of the ranks' gradients, over the norm of the latter; lower \
-         and further left is better. Both axes are logarithmic. Error feedback carries a step's error into later ones, which this figure \
-         does not show.{exact}{}",
+         and further left is better. Both axes are logarithmic. With error feedback a gradient repays what earlier steps left out, so its \
+         error contains theirs and can pass 1.{exact}{}",
         not_shown(facet)
     );
     Some(Figure {
