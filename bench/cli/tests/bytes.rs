@@ -287,6 +287,72 @@ fn shards_and_placements_move_and_hold_what_they_say() {
     assert_counted_as_predicted((trials, rows));
 }
 
+/// DP replicates and reduces for every micro-batch; ZeRO-1 exchanges gradients and parameters once a step, whatever SyncBN does.
+const MICRO_BATCHES: &str = r#"
+name = "micro-batches"
+question = "What do micro-batches move?"
+kind = "train"
+[model]
+preset = "convnet"
+norm = "batch"
+[data]
+source = "digits"
+batch_size = 5
+[train]
+optimizer = { sgd = { learning_rate = 0.01, momentum = 0.9, weight_decay = 0.0 } }
+accumulation = 3
+[parallel]
+launch = "threads"
+[measure]
+smoke = true
+repeats = 1
+steps = 2
+min_time = "1ms"
+warmup_time = "1ms"
+timeout = "2m"
+[sweep]
+"parallel.devices" = [2, 3]
+[[variant]]
+name = "dp"
+set = { "parallel.strategy" = "dp" }
+[[variant]]
+name = "dp-once"
+set = { "parallel.strategy" = "dp", "train.accumulation" = 1 }
+[[variant]]
+name = "dp-replica"
+set = { "parallel.strategy" = "dp", "parallel.dp_loss" = "replica", "parallel.output_device" = 1 }
+[[variant]]
+name = "zero1"
+set = { "parallel.strategy" = "zero1" }
+[[variant]]
+name = "zero1-once"
+set = { "parallel.strategy" = "zero1", "train.accumulation" = 1 }
+[[variant]]
+name = "zero1-sync-batch"
+set = { "parallel.strategy" = "zero1", "parallel.transport" = "tcp", "parallel.launch" = "processes", "model.norm" = "sync-batch" }
+"#;
+
+#[test]
+fn micro_batches_of_dp_and_zero1_move_what_they_say() {
+    let (trials, rows) = run(MICRO_BATCHES);
+    assert_eq!(trials.len(), 2 * 6);
+    for devices in [2, 3] {
+        let sent = |variant: &str| -> u64 {
+            let found = trials.iter().find(|trial| {
+                trial.variant.as_deref() == Some(variant) && trial.devices == devices
+            });
+            let trial = found.expect("the variant was run");
+            let own = rows
+                .iter()
+                .filter(|row| row.trial == trial.trial && row.steps > 0);
+            own.map(|row| row.sent_bytes / row.steps).sum()
+        };
+        assert_eq!(sent("dp"), 3 * sent("dp-once"), "{devices} devices");
+        assert_eq!(sent("zero1"), sent("zero1-once"), "{devices} devices");
+    }
+    assert_counted_as_predicted((trials, rows));
+}
+
 #[test]
 fn sync_batch_norm_in_ddp() {
     let model = "[model]\npreset = \"convnet\"\nnorm = \"sync-batch\"";

@@ -184,6 +184,7 @@ cases! {
     );
     powersgd_of_rank_0: parallel("strategy = \"ddp\"\ndevices = 2\ncompression = { powersgd = { rank = 0 } }\n", "");
     compressed_zero1: parallel("strategy = \"zero1\"\ndevices = 2\ncompression = \"fp16\"\n", "");
+    zero1_that_reduces_every_micro_batch: parallel("strategy = \"zero1\"\ndevices = 2\nno_sync = false\n", "[train]\naccumulation = 2\n");
     bucket_smaller_than_an_element: parallel("strategy = \"ddp\"\ndevices = 2\nbucket_cap = \"3B\"\n", "");
     first_bucket_larger_than_the_others: parallel(
         "strategy = \"ddp\"\ndevices = 2\nbucket_cap = \"1MiB\"\nfirst_bucket_cap = \"2MiB\"\n", ""

@@ -125,6 +125,18 @@ set = { "parallel.strategy" = "zero1", "train.optimizer" = { sgd = { learning_ra
 name = "placed"
 set = { "parallel.strategy" = "dp", "parallel.device_ids" = [2, 0, 1], "parallel.output_device" = 1 }
 [[variant]]
+name = "adamw-accumulating"
+set = { "parallel.strategy" = "zero1", "train.optimizer" = { adamw = { learning_rate = 0.001 } }, "train.accumulation" = 2 }
+[[variant]]
+name = "sync-accumulating"
+set = { "parallel.strategy" = "zero1", "model.norm" = "sync-batch", "train.accumulation" = 3 }
+[[variant]]
+name = "placed-accumulating"
+set = { "parallel.strategy" = "dp", "parallel.output_device" = 1, "train.accumulation" = 3 }
+[[variant]]
+name = "replica-accumulating"
+set = { "parallel.strategy" = "dp", "parallel.dp_loss" = "replica", "train.accumulation" = 2 }
+[[variant]]
 name = "placed-replica"
 set = { "parallel.strategy" = "dp", "parallel.device_ids" = [1, 0, 2], "parallel.dp_loss" = "replica" }
 "#;
@@ -143,6 +155,48 @@ fn shards_of_every_optimizer_and_devices_in_any_order() {
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{text}\n{errors}");
+}
+
+/// Norms between layers that keep a sequence.
+const SEQUENCES: &str = r#"
+name = "sequences"
+question = "Do norms on sequences train alike?"
+kind = "train"
+[model]
+layers = [{ residual = { body = ["norm", "gelu"] } }, "norm", "flatten", { linear = { features = "classes" } }]
+[data]
+source = "synthetic"
+shape = [4, 9]
+classes = 5
+batch_size = 6
+[parallel]
+devices = 2
+launch = "threads"
+[measure]
+smoke = true
+repeats = 1
+steps = 3
+min_time = "1ms"
+warmup_time = "1ms"
+timeout = "2m"
+[sweep]
+"parallel.strategy" = ["dp", "ddp"]
+"model.norm" = ["batch", "layer", "instance", "group", "rms"]
+[[variant]]
+name = "sequence"
+set = {}
+[[variant]]
+name = "sync"
+set = { "model.norm" = "sync-batch", "parallel.strategy" = "ddp" }
+"#;
+
+#[test]
+fn norms_on_sequences() {
+    let output = verify(SEQUENCES);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{text}\n{errors}");
+    assert_eq!(text.matches("at step 3   passed").count(), 11, "{text}");
 }
 
 #[test]

@@ -1,16 +1,16 @@
 //! Gradient accumulation and DDP's options: steps of K micro-batches agree over strategies, with one larger batch, and with
-//! whatever the ranks exchange in between, on both backends.
+//! whatever devices and ranks exchange in between, on both backends. ZeRO-1's are compared with DDP's in `zero1.rs`.
 mod trials;
 
 use syncmark_engine::model::Model;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::{NamedTensor, TensorData};
-use syncmark_engine::strategy::{BucketCaps, DdpOptions, Strategy};
+use syncmark_engine::strategy::{BucketCaps, DdpOptions, Dp, DpLoss, Strategy};
 use trials::agree::{losses_agree, mean_losses, outcomes_agree, ranks_agree};
 use trials::{
-    BOTH, Batch, On, Outcome, model, ranks_with, single, single_accumulating, train,
-    train_ddp_with, train_on,
+    BOTH, Batch, On, Outcome, dp_accumulating, model, ranks_with, single, single_accumulating,
+    train, train_ddp_with, train_on,
 };
 
 const STEPS: usize = 4;
@@ -96,6 +96,77 @@ fn micro_batches_are_one_larger_batch_where_statistics_are_those_of_a_sample() {
                 losses_agree(&what, &mean_losses(&found), &whole.losses);
             }
         }
+    }
+}
+
+/// Of each replica the mean, of these the mean: with equal chunks the same as over all samples.
+#[test]
+fn dp_that_accumulates_is_one_device_that_accumulates() {
+    for accumulation in [2, 3] {
+        for (norm, chunks) in [
+            (Norm::None, &[][..]),
+            (Norm::Group, &[]),
+            (Norm::Batch, &PARTS),
+        ] {
+            let model = model(norm);
+            let expected = one_device(&model, accumulation, chunks);
+            for (on, loss) in BOTH
+                .into_iter()
+                .flat_map(|on| [(on, DpLoss::Gathered), (on, DpLoss::Replica)])
+            {
+                let mut dp = dp_accumulating(on, &model, LEN, 2, loss, accumulation);
+                let found = train(&mut dp, STEPS, accumulation * LEN, |batch| batch);
+                let what = format!("{norm:?}, {accumulation} micro-batches, {loss:?}, {on:?}");
+                outcomes_agree(&what, &found, &expected);
+                losses_agree(&what, &found.losses, &expected.losses);
+            }
+        }
+    }
+}
+
+#[test]
+fn dp_accumulates_over_uneven_chunks_and_over_fewer_than_its_devices() {
+    let model = model(Norm::Batch);
+    for (len, devices, chunks) in [(7, 3, &[3, 3, 1][..]), (6, 4, &[2, 2, 2])] {
+        let mut single = single_accumulating(On::Cpu, &model, len, chunks, 2);
+        let expected = train(&mut single, STEPS, 2 * len, |batch| batch);
+        for on in BOTH {
+            let mut dp = dp_accumulating(on, &model, len, devices, DpLoss::Gathered, 2);
+            let found = train(&mut dp, STEPS, 2 * len, |batch| batch);
+            let what = format!("{len} samples over {devices} devices, {on:?}");
+            outcomes_agree(&what, &found, &expected);
+            losses_agree(&what, &found.losses, &expected.losses);
+        }
+    }
+}
+
+#[test]
+fn without_synchronization_accumulating_devices_copy_nothing() {
+    for loss in [DpLoss::Gathered, DpLoss::Replica] {
+        let mut dp = dp_accumulating(On::Deferred, &model(Norm::Batch), LEN, 2, loss, 2);
+        let step = |dp: &mut Dp, k: usize| {
+            let batch = Batch::new(k, 2 * LEN);
+            dp.step(batch.whole(), &mut Silent).unwrap();
+        };
+        step(&mut dp, 0);
+        dp.snapshot().unwrap();
+        let before = dp.export().unwrap();
+        step(&mut dp, 1);
+        let expected = dp.export().unwrap();
+        dp.restore().unwrap();
+        dp.reset_counts();
+        dp.set_synchronize(false);
+        (1..3).for_each(|k| step(&mut dp, k));
+        dp.finish().unwrap();
+        assert!(dp.counts().is_empty(), "nothing may be copied");
+        dp.set_synchronize(true);
+        dp.restore().unwrap();
+        assert!(dp.export().unwrap() == before, "a snapshot is exact");
+        step(&mut dp, 1);
+        assert!(
+            dp.export().unwrap() == expected,
+            "and nothing is left behind"
+        );
     }
 }
 

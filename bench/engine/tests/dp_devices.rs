@@ -24,11 +24,13 @@ fn build(
     max_batch: usize,
     (order, output): Placement<'_>,
     loss: DpLoss,
+    accumulation: usize,
 ) -> Result<Dp, StrategyError> {
     let backends: Vec<_> = (0..order.len()).map(|index| device(on, index)).collect();
     let links = Arc::new(HostLinks::new(backends.iter().map(|backend| &**backend)).unwrap());
     let settings = DpSettings {
         max_batch,
+        accumulation,
         seed: SEED,
         optimizer: OPTIMIZER,
         loss,
@@ -40,7 +42,19 @@ fn build(
 }
 
 fn dp(on: On, model: &Model, len: usize, placement: Placement<'_>, loss: DpLoss) -> Dp {
-    build(on, model, len, placement, loss).unwrap()
+    accumulating(on, model, len, placement, loss, 1)
+}
+
+/// As [`dp`], with `accumulation` micro-batches of `len` samples a step.
+fn accumulating(
+    on: On,
+    model: &Model,
+    len: usize,
+    placement: Placement<'_>,
+    loss: DpLoss,
+    accumulation: usize,
+) -> Dp {
+    build(on, model, len, placement, loss, accumulation).unwrap()
 }
 
 /// Chunk k is the k-th device's whatever its number, and each sum is taken in the order of the chunks.
@@ -49,18 +63,19 @@ fn results_do_not_depend_on_the_order_or_the_output_device() {
     let model = model(Norm::Batch);
     for on in BOTH {
         for loss in LOSSES {
-            for len in [9, 10, 2] {
+            for (len, k) in [(9, 1), (10, 1), (2, 1), (9, 3), (2, 2)] {
                 let usual = (&[0, 1, 2, 3][..], 0);
-                let expected = train(&mut dp(on, &model, len, usual, loss), STEPS, len, |b| b);
+                let mut strategy = accumulating(on, &model, len, usual, loss, k);
+                let expected = train(&mut strategy, STEPS, k * len, |b| b);
                 for placement in [
                     (&[0, 1, 2, 3][..], 2),
                     (&[3, 1, 0, 2], 3),
                     (&[2, 3, 1, 0], 0),
                     (&[1, 0, 3, 2], 2),
                 ] {
-                    let mut strategy = dp(on, &model, len, placement, loss);
-                    let found = train(&mut strategy, STEPS, len, |b| b);
-                    let what = format!("{placement:?}, {len} samples, {loss:?} on {on:?}");
+                    let mut strategy = accumulating(on, &model, len, placement, loss, k);
+                    let found = train(&mut strategy, STEPS, k * len, |b| b);
+                    let what = format!("{placement:?}, {k}·{len} samples, {loss:?} on {on:?}");
                     assert!(found.losses == expected.losses, "{what}");
                     assert!(found.end == expected.end, "{what}");
                 }
@@ -77,19 +92,21 @@ fn bytes_go_through_the_master_and_the_output_device() {
     let (parameters, buffers) = (4 * elements, 2 * 2 * 8 * 4 + 2 * 8);
     let input = 4 * INPUT.iter().product::<usize>() as u64;
     for loss in LOSSES {
-        for (len, order, output) in [
-            (10, &[2, 0, 3, 1][..], 1),
-            (10, &[2, 0, 3, 1], 2),
-            (9, &[1, 2, 0, 3], 3),
-            (6, &[1, 0], 0),
+        for (len, order, output, k) in [
+            (10, &[2, 0, 3, 1][..], 1, 1),
+            (10, &[2, 0, 3, 1], 2, 1),
+            (9, &[1, 2, 0, 3], 3, 1),
+            (6, &[1, 0], 0, 1),
+            (9, &[1, 2, 0, 3], 3, 3),
+            (6, &[1, 0], 0, 2),
         ] {
-            let mut strategy = dp(On::Cpu, &model, len, (order, output), loss);
+            let mut strategy = accumulating(On::Cpu, &model, len, (order, output), loss, k);
             strategy
-                .step(Batch::new(0, len).whole(), &mut Silent)
+                .step(Batch::new(0, k * len).whole(), &mut Silent)
                 .unwrap();
             strategy.reset_counts();
             strategy
-                .step(Batch::new(1, len).whole(), &mut Silent)
+                .step(Batch::new(1, k * len).whole(), &mut Silent)
                 .unwrap();
             strategy.finish().unwrap();
             let mut found: BTreeMap<(Phase, usize), (u64, u64)> = BTreeMap::new();
@@ -100,6 +117,8 @@ fn bytes_go_through_the_master_and_the_output_device() {
             let mut expected: BTreeMap<(Phase, usize), (u64, u64)> = BTreeMap::new();
             let mut add = |phase, bytes: u64, from: usize, to: usize| {
                 if from != to {
+                    // Every micro-batch is scattered, replicated and reduced.
+                    let bytes = k as u64 * bytes;
                     expected.entry((phase, from)).or_default().0 += bytes;
                     expected.entry((phase, to)).or_default().1 += bytes;
                 }
@@ -117,7 +136,10 @@ fn bytes_go_through_the_master_and_the_output_device() {
                 add(Phase::ScatterGradients, gathered, output, device);
                 add(Phase::Reduce, parameters, device, master);
             }
-            assert_eq!(found, expected, "{len} over {order:?}, {output}, {loss:?}");
+            assert_eq!(
+                found, expected,
+                "{k}·{len} over {order:?}, {output}, {loss:?}"
+            );
         }
     }
 }
@@ -157,7 +179,7 @@ fn orders_and_output_devices_that_cannot_be_are_refused() {
         (&[1, 2, 3], 1, "device_ids is [1, 2, 3]"),
         (&[0, 1], 2, "output_device is 2"),
     ] {
-        let refused = build(On::Cpu, &model, 6, (order, output), DpLoss::Gathered);
+        let refused = build(On::Cpu, &model, 6, (order, output), DpLoss::Gathered, 1);
         let error = refused.err().expect("it must be refused").to_string();
         assert!(error.contains(says), "{error}");
     }

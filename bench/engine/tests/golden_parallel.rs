@@ -188,6 +188,7 @@ fn dp_makes_the_steps_that_are_written_out_in_pytorch() {
                     Arc::new(HostLinks::new(backends.iter().map(|backend| &**backend)).unwrap());
                 let settings = DpSettings {
                     max_batch: batch,
+                    accumulation: 1,
                     seed: fixture.json("seed"),
                     optimizer: optimizer(&fixture),
                     loss,
@@ -268,6 +269,8 @@ fn zero1_makes_the_steps_of_pytorchs_zero_redundancy_optimizer() {
                 let settings = Zero1Settings {
                     max_batch: each,
                     sample_offset: rank * each,
+                    global_batch: fixture.json::<usize>("batch"),
+                    accumulation: 1,
                     seed: fixture.json("seed"),
                     optimizer: optimizer(&fixture),
                     bucket_caps: cap.map(BucketCaps::uniform).unwrap_or_default(),

@@ -147,8 +147,11 @@ fn steady_steps_allocate_nothing() {
     );
     for loss in [DpLoss::Gathered, DpLoss::Replica] {
         for output_device in [None, Some(1)] {
-            let allocations = data_parallel(loss, output_device);
-            assert_eq!(allocations, 0, "DP, {loss:?}, {output_device:?}");
+            for accumulation in [1, 2] {
+                let allocations = data_parallel(loss, output_device, accumulation);
+                let what = format!("{loss:?}, {output_device:?}, {accumulation} micro-batches");
+                assert_eq!(allocations, 0, "DP, {what}");
+            }
         }
     }
     let powersgd = PowerSgdSettings {
@@ -202,11 +205,13 @@ fn steady_steps_allocate_nothing() {
         });
         assert_eq!(allocations, 0, "DDP, {options:?}");
     }
-    assert_eq!(
-        distributed(4, |device, communicator, rank| {
+    for accumulation in [1, 2] {
+        let allocations = distributed(4 * accumulation, |device, communicator, rank| {
             let settings = Zero1Settings {
                 max_batch: 4,
                 sample_offset: 4 * rank,
+                global_batch: 8,
+                accumulation,
                 seed: SEED,
                 optimizer: OPTIMIZER,
                 bucket_caps: BucketCaps::uniform(500),
@@ -214,10 +219,9 @@ fn steady_steps_allocate_nothing() {
             };
             let model = model(Norm::SyncBatch);
             Box::new(Zero1::new(device, communicator, &model, &settings).unwrap())
-        }),
-        0,
-        "ZeRO-1"
-    );
+        });
+        assert_eq!(allocations, 0, "ZeRO-1, {accumulation} micro-batches");
+    }
     assert_eq!(by_node(), 0, "node by node");
 }
 
@@ -246,11 +250,12 @@ fn by_node() -> usize {
     (0..ROUNDS).map(round).min().unwrap()
 }
 
-fn data_parallel(loss: DpLoss, output_device: Option<usize>) -> usize {
+fn data_parallel(loss: DpLoss, output_device: Option<usize>, accumulation: usize) -> usize {
     let backends: Vec<_> = (0..3).map(|_| products()).collect();
     let links = Arc::new(HostLinks::new(backends.iter().map(|backend| &**backend)).unwrap());
     let settings = DpSettings {
         max_batch: 8,
+        accumulation,
         seed: SEED,
         optimizer: OPTIMIZER,
         loss,
@@ -259,7 +264,7 @@ fn data_parallel(loss: DpLoss, output_device: Option<usize>) -> usize {
         cores: Vec::new(),
     };
     let mut dp = Dp::new(backends, links, &model(Norm::Batch), &settings).unwrap();
-    let batch = Batch::new(0, 8);
+    let batch = Batch::new(0, 8 * accumulation);
     let round = |_| {
         let before = ALLOCATIONS.load(Ordering::SeqCst);
         (0..STEPS).for_each(|_| dp.step(batch.whole(), &mut Silent).unwrap());

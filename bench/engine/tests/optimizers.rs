@@ -97,6 +97,7 @@ fn data_parallel(on: On, optimizer: OptimizerSettings) -> Dp {
     let links = Arc::new(HostLinks::new(backends.iter().map(|backend| &**backend)).unwrap());
     let settings = DpSettings {
         max_batch: LEN,
+        accumulation: 1,
         seed: SEED,
         optimizer,
         loss: DpLoss::Gathered,

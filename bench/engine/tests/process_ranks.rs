@@ -219,6 +219,7 @@ fn sharded_job(model: &Model) -> Job<'_> {
         model,
         chunks: &CHUNKS,
         optimizer: OPTIMIZER,
+        accumulation: 1,
         cap: Some(700),
         tcp: false,
     }

@@ -113,6 +113,7 @@ fn dp_without_devices_or_samples_is_refused() {
     let links = || Arc::new(HostLinks::new([]).unwrap());
     let settings = DpSettings {
         max_batch: 4,
+        accumulation: 1,
         seed: 0,
         optimizer: OPTIMIZER,
         loss: DpLoss::Gathered,
@@ -192,6 +193,7 @@ fn a_core_that_does_not_exist_is_named_at_the_start() {
     let cores = vec![vec![], vec![1_000_000]];
     let settings = DpSettings {
         max_batch: 4,
+        accumulation: 1,
         seed: 0,
         optimizer: OPTIMIZER,
         loss: DpLoss::Gathered,
@@ -353,6 +355,7 @@ fn without_synchronization_other_devices_compute_on_ordinary_numbers() {
         let links = Arc::new(HostLinks::new(devices.iter().map(|device| &**device)).unwrap());
         let settings = DpSettings {
             max_batch: 6,
+            accumulation: 1,
             seed: SEED,
             optimizer: OPTIMIZER,
             loss,

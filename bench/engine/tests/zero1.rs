@@ -13,7 +13,7 @@ use syncmark_engine::program::TensorData;
 use syncmark_engine::strategy::bucket::Buckets;
 use syncmark_engine::strategy::{BucketCaps, Strategy, StrategyError, Zero1};
 use trials::sharded::Job;
-use trials::{BOTH, Batch, OPTIMIZER, On, Outcome, model, single, train};
+use trials::{BOTH, OPTIMIZER, On, Outcome, model, single, train};
 
 const STEPS: usize = 4;
 const NESTEROV: OptimizerSettings = OptimizerSettings::sgd(SgdSettings {
@@ -98,10 +98,38 @@ fn zero1_is_ddp_bit_by_bit_whatever_the_norm_the_optimizer_and_the_chunks() {
                     model: &model(norm),
                     chunks,
                     optimizer,
+                    accumulation: 1,
                     cap: Some(400),
                     tcp: false,
                 };
                 check(&format!("{norm:?}, {chunks:?} on {on:?}"), &job);
+            }
+        }
+    }
+}
+
+#[test]
+fn zero1_accumulates_as_ddp_does_whatever_the_norm_and_the_chunks() {
+    for on in BOTH {
+        for (norm, optimizer) in [
+            (Norm::Batch, OPTIMIZER),
+            (Norm::SyncBatch, NESTEROV),
+            (Norm::Group, ADAMW),
+        ] {
+            for accumulation in [2, 3] {
+                let job = Job {
+                    on,
+                    model: &model(norm),
+                    chunks: &[3, 2, 3],
+                    optimizer,
+                    accumulation,
+                    cap: Some(400),
+                    tcp: false,
+                };
+                check(
+                    &format!("{norm:?}, {accumulation} micro-batches on {on:?}"),
+                    &job,
+                );
             }
         }
     }
@@ -117,6 +145,7 @@ fn buckets_of_any_size_do_not_change_results() {
                 model: &model,
                 chunks,
                 optimizer: ADAMW,
+                accumulation: 1,
                 cap,
                 tcp: false,
             };
@@ -133,6 +162,7 @@ fn over_tcp_the_sums_of_two_ranks_are_the_same_and_three_agree_among_themselves(
         model: &model,
         chunks: &[3, 4],
         optimizer: ADAMW,
+        accumulation: 1,
         cap: Some(700),
         tcp: true,
     };
@@ -154,6 +184,7 @@ fn one_rank_is_a_single_device_bit_by_bit() {
         model: &model,
         chunks: &[6],
         optimizer: OPTIMIZER,
+        accumulation: 1,
         cap: Some(400),
         tcp: false,
     };
@@ -173,10 +204,7 @@ fn one_rank_is_a_single_device_bit_by_bit() {
 }
 
 fn step(strategy: &mut dyn Strategy, job: &Job<'_>, rank: usize, k: usize, probe: &mut dyn Probe) {
-    let start: usize = job.chunks[..rank].iter().sum();
-    let batch = Batch::new(k, job.chunks.iter().sum());
-    let part = batch.whole().part(start..start + job.chunks[rank]);
-    strategy.step(part, probe).unwrap();
+    strategy.step(job.batch(rank, k).whole(), probe).unwrap();
 }
 
 /// Elements of the test model's parameters.
@@ -194,12 +222,13 @@ fn a_step_moves_twice_its_share_of_the_parameters_and_the_buffers() {
         (Norm::Batch, true),
     ] {
         for n in 1..=4_usize {
-            for cap in [None, Some(300)] {
+            for (cap, accumulation) in [(None, 1), (Some(300), 1), (Some(300), 3)] {
                 let job = Job {
                     on: On::Cpu,
                     model: &model(norm),
                     chunks: &vec![2; n],
                     optimizer: OPTIMIZER,
+                    accumulation,
                     cap,
                     tcp,
                 };
@@ -215,7 +244,8 @@ fn a_step_moves_twice_its_share_of_the_parameters_and_the_buffers() {
     }
 }
 
-/// Two phases of (N − 1)/N of the padded parameters each, whatever the transport and the rank: parts are equal.
+/// Two phases of (N − 1)/N of the padded parameters each, whatever the transport, the rank and the number of micro-batches: parts
+/// are equal, and only the last micro-batch is reduced.
 fn assert_counts(strategy: &Zero1, job: &Job<'_>, rank: usize, steps: u64) {
     let n = job.chunks.len() as u64;
     let mut sums: BTreeMap<Phase, (u64, u64)> = BTreeMap::new();
@@ -224,7 +254,23 @@ fn assert_counts(strategy: &Zero1, job: &Job<'_>, rank: usize, steps: u64) {
         let sum = sums.entry(count.phase).or_default();
         *sum = (sum.0 + count.sent_bytes, sum.1 + count.received_bytes);
     }
-    sums.remove(&Phase::BufferBroadcast);
+    let buffers = sums.remove(&Phase::BufferBroadcast);
+    if rank == 0 && n > 1 {
+        let running = job
+            .model
+            .nodes
+            .iter()
+            .filter_map(|node| node.running_channels());
+        let bytes: u64 = running.map(|channels| 2 * 4 * channels as u64 + 8).sum();
+        let (sent, _) = buffers.unwrap_or_default();
+        // How often rank 0 sends them is the transport's matter: once to all in shared memory, once along a ring.
+        assert!(
+            sent.is_multiple_of(steps) && (sent / steps).is_multiple_of(bytes.max(1)),
+            "{sent}"
+        );
+        assert!(sent / steps <= (n - 1) * bytes, "once a step: {sent}");
+        assert_eq!(sent > 0, bytes > 0);
+    }
     if n == 1 {
         assert!(sums.values().all(|moved| *moved == (0, 0)), "{sums:?}");
         return;
@@ -259,6 +305,7 @@ fn the_optimizers_state_is_divided_among_the_ranks() {
             model: &model(Norm::Batch),
             chunks: &vec![2; n],
             optimizer: ADAMW,
+            accumulation: 1,
             cap: Some(300),
             tcp: false,
         };
@@ -287,6 +334,7 @@ fn the_state_goes_from_zero1_to_ddp_and_back() {
         model: &model,
         chunks: &[3, 2, 3],
         optimizer: ADAMW,
+        accumulation: 1,
         cap: Some(300),
         tcp: false,
     };
@@ -316,6 +364,7 @@ fn without_synchronization_shards_part_and_a_snapshot_brings_them_back() {
         model: &model,
         chunks: &[3, 3],
         optimizer: ADAMW,
+        accumulation: 1,
         cap: Some(400),
         tcp: false,
     };
@@ -356,6 +405,7 @@ fn ranks_with_other_buckets_are_told_so() {
         model: &model,
         chunks: &[3, 3, 3],
         optimizer: OPTIMIZER,
+        accumulation: 1,
         cap: Some(300),
         tcp: false,
     };
@@ -394,6 +444,7 @@ fn buckets_leave_while_backward_goes_on_and_come_back_one_by_one() {
             model: &model(Norm::Batch),
             chunks: &[3, 3],
             optimizer: OPTIMIZER,
+            accumulation: 1,
             cap: Some(600),
             tcp: false,
         };

@@ -52,9 +52,9 @@ pub struct TrialRow {
     /// DP's order of devices where it is not 0, 1, ..., such as `1+0`, and the output device where it is not the first of it.
     pub device_ids: Option<String>,
     pub output_device: Option<u32>,
-    /// `sgd`, `sgd-nesterov`, `adamw`.
+    /// `sgd`, `sgd-nesterov` or `adamw` and its settings, such as `sgd learning_rate=0.01 momentum=0.9 weight_decay=0.0001`.
     pub optimizer: Option<String>,
-    /// `constant`, `warm-up`, `step`, `cosine`.
+    /// `constant`, `warm-up`, `step` or `cosine` and its settings, such as `step every=30 factor=0.1`.
     pub schedule: Option<String>,
     /// `cpu` or `cuda`.
     pub backend: String,
@@ -383,6 +383,12 @@ pub struct GateRow {
     pub passed: bool,
     /// What is wrong, unless it passed.
     pub reason: Option<String>,
+    /// The seed of the initial parameters is the trial's plus this.
+    #[serde(default)]
+    pub start: u32,
+    /// It did not pass, but by so little that rounding can be the cause, and other initial parameters were tried.
+    #[serde(default)]
+    pub retried: bool,
 }
 
 /// `collectives.csv`: one row per trial, repeat, collective and size.

@@ -305,6 +305,7 @@ fn reference<'a>(row: &TrialRow, trials: &'a [TrialRow], strategy: &str) -> Opti
             &other.backend,
             other.accumulation,
             &other.optimizer,
+            &other.schedule,
         ) == (
             &row.kind,
             &row.model,
@@ -313,6 +314,7 @@ fn reference<'a>(row: &TrialRow, trials: &'a [TrialRow], strategy: &str) -> Opti
             &row.backend,
             row.accumulation,
             &row.optimizer,
+            &row.schedule,
         )
     };
     let mut matching = trials.iter().filter(same_setting).filter(|other| {

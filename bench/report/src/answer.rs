@@ -10,7 +10,7 @@ use crate::{
     analyse::{Blocks, paired, sent_per_step},
     chart::series::name,
     compose::{kinds::collective_sentences, nodes::node_sentences},
-    factor::{as_recorded, batch_size, factor_value, fair, in_words},
+    factor::{as_recorded, batch_size, factor_value, fair, in_words, is_named},
     format::{count, percent, ratio},
     run_data::RunData,
     scenario::AnswerSpec,
@@ -204,11 +204,12 @@ fn compare<'a>(data: &'a RunData, spec: &AnswerSpec, metric: Metric) -> Vec<Comp
     let value = |trial: &TrialRow| factor_value(&spec.factor, Some(trial)).unwrap_or_default();
     let wanted = as_recorded(&spec.factor, &spec.baseline);
     let mut comparisons = Vec::new();
-    for baseline in data.measured().filter(|trial| value(trial) == wanted) {
+    let wants = |trial: &TrialRow| is_named(&spec.factor, &value(trial), &wanted);
+    for baseline in data.measured().filter(|trial| wants(trial)) {
         // A trial without a value of the factor, such as DP's of a bucket cap, is no other value of it.
         let others = data
             .measured()
-            .filter(|trial| !matches!(value(trial), other if other == wanted || other.is_empty()));
+            .filter(|trial| !wants(trial) && !value(trial).is_empty());
         for trial in others {
             if !fair(trial, baseline, &spec.factor) {
                 continue;

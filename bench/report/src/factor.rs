@@ -71,6 +71,12 @@ pub(crate) fn as_recorded(factor: &str, baseline: &str) -> String {
     }
 }
 
+/// Whether a recorded value is the one that a baseline names: an optimizer or a schedule may be named without its settings.
+pub(crate) fn is_named(factor: &str, recorded: &str, wanted: &str) -> bool {
+    let bare = matches!(factor, "train.optimizer" | "train.schedule");
+    recorded == wanted || (bare && recorded.split(' ').next() == Some(wanted))
+}
+
 /// Bytes of a size as scenarios write it, such as `25MiB`.
 fn bytes_of(size: &str) -> Option<u64> {
     const UNITS: [(&str, u64); 7] = [
@@ -261,6 +267,14 @@ mod tests {
         assert_eq!(factor_value("parallel.colour", Some(&trial)), None);
         assert_eq!(as_recorded("parallel.bucket_cap", "25MiB"), "26214400");
         assert_eq!(as_recorded("data.batch_size", "32"), "32");
+        let sgd = "sgd learning_rate=0.1";
+        assert!(is_named("train.optimizer", sgd, "sgd") && is_named("train.optimizer", sgd, sgd));
+        assert!(!is_named(
+            "train.optimizer",
+            "sgd-nesterov learning_rate=0.1",
+            "sgd"
+        ));
+        assert!(!is_named("variant", "sgd small", "sgd"));
         assert_eq!(
             in_words("parallel.bucket_cap", "65536"),
             "bucket cap 64 KiB"

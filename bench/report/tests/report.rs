@@ -262,6 +262,37 @@ fn a_failed_gate_stands_first_with_its_reason() {
 }
 
 #[test]
+fn a_gate_that_was_tried_again_says_so_behind_those_that_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = write(dir.path(), &SMALL, 6);
+    let mut gates: Vec<syncmark_record::rows::GateRow> = folder.read().unwrap();
+    let again = syncmark_record::rows::GateRow {
+        passed: false,
+        reason: Some("bn1.weight is 4e-3 off".into()),
+        retried: true,
+        ..gates[0].clone()
+    };
+    gates.insert(0, again);
+    let last = gates.last_mut().unwrap();
+    (last.passed, last.reason) = (false, Some("bn2.weight is off".into()));
+    folder.write_gates(&gates).unwrap();
+    let rendered = render(dir.path()).unwrap();
+    let verdicts: Vec<&str> = table(&rendered, "tolerance")
+        .rows
+        .iter()
+        .map(|row| row[8].as_str())
+        .collect();
+    assert_eq!(
+        verdicts[..3],
+        [
+            "failed: bn2.weight is off",
+            "tried again: bn1.weight is 4e-3 off",
+            "passed"
+        ]
+    );
+}
+
+#[test]
 fn an_interrupted_run_renders_with_the_repeats_that_finished() {
     let dir = tempfile::tempdir().unwrap();
     let folder = write(dir.path(), &SMALL, 7);

@@ -8,7 +8,7 @@ use syncmark_engine::model::NormOptions;
 use syncmark_engine::model::spec::{GroupNormSpec, ModelSpec, Norm};
 
 use crate::scenario::file::{
-    Compression, DpLoss, Launch, Operation, Optimizer, Scaling, Schedule, Transport,
+    Compression, DpLoss, Launch, Operation, Optimizer, PowerSgd, Scaling, Schedule, Transport,
 };
 
 /// Version of [`TrialConfig`]'s JSON; a child refuses any other.
@@ -355,7 +355,7 @@ impl DpConfig {
     }
 }
 
-/// A short name for `trials.csv` and labels.
+/// A short name for `trials.csv` and labels, with every setting that is not the usual one.
 pub fn compression_name(compression: Compression) -> String {
     match compression {
         Compression::None => "none".to_owned(),
@@ -366,8 +366,12 @@ pub fn compression_name(compression: Compression) -> String {
                 true => String::new(),
                 false => format!("-no-{word}"),
             };
+            let from = match power.start_step {
+                usual if usual == PowerSgd::default().start_step => String::new(),
+                step => format!("-from{step}"),
+            };
             format!(
-                "powersgd-r{}{}{}",
+                "powersgd-r{}{from}{}{}",
                 power.rank,
                 without(power.error_feedback, "feedback"),
                 without(power.warm_start, "warm-start")
@@ -376,22 +380,33 @@ pub fn compression_name(compression: Compression) -> String {
     }
 }
 
-/// A short name for `trials.csv`.
-pub fn optimizer_name(optimizer: &Optimizer) -> &'static str {
+/// An optimizer with all of its settings, for `trials.csv`: trials that differ in one of them are not the same.
+pub fn optimizer_name(optimizer: &Optimizer) -> String {
     match optimizer {
-        Optimizer::Sgd(sgd) if sgd.nesterov => "sgd-nesterov",
-        Optimizer::Sgd(_) => "sgd",
-        Optimizer::Adamw(_) => "adamw",
+        Optimizer::Sgd(sgd) => format!(
+            "{} learning_rate={} momentum={} weight_decay={}",
+            if sgd.nesterov { "sgd-nesterov" } else { "sgd" },
+            sgd.learning_rate,
+            sgd.momentum,
+            sgd.weight_decay
+        ),
+        Optimizer::Adamw(adam) => format!(
+            "adamw learning_rate={} beta1={} beta2={} eps={} weight_decay={}",
+            adam.learning_rate, adam.beta1, adam.beta2, adam.eps, adam.weight_decay
+        ),
     }
 }
 
-/// A short name for `trials.csv`.
-pub fn schedule_name(schedule: &Schedule) -> &'static str {
+/// A schedule with all of its settings, for `trials.csv`.
+pub fn schedule_name(schedule: &Schedule) -> String {
     match schedule {
-        Schedule::Constant => "constant",
-        Schedule::WarmUp(_) => "warm-up",
-        Schedule::Step(_) => "step",
-        Schedule::Cosine(_) => "cosine",
+        Schedule::Constant => "constant".to_owned(),
+        Schedule::WarmUp(warm) => format!("warm-up steps={} start={}", warm.steps, warm.start),
+        Schedule::Step(step) => format!("step every={} factor={}", step.every, step.factor),
+        Schedule::Cosine(cosine) => format!(
+            "cosine steps={} warm_up_steps={} minimum={}",
+            cosine.steps, cosine.warm_up_steps, cosine.minimum
+        ),
     }
 }
 

@@ -54,7 +54,7 @@ pub fn spec(scenario: &Scenario, checker: &Checker) -> Result<ModelSpec, Problem
         checker.problem(
             "data",
             "nothing says what a synthetic sample is",
-            "write shape = [channels, height, width], or [features]",
+            "write shape = [channels, height, width], [channels, length] or [features]",
         )
     })?;
     let classes = number.or(classes).ok_or_else(|| {

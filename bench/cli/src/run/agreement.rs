@@ -46,6 +46,8 @@ pub struct Agreement {
     pub bit_equal: Option<bool>,
     /// What is wrong, in words; `None` when they agree.
     pub complaint: Option<String>,
+    /// Whether all that is wrong is that `error` is too large.
+    pub only_error: bool,
 }
 
 /// The values of one tensor. Integers are counters and compared exactly.
@@ -143,6 +145,7 @@ pub fn compare(reference: &Dump, ranks: &[Dump], tolerance: f64) -> Agreement {
         error: 0.0,
         bit_equal: None,
         complaint: None,
+        only_error: false,
     };
     let Some(first) = ranks.first() else {
         agreement.complaint = Some("no rank wrote a dump".into());
@@ -155,6 +158,7 @@ pub fn compare(reference: &Dump, ranks: &[Dump], tolerance: f64) -> Agreement {
             .zip(1..)
             .find_map(|(dump, rank)| Some((rank, differing_tensor(first, dump)?)));
         agreement.bit_equal = Some(differing.is_none());
+        agreement.only_error &= differing.is_none();
         if let Some((rank, name)) = differing {
             agreement.complaint.get_or_insert(format!(
                 "rank {rank} does not hold the same bits of {name} as rank 0"
@@ -213,7 +217,8 @@ fn compare_tensors(
         );
     }
     let worst = agreement.worst_tensor.as_deref().unwrap_or_default();
-    is_worse(agreement.error, tolerance).then(|| {
+    agreement.only_error = is_worse(agreement.error, tolerance);
+    agreement.only_error.then(|| {
         format!("the update of {worst} differs from that of one device by {:.1e}, more than {tolerance:.0e}", agreement.error)
     })
 }

@@ -48,6 +48,12 @@ pub const STAGES: [Stage; 2] = [
 const FP16_TOLERANCE: f64 = 5e-3;
 const BF16_TOLERANCES: [f64; 2] = [4e-2, 1e-1];
 
+/// Starts of a gate with SyncBatchNorm, of which one must pass all comparisons; see [`Pair::starts`].
+const SYNC_STARTS: u32 = 8;
+/// Largest error that another start is tried for. A ReLU that fell on the other side of zero moves one channel of one tensor; a wrong factor
+/// or a lost sample shows a few tenths, and is not tried again.
+pub const STRAY: f64 = 1e-1;
+
 /// Samples on a device of a gate: the smallest batch whose statistics are not degenerate.
 const DEVICE_BATCH: usize = 4;
 
@@ -174,6 +180,27 @@ impl Pair {
             Some(Compression::None) | None => {}
         }
         stages
+    }
+
+    /// Initial parameters that may be tried, one after the other, until a gate passes.
+    ///
+    /// SyncBatchNorm adds up what each rank has summed, one device adds all samples in a row: so here, other than in every other gate,
+    /// the forwards differ in their last bits, and a ReLU near zero can fall on its other side in the very first step. Whether one does depends on
+    /// the parameters alone; a mistake does not.
+    pub fn starts(&self) -> u32 {
+        let config = &self.strategy;
+        let synchronized =
+            config.norm == Norm::SyncBatch || has_layer(&config.model.layers, is_sync_batch);
+        if synchronized { SYNC_STARTS } else { 1 }
+    }
+
+    /// The same gate from the initial parameters number `start`.
+    pub fn from_start(&self, start: u32) -> Self {
+        let mut pair = self.clone();
+        for side in [&mut pair.strategy, &mut pair.reference] {
+            side.train_seed = side.train_seed.wrapping_add(u64::from(start));
+        }
+        pair
     }
 
     /// What a stage's reference depends on: gates with equal keys share it.

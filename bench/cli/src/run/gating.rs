@@ -1,6 +1,7 @@
 //! Runs the gates of a plan, each once, and turns a disagreement into words.
 //!
-//! Contract: a gate is run once for all trials that share it, and a reference once for all gates that share it. A job that
+//! Contract: a gate is run once for all trials that share it, and a reference once for all gates that share it. Where rounding can make a
+//! gate fail that has nothing wrong, it is tried from other initial parameters, and what was tried is recorded. A job that
 //! fails in a gate bars its trials with that job's own outcome; a disagreement bars them as `invalid`.
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use syncmark_record::Outcome;
 use syncmark_record::rows::GateRow;
 
 use super::agreement::{self, Agreement, Dump};
-use super::gate::{Gate, Pair, Stage};
+use super::gate::{Gate, Pair, STRAY, Stage};
 use super::job::{Executor, Job, StopError};
 use crate::plan::Trial;
 
@@ -44,7 +45,8 @@ enum Ended<T> {
 /// The gates run so far.
 pub struct Gating<'a> {
     scratch: &'a Path,
-    gates: HashMap<String, Ended<Vec<Agreement>>>,
+    /// Of each start that was tried, how far its stages agreed.
+    gates: HashMap<String, Ended<Vec<Vec<Agreement>>>>,
     references: HashMap<String, Ended<Dump>>,
     jobs: usize,
 }
@@ -79,7 +81,7 @@ impl<'a> Gating<'a> {
             self.gates.insert(key.clone(), ended);
         }
         Ok(match self.gates[&key].clone() {
-            Ended::Done(agreements) => judge(trial, &pair, agreements),
+            Ended::Done(starts) => judge(trial, &pair, starts),
             Ended::Failed(outcome, reason) => GateEnd::Barred {
                 rows: Vec::new(),
                 outcome,
@@ -89,8 +91,33 @@ impl<'a> Gating<'a> {
         })
     }
 
-    /// Runs the stages in order, until one disagrees or cannot be run.
+    /// Tries one start after the other, until one agrees or the error of one is too large for another try.
     fn run(
+        &mut self,
+        pair: &Pair,
+        trial: &Trial,
+        executor: &mut dyn Executor,
+    ) -> Result<Ended<Vec<Vec<Agreement>>>, StopError> {
+        let mut starts = Vec::new();
+        for start in 0..pair.starts() {
+            let stages = match self.stages(&pair.from_start(start), trial, executor)? {
+                Ended::Done(stages) => stages,
+                Ended::Failed(outcome, reason) => return Ok(Ended::Failed(outcome, reason)),
+                Ended::Interrupted => return Ok(Ended::Interrupted),
+            };
+            let again = stages
+                .last()
+                .is_some_and(|last| last.only_error && last.error <= STRAY);
+            starts.push(stages);
+            if !again {
+                break;
+            }
+        }
+        Ok(Ended::Done(starts))
+    }
+
+    /// Runs the stages in order, until one disagrees or cannot be run.
+    fn stages(
         &mut self,
         pair: &Pair,
         trial: &Trial,
@@ -200,19 +227,32 @@ fn run_side(
 }
 
 /// The rows of a gate that was run, and whether it lets its trial pass.
-fn judge(trial: &Trial, pair: &Pair, agreements: Vec<Agreement>) -> GateEnd {
-    let stages = pair.stages().into_iter().zip(agreements);
-    let rows: Vec<GateRow> = stages
-        .map(|(stage, agreement)| row(trial, pair, stage, agreement))
-        .collect();
+fn judge(trial: &Trial, pair: &Pair, starts: Vec<Vec<Agreement>>) -> GateEnd {
+    let last = starts.len().saturating_sub(1);
+    let mut rows = Vec::new();
+    for (start, agreements) in starts.into_iter().enumerate() {
+        for (stage, agreement) in pair.stages().into_iter().zip(agreements) {
+            let row = row(trial, pair, stage, agreement);
+            rows.push(GateRow {
+                start: start as u32,
+                retried: start < last && !row.passed,
+                ..row
+            });
+        }
+    }
     let complaint = rows
         .iter()
+        .filter(|row| !row.retried)
         .find_map(|row| Some((row.steps, row.reason.clone()?)));
     match complaint {
         None => GateEnd::Passed(rows),
         Some((step, complaint)) => {
             let reference = pair.reference_name();
-            let reason = format!("gate at step {step}: {complaint} (against {reference})");
+            let tried = match last {
+                0 => String::new(),
+                more => format!(", as from {more} other initial parameters"),
+            };
+            let reason = format!("gate at step {step}: {complaint} (against {reference}{tried})");
             GateEnd::Barred {
                 rows,
                 outcome: Outcome::Invalid,
@@ -235,5 +275,7 @@ fn row(trial: &Trial, pair: &Pair, stage: Stage, agreement: Agreement) -> GateRo
         bit_equal: agreement.bit_equal,
         passed: agreement.complaint.is_none(),
         reason: agreement.complaint,
+        start: 0,
+        retried: false,
     }
 }

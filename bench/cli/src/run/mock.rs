@@ -203,6 +203,8 @@ pub(crate) struct MockExecutor {
     pub(crate) script: VecDeque<(&'static str, Act)>,
     /// Factor on the updates of gates of this label.
     pub(crate) wrong: Option<&'static str>,
+    /// Factors on the updates of the next gates.
+    pub(crate) factors: VecDeque<f32>,
     /// Strategy that this executor refuses.
     pub(crate) refused: Option<&'static str>,
     /// What the ranks of every job leave.
@@ -218,6 +220,7 @@ impl MockExecutor {
             arms: Vec::new(),
             script: script.iter().cloned().collect(),
             wrong: None,
+            factors: VecDeque::new(),
             refused: None,
             events: Vec::new(),
             clock: clock.clone(),
@@ -246,9 +249,12 @@ impl Executor for MockExecutor {
                 let wrong = self
                     .wrong
                     .is_some_and(|label| job.label.starts_with(&format!("{label}, gate")));
-                outputs
-                    .iter()
-                    .for_each(|path| dump(path, if wrong { 0.5 } else { 1.0 }));
+                let factor = match job.label.contains(", gate") {
+                    _ if wrong => 0.5,
+                    true => self.factors.pop_front().unwrap_or(1.0),
+                    false => 1.0,
+                };
+                outputs.iter().for_each(|path| dump(path, factor));
                 job.label.clone()
             }
         };

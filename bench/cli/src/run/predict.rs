@@ -180,7 +180,7 @@ fn sharded(config: &TrialConfig, model: &Model, zero1: &Zero1Config, rank: u32) 
     if zero1.broadcast_buffers {
         buffers(&mut calls, model, 1);
     }
-    sync_batch_norm(&mut calls, model, 1);
+    sync_batch_norm(&mut calls, model, config.accumulation as u64);
     calls.expected
 }
 

@@ -55,8 +55,8 @@ pub fn row(
         output_device: dp
             .and_then(DpConfig::other_output)
             .map(|device| device as u32),
-        optimizer: training.then(|| optimizer_name(&config.optimizer).to_owned()),
-        schedule: training.then(|| schedule_name(&config.schedule).to_owned()),
+        optimizer: training.then(|| optimizer_name(&config.optimizer)),
+        schedule: training.then(|| schedule_name(&config.schedule)),
         backend: config.backend.name().into(),
         devices: config.devices as u32,
         scaling: if config.scaling == Scaling::Weak {

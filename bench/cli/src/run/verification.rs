@@ -72,10 +72,7 @@ pub fn verify(
                 reason: Some(reason),
             },
             GateEnd::NotNeeded(why) => steps(trial, format!("none: {why}"), executor)?,
-            GateEnd::Passed(rows) => {
-                let gate: Vec<String> = rows.iter().map(describe).collect();
-                steps(trial, gate.join(", "), executor)?
-            }
+            GateEnd::Passed(rows) => steps(trial, describe(&rows), executor)?,
         };
         let interrupted = found.outcome == Outcome::Interrupted;
         progress.finish();
@@ -88,9 +85,16 @@ pub fn verify(
     Ok(verified)
 }
 
-/// `1.4e-5 at step 1`: the largest error of a stage.
-fn describe(row: &GateRow) -> String {
-    format!("{:.1e} at step {}", row.error.unwrap_or(0.0), row.steps)
+/// `1.4e-5 at step 1, 2.0e-4 at step 3`: the largest error of each stage, from the start that passed.
+fn describe(rows: &[GateRow]) -> String {
+    let start = rows.last().map_or(0, |row| row.start);
+    let error = |row: &GateRow| format!("{:.1e} at step {}", row.error.unwrap_or(0.0), row.steps);
+    let passed = rows.iter().filter(|row| row.start == start);
+    let stages = passed.map(error).collect::<Vec<_>>().join(", ");
+    match start {
+        0 => stages,
+        _ => format!("{stages} from start {}", start + 1),
+    }
 }
 
 /// Runs a few steps of a trial's own batch.

@@ -73,14 +73,14 @@ impl Checker<'_> {
     }
 
     fn shape(&self, key: &str, shape: &[usize]) -> Outcome {
-        if matches!(shape.len(), 1 | 3) && !shape.contains(&0) {
+        if matches!(shape.len(), 1..=3) && !shape.contains(&0) {
             return Ok(());
         }
         let message = format!("`{key}` is {shape:?}");
         Err(self.problem(
             key,
             message,
-            "write [features] or [channels, height, width], each at least 1",
+            "write [features], [channels, length] or [channels, height, width], each at least 1",
         ))
     }
 }

@@ -152,6 +152,12 @@ pub fn parallel(checker: &Checker, scenario: &Scenario) -> Outcome {
         }
         Strategy::Zero1 => {
             buckets(checker, parallel)?;
+            if scenario.train.accumulation > 1 && !parallel.no_sync {
+                let message = "ZeRO-1 that reduces every micro-batch's gradients";
+                let help = "write no_sync = true, or strategy = \"ddp\": a rank keeps the mean of its own shard alone, and could not add \
+                            to the others' in the next micro-batch";
+                return Err(checker.problem("parallel.no_sync", message, help));
+            }
             if parallel.compression == Compression::None {
                 return Ok(());
             }

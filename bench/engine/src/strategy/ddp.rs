@@ -170,7 +170,7 @@ impl Ddp {
 
     fn take_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
         for micro in self.replica.micro_batches(batch) {
-            let reduces = self.synchronize && (micro.is_last() || !self.options.no_sync);
+            let reduces = self.synchronize && (micro.nth.is_last() || !self.options.no_sync);
             self.replica.host_to_device(&micro)?;
             self.broadcast_buffers(reduces)?;
             self.forward(micro.len())?;

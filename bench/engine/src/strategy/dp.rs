@@ -11,6 +11,7 @@
 mod build;
 mod device;
 mod output;
+mod step;
 mod workers;
 
 use std::ops::Range;
@@ -18,18 +19,16 @@ use std::sync::Arc;
 
 use self::build::{order, replicas};
 use self::device::{Device, Job};
-use self::output::Output;
 use self::workers::Workers;
 use super::replica::Replica;
 use super::{Result, Strategy, StrategyError};
-use crate::backend::{Backend, Category, Completion, HostSlice, MemoryUse, Stream};
+use crate::backend::{Backend, Category, Completion, MemoryUse, Stream};
 use crate::comm::Count;
-use crate::comm::links::{Copy, Links, PIECE_BYTES, pieces};
+use crate::comm::links::{Links, PIECE_BYTES};
 use crate::data::HostBatch;
-use crate::kernel::{Kernel, Write};
 use crate::model::Model;
 use crate::optim::OptimizerSettings;
-use crate::probe::{Phase, Probe};
+use crate::probe::Probe;
 use crate::tensor::{Dtype, Span};
 
 /// Where the loss is computed.
@@ -44,8 +43,11 @@ pub enum DpLoss {
 /// Settings of [`Dp`].
 #[derive(Clone, Debug)]
 pub struct DpSettings {
-    /// Most samples of a step, over all devices.
+    /// Most samples of a micro-batch, over all devices.
     pub max_batch: usize,
+    /// Micro-batches of a step, K. Each one is a forward and a backward of PyTorch's: parameters are replicated and gradients reduced
+    /// K times, and the master updates once.
+    pub accumulation: usize,
     /// Seed of parameters and dropout masks.
     pub seed: u64,
     /// The optimizer.
@@ -159,210 +161,6 @@ impl Dp {
     /// Samples of each chunk but the last: ceil(B/N).
     fn chunk(&self, len: usize) -> usize {
         len.div_ceil(self.devices.len())
-    }
-
-    fn take_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
-        let used = batch.len.div_ceil(self.chunk(batch.len));
-        self.host_to_device(&batch)?;
-        let received = self.scatter_and_replicate(batch.len, used)?;
-        self.each(used, |device| Job::Forward { len: device.len })?;
-        self.gather_and_compute_loss(batch.len, used, received)?;
-        self.backward(batch.len, used)?;
-        self.reduce(used)?;
-        self.optimize(used)?;
-        let step = self.first().step;
-        self.devices
-            .iter_mut()
-            .flatten()
-            .for_each(|device| device.replica.step = step);
-        Ok(())
-    }
-
-    /// Inputs go to the master: its own chunk to its program, the rest to where the others fetch it. So do labels, or they go to
-    /// the output device, if it computes the loss.
-    fn host_to_device(&mut self, batch: &HostBatch<'_>) -> Result<()> {
-        let chunk = self.chunk(batch.len);
-        let (own, rest) = (batch.part(0..chunk), batch.part(chunk..batch.len));
-        let (loss, inputs, labels) = (self.loss, self.inputs, self.labels);
-        let output = self.output;
-        let first = self.first();
-        let opened = first.trace.open(&mut *first.backend);
-        let to = first.program.cut(first.program.input(), chunk);
-        first
-            .backend
-            .upload(Stream::Compute, HostSlice::F32(own.inputs), to)?;
-        if rest.len > 0 {
-            first.backend.upload(
-                Stream::Compute,
-                HostSlice::F32(rest.inputs),
-                inputs.first(rest.inputs.len()),
-            )?;
-        }
-        if loss == DpLoss::Gathered && output == 0 {
-            first
-                .loss
-                .upload_labels(&mut *first.backend, batch.labels)?;
-        }
-        if loss == DpLoss::Replica {
-            first.loss.upload_labels(&mut *first.backend, own.labels)?;
-            if rest.len > 0 {
-                let to = labels.first(rest.len);
-                first
-                    .backend
-                    .upload(Stream::Compute, HostSlice::I32(rest.labels), to)?;
-            }
-        }
-        first
-            .trace
-            .close(&mut *first.backend, Phase::HostToDevice, opened);
-        match loss {
-            DpLoss::Gathered if output > 0 => self.labels_to_output(batch.labels),
-            _ => Ok(()),
-        }
-    }
-
-    fn labels_to_output(&mut self, labels: &[i32]) -> Result<()> {
-        let place = self.output;
-        let output = &mut self.device(place).replica;
-        let opened = output.trace.open(&mut *output.backend);
-        output.loss.upload_labels(&mut *output.backend, labels)?;
-        output
-            .trace
-            .close(&mut *output.backend, Phase::HostToDevice, opened);
-        Ok(())
-    }
-
-    /// Each device fetches its chunk, then parameters and buffers. Replica 0's forward, which changes the buffers,
-    /// waits for all of them. Returns when the master has the batch.
-    fn scatter_and_replicate(&mut self, len: usize, used: usize) -> Result<Completion> {
-        let chunk = self.chunk(len);
-        let (inputs, labels, copy) = (self.inputs, self.labels, self.synchronize);
-        let after = self.first_completion();
-        let first = self.first();
-        let elements = first.input_elements();
-        let program = &first.program;
-        let model = [
-            program.parameters(),
-            program.buffers().floats,
-            program.buffers().integers,
-        ];
-        for device in (0..used).rev() {
-            let samples = device * chunk..((device + 1) * chunk).min(len);
-            let staged = samples.start.saturating_sub(chunk)..samples.end.saturating_sub(chunk);
-            let job = Job::Receive {
-                after: after.clone(),
-                offset: samples.start,
-                len: samples.len(),
-                copy,
-                inputs: inputs.slice(staged.start * elements..staged.end * elements),
-                labels: if labels.is_empty() {
-                    labels
-                } else {
-                    labels.slice(staged)
-                },
-                model,
-            };
-            self.start(device, job)?;
-        }
-        self.join(used)?;
-        self.first_waits_for(used)?;
-        Ok(after)
-    }
-
-    /// The output device, which may have no chunk of its own, fetches what the replicas have computed.
-    fn gather_and_compute_loss(
-        &mut self,
-        len: usize,
-        used: usize,
-        after: Completion,
-    ) -> Result<()> {
-        let (chunk, place, copy) = (self.chunk(len), self.output, self.synchronize);
-        let taken = self.device(place).output.take();
-        let mut output = taken.expect("the output device has it");
-        output.begin();
-        for (place, device) in self.devices[..used].iter().flatten().enumerate() {
-            let from = output.source(&device.replica, device.len);
-            output.add(
-                place,
-                [chunk, device.len],
-                (device.index, from),
-                device.done(),
-            );
-        }
-        self.device(place).output = Some(output);
-        let job = Job::Output {
-            len,
-            replicas: used,
-            after,
-            copy,
-        };
-        self.start(place, job)?;
-        self.join_range(place..place + 1)
-    }
-
-    /// Each device fetches its part of the output's gradient, then runs backward.
-    fn backward(&mut self, len: usize, used: usize) -> Result<()> {
-        let (chunk, copy, place) = (self.chunk(len), self.synchronize, self.output);
-        let output = self.device(place);
-        let (after, index) = (output.done().clone(), output.index);
-        let gradients = output.output.as_ref().map(Output::gradients);
-        let gradients = gradients.expect("the output device has them");
-        for device in (0..used).rev() {
-            let d_output = (index, gradients.of(device, chunk, len));
-            self.start(
-                device,
-                Job::Backward {
-                    after: after.clone(),
-                    d_output,
-                    copy,
-                },
-            )?;
-        }
-        self.join(used)
-    }
-
-    /// Sums the gradients of all replicas on the master, in the order of the replicas, piece by piece.
-    fn reduce(&mut self, used: usize) -> Result<()> {
-        if !self.synchronize || used == 1 {
-            return Ok(());
-        }
-        let (links, staging) = (Arc::clone(&self.links), self.staging);
-        let (first, others) = split(&mut self.devices, used);
-        let (index, first) = (first.index, &mut first.replica);
-        let opened = first.trace.open(&mut *first.backend);
-        let gradients = first.program.gradients();
-        for other in others {
-            for (from, to) in pieces(other.replica.program.gradients()).zip(pieces(gradients)) {
-                let here = staging.first(to.len());
-                let copy = Copy {
-                    phase: Phase::Reduce,
-                    from: (other.index, from),
-                    to: (index, here),
-                };
-                links.copy(&mut *first.backend, other.done(), copy)?;
-                let add = Kernel::Copy {
-                    from: here,
-                    to,
-                    write: Write::Accumulate,
-                };
-                first.backend.launch(Stream::Compute, add)?;
-            }
-        }
-        first
-            .trace
-            .close(&mut *first.backend, Phase::Reduce, opened);
-        Ok(())
-    }
-
-    /// The optimizer on the master, while the other devices clear the gradients that it has read.
-    fn optimize(&mut self, used: usize) -> Result<()> {
-        let after = self.first_completion();
-        for device in (1..used).rev() {
-            let after = after.clone();
-            self.start(device, Job::Zero { after })?;
-        }
-        self.first().optimize()?;
-        self.join(used)
     }
 
     /// The present end of the master's compute stream.

@@ -3,7 +3,7 @@
 //! Micro-batch k of a batch of K·b samples is samples k·b to (k + 1)·b of it. Its loss and gradients are divided by K, so the
 //! sum over a step is the mean; batch statistics are those of a micro-batch, and running statistics move K times. A strategy
 //! goes through [`Replica::micro_batches`], hands each to [`Replica::host_to_device`] and [`Replica::compute_loss`] (or, where
-//! it computes the loss itself, uses [`MicroBatch::loss_scale`] and [`Replica::report`]), and optimizes after the last.
+//! it computes the loss itself, uses [`Nth::loss_scale`] and [`Replica::report`]), and optimizes after the last.
 //! Reference: `DistributedDataParallel.no_sync` in `torch/nn/parallel/distributed.py`, and the notes on it.
 use super::replica::Replica;
 use crate::backend::{BackendError, Stream};
@@ -16,12 +16,19 @@ use crate::tensor::Span;
 pub(super) struct MicroBatch<'a> {
     /// Its samples.
     pub(super) samples: HostBatch<'a>,
-    /// Which one, from 0 to K − 1.
+    /// Which one of the step's it is.
+    pub(super) nth: Nth,
+    /// Index of its first sample among all of the step: what dropout masks are drawn by.
+    pub(super) offset: usize,
+}
+
+/// Micro-batch number `index` of `count`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Nth {
+    /// From 0 to K − 1.
     index: usize,
     /// K.
     count: usize,
-    /// Index of its first sample among all of the step: what dropout masks are drawn by.
-    pub(super) offset: usize,
 }
 
 impl MicroBatch<'_> {
@@ -29,7 +36,9 @@ impl MicroBatch<'_> {
     pub(super) fn len(&self) -> usize {
         self.samples.len
     }
+}
 
+impl Nth {
     /// Whether an update follows it.
     pub(super) fn is_last(&self) -> bool {
         self.index + 1 == self.count
@@ -52,24 +61,19 @@ impl Replica {
         let global = self.global_batch.unwrap_or(len);
         (0..count).map(move |index| MicroBatch {
             samples: batch.part(index * len..(index + 1) * len),
-            index,
-            count,
+            nth: Nth { index, count },
             offset: index * global + first,
         })
     }
 
-    /// Adds the loss of a micro-batch, which [`MicroBatch::loss_scale`] has divided, to what is reported of the step.
-    pub(super) fn report(
-        &mut self,
-        loss: Span,
-        micro: &MicroBatch<'_>,
-    ) -> std::result::Result<(), BackendError> {
-        if micro.count == 1 {
+    /// Adds the loss of a micro-batch, which [`Nth::loss_scale`] has divided, to what is reported of the step.
+    pub(super) fn report(&mut self, loss: Span, nth: Nth) -> std::result::Result<(), BackendError> {
+        if nth.count == 1 {
             self.reported = loss;
             return Ok(());
         }
         self.reported = self.summed_loss;
-        let write = match micro.index {
+        let write = match nth.index {
             0 => Write::Overwrite,
             _ => Write::Accumulate,
         };

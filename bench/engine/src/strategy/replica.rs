@@ -323,10 +323,10 @@ impl Replica {
             self.program.cut(self.program.output(), len),
             self.program.cut(self.program.d_output(), len),
         );
-        let scale = micro.loss_scale(len);
+        let scale = micro.nth.loss_scale(len);
         self.loss
             .compute(&mut *self.backend, logits, d_logits, len, scale)?;
-        self.report(self.loss.loss(), micro)?;
+        self.report(self.loss.loss(), micro.nth)?;
         self.trace.close(&mut *self.backend, Phase::Loss, opened);
         Ok(())
     }

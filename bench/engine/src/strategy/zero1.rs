@@ -24,10 +24,15 @@ use crate::program::{NamedTensor, Program};
 /// Settings of [`Zero1`].
 #[derive(Clone, Debug)]
 pub struct Zero1Settings {
-    /// Most samples of this rank's step.
+    /// Most samples of this rank's micro-batch.
     pub max_batch: usize,
-    /// Index of this rank's first sample in the global batch: the samples of the ranks before it.
+    /// Index of this rank's first sample in a global micro-batch: the samples of the ranks before it.
     pub sample_offset: usize,
+    /// Samples of a global micro-batch, of all ranks.
+    pub global_batch: usize,
+    /// Micro-batches of a step, K; equal on all ranks. Only the last one's gradients are reduced, as with DDP's `no_sync`: a rank
+    /// keeps the mean of its shard alone, so the others' gradients could not be added to.
+    pub accumulation: usize,
     /// Seed of parameters and dropout masks.
     pub seed: u64,
     /// The optimizer.
@@ -46,7 +51,7 @@ pub struct Zero1 {
     buckets: Buckets,
     broadcasts_buffers: bool,
     synchronize: bool,
-    /// Whether the next forward begins with rank 0's buffers: the last training forward synchronized.
+    /// Whether the next forward begins with rank 0's buffers: the last forward was one of training whose gradients were reduced.
     stale_buffers: bool,
     /// Ends of the collectives of the present step, by bucket: of the reduce-scatters, then of the all-gathers.
     pending: Vec<Event>,
@@ -71,9 +76,9 @@ impl Zero1 {
             device: rank,
             max_batch: settings.max_batch,
             loss_batch: settings.max_batch,
-            accumulation: 1,
+            accumulation: settings.accumulation,
             sample_offset: settings.sample_offset,
-            global_batch: None,
+            global_batch: Some(settings.global_batch),
             chunks: &[],
             world_size: world,
             seed: settings.seed,
@@ -130,10 +135,10 @@ impl Zero1 {
     }
 
     fn take_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
-        // One: each bucket is reduced once a step.
         for micro in self.replica.micro_batches(batch) {
+            let reduces = self.synchronize && micro.nth.is_last();
             self.replica.host_to_device(&micro)?;
-            self.broadcast_buffers()?;
+            self.broadcast_buffers(reduces)?;
             ranks::forward(
                 &mut self.replica,
                 &mut *self.communicator,
@@ -141,22 +146,23 @@ impl Zero1 {
                 micro.len(),
             )?;
             self.replica.compute_loss(&micro)?;
-            self.backward(micro.len())?;
+            self.backward(micro.len(), reduces)?;
         }
         self.optimize()
     }
 
-    /// Rank 0's buffers for all, if the last training forward synchronized.
-    fn broadcast_buffers(&mut self) -> Result<()> {
-        let stale = std::mem::replace(&mut self.stale_buffers, self.synchronize);
+    /// Rank 0's buffers for all before a forward, if the last one was of training and its gradients were reduced; `reduces` says whether
+    /// those of the coming one will be.
+    fn broadcast_buffers(&mut self, reduces: bool) -> Result<()> {
+        let stale = std::mem::replace(&mut self.stale_buffers, reduces);
         if !(self.synchronize && self.broadcasts_buffers && stale) {
             return Ok(());
         }
         ranks::broadcast_buffers(&mut self.replica, &mut *self.communicator)
     }
 
-    /// Backward node by node; each bucket's reduce-scatter starts as soon as its last gradient is enqueued.
-    fn backward(&mut self, len: usize) -> Result<()> {
+    /// Backward node by node. With `reduces`, each bucket's reduce-scatter starts as soon as its last gradient is enqueued.
+    fn backward(&mut self, len: usize, reduces: bool) -> Result<()> {
         self.pending.clear();
         let elements = self.replica.program.parameters().len();
         let (mut ready, mut next) = (0, 0);
@@ -169,7 +175,7 @@ impl Zero1 {
                 |replica, group| replica.backward_node(i, len, group),
             )?;
             ready = in_order(ready, self.replica.program.ready_after(i))?;
-            while self.synchronize
+            while reduces
                 && next < self.buckets.len()
                 && self.buckets.range(next).end.min(elements) <= ready
             {
@@ -287,10 +293,9 @@ impl Strategy for Zero1 {
     }
 
     fn evaluate(&mut self, batch: HostBatch<'_>) -> Result<Evaluation> {
-        let broadcast = self.broadcast_buffers();
-        self.report(broadcast)?;
         // A forward that is not training does not make the buffers differ.
-        self.stale_buffers = false;
+        let broadcast = self.broadcast_buffers(false);
+        self.report(broadcast)?;
         self.replica.evaluate(batch)
     }
 

@@ -185,10 +185,23 @@ pub fn single_accumulating(
 }
 
 pub fn dp(on: On, model: &Model, len: usize, devices: usize, loss: DpLoss) -> Dp {
+    dp_accumulating(on, model, len, devices, loss, 1)
+}
+
+/// DataParallel that takes `accumulation` micro-batches of `len` samples a step.
+pub fn dp_accumulating(
+    on: On,
+    model: &Model,
+    len: usize,
+    devices: usize,
+    loss: DpLoss,
+    accumulation: usize,
+) -> Dp {
     let backends: Vec<_> = (0..devices).map(|index| device(on, index)).collect();
     let links = Arc::new(HostLinks::new(backends.iter().map(|backend| &**backend)).unwrap());
     let settings = DpSettings {
         max_batch: len,
+        accumulation,
         seed: SEED,
         optimizer: OPTIMIZER,
         loss,

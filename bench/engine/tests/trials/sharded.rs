@@ -4,9 +4,11 @@ use syncmark_engine::comm::shared::{SharedCommunicator, Waiting};
 use syncmark_engine::comm::tcp::TcpCommunicator;
 use syncmark_engine::model::Model;
 use syncmark_engine::optim::OptimizerSettings;
-use syncmark_engine::strategy::{BucketCaps, Ddp, DdpSettings, Strategy, Zero1, Zero1Settings};
+use syncmark_engine::strategy::{
+    BucketCaps, Ddp, DdpOptions, DdpSettings, Strategy, Zero1, Zero1Settings,
+};
 
-use super::{On, Outcome, SEED, device, train};
+use super::{Batch, On, Outcome, SEED, device, train_on};
 
 /// Ranks that are threads, and what they train.
 #[derive(Clone, Copy)]
@@ -16,6 +18,8 @@ pub struct Job<'a> {
     /// Samples of each rank.
     pub chunks: &'a [usize],
     pub optimizer: OptimizerSettings,
+    /// Micro-batches of a step.
+    pub accumulation: usize,
     /// One cap of all buckets, or PyTorch's.
     pub cap: Option<usize>,
     /// Over the loopback interface instead of shared memory.
@@ -51,6 +55,8 @@ impl Job<'_> {
         Zero1Settings {
             max_batch: self.chunks[rank],
             sample_offset: self.chunks[..rank].iter().sum(),
+            global_batch: self.chunks.iter().sum(),
+            accumulation: self.accumulation,
             seed: SEED,
             optimizer: self.optimizer,
             bucket_caps: self.cap.map(BucketCaps::uniform).unwrap_or_default(),
@@ -79,7 +85,10 @@ impl Job<'_> {
                 global_batch: self.chunks.iter().sum(),
                 seed: SEED,
                 optimizer: self.optimizer,
-                options: super::capped(self.cap),
+                options: DdpOptions {
+                    accumulation: self.accumulation,
+                    ..super::capped(self.cap)
+                },
             };
             let device = device(self.on, rank);
             body(
@@ -89,12 +98,14 @@ impl Job<'_> {
         })
     }
 
+    /// What rank `rank` takes of step `k`.
+    pub fn batch(&self, rank: usize, k: usize) -> Batch {
+        let samples = self.accumulation * self.chunks.iter().sum::<usize>();
+        Batch::new(k, samples).parts(self.accumulation, self.chunks, rank)
+    }
+
     /// Trains one rank on its part of the global batches.
     pub fn train(&self, rank: usize, strategy: &mut dyn Strategy, steps: usize) -> Outcome {
-        let start: usize = self.chunks[..rank].iter().sum();
-        let part = start..start + self.chunks[rank];
-        train(strategy, steps, self.chunks.iter().sum(), |batch| {
-            batch.part(part.clone())
-        })
+        train_on(strategy, steps, |k| self.batch(rank, k))
     }
 }

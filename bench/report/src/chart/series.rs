@@ -1,7 +1,7 @@
 //! Facets and series: which trials share a chart, and which share a line in it.
 //!
-//! Contract: a facet holds trials of equal model, norm, data, backend, scaling and work per device, so only what a
-//! chart compares differs inside it. A series is one way to run that model, over device counts; it keeps its colour
+//! Contract: a facet holds trials of equal model, norm, data, optimizer, schedule, backend, scaling and work per device, so only what
+//! a chart compares differs inside it. A series is one way to run that model, over device counts; it keeps its colour
 //! and marker in every chart.
 use syncmark_record::{Outcome, rows::TrialRow};
 
@@ -42,7 +42,15 @@ fn work(trial: &TrialRow) -> u64 {
     }
 }
 
-type FacetKey<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str, u64);
+type FacetKey<'a> = (
+    &'a str,
+    &'a str,
+    &'a str,
+    &'a str,
+    &'a str,
+    u64,
+    [Option<&'a str>; 2],
+);
 
 fn facet_key(trial: &TrialRow) -> FacetKey<'_> {
     (
@@ -52,7 +60,21 @@ fn facet_key(trial: &TrialRow) -> FacetKey<'_> {
         &trial.backend,
         &trial.scaling,
         work(trial),
+        training(trial),
     )
+}
+
+/// Optimizer and schedule.
+fn training(trial: &TrialRow) -> [Option<&str>; 2] {
+    [trial.optimizer.as_deref(), trial.schedule.as_deref()]
+}
+
+/// [`shared_setting`] with optimizer and schedule, which few runs vary.
+pub fn whole_setting(trial: &TrialRow) -> String {
+    let [optimizer, schedule] = training(trial);
+    let schedule = schedule.filter(|name| *name != "constant");
+    let words = [optimizer, schedule].into_iter().flatten();
+    words.fold(shared_setting(trial), |all, word| all + " · " + word)
 }
 
 /// What a facet's trials have in common, in words.
@@ -86,6 +108,12 @@ pub fn facets<'a>(trials: &[&'a TrialRow]) -> Vec<Facet<'a>> {
         }
     }
     let models = |model: &str| keys.iter().filter(|key| key.0 == model).count();
+    let one_training = keys.iter().all(|key| key.6 == keys[0].6);
+    let setting = if one_training {
+        shared_setting
+    } else {
+        whole_setting
+    };
     keys.iter()
         .enumerate()
         .map(|(index, key)| {
@@ -102,12 +130,12 @@ pub fn facets<'a>(trials: &[&'a TrialRow]) -> Vec<Facet<'a>> {
             let short = match keys.len() {
                 1 => String::new(),
                 _ if models(key.0) == 1 => key.0.to_string(),
-                _ => shared_setting(trials[0]),
+                _ => setting(trials[0]),
             };
             Facet {
                 slug: slug(&name),
                 short,
-                title: shared_setting(trials[0]),
+                title: setting(trials[0]),
                 trials,
             }
         })

@@ -1,6 +1,7 @@
 //! The table of gates: how far each trial agrees with one device, before anything is timed.
 //!
-//! Contract: every row of `gates.csv`, failed ones first, so that no failure hides below passes.
+//! Contract: every row of `gates.csv`, failed ones first, then those that other initial parameters were tried for, so that no
+//! failure hides below passes.
 //! Reference: METHODOLOGY.md, "Gates come before timing".
 use syncmark_record::rows::GateRow;
 
@@ -38,7 +39,7 @@ pub(super) fn section(data: &RunData) -> Vec<Block> {
             .iter()
             .position(|trial| trial.trial == gate.trial)
     };
-    gates.sort_by_key(|gate| (gate.passed, order(gate)));
+    gates.sort_by_key(|gate| (gate.passed, gate.retried, order(gate)));
     for gate in gates {
         table.push(row(data, gate));
     }
@@ -57,6 +58,7 @@ fn row(data: &RunData, gate: &GateRow) -> Vec<String> {
         .map_or("–", |equal| if equal { "yes" } else { "no" });
     let verdict = match (&gate.reason, gate.passed) {
         (_, true) => "passed".to_string(),
+        (Some(reason), false) if gate.retried => format!("tried again: {reason}"),
         (Some(reason), false) => format!("failed: {reason}"),
         (None, false) => "failed".to_string(),
     };

@@ -8,7 +8,7 @@ use crate::{
     answer::Comparison,
     chart::{
         palette::phase_name,
-        series::{Facet, name, shared_setting},
+        series::{Facet, name, whole_setting},
         traffic::{PhaseBytes, bytes_by_phase, phase_order},
     },
     document::{
@@ -237,8 +237,8 @@ pub(super) fn trials_section(data: &RunData, shared: &[&str]) -> Vec<Block> {
         ],
     );
     for (index, trial) in data.trials.iter().enumerate() {
-        let setting = shared_setting(trial);
-        let repeated = index > 0 && setting == shared_setting(&data.trials[index - 1]);
+        let setting = whole_setting(trial);
+        let repeated = index > 0 && setting == whole_setting(&data.trials[index - 1]);
         let own = warnings(trial)
             .into_iter()
             .filter(|text| !shared.contains(text));

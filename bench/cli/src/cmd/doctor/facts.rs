@@ -6,9 +6,11 @@
 use std::env;
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create, statvfs};
+use syncmark_engine::comm::tcp::carried;
 use syncmark_record::environment::Environment;
 
 use crate::environment::cores::{self, Turbo};
@@ -33,6 +35,8 @@ pub struct Facts {
     pub memory_available_bytes: Option<u64>,
     /// Whether anonymous shared memory can be made, and if not, why.
     pub memfd: Result<(), String>,
+    /// Whether the kernel counts what a connection sends; or why this host cannot connect to itself.
+    pub tcp: Result<bool, String>,
     /// Free space of /dev/shm in bytes; `None` where it is missing.
     pub shm_free_bytes: Option<u64>,
     /// The folder for temporary files.
@@ -67,6 +71,7 @@ impl Facts {
             steal: cores::steal(&root),
             memory_available_bytes: memory_bytes(&root, "MemAvailable"),
             memfd: memfd().map_err(|error| error.to_string()),
+            tcp: tcp().map_err(|error| error.to_string()),
             shm_free_bytes: free_bytes(Path::new("/dev/shm")).ok(),
             tmp_free_bytes: free_bytes(&tmp).ok(),
             tmp,
@@ -84,6 +89,13 @@ fn memfd() -> io::Result<()> {
     let file = memfd_create("syncmark-doctor", MemfdFlags::CLOEXEC)?;
     ftruncate(&file, 4096)?;
     Ok(())
+}
+
+/// Connects this host to itself over the loopback interface, as the `tcp` transport does for ranks of one host.
+fn tcp() -> io::Result<bool> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let stream = TcpStream::connect(listener.local_addr()?)?;
+    Ok(carried(&stream).is_some())
 }
 
 fn free_bytes(folder: &Path) -> io::Result<u64> {

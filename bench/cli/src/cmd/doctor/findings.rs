@@ -9,7 +9,7 @@ mod space;
 #[cfg(test)]
 mod tests;
 
-use capability::{cuda, devices, machines, pdf, processes, simd};
+use capability::{cuda, devices, pdf, processes, simd, tcp};
 use hardware::{caches, clock, nodes};
 use noise::{governor, load, neighbours, turbo};
 use space::{memory, out, shm, tmp};
@@ -77,7 +77,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
         simd(facts),
         cuda(facts),
         processes(facts),
-        machines(),
+        tcp(facts),
     ];
     findings.extend([
         memory(facts),

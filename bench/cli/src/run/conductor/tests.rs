@@ -1,6 +1,7 @@
 //! Runs told with a mock executor and fake time: order, gates, outcomes, interruption, remaining time.
 use std::time::Duration;
 
+use syncmark_engine::model::spec::Norm;
 use syncmark_record::Outcome;
 
 use super::super::mock::{Act, FakeClock, MockExecutor, MockLedger, MockProgress, plan};
@@ -155,6 +156,75 @@ fn a_trial_that_disagrees_with_one_device_is_invalid_and_never_timed() {
         .map(|row| (row.label.as_str(), row.passed))
         .collect();
     assert_eq!(gates, [("dp", false), ("ddp", true), ("ddp", true)]);
+}
+
+/// The end of a run of ddp alone whose gates find these factors on its updates, and (start, passed, retried) of their rows.
+fn gated(norm: Norm, factors: &[f32]) -> (Told, Vec<(u32, bool, bool)>) {
+    let mut plan = plan(1);
+    plan.trials.drain(..2);
+    plan.trials[0].config.norm = norm;
+    let told = tell(&plan, &[], |executor, _| {
+        executor.factors = factors.iter().copied().collect();
+    });
+    let rows = told.ledger.gates.iter();
+    let rows = rows
+        .map(|row| (row.start, row.passed, row.retried))
+        .collect();
+    (told, rows)
+}
+
+#[test]
+fn sync_batch_norm_that_strays_from_one_start_is_tried_from_another() {
+    let (told, rows) = gated(Norm::SyncBatch, &[1.02]);
+    assert_eq!(outcomes(&told.end), [Outcome::Passed]);
+    assert_eq!(
+        rows,
+        [(0, false, true), (1, true, false), (1, true, false)],
+        "what strayed is recorded"
+    );
+    assert_eq!(
+        told.executor.jobs,
+        [
+            "ddp, reference at step 1",
+            "ddp, gate at step 1",
+            "ddp, reference at step 1",
+            "ddp, gate at step 1",
+            "ddp, reference at step 3",
+            "ddp, gate at step 3",
+            "ddp#0"
+        ]
+    );
+    // A later stage may stray as well, and the next start passes all of them or none.
+    let (_, rows) = gated(Norm::SyncBatch, &[1.0, 1.07]);
+    let expected = [
+        (0, true, false),
+        (0, false, true),
+        (1, true, false),
+        (1, true, false),
+    ];
+    assert_eq!(rows, expected);
+}
+
+#[test]
+fn a_gate_that_no_start_passes_bars_its_trial() {
+    let (told, rows) = gated(Norm::SyncBatch, &[1.02; 20]);
+    assert_eq!(outcomes(&told.end), [Outcome::Invalid]);
+    assert_eq!(rows.len(), 8);
+    assert_eq!(rows.last(), Some(&(7, false, false)));
+    let reason = told.end.trials[0].reason.as_deref().unwrap_or_default();
+    assert!(
+        reason.ends_with("(against 1 device, chunks 8, as from 7 other initial parameters)"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn neither_a_gross_error_nor_any_of_another_norm_is_tried_again() {
+    for (norm, factor) in [(Norm::SyncBatch, 0.5), (Norm::Batch, 1.02)] {
+        let (told, rows) = gated(norm, &[factor]);
+        assert_eq!(outcomes(&told.end), [Outcome::Invalid], "{norm:?}");
+        assert_eq!(rows, [(0, false, false)], "{norm:?}");
+    }
 }
 
 #[test]

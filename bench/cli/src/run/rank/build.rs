@@ -59,7 +59,6 @@ impl Ranks {
     /// # Errors
     /// When the ranks do not meet.
     pub fn new(assignment: &Assignment) -> Result<Self, RankError> {
-        not_built(&assignment.trial)?;
         let devices = assignment.trial.devices;
         if assignment.trial.strategy.launched().is_none() {
             return Ok(Self {
@@ -314,22 +313,6 @@ fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, Ran
     })?))
 }
 
-/// Settings that a scenario can say and that this binary cannot run yet.
-fn not_built(config: &TrialConfig) -> Result<(), RankError> {
-    let missing = [(
-        config.accumulation > 1
-            && matches!(
-                config.strategy,
-                StrategyConfig::Dp(_) | StrategyConfig::Zero1(_)
-            ),
-        "gradient accumulation under DP and ZeRO-1",
-    )];
-    match missing.iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => Err(RankError::Assignment(format!("{what} is not built yet"))),
-        None => Ok(()),
-    }
-}
-
 type Built = (Box<dyn Strategy>, Option<Box<dyn Communicator>>);
 
 /// The strategy of one rank, and the meeting of replicas that have no communicator of their own.
@@ -399,6 +382,7 @@ fn strategy(
                 .collect();
             let settings = DpSettings {
                 max_batch: global,
+                accumulation,
                 loss,
                 seed,
                 optimizer,
@@ -414,6 +398,8 @@ fn strategy(
             let settings = Zero1Settings {
                 max_batch: own,
                 sample_offset: config.batch.chunks[..rank].iter().sum(),
+                global_batch: global,
+                accumulation,
                 seed,
                 optimizer,
                 bucket_caps: BucketCaps {

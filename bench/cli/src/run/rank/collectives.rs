@@ -24,8 +24,10 @@ use crate::run::spool::Event;
 const BATCH_NS: u64 = 1_000_000;
 /// Most calls of a batch: more would fill the stream's queue.
 const MOST_CALLS: u64 = 64;
-/// Fewest and most batches of a size.
-const BATCHES: Range<u64> = 5..200;
+/// Fewest and most batches of a size: room for their times is made beforehand.
+const BATCHES: Range<u64> = 5..100_001;
+/// Batches after which the conductor is told that this rank still works.
+const BEAT: u64 = 200;
 /// Rounds of the check, each with other contributions.
 const ROUNDS: usize = 2;
 const ELEMENT: u64 = size_of::<f32>() as u64;
@@ -179,7 +181,10 @@ impl Case {
         let batches = enough.clamp(BATCHES.start, BATCHES.end - 1);
         room.bench.communicator.reset_counts();
         let mut times = Vec::with_capacity(batches as usize);
-        for _ in 0..batches {
+        for batch in 0..batches {
+            if batch % BEAT == BEAT - 1 {
+                room.bench.spool.beat(now_ns());
+            }
             times.push(self.batch(room, calls)? as f32 / calls as f32);
         }
         let counted = self.counted(room);

@@ -65,7 +65,7 @@ pub enum Event {
         elapsed_ns: u64,
         /// By anyone, on these cores and their hyper-threads.
         busy_ns: u64,
-        /// By this process's threads that are pinned here.
+        /// By this process's threads that are pinned here, with what switching to them cost.
         pinned_ns: u64,
         /// By its threads that are pinned nowhere, and by the conductor.
         elsewhere_ns: u64,

@@ -30,7 +30,7 @@ use crate::comm::{Aborter, CollectiveCall, Communicator, Count, HostCall};
 use crate::probe::now_ns;
 
 pub use self::error::JoinError;
-pub use self::info::Carried;
+pub use self::info::{Carried, carried};
 pub use self::wire::{HEADER_BYTES, VERSION};
 
 /// Name of this transport's algorithm in records.

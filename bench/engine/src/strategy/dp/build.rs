@@ -58,7 +58,7 @@ pub(super) fn replicas(
             device: index,
             max_batch: share,
             loss_batch,
-            accumulation: 1,
+            accumulation: settings.accumulation,
             sample_offset: 0,
             global_batch: None,
             chunks: &[],

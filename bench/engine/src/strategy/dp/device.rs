@@ -7,6 +7,7 @@ use crate::backend::{BackendError, Category, Completion, HostSlice, Stream};
 use crate::comm::links::{Copy, Links, pieces};
 use crate::kernel::{Kernel, Write};
 use crate::probe::Phase;
+use crate::strategy::micro_batch::Nth;
 use crate::strategy::replica::Replica;
 use crate::strategy::{Result, StrategyError};
 use crate::tensor::{Dtype, Span};
@@ -45,7 +46,7 @@ pub(super) enum Job {
     Receive {
         /// The master device has the batch.
         after: Completion,
-        /// First sample in the global batch.
+        /// Its first sample among all of the step.
         offset: usize,
         /// Samples of the chunk.
         len: usize,
@@ -61,7 +62,9 @@ pub(super) enum Job {
     Forward { len: usize },
     /// Gathers the replicas' outputs and computes the loss and its gradient: for the output device.
     Output {
-        /// Samples of the whole batch.
+        /// Which micro-batch of the step it is.
+        nth: Nth,
+        /// Samples of the whole micro-batch.
         len: usize,
         /// Replicas in use.
         replicas: usize,
@@ -79,7 +82,7 @@ pub(super) enum Job {
         /// Whether copies are made.
         copy: bool,
     },
-    /// Clears the gradients for the next step.
+    /// Clears the gradients for the next micro-batch.
     Zero {
         /// The master device has read them.
         after: Completion,
@@ -145,11 +148,12 @@ impl Device {
             }
             Job::Forward { len } => self.forward(len),
             Job::Output {
+                nth,
                 len,
                 replicas,
                 after,
                 copy,
-            } => self.gather_and_compute_loss((&after, links), [len, replicas], copy),
+            } => self.gather_and_compute_loss((&after, links), nth, [len, replicas], copy),
             Job::Backward {
                 after,
                 d_output,
@@ -257,6 +261,7 @@ impl Device {
     fn gather_and_compute_loss(
         &mut self,
         (after, links): (&Completion, &dyn Links),
+        nth: Nth,
         [len, replicas]: [usize; 2],
         copy: bool,
     ) -> Done {
@@ -273,7 +278,7 @@ impl Device {
             .trace
             .close(&mut *replica.backend, Phase::Gather, opened);
         let opened = replica.trace.open(&mut *replica.backend);
-        output.compute_loss(replica, len, replicas)?;
+        output.compute_loss(replica, nth, len, replicas)?;
         replica
             .trace
             .close(&mut *replica.backend, Phase::Loss, opened);
@@ -293,8 +298,8 @@ impl Device {
         self.replica.backward_alone(self.len)
     }
 
-    /// Replicas are new at every step in PyTorch, so their gradients begin at zero. Here they are cleared while the master
-    /// optimizes: off the step's critical path, as an allocation would be.
+    /// Replicas are new at every forward in PyTorch, so their gradients begin at zero. Here they are cleared while the master
+    /// optimizes, or is given the next micro-batch: off the step's critical path, as an allocation would be.
     fn zero(&mut self, after: &Completion) -> Done {
         let Replica {
             backend,
@@ -372,7 +377,7 @@ impl Device {
     }
 }
 
-/// Values of the size that a softmax gives: ±1/(2·batch), summing to about zero over the classes.
+/// Values of the size that a softmax gives: ±1/(2·samples of the step), summing to about zero over the classes.
 fn stand_in(replica: &mut Replica, unneeded: bool) -> Result<Span> {
     if unneeded {
         return Ok(Span::EMPTY);
@@ -381,7 +386,7 @@ fn stand_in(replica: &mut Replica, unneeded: bool) -> Result<Span> {
     let span = replica
         .backend
         .allocate(Category::Workspace, Dtype::F32, len)?;
-    let size = 0.5 / replica.max_batch() as f32;
+    let size = 0.5 / (replica.max_batch() * replica.accumulation) as f32;
     let values: Vec<f32> = (0..len)
         .map(|element| if element % 2 == 0 { size } else { -size })
         .collect();

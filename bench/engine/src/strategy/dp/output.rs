@@ -1,7 +1,8 @@
 //! What DataParallel gathers on the output device, the loss there, and the gradient that goes back.
 //!
 //! `gathered`: the outputs of all replicas, one loss over them, its gradient in parts. `replica`: the replicas' losses,
-//! their mean, and for each replica the gradient of that mean by its loss, which is 1/replicas.
+//! their mean, and for each replica the gradient of that mean by its loss, which is 1/replicas. Of K micro-batches each
+//! contributes 1/K of that.
 use std::ops::Range;
 
 use super::DpLoss;
@@ -10,6 +11,7 @@ use crate::comm::links::{Copy, Links};
 use crate::kernel::{Kernel, Write};
 use crate::probe::Phase;
 use crate::strategy::Result;
+use crate::strategy::micro_batch::Nth;
 use crate::strategy::replica::Replica;
 use crate::tensor::{Dtype, Span};
 
@@ -64,7 +66,7 @@ pub(super) struct Output {
     values: Span,
     /// The gradient of `values`.
     gradients: Span,
-    /// With `dp_loss = replica`: the mean loss.
+    /// With `dp_loss = replica`: the mean loss, divided by K.
     mean: Span,
     /// For how many replicas `gradients` was last set.
     replicas: usize,
@@ -94,9 +96,6 @@ impl Output {
         } else {
             Span::EMPTY
         };
-        if loss == DpLoss::Replica {
-            replica.reported = mean;
-        }
         Ok(Self {
             parts: Parts { loss, width },
             values,
@@ -164,33 +163,38 @@ impl Output {
         Ok(())
     }
 
-    /// The mean over all samples (gathered) or over the replicas' means, and its gradient.
+    /// The mean over all samples (gathered) or over the replicas' means, as the micro-batch's part of the step's, and its gradient.
     pub(super) fn compute_loss(
         &mut self,
         replica: &mut Replica,
+        nth: Nth,
         len: usize,
         replicas: usize,
     ) -> std::result::Result<(), BackendError> {
         let backend = &mut *replica.backend;
         if self.parts.loss == DpLoss::Replica {
-            return self.average(backend, replicas);
+            self.average(backend, nth, replicas)?;
+            return replica.report(self.mean, nth);
         }
         let elements = len * self.parts.width;
         let (logits, d_logits) = (self.values.first(elements), self.gradients.first(elements));
+        let scale = nth.loss_scale(len);
         replica
             .loss
-            .compute(backend, logits, d_logits, len, 1.0 / len as f32)
+            .compute(backend, logits, d_logits, len, scale)?;
+        replica.report(replica.loss.loss(), nth)
     }
 
     fn average(
         &mut self,
         backend: &mut dyn Backend,
+        nth: Nth,
         replicas: usize,
     ) -> std::result::Result<(), BackendError> {
         let (values, gradients) = (self.values.first(replicas), self.gradients.first(replicas));
         if self.replicas != replicas {
             self.replicas = replicas;
-            let each = 1.0 / replicas as f32;
+            let each = nth.loss_scale(replicas);
             backend.launch(
                 Stream::Compute,
                 Kernel::Fill {
@@ -199,7 +203,7 @@ impl Output {
                 },
             )?;
         }
-        // The mean is the product of the losses with their weights 1/replicas, which are also its gradient.
+        // The mean is the product of the losses with their weights 1/(K·replicas), which are also its gradient.
         let mean = Kernel::Matmul {
             a: values,
             b: gradients,

@@ -111,13 +111,28 @@ pub(super) fn processes(facts: &Facts) -> Finding {
     }
 }
 
-pub(super) fn machines() -> Finding {
-    Finding::new(
-        Level::No,
-        "several machines",
-        "transport `shared` only",
-        "not in this build: ranks must be on one host until the transports `tcp` and `nccl` are there",
-    )
+pub(super) fn tcp(facts: &Facts) -> Finding {
+    match &facts.tcp {
+        Ok(true) => Finding::new(
+            Level::Ok,
+            "TCP",
+            "connects, and the kernel counts bytes",
+            "ranks can exchange over `transport = \"tcp\"`, on one host or, under torchrun, srun or mpirun, on several",
+        ),
+        Ok(false) => Finding::new(
+            Level::Warning,
+            "TCP",
+            "connects, but the kernel does not count bytes",
+            "`transport = \"tcp\"` runs without measured bytes: for these the kernel must be Linux 4.19 or later",
+        ),
+        Err(reason) => Finding::new(
+            Level::No,
+            "TCP",
+            format!("127.0.0.1 cannot be connected to: {reason}"),
+            "ranks on several hosts cannot talk, nor on one over `transport = \"tcp\"`; use `transport = \"shared\"`, or \
+             allow sockets and bring the loopback interface up",
+        ),
+    }
 }
 
 pub(super) fn pdf(facts: &Facts) -> Finding {

@@ -26,6 +26,7 @@ fn quiet() -> Facts {
         steal: Some(0.0),
         memory_available_bytes: Some(60 << 30),
         memfd: Ok(()),
+        tcp: Ok(true),
         shm_free_bytes: Some(32 << 30),
         tmp: "/tmp".into(),
         tmp_free_bytes: Some(100 << 30),
@@ -58,7 +59,7 @@ fn a_quiet_machine_lacks_only_what_this_build_lacks() {
             .iter()
             .map(|finding| finding.subject)
             .collect::<Vec<_>>(),
-        ["CUDA backend", "several machines"]
+        ["CUDA backend"]
     );
     assert!(
         others
@@ -125,6 +126,21 @@ fn without_memory_files_process_ranks_do_not_run_and_threads_do() {
         finding.found.contains("Operation not permitted") && finding.meaning.contains("threads"),
         "{finding:?}"
     );
+}
+
+#[test]
+fn without_connections_tcp_does_not_run_and_without_counters_it_measures_nothing() {
+    let none = found("TCP", |facts| {
+        facts.tcp = Err("Operation not permitted".into())
+    });
+    assert_eq!((none.level, none.needed_by_all), (Level::No, false));
+    assert!(
+        none.found.contains("Operation not permitted") && none.meaning.contains("shared"),
+        "{none:?}"
+    );
+    let old = found("TCP", |facts| facts.tcp = Ok(false));
+    assert_eq!(old.level, Level::Warning);
+    assert!(old.meaning.contains("4.19"), "{old:?}");
 }
 
 #[test]

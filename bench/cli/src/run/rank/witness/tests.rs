@@ -15,6 +15,7 @@ fn look(at_ms: u64, stat: &str, cpu_ms: [u64; 3], conductor_ms: u64) -> Look {
             let times = ThreadTimes {
                 cores,
                 cpu_ns: ms * 1_000_000,
+                voluntary_switches: ms,
                 involuntary_switches: ms / 10,
             };
             (id as u32, times)
@@ -57,7 +58,7 @@ fn busy_is_what_neither_idled_nor_served_interrupts_nor_was_stolen() {
         cores: 1,
         elapsed_ns: 1_000_000_000,
         busy_ns: 700_000_000 + 100_000_000,
-        pinned_ns: 500_000_000 + 80_000_000,
+        pinned_ns: 500_000_000 + 80_000_000 + (500 + 50 + 80 + 8) * SWITCH_NS,
         elsewhere_ns: 30_000_000 + 10_000_000,
         stolen_ns: 20_000_000,
         involuntary_switches: 50 + 8,
@@ -80,7 +81,9 @@ fn texts_of_proc_are_read_as_the_kernel_writes_them() {
     assert_eq!(pressure_ns(pressure), Some(123_000));
     let status = "Name:\tx\nCpus_allowed_list:\t2-3\nvoluntary_ctxt_switches:\t9\nnonvoluntary_ctxt_switches:\t4\n";
     let thread = thread_times(status, 5).unwrap();
-    assert_eq!((thread.cores, thread.involuntary_switches), (vec![2, 3], 4));
+    assert_eq!(thread.cores, [2, 3]);
+    let switches = [thread.voluntary_switches, thread.involuntary_switches];
+    assert_eq!(switches, [9, 4]);
     // Kernels before 2.6.11 know no stolen time.
     let old = core_times("cpu1 1 2 3 4 5 6 7", TICK);
     assert_eq!(
