@@ -107,6 +107,7 @@ cases! {
     unknown_layer: replaced("preset = \"convnet\"", "layers = [\"flatten\", { liner = { features = 10 } }]");
     unknown_key_of_a_layer: replaced("preset = \"convnet\"", "layers = [\"flatten\", { linear = { feature = 10 } }]");
     layer_without_its_settings: replaced("preset = \"convnet\"", "layers = [\"conv2d\"]");
+    layer_whose_settings_have_defaults: replaced("preset = \"convnet\"", "layers = [\"flatten\", \"gelu\"]");
     layer_with_settings_it_does_not_take: replaced("preset = \"convnet\"", "layers = [{ relu = {} }]");
     shapes_that_do_not_chain: replaced(
         "preset = \"convnet\"",

@@ -163,7 +163,7 @@ name = "sequences"
 question = "Do norms on sequences train alike?"
 kind = "train"
 [model]
-layers = [{ residual = { body = ["norm", "gelu"] } }, "norm", "flatten", { linear = { features = "classes" } }]
+layers = [{ residual = { body = ["norm", { gelu = {} }] } }, "norm", "flatten", { linear = { features = "classes" } }]
 [data]
 source = "synthetic"
 shape = [4, 9]

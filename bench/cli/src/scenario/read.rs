@@ -4,6 +4,7 @@
 //! the value came from a sweep, a variant or `--set`. TOML's own deserializer cannot do that for a tree put
 //! together from several texts, and it reports names as finished sentences rather than as lists.
 //! Reference: serde's data model (serde.rs/impl-deserializer.html).
+use serde::de::value::MapDeserializer;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 
@@ -187,13 +188,16 @@ struct Settings<'a> {
 
 impl<'a> Settings<'a> {
     fn node(&self) -> Result<&'a Node, Problem> {
-        self.node.ok_or_else(|| {
-            Problem::new(ProblemKind::Meaningless {
-                message: format!("`{}` needs settings", self.name),
-                help: format!("write {{ {} = {{ ... }} }}", self.name),
-            })
-        })
+        self.node
+            .ok_or_else(|| needs_settings(self.name, "{ ... }"))
     }
+}
+
+fn needs_settings(name: &str, settings: &str) -> Problem {
+    Problem::new(ProblemKind::Meaningless {
+        message: format!("`{name}` needs settings"),
+        help: format!("write {{ {name} = {settings} }}"),
+    })
 }
 
 impl<'de> de::VariantAccess<'de> for Settings<'_> {
@@ -211,7 +215,16 @@ impl<'de> de::VariantAccess<'de> for Settings<'_> {
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Problem> {
-        let value = seed.deserialize(Reader(self.node()?));
+        let Some(node) = self.node else {
+            // Whether the settings all have defaults, so that none need be written.
+            let none = std::iter::empty::<(&str, &str)>();
+            let defaults = seed.deserialize(MapDeserializer::<_, Problem>::new(none));
+            return Err(needs_settings(
+                self.name,
+                if defaults.is_ok() { "{}" } else { "{ ... }" },
+            ));
+        };
+        let value = seed.deserialize(Reader(node));
         value.map_err(|problem| problem.below(Segment::Key(self.name.to_owned())))
     }
 
