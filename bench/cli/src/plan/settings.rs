@@ -212,6 +212,8 @@ fn is_plain(key: &str) -> bool {
 fn named(key: &str, value: &str) -> String {
     match key {
         "data.batch_size" => format!("batch {value}"),
+        "data.seed" => format!("data-seed {value}"),
+        "train.seed" => format!("train-seed {value}"),
         "parallel.scaling" => value.to_owned(),
         "parallel.dp_loss" => format!("loss-{value}"),
         "model.layers" => "in-place".to_owned(),
