@@ -288,6 +288,10 @@ fn fill_efficiency(
 /// The trial that efficiency is taken against: `single` on one device, or `independent` on as many devices, of the
 /// same model, norm, data, backend, optimizer and number of micro-batches, with the same work a device (weak) or the same whole (strong).
 fn reference<'a>(row: &TrialRow, trials: &'a [TrialRow], strategy: &str) -> Option<&'a TrialRow> {
+    // Against another trial of its kind (launched otherwise, scaled otherwise) a reference's ratio would be noise with a name.
+    if row.strategy == "single" || row.strategy == strategy {
+        return None;
+    }
     let devices = if strategy == "single" { 1 } else { row.devices };
     let work = |trial: &TrialRow| {
         if row.scaling == "strong" {

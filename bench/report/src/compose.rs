@@ -38,9 +38,12 @@ type Chart = fn(&RunData, &Facet<'_>) -> Option<Figure>;
 pub fn compose(data: &RunData) -> Document {
     let answer = answer(data);
     let mut blocks = cautions(data);
-    blocks.push(Block::heading(1, "Results"));
     let training: Vec<_> = data.trials.iter().filter(|trial| trains(trial)).collect();
     let facets = facets(&training);
+    // Collectives and layers have sections of their own.
+    if !facets.is_empty() {
+        blocks.push(Block::heading(1, "Results"));
+    }
     blocks.extend(
         facets
             .iter()

@@ -16,6 +16,7 @@ use rustix::net::{SendFlags, send};
 
 use super::accept::timespec;
 use super::error::{JoinError, system};
+use super::info::unacknowledged;
 use super::wire::{FRAME_BYTES, Frame, TEXT_BYTES};
 use crate::comm::error::CommError;
 
@@ -45,6 +46,8 @@ struct State {
     stuck: Vec<Option<usize>>,
     /// Rank 0: whose limit passed first, in which call, and when.
     stall: Option<(usize, String, Instant)>,
+    /// This rank needs nobody any more.
+    leaving: bool,
     over: bool,
 }
 
@@ -399,10 +402,25 @@ impl Control {
         late.then(|| error(false, (0..self.world).filter(absent).collect()))
     }
 
-    /// Says good-bye and ends the reading thread.
+    /// Says good-bye, waits until the others' kernels have it, and ends the reading thread.
+    ///
+    /// A connection that is closed with something unread in it is reset, which destroys what is still on its way: the good-bye, and the
+    /// release of the last barrier.
     pub(super) fn leave(&self) {
+        self.state().leaving = true;
         for peer in 0..self.world {
             let _ = self.write(peer, Frame::Leave, &[]);
+        }
+        let until = Instant::now() + WRITE_LIMIT;
+        for (peer, link) in self.links.iter().enumerate() {
+            let Some(link) = link else { continue };
+            let needed = || {
+                let state = self.state();
+                !state.left[peer] && state.aborted.is_none()
+            };
+            while unacknowledged(link) > 0 && needed() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
         self.state().over = true;
         let _ = rustix::io::write(&self.end, &1_u64.to_ne_bytes());
@@ -464,8 +482,11 @@ impl Reader {
         while let Some((frame, text)) = take_frame(&mut self.buffers[peer]) {
             self.hear(peer, frame, &text);
         }
-        let left = self.control.state().left[peer];
-        if !open && !left {
+        let (left, leaving) = {
+            let state = self.control.state();
+            (state.left[peer], state.leaving)
+        };
+        if !open && !left && !leaving {
             let reason =
                 format!("rank {peer} is gone: its control connection ended without a word");
             self.control.abort(Some(self.control.rank), &reason);

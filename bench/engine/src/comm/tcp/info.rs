@@ -28,6 +28,17 @@ const BYTES_SENT: usize = 200;
 const BYTES_RETRANS: usize = 208;
 const NEEDED: usize = 216;
 
+/// Bytes that this program has sent and the other side's kernel has not acknowledged; 0 where that cannot be told.
+pub(super) fn unacknowledged(stream: &TcpStream) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is open, and the kernel writes one integer (SIOCOUTQ of tcp(7), the same number as TIOCOUTQ).
+    let done = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    match done {
+        0 => usize::try_from(bytes).unwrap_or(0),
+        _ => 0,
+    }
+}
+
 /// Reads the counters; `None` where the kernel has none.
 pub fn carried(stream: &TcpStream) -> Option<Carried> {
     let mut bytes = [0_u8; 256];
