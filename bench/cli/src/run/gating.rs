@@ -232,12 +232,10 @@ fn judge(trial: &Trial, pair: &Pair, starts: Vec<Vec<Agreement>>) -> GateEnd {
     let mut rows = Vec::new();
     for (start, agreements) in starts.into_iter().enumerate() {
         for (stage, agreement) in pair.stages().into_iter().zip(agreements) {
-            let row = row(trial, pair, stage, agreement);
-            rows.push(GateRow {
-                start: start as u32,
-                retried: start < last && !row.passed,
-                ..row
-            });
+            let mut row = row(trial, pair, stage, agreement);
+            row.start = start as u32;
+            row.retried = start < last && !row.passed;
+            rows.push(row);
         }
     }
     let complaint = rows

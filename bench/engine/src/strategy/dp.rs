@@ -158,6 +158,15 @@ impl Dp {
         &mut self.device(0).replica
     }
 
+    /// Every replica is at the master's step, by which dropout masks are drawn.
+    fn count_steps_alike(&mut self) {
+        let step = self.first().step;
+        self.devices
+            .iter_mut()
+            .flatten()
+            .for_each(|device| device.replica.step = step);
+    }
+
     /// Samples of each chunk but the last: ceil(B/N).
     fn chunk(&self, len: usize) -> usize {
         len.div_ceil(self.devices.len())
@@ -273,11 +282,7 @@ impl Strategy for Dp {
     fn restore(&mut self) -> Result<()> {
         self.finish()?;
         self.first().restore()?;
-        let step = self.first().step;
-        self.devices
-            .iter_mut()
-            .flatten()
-            .for_each(|device| device.replica.step = step);
+        self.count_steps_alike();
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use syncmark_record::rows::{CollectiveRow, TrialRow};
 use super::{
     WIDTH,
     curves::{self, Curve, CurvePoint, LOOKS, Plot, Show, binary_bytes},
+    legend,
     series::{alert, not_shown_of, way},
 };
 use crate::{document::Figure, format, run_data::RunData, stats::bootstrap::estimate};
@@ -99,14 +100,7 @@ fn figure(data: &RunData, trials: &[&TrialRow], quantity: &Quantity) -> Option<F
             level: None,
         })
         .collect();
-    let ranges = trials
-        .iter()
-        .any(|trial| trial.spread.as_deref() != Some("interval"));
-    let spread = if ranges {
-        "range of repeats"
-    } else {
-        "95 % interval"
-    };
+    let spread = legend::spread(trials.iter().copied());
     let title = quantity.title;
     let subtitle = subtitle(trials);
     let (svg, height) = curves::draw(title, &subtitle, &plots, 2, spread)?;

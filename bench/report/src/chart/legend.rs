@@ -1,6 +1,8 @@
 //! Legends that flow over lines, and the heading of a chart.
 //!
 //! Contract: measuring and drawing use one layout, so a legend never overlaps the plot below it.
+use syncmark_record::rows::TrialRow;
+
 use super::{
     canvas::{Anchor, Canvas, Marker, fitted, text_width},
     palette::{Color, Fill, LABEL, SUBTITLE, TITLE},
@@ -76,6 +78,19 @@ fn layout(entries: &[Entry], width: f64) -> (Vec<(f64, f64)>, f64) {
         y + LINE / 2.0
     };
     (places, height)
+}
+
+/// What the error bars of these trials are: intervals, if all that have figures have one.
+pub fn spread<'a>(trials: impl IntoIterator<Item = &'a TrialRow>) -> &'static str {
+    let spreads = trials
+        .into_iter()
+        .filter_map(|trial| trial.spread.as_deref());
+    let spreads: Vec<&str> = spreads.collect();
+    if spreads.is_empty() || spreads.contains(&"range") {
+        "range of repeats"
+    } else {
+        "95 % interval"
+    }
 }
 
 /// Height that a legend of this width takes.

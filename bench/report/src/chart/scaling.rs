@@ -232,18 +232,8 @@ fn draw(
     if panels.iter().any(|panel| panel.ideal.is_some()) {
         entries.push(Entry::new(Sign::Dashes(Color::GREY), ideal));
     }
-    let range = facet
-        .trials
-        .iter()
-        .any(|trial| trial.spread.as_deref() == Some("range"));
-    entries.push(Entry::new(
-        Sign::Interval,
-        if range {
-            "range of repeats"
-        } else {
-            "95 % interval"
-        },
-    ));
+    let spread = legend::spread(facet.trials.iter().copied());
+    entries.push(Entry::new(Sign::Interval, spread));
     entries.push(Entry::new(Sign::Dot, "one repeat"));
     let panel_title = if panels.len() > 1 { 22.0 } else { 0.0 };
     let top = legend::HEADING + legend::height(&entries, width - 2.0 * MARGIN) + 14.0 + panel_title;

@@ -42,26 +42,28 @@ fn work(trial: &TrialRow) -> u64 {
     }
 }
 
-type FacetKey<'a> = (
-    &'a str,
-    &'a str,
-    &'a str,
-    &'a str,
-    &'a str,
-    u64,
-    [Option<&'a str>; 2],
-);
+/// What all trials of a facet share.
+#[derive(PartialEq)]
+struct FacetKey<'a> {
+    model: &'a str,
+    norm: &'a str,
+    data: &'a str,
+    backend: &'a str,
+    scaling: &'a str,
+    work: u64,
+    training: [Option<&'a str>; 2],
+}
 
 fn facet_key(trial: &TrialRow) -> FacetKey<'_> {
-    (
-        &trial.model,
-        &trial.norm,
-        &trial.data,
-        &trial.backend,
-        &trial.scaling,
-        work(trial),
-        training(trial),
-    )
+    FacetKey {
+        model: &trial.model,
+        norm: &trial.norm,
+        data: &trial.data,
+        backend: &trial.backend,
+        scaling: &trial.scaling,
+        work: work(trial),
+        training: training(trial),
+    }
 }
 
 /// Optimizer and schedule.
@@ -107,8 +109,8 @@ pub fn facets<'a>(trials: &[&'a TrialRow]) -> Vec<Facet<'a>> {
             keys.push(facet_key(trial));
         }
     }
-    let models = |model: &str| keys.iter().filter(|key| key.0 == model).count();
-    let one_training = keys.iter().all(|key| key.6 == keys[0].6);
+    let models = |model: &str| keys.iter().filter(|key| key.model == model).count();
+    let one_training = keys.iter().all(|key| key.training == keys[0].training);
     let setting = if one_training {
         shared_setting
     } else {
@@ -122,14 +124,14 @@ pub fn facets<'a>(trials: &[&'a TrialRow]) -> Vec<Facet<'a>> {
                 .copied()
                 .filter(|trial| facet_key(trial) == *key)
                 .collect();
-            let name = if models(key.0) == 1 {
-                key.0.to_string()
+            let name = if models(key.model) == 1 {
+                key.model.to_string()
             } else {
-                format!("{}-{}-{}", key.0, key.1, index + 1)
+                format!("{}-{}-{}", key.model, key.norm, index + 1)
             };
             let short = match keys.len() {
                 1 => String::new(),
-                _ if models(key.0) == 1 => key.0.to_string(),
+                _ if models(key.model) == 1 => key.model.to_string(),
                 _ => setting(trials[0]),
             };
             Facet {

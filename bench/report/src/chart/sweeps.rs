@@ -7,6 +7,7 @@ use syncmark_record::rows::TrialRow;
 use super::{
     WIDTH,
     curves::{self, Curve, CurvePoint, LOOKS, Plot, Show, binary_bytes},
+    legend,
     series::{Facet, dp_on_cpu, not_shown_of, slug, way_without},
 };
 use crate::{document::Figure, run_data::RunData};
@@ -164,14 +165,7 @@ impl Setting {
             ],
             false => vec![plot("", "step time (ms)", step)],
         };
-        let interval = trials
-            .iter()
-            .all(|trial| trial.spread.as_deref() == Some("interval"));
-        let spread = if interval {
-            "95 % interval"
-        } else {
-            "range of repeats"
-        };
+        let spread = legend::spread(trials.iter().copied());
         let (svg, height) = curves::draw(self.title, group, &plots, 2, spread)?;
         let excluded: Vec<&TrialRow> = facets
             .iter()

@@ -128,18 +128,9 @@ fn draw(
         .map(|(_, series)| Entry::new(Sign::Series(series.marker, series.color), &series.name))
         .collect();
     entries.push(Entry::new(Sign::Dashes(Color::GREY), "100 %"));
-    let range = panels
-        .iter()
-        .flat_map(|(_, facet)| &facet.trials)
-        .any(|trial| trial.spread.as_deref() == Some("range"));
-    entries.push(Entry::new(
-        Sign::Interval,
-        if range {
-            "range of repeats"
-        } else {
-            "95 % interval"
-        },
-    ));
+    let trials = panels.iter().flat_map(|(_, facet)| &facet.trials);
+    let spread = legend::spread(trials.copied());
+    entries.push(Entry::new(Sign::Interval, spread));
     entries.push(Entry::new(Sign::Dot, "one repeat"));
     let top = legend::HEADING + legend::height(&entries, width - 2.0 * MARGIN) + 36.0;
     let height = (top + PLOT_HEIGHT + 56.0) as u32;

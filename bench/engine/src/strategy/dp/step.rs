@@ -24,11 +24,7 @@ impl Dp {
             self.reduce(used)?;
             self.end_micro_batch(used, micro.nth.is_last())?;
         }
-        let step = self.first().step;
-        self.devices
-            .iter_mut()
-            .flatten()
-            .for_each(|device| device.replica.step = step);
+        self.count_steps_alike();
         Ok(())
     }
 
