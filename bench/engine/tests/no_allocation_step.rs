@@ -2,7 +2,7 @@
 //!
 //! The count is of the calling thread, which on the CPU backend is the compute stream. It leaves out what happens inside
 //! matrix products and convolutions: the `gemm` crate allocates its packing buffers in each call, which
-//! `no_allocation.rs` bounds.
+//! `no_allocation` bounds.
 mod devices;
 
 use std::alloc::{GlobalAlloc, Layout, System};

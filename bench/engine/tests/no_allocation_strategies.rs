@@ -1,6 +1,6 @@
 //! A steady-state step of DP, of DDP and of ZeRO-1 allocates nothing, on any thread: neither the controller nor the devices'
 //! threads nor those of the communication streams. It leaves out what happens inside matrix products and convolutions,
-//! whose packing buffers `no_allocation.rs` bounds.
+//! whose packing buffers `no_allocation` bounds.
 mod trials;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -32,7 +32,7 @@ static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
 /// Products that run on communication streams, where their packing buffers are not told from other allocations.
 static PRODUCTS: AtomicUsize = AtomicUsize::new(0);
-/// Most packing buffers of a product, by `no_allocation.rs`.
+/// Most packing buffers of a product, by `no_allocation`.
 const BUFFERS: usize = 2;
 
 thread_local! {

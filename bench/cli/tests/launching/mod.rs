@@ -1,4 +1,5 @@
 //! Starts the built binary as a launcher would: one process per rank, with the variables of a rank.
+#![allow(dead_code, reason = "each test file uses a part of this")]
 pub mod hosts;
 
 use std::net::{Ipv4Addr, TcpListener};

@@ -2,7 +2,7 @@
 //!
 //! Contract: row-major operands, f32, one thread. Narrow products have a kernel of their own; the others are the `gemm`
 //! crate's (AVX-512 through its feature `x86-v4`), which allocates its packing buffers in every call and frees them before
-//! it returns: the only allocations of a step on the CPU. `tests/no_allocation.rs` bounds them.
+//! it returns: the only allocations of a step on the CPU. `tests/no_allocation` bounds them.
 //! Reference: Goto and van de Geijn, *Anatomy of high-performance matrix multiplication*, 2008.
 use crate::backend::cpu::columns::{Columns, map, reduce, widest};
 #[cfg(target_arch = "x86_64")]
