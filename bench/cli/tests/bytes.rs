@@ -190,6 +190,17 @@ layers = ["flatten", { linear = { features = 601 } }, "relu", { linear = { featu
     assert_counted_as_predicted((trials, rows));
 }
 
+/// Two steps with the arm without synchronization beside.
+const MEASURE: &str = r#"
+[measure]
+smoke = true
+repeats = 1
+steps = 2
+min_time = "1ms"
+warmup_time = "1ms"
+timeout = "2m"
+"#;
+
 /// What the options of zero1 and dp move, and where they put what; AdamW keeps two numbers a parameter.
 const PLACED: &str = r#"
 name = "placed"
@@ -207,13 +218,6 @@ optimizer = { adamw = { learning_rate = 0.001 } }
 launch = "threads"
 scaling = "weak"
 devices = 3
-[measure]
-smoke = true
-repeats = 1
-steps = 2
-min_time = "1ms"
-warmup_time = "1ms"
-timeout = "2m"
 [[variant]]
 name = "zero1-small-buckets"
 set = { "parallel.strategy" = "zero1", "parallel.bucket_cap" = "4KiB" }
@@ -236,7 +240,7 @@ set = { "parallel.strategy" = "dp", "parallel.device_ids" = [2, 0, 1], "parallel
 
 #[test]
 fn shards_and_placements_move_and_hold_what_they_say() {
-    let (trials, rows, devices) = run_with_devices(PLACED);
+    let (trials, rows, devices) = run_with_devices(&[PLACED, MEASURE].concat());
     let trial = |variant: &str| {
         let found = trials
             .iter()
@@ -303,13 +307,6 @@ optimizer = { sgd = { learning_rate = 0.01, momentum = 0.9, weight_decay = 0.0 }
 accumulation = 3
 [parallel]
 launch = "threads"
-[measure]
-smoke = true
-repeats = 1
-steps = 2
-min_time = "1ms"
-warmup_time = "1ms"
-timeout = "2m"
 [sweep]
 "parallel.devices" = [2, 3]
 [[variant]]
@@ -334,7 +331,7 @@ set = { "parallel.strategy" = "zero1", "parallel.transport" = "tcp", "parallel.l
 
 #[test]
 fn micro_batches_of_dp_and_zero1_move_what_they_say() {
-    let (trials, rows) = run(MICRO_BATCHES);
+    let (trials, rows) = run(&[MICRO_BATCHES, MEASURE].concat());
     assert_eq!(trials.len(), 2 * 6);
     for devices in [2, 3] {
         let sent = |variant: &str| -> u64 {
@@ -378,13 +375,6 @@ batch_size = 3
 strategy = "ddp"
 launch = "threads"
 bucket_cap = "4KiB"
-[measure]
-smoke = true
-repeats = 1
-steps = 2
-min_time = "1ms"
-warmup_time = "1ms"
-timeout = "2m"
 [sweep]
 "parallel.devices" = [2, 3]
 "parallel.transport" = ["shared", "tcp"]
@@ -404,7 +394,7 @@ set = { "train.accumulation" = 2, "parallel.no_sync" = false, "parallel.broadcas
 
 #[test]
 fn every_option_of_ddp_moves_what_it_says() {
-    let (trials, rows) = run(DDP_OPTIONS);
+    let (trials, rows) = run(&[DDP_OPTIONS, MEASURE].concat());
     assert_eq!(trials.len(), 2 * 2 * 4);
     for trial in &trials {
         let calls = |phase: &str| -> u64 {

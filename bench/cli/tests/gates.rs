@@ -4,6 +4,17 @@ use std::process::Output;
 
 use assert_cmd::Command;
 
+/// A few steps of every trial: nothing is timed here.
+const MEASURE: &str = r#"
+[measure]
+smoke = true
+repeats = 1
+steps = 3
+min_time = "1ms"
+warmup_time = "1ms"
+timeout = "2m"
+"#;
+
 /// Strong scaling, so that `batch` over `devices` says which chunks DP makes; DDP only where they are even.
 fn strategies(norm: &str, batch: usize, devices: &str) -> String {
     format!(
@@ -21,13 +32,6 @@ batch_size = {batch}
 optimizer = {{ sgd = {{ learning_rate = 0.05, momentum = 0.9, weight_decay = 1e-4 }} }}
 [parallel]
 scaling = "strong"
-[measure]
-smoke = true
-repeats = 1
-steps = 3
-min_time = "1ms"
-warmup_time = "1ms"
-timeout = "2m"
 [sweep]
 "parallel.devices" = {devices}
 [[variant]]
@@ -55,7 +59,7 @@ set = {{ "parallel.strategy" = "ddp", "parallel.launch" = "processes" }}
 fn verify(scenario: &str) -> Output {
     let folder = tempfile::tempdir().expect("a folder for the test");
     let path = folder.path().join("gates.toml");
-    std::fs::write(&path, scenario).expect("the scenario is written");
+    std::fs::write(&path, [scenario, MEASURE].concat()).expect("the scenario is written");
     Command::cargo_bin("syncmark")
         .expect("the binary is built")
         .args([
@@ -67,15 +71,21 @@ fn verify(scenario: &str) -> Output {
         .expect("the binary starts")
 }
 
-fn assert_passes(norm: &str, batch: usize, devices: &str) {
-    let output = verify(&strategies(norm, batch, devices));
-    let text = String::from_utf8_lossy(&output.stdout);
+/// Verifies a scenario of which every trial must pass; what is printed.
+fn passed(scenario: &str) -> String {
+    let output = verify(scenario);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(
         output.status.code(),
         Some(0),
-        "{norm}, {batch} over {devices}:\n{text}\n{errors}"
+        "{text}\n{errors}\n{scenario}"
     );
+    text
+}
+
+fn assert_passes(norm: &str, batch: usize, devices: &str) {
+    let text = passed(&strategies(norm, batch, devices));
     assert!(
         (text.contains("ddp-processes") && text.contains("zero1-processes"))
             || !devices.contains('2'),
@@ -108,13 +118,6 @@ batch_size = 4
 [parallel]
 devices = 3
 launch = "threads"
-[measure]
-smoke = true
-repeats = 1
-steps = 3
-min_time = "1ms"
-warmup_time = "1ms"
-timeout = "2m"
 [[variant]]
 name = "adamw"
 set = { "parallel.strategy" = "zero1", "parallel.bucket_cap" = "4KiB", "train.optimizer" = { adamw = { learning_rate = 0.001 } } }
@@ -143,18 +146,7 @@ set = { "parallel.strategy" = "dp", "parallel.device_ids" = [1, 0, 2], "parallel
 
 #[test]
 fn shards_of_every_optimizer_and_devices_in_any_order() {
-    let folder = tempfile::tempdir().expect("a folder for the test");
-    let path = folder.path().join("placed.toml");
-    std::fs::write(&path, PLACED).expect("the scenario is written");
-    let path = path.to_str().expect("the path is UTF-8");
-    let output = Command::cargo_bin("syncmark")
-        .expect("the binary is built")
-        .args(["verify", "--quiet", path])
-        .output()
-        .expect("the binary starts");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{text}\n{errors}");
+    passed(PLACED);
 }
 
 /// Norms between layers that keep a sequence.
@@ -172,13 +164,6 @@ batch_size = 6
 [parallel]
 devices = 2
 launch = "threads"
-[measure]
-smoke = true
-repeats = 1
-steps = 3
-min_time = "1ms"
-warmup_time = "1ms"
-timeout = "2m"
 [sweep]
 "parallel.strategy" = ["dp", "ddp"]
 "model.norm" = ["batch", "layer", "instance", "group", "rms"]
@@ -192,10 +177,7 @@ set = { "model.norm" = "sync-batch", "parallel.strategy" = "ddp" }
 
 #[test]
 fn norms_on_sequences() {
-    let output = verify(SEQUENCES);
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{text}\n{errors}");
+    let text = passed(SEQUENCES);
     assert_eq!(text.matches("at step 3   passed").count(), 11, "{text}");
 }
 
@@ -227,13 +209,6 @@ accumulation = 2
 strategy = "ddp"
 devices = 2
 launch = "threads"
-[measure]
-smoke = true
-repeats = 1
-steps = 3
-min_time = "1ms"
-warmup_time = "1ms"
-timeout = "2m"
 [sweep]
 "model.norm" = ["batch", "sync-batch", "group"]
 [[variant]]
@@ -252,10 +227,7 @@ set = { "parallel.broadcast_buffers" = false }
 
 #[test]
 fn every_option_of_ddp() {
-    let output = verify(DDP_OPTIONS);
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{text}\n{errors}");
+    let text = passed(DDP_OPTIONS);
     // A label names what tells a trial from the others, and no more of it than is needed.
     for expected in ["buffer-broadcast off", "cap 4KiB"] {
         assert!(text.contains(expected), "{expected} is not in:\n{text}");
