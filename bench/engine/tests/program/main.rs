@@ -1,5 +1,8 @@
-//! Programs: arenas in gradient-ready order, names, import and export, batches, chunks, and dropout's masks.
+//! Programs: arenas in gradient-ready order, names, state, batches, chunks, and dropout's masks.
+#[path = "../devices/mod.rs"]
 mod devices;
+mod dropout;
+mod state;
 
 use devices::Device;
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
@@ -9,7 +12,7 @@ use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
 use syncmark_engine::model::{Model, NormOptions, lower};
 use syncmark_engine::optim::{Optimizer, OptimizerSettings, SgdSettings};
 use syncmark_engine::philox::{self, Purpose};
-use syncmark_engine::program::{BuildError, ImportError, NamedTensor, Program, TensorData};
+use syncmark_engine::program::{BuildError, NamedTensor, Program, TensorData};
 
 const NET: &str = r#"[{"conv2d":{"channels":4,"kernel":3,"padding":1}},"norm","relu",
     {"residual":{"body":[{"conv2d":{"channels":4,"kernel":1}},"norm"],"shortcut":[{"conv2d":{"channels":4,"kernel":1}}]}},
@@ -217,76 +220,6 @@ fn parameters_depend_on_the_seed_alone() {
 }
 
 #[test]
-fn export_and_import_are_inverse() {
-    for backend in devices::all() {
-        let net = model(NET, Norm::Batch);
-        let mut trained = build(devices::cpu(), &net, 3, 1);
-        pass(&mut trained, &[3]);
-        let mut state = export(&mut trained);
-        assert!(
-            state
-                .iter()
-                .any(|tensor| tensor.data == TensorData::I64(vec![1])),
-            "one batch was tracked"
-        );
-        state.reverse();
-        // Optimizer state among the tensors is passed over.
-        state.push(NamedTensor {
-            name: "momentum.5.linear.bias".into(),
-            shape: vec![1],
-            data: TensorData::F32(vec![0.0]),
-        });
-        let mut fresh = build(backend, &net, 3, 1);
-        assert_ne!(export(&mut fresh), export(&mut trained));
-        fresh
-            .program
-            .import(fresh.backend.as_mut(), &state)
-            .expect("import");
-        assert_eq!(export(&mut fresh), export(&mut trained));
-    }
-}
-
-#[test]
-fn tensors_that_do_not_fit_are_refused_and_change_nothing() {
-    let mut device = build(devices::cpu(), &model(NET, Norm::Batch), 2, 1);
-    let state = export(&mut device);
-    let mut refused = |change: &dyn Fn(&mut Vec<NamedTensor>)| {
-        let mut tensors = state.clone();
-        // A change that would show, if the import were not refused as a whole.
-        tensors[0].data = TensorData::F32(vec![9.0; floats(&state[0]).len()]);
-        change(&mut tensors);
-        let error = device
-            .program
-            .import(device.backend.as_mut(), &tensors)
-            .expect_err("refused");
-        assert_eq!(export(&mut device), state, "{error}");
-        error
-    };
-    let missing = refused(&|tensors| drop(tensors.remove(2)));
-    assert_eq!(missing.to_string(), "tensor 1.batch-norm.bias is missing");
-    let unknown = refused(&|tensors| {
-        tensors.push(NamedTensor {
-            name: "9.linear.bias".into(),
-            ..tensors[0].clone()
-        })
-    });
-    assert!(
-        matches!(&unknown, ImportError::Unknown { name } if name == "9.linear.bias"),
-        "{unknown}"
-    );
-    let shape = refused(&|tensors| tensors[1].shape = vec![2, 2]);
-    assert_eq!(
-        shape.to_string(),
-        "tensor 1.batch-norm.weight has shape [2, 2] (f32), the model's has [4] (f32)"
-    );
-    let dtype = refused(&|tensors| tensors[5].data = TensorData::F32(vec![0.0]));
-    assert_eq!(
-        dtype.to_string(),
-        "tensor 1.batch-norm.num_batches_tracked has shape [] (f32), the model's has [] (i64)"
-    );
-}
-
-#[test]
 fn a_smaller_batch_computes_what_a_program_for_it_computes() {
     for norm in [
         Norm::Batch,
@@ -428,109 +361,4 @@ fn memory_is_what_the_model_says() {
     assert_eq!(of(Category::Optimizer), facts.parameter_bytes);
     assert_eq!(of(Category::Buffers), facts.buffer_bytes);
     assert!(of(Category::Activations) >= 3 * 4 * facts.activations);
-}
-
-#[test]
-fn an_optimizers_state_is_exported_by_name_and_imported() {
-    let net = model(NET, Norm::Batch);
-    let mut device = build(devices::cpu(), &net, 2, 1);
-    let mut sgd =
-        Optimizer::new(device.backend.as_mut(), &device.program, MOMENTUM).expect("enough memory");
-    device
-        .state
-        .set_learning_rate(device.backend.as_mut(), 0.1)
-        .expect("upload");
-    pass(&mut device, &[2]);
-    sgd.step(device.backend.as_mut(), device.state)
-        .expect("step");
-    let state = sgd
-        .export(device.backend.as_mut(), &device.program)
-        .expect("export");
-    assert_eq!(state[0].name, "momentum.0.conv2d.weight");
-    assert!(floats(&state[0]).iter().any(|v| *v != 0.0));
-    let mut other = build(devices::deferred(), &net, 2, 1);
-    let fresh =
-        Optimizer::new(other.backend.as_mut(), &other.program, MOMENTUM).expect("enough memory");
-    fresh
-        .import(other.backend.as_mut(), &other.program, &state)
-        .expect("import");
-    assert_eq!(
-        fresh
-            .export(other.backend.as_mut(), &other.program)
-            .expect("export"),
-        state
-    );
-    let error = fresh
-        .import(other.backend.as_mut(), &other.program, &state[1..])
-        .expect_err("refused");
-    assert_eq!(
-        error.to_string(),
-        "tensor momentum.0.conv2d.weight is missing"
-    );
-}
-
-const DROPOUT: &str = r#"["relu",{"dropout":{"p":0.25}}]"#;
-
-/// Dropout of ones: the mask, scaled.
-fn mask(device: &mut Device, step: i32, offset: i32, batch: usize) -> Vec<f32> {
-    let shape = device.program.input_shape();
-    device
-        .state
-        .set_counters(device.backend.as_mut(), step, offset)
-        .expect("upload");
-    device.write(
-        device.program.input(),
-        shape,
-        &vec![1.0; shape.elements() * batch],
-    );
-    device.forward(Mode::Train, &[batch]);
-    device.read(device.program.output(), shape, batch)
-}
-
-#[test]
-fn a_dropout_mask_belongs_to_the_sample_wherever_it_is_computed() {
-    let net = model(DROPOUT, Norm::None);
-    let mut whole = build(devices::cpu(), &net, 64, 1);
-    let expected = mask(&mut whole, 3, 0, 64);
-    let sample = expected.len() / 64;
-    for backend in devices::all() {
-        let mut part = build(backend, &net, 7, 1);
-        let found = mask(&mut part, 3, 40, 7);
-        assert_eq!(found, expected[40 * sample..47 * sample]);
-    }
-    assert_ne!(
-        mask(&mut whole, 4, 0, 64),
-        expected,
-        "another step, another mask"
-    );
-    assert_eq!(mask(&mut whole, 3, 0, 64), expected);
-    let zeros = expected.iter().filter(|v| **v == 0.0).count() as f64 / expected.len() as f64;
-    // 3072 elements: the standard error of the rate is 0.008.
-    assert!((zeros - 0.25).abs() < 0.04, "{zeros} were dropped");
-    assert!(expected.iter().all(|v| *v == 0.0 || *v == 1.0 / 0.75));
-}
-
-#[test]
-fn two_dropouts_draw_different_masks() {
-    let net = model(
-        r#"[{"dropout":{"p":0.5}},{"dropout":{"p":0.5}}]"#,
-        Norm::None,
-    );
-    let mut device = build(devices::cpu(), &net, 32, 1);
-    let found = mask(&mut device, 0, 0, 32);
-    // With the same mask twice half of the elements would be left, and none of them dropped by the second alone.
-    let kept = found.iter().filter(|v| **v != 0.0).count() as f64 / found.len() as f64;
-    assert!((kept - 0.25).abs() < 0.05, "{kept} were kept");
-}
-
-#[test]
-fn a_dropout_of_everything_gives_zeros_and_of_nothing_the_input() {
-    for (p, expected) in [("1.0", 0.0), ("0.0", 1.0)] {
-        let net = model(&format!(r#"[{{"dropout":{{"p":{p}}}}}]"#), Norm::None);
-        let mut device = build(devices::cpu(), &net, 2, 1);
-        assert!(
-            mask(&mut device, 0, 0, 2).iter().all(|v| *v == expected),
-            "p = {p}"
-        );
-    }
 }
