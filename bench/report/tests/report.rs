@@ -4,7 +4,10 @@ mod fixtures;
 use std::fs;
 
 use fixtures::{SMALL, Way, rendered, table, trial, way, write};
-use syncmark_record::{Outcome, RunFolder, rows::TrialRow};
+use syncmark_record::{
+    Outcome, RunFolder,
+    rows::{RepeatRow, TrialRow},
+};
 use syncmark_report::{ReportError, html::html, markdown::markdown, render, summarise};
 
 #[test]
@@ -192,6 +195,45 @@ fn a_failed_trial_shows_no_figures_but_is_listed_with_its_reason() {
         throughput.caption.contains("Not shown: dp ×2 (rank-failed"),
         "{}",
         throughput.caption
+    );
+}
+
+#[test]
+fn repeats_that_did_not_pass_stand_together_by_trial_and_outcome() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = write(dir.path(), &SMALL, 8);
+    let mut repeats: Vec<RepeatRow> = folder.read().unwrap();
+    let trial = repeats[0].trial.clone();
+    for (repeat, outcome, reason) in [
+        (1, Outcome::Unsteady, "3 % longer"),
+        (2, Outcome::Timeout, "600 s"),
+        (5, Outcome::Unsteady, "9 % longer"),
+    ] {
+        let row = repeats
+            .iter_mut()
+            .find(|row| row.trial == trial && row.repeat == repeat)
+            .unwrap();
+        (row.outcome, row.reason) = (outcome, Some(reason.into()));
+    }
+    let mut written = csv::Writer::from_writer(Vec::new());
+    repeats
+        .iter()
+        .for_each(|row| written.serialize(row).unwrap());
+    folder
+        .replace("repeats.csv", &written.into_inner().unwrap())
+        .unwrap();
+    let rendered = render(dir.path()).unwrap();
+    let rows: Vec<&[String]> = table(&rendered, "reason")
+        .rows
+        .iter()
+        .map(|row| &row[2..])
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            ["unsteady", "1, 5", "3 % longer"],
+            ["timeout", "2", "600 s"]
+        ]
     );
 }
 

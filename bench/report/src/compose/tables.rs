@@ -1,7 +1,10 @@
 //! The tables of a report.
 //!
 //! Contract: an empty measurement is a dash, never a zero, and a trial without figures has its outcome in their place.
-use syncmark_record::rows::TrialRow;
+use syncmark_record::{
+    Outcome,
+    rows::{RepeatRow, TrialRow},
+};
 
 use crate::{
     analyse::warnings,
@@ -262,40 +265,49 @@ pub(super) fn trials_section(data: &RunData, shared: &[&str]) -> Vec<Block> {
             },
         ]);
     }
-    let failed: Vec<String> = failed_repeats(data);
     let mut blocks = vec![Block::heading(1, "Trials"), Block::Table(table)];
-    if !failed.is_empty() {
-        blocks.push(Block::paragraph("Repeats that did not pass:"));
-        blocks.push(Block::List {
-            ordered: false,
-            items: failed,
-        });
+    let failed = failed_repeats(data);
+    if !failed.rows.is_empty() {
+        blocks.push(Block::Table(failed));
     }
     blocks
 }
 
-fn failed_repeats(data: &RunData) -> Vec<String> {
-    let label = |id: &str| {
-        data.trials
-            .iter()
-            .find(|t| t.trial == id)
-            .map_or_else(|| id.to_string(), name)
-    };
-    data.repeats
-        .iter()
-        .filter(|repeat| repeat.outcome != syncmark_record::Outcome::Passed)
-        .map(|repeat| {
-            let reason = repeat
-                .reason
-                .as_deref()
-                .map(|r| format!(": {r}"))
-                .unwrap_or_default();
-            format!(
-                "{}, repeat {}: {}{reason}",
-                label(&repeat.trial),
-                repeat.repeat,
-                outcome_name(repeat.outcome)
-            )
-        })
-        .collect()
+/// Repeats that did not pass, one row for all of a trial with the same outcome: the reason is the first one's, which differs
+/// from the others' in its figures.
+fn failed_repeats(data: &RunData) -> Table {
+    let mut table = Table::new(
+        "Repeats that did not pass. The reason is the first one's; repeats.csv has that of each.",
+        &[
+            ("id", Left),
+            ("trial", Left),
+            ("outcome", Left),
+            ("repeats", Left),
+            ("reason", Left),
+        ],
+    );
+    for trial in &data.trials {
+        let mut outcomes: Vec<(Outcome, Vec<&RepeatRow>)> = Vec::new();
+        let own = data.repeats.iter().filter(|row| row.trial == trial.trial);
+        for repeat in own.filter(|row| row.outcome != Outcome::Passed) {
+            match outcomes
+                .iter_mut()
+                .find(|(outcome, _)| *outcome == repeat.outcome)
+            {
+                Some((_, repeats)) => repeats.push(repeat),
+                None => outcomes.push((repeat.outcome, vec![repeat])),
+            }
+        }
+        for (outcome, repeats) in outcomes {
+            let numbers: Vec<String> = repeats.iter().map(|row| row.repeat.to_string()).collect();
+            table.push(vec![
+                trial.trial.clone(),
+                name(trial),
+                outcome_name(outcome).to_string(),
+                numbers.join(", "),
+                repeats[0].reason.clone().unwrap_or_else(|| "–".into()),
+            ]);
+        }
+    }
+    table
 }
