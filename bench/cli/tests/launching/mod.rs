@@ -150,6 +150,8 @@ impl Agents {
                 .arg(&out)
                 .args(arguments)
                 .env(name, value)
+                // What a killed agent leaves behind goes with the test's own files.
+                .env("TMPDIR", files.path())
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());
