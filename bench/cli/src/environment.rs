@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use syncmark_engine::backend::cpu::instructions;
 use syncmark_record::environment::machine::Build;
 use syncmark_record::environment::{Environment, FORMAT_VERSION};
 
@@ -148,6 +149,9 @@ pub fn describe(root: &Root, variables: impl IntoIterator<Item = (String, String
         cpu_model: cores::model(root).unwrap_or_else(unknown),
         logical_cores: cores::online(root).len() as u32,
         simd_features: cores::simd_features(),
+        kernel_instructions: instructions::from_environment()
+            .ok()
+            .map(|set| set.name().to_owned()),
         memory_bytes: memory_bytes(root, "MemTotal").unwrap_or(0),
         machine: machine::machine(root, &affinity),
         governor: affinity

@@ -29,6 +29,20 @@ fn a_plan_goes_to_stdout_and_nothing_to_stderr() {
 }
 
 #[test]
+fn instructions_that_are_none_are_refused_before_anything_runs() {
+    let output = Command::new(env!("CARGO_BIN_EXE_syncmark"))
+        .args(["run", "quickstart"])
+        .env("SYNCMARK_CPU_INSTRUCTIONS", "sse9")
+        .output()
+        .expect("the binary starts");
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        stderr(&output),
+        "error: SYNCMARK_CPU_INSTRUCTIONS is \"sse9\": write one of avx512, avx2, portable, or unset it for the widest that this processor has\n"
+    );
+}
+
+#[test]
 fn several_scenarios_are_planned_in_their_order() {
     let text = stdout(&syncmark(&["plan", "quickstart", "dp-vs-ddp-smoke"]));
     let positions = [text.find("quickstart: "), text.find("dp-vs-ddp-smoke: ")];

@@ -46,9 +46,9 @@ pub struct Window {
 }
 
 impl Window {
-    /// f32 elements of workspace that a convolution kernel may use: one sample's im2row matrix and its gradient.
+    /// f32 elements of workspace that a convolution kernel may use.
     pub fn workspace(&self) -> usize {
-        2 * self.out_h * self.out_w * self.kernel * self.kernel * self.c
+        crate::backend::cpu::conv::workspace(self)
     }
 }
 

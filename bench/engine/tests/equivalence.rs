@@ -1,5 +1,6 @@
 //! The equivalences that must hold before any timing counts: one device, DataParallel and DistributedDataParallel
 //! make the same steps, for 2, 3 and 4 devices, even and uneven chunks, every norm, with dropout, on both backends.
+mod instructions;
 mod trials;
 
 use syncmark_engine::model::spec::Norm;
@@ -268,4 +269,9 @@ fn without_synchronization_dp_copies_nothing_and_goes_on() {
         strategy.restore().unwrap();
         assert!(strategy.export().unwrap() == before.end);
     }
+}
+
+#[test]
+fn all_of_this_holds_with_other_instructions() {
+    instructions::run_again_without("with_other_instructions");
 }

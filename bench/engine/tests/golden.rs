@@ -6,6 +6,7 @@ mod devices;
 mod fixture;
 #[path = "golden/imagenet.rs"]
 mod imagenet;
+mod instructions;
 #[path = "golden/inventory.rs"]
 mod inventory;
 #[path = "golden/layer.rs"]
@@ -18,3 +19,8 @@ mod sync;
 mod training;
 #[path = "golden/values.rs"]
 mod values;
+
+#[test]
+fn all_of_this_holds_with_other_instructions() {
+    instructions::run_again_without("with_other_instructions");
+}

@@ -48,6 +48,9 @@ pub struct Environment {
     pub affinity: Vec<u32>,
     /// Vector instruction sets that the kernels can choose from.
     pub simd_features: Vec<String>,
+    /// Those that the CPU's kernels run with: `avx512`, `avx2` or `portable`.
+    #[serde(default)]
+    pub kernel_instructions: Option<String>,
     /// Memory of the machine in bytes.
     pub memory_bytes: u64,
     /// What else the machine tells of itself.
@@ -120,6 +123,7 @@ pub(crate) fn sample() -> Environment {
         logical_cores: 4,
         affinity: vec![0, 2],
         simd_features: vec!["avx2".into()],
+        kernel_instructions: Some("avx2".into()),
         memory_bytes: 8 << 30,
         machine: Machine {
             turbo: Some(false),

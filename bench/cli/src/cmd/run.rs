@@ -5,6 +5,7 @@
 //! The story of the measuring itself is [`crate::run::conductor`]. Exit statuses are those of `syncmark run --help`.
 use std::path::{Path, PathBuf};
 
+use syncmark_engine::backend::cpu::instructions;
 use syncmark_record::rows::TrialRow;
 use syncmark_record::{FolderError, RunFolder};
 use syncmark_report::answer::answer;
@@ -76,6 +77,7 @@ pub fn runnable_plans(args: &ScenarioArgs) -> Result<Vec<Plan>> {
 /// Exit status 4 with what is missing.
 fn check_runnable(plan: &Plan) -> Result<()> {
     plan.require_backend()?;
+    instructions::from_environment().map_err(CliError::usage)?;
     for (set, path) in plan
         .trials
         .iter()

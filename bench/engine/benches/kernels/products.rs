@@ -96,6 +96,9 @@ pub fn convolution(criterion: &mut Criterion) {
         (64, 32, 32, 16, 3, 1),
         (64, 64, 64, 8, 3, 1),
         (8, 3, 64, 224, 7, 2),
+        (8, 64, 128, 56, 3, 2),
+        (8, 64, 256, 56, 1, 1),
+        (8, 512, 512, 7, 3, 1),
     ] {
         let padding = kernel / 2;
         let out = (side + 2 * padding - kernel) / stride + 1;
@@ -157,7 +160,8 @@ pub fn convolution(criterion: &mut Criterion) {
                 },
             ),
         ] {
-            let id = BenchmarkId::new(format!("{batch}x{c},{side},{kernel}x{kernel}"), name);
+            let shape = format!("{batch}x{c}-{out_c},{side},{kernel}x{kernel}");
+            let id = BenchmarkId::new(shape, name);
             group.bench_function(id, |bencher| device.time(bencher, &[call]));
         }
     }

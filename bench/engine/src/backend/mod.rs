@@ -86,6 +86,9 @@ pub enum BackendError {
     /// A collective or link on one of the streams failed.
     #[error("{0}")]
     Communication(String),
+    /// The environment asks for vector instructions that do not exist or that this processor lacks.
+    #[error("{0}")]
+    Instructions(String),
     /// Batch statistics of one element per channel, which has no variance.
     #[error(
         "{layer}: chunk {chunk} has {samples} sample and one element per channel, which has no variance: use at least 2 samples"

@@ -5,6 +5,8 @@
 mod compression;
 mod device;
 mod elementwise;
+#[path = "../instructions/mod.rs"]
+mod instructions;
 mod loss;
 mod norms;
 mod optimizers;
@@ -12,3 +14,8 @@ mod pooling;
 mod products;
 mod rms;
 mod streams;
+
+#[test]
+fn all_of_this_holds_with_other_instructions() {
+    instructions::run_again_without("with_other_instructions");
+}

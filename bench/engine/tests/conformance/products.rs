@@ -163,9 +163,20 @@ fn convolution() {
             (window([14, 13, 3], 6, 7, 2, 3), 2),
             (window([4, 4, 2], 3, 2, 2, 0), 3),
             (window([3, 3, 2], 3, 5, 1, 2), 3),
-            // Patches of one sample that a backend cuts into strips of output rows.
-            (window([31, 90, 12], 3, 3, 1, 1), 2),
+            (window([10, 9, 2], 3, 4, 3, 2), 2),
+            (window([6, 5, 4], 5, 3, 3, 0), 3),
+            (window([4, 3, 4], 5, 1, 3, 0), 2),
+            // Fewer pixels than taps, and padding that no tap leaves.
             (window([2, 2, 3], 2, 1, 1, 1), 2),
+            (window([2, 3, 3], 4, 5, 1, 4), 2),
+            (window([1, 1, 4], 4, 3, 1, 1), 2),
+            // Samples that a backend cuts into strips of rows: of the input, of the output.
+            (window([31, 90, 12], 3, 3, 1, 1), 2),
+            (window([33, 40, 65], 17, 3, 1, 1), 1),
+            (window([40, 41, 9], 66, 3, 1, 1), 1),
+            // Several samples in a strip, and channels that fill several registers and a part of one.
+            (window([9, 9, 40], 33, 3, 1, 1), 7),
+            (window([3, 4, 100], 70, 1, 1, 0), 5),
         ] {
             let what = format!("{window:?} × {batch}");
             let x = device.random(batch * window.h * window.w * window.c);

@@ -82,6 +82,7 @@ fn processor(e: &Environment) -> Vec<Row> {
             "vector instructions",
             (!e.simd_features.is_empty()).then(|| e.simd_features.join(", ")),
         ),
+        ("kernels run with", e.kernel_instructions.clone()),
         ("CPU limit", Some(limit)),
         (
             "cores of the control group",

@@ -34,13 +34,13 @@ macro_rules! widest {
                 fn avx2($($argument: $type),*) {
                     body($($argument),*);
                 }
-                if $crate::backend::cpu::columns::has_avx512() {
-                    // SAFETY: the features were just found.
-                    return unsafe { avx512($($argument),*) };
-                }
-                if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-                    // SAFETY: the features were just found.
-                    return unsafe { avx2($($argument),*) };
+                use $crate::backend::cpu::instructions::{Instructions, instructions};
+                match instructions() {
+                    // SAFETY: `instructions` are those of this machine.
+                    Instructions::Avx512 => return unsafe { avx512($($argument),*) },
+                    // SAFETY: as above.
+                    Instructions::Avx2 => return unsafe { avx2($($argument),*) },
+                    Instructions::Portable => {}
                 }
             }
             body($($argument),*);
@@ -48,14 +48,6 @@ macro_rules! widest {
     };
 }
 pub(super) use widest;
-
-/// Whether the AVX-512 copy of a function may run.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-pub(super) fn has_avx512() -> bool {
-    use std::is_x86_feature_detected as has;
-    has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") && has!("fma")
-}
 
 /// Some neighbouring columns of a row-major matrix.
 #[derive(Clone, Copy, Debug)]

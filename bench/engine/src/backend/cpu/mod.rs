@@ -8,12 +8,13 @@ mod average_pool;
 mod batch_norm;
 mod columns;
 mod compression;
-mod conv;
+pub(crate) mod conv;
 mod dropout;
 mod elementwise;
 mod gelu;
 mod group_norm;
 mod group_runs;
+pub mod instructions;
 mod launch;
 mod loss;
 mod matmul;
@@ -22,6 +23,7 @@ pub(crate) mod memory;
 mod narrow;
 mod optimizer;
 mod pool;
+mod register;
 mod rms_norm;
 pub(crate) mod stream;
 pub(crate) mod worker;
@@ -162,8 +164,10 @@ impl CpuBackend {
     /// Starts the device's progress thread. The compute stream is whichever thread calls.
     ///
     /// # Errors
-    /// [`BackendError::Thread`] when the thread cannot be started or pinned.
+    /// [`BackendError::Thread`] when the thread cannot be started or pinned, [`BackendError::Instructions`] when the environment
+    /// asks for instructions that cannot be had.
     pub fn new(device: CpuDevice) -> Result<Self> {
+        instructions::from_environment().map_err(BackendError::Instructions)?;
         let allocator = Allocator::new(device.memory_limit);
         let settings = WorkerSettings {
             name: "communication",

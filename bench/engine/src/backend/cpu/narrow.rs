@@ -9,7 +9,7 @@ use std::arch::x86_64::{
     _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
 };
 
-use crate::backend::cpu::columns::has_avx512;
+use crate::backend::cpu::instructions::{Instructions, instructions};
 use crate::backend::cpu::matmul::Product;
 use crate::kernel::Write;
 
@@ -24,7 +24,9 @@ const DEPTH: usize = 256;
 
 /// Whether a product is narrow, and this machine has the instructions for it.
 pub(super) fn applies(product: Product) -> bool {
-    (FEWEST..=LANES).contains(&product.n) && !product.transpose_a && has_avx512()
+    (FEWEST..=LANES).contains(&product.n)
+        && !product.transpose_a
+        && instructions() == Instructions::Avx512
 }
 
 /// c (+)= a·op(b), for a product that [`applies`] accepted.

@@ -64,19 +64,23 @@ pub(super) fn simd(facts: &Facts) -> Finding {
     } else {
         features.join(" ")
     };
-    let (level, meaning) = if has("avx512f") {
-        (Level::Ok, "matrix products use AVX-512")
-    } else if has("avx2") && has("fma") {
-        (Level::Ok, "matrix products use AVX2 with FMA")
-    } else if has("neon") {
-        (Level::Ok, "matrix products use NEON")
-    } else {
-        (
+    let (level, meaning) = match facts.environment.kernel_instructions.as_deref() {
+        Some("avx512") => (Level::Ok, "kernels use AVX-512"),
+        Some("avx2") => (Level::Ok, "kernels use AVX2 with FMA"),
+        _ if has("neon") => (Level::Ok, "kernels use NEON"),
+        Some(_) => (
             Level::Warning,
-            "kernels run without vectors: compute takes several times longer and hides communication",
-        )
+            "kernels use only what every processor of the target has: compute takes several times longer and hides communication",
+        ),
+        None => (
+            Level::No,
+            "SYNCMARK_CPU_INSTRUCTIONS names instructions that are not there, so nothing runs: unset it",
+        ),
     };
-    Finding::new(level, "SIMD", found, meaning)
+    Finding {
+        needed_by_all: level == Level::No,
+        ..Finding::new(level, "SIMD", found, meaning)
+    }
 }
 
 pub(super) fn cuda(facts: &Facts) -> Finding {

@@ -16,6 +16,7 @@ fn quiet() -> Facts {
     environment.affinity = (0..8).collect();
     environment.memory_bytes = 64 << 30;
     environment.simd_features = ["avx2", "fma", "avx512f"].map(String::from).to_vec();
+    environment.kernel_instructions = Some("avx512".into());
     environment.load_average = Some([0.1, 0.1, 0.1]);
     Facts {
         environment,
@@ -97,23 +98,26 @@ fn devices_are_counted_by_cores_limits_and_siblings() {
 
 #[test]
 fn the_vector_path_is_named() {
-    let simd = |features: &[&str]| {
+    let simd = |features: &[&str], kernels: Option<&str>| {
         let features = features.iter().map(|name| name.to_string()).collect();
-        found("SIMD", |facts| facts.environment.simd_features = features)
+        found("SIMD", |facts| {
+            facts.environment.simd_features = features;
+            facts.environment.kernel_instructions = kernels.map(String::from);
+        })
     };
-    assert!(
-        simd(&["avx2", "fma", "avx512f"])
-            .meaning
-            .contains("AVX-512")
-    );
-    assert!(simd(&["avx2", "fma"]).meaning.contains("AVX2"));
-    assert!(simd(&["neon"]).meaning.contains("NEON"));
+    let widest = simd(&["avx2", "fma", "avx512f"], Some("avx512"));
+    assert!(widest.meaning.contains("AVX-512"));
+    let asked_for = simd(&["avx2", "fma", "avx512f"], Some("avx2"));
+    assert!(asked_for.meaning.contains("AVX2"));
+    let arm = simd(&["neon"], Some("portable"));
+    assert_eq!((arm.level, arm.meaning.contains("NEON")), (Level::Ok, true));
+    assert_eq!(simd(&["avx2"], Some("portable")).level, Level::Warning);
+    assert_eq!(simd(&[], Some("portable")).level, Level::Warning);
+    let impossible = simd(&["avx2", "fma"], None);
     assert_eq!(
-        simd(&["avx2"]).level,
-        Level::Warning,
-        "AVX2 without FMA has no kernel"
+        (impossible.level, impossible.needed_by_all),
+        (Level::No, true)
     );
-    assert_eq!(simd(&[]).level, Level::Warning);
 }
 
 #[test]
