@@ -14,10 +14,10 @@ use crate::kernel::Window;
 
 /// Pixels that a strip should have: so many products hide the load and store of a tile's sums.
 const PIXELS: usize = 192;
-/// Elements from one input pixel to the next from which on pixels are gathered: 256 bytes.
+/// Elements from one input pixel to the next from which on pixels are gathered.
 const FAR: usize = 64;
 /// Tiles that have to read an output gradient for it to be gathered.
-const OFTEN: usize = 8;
+const OFTEN: usize = 4;
 /// The widest tile.
 const MOST_WIDTH: usize = 3 * MOST_LANES;
 
@@ -253,9 +253,11 @@ fn run<R: Register, const N: usize>(
                                 }
                             }
                         }
+                        // Without gaps between rows a sample is one long row.
                         shape.x_pixel = whole;
-                        shape.x_row = out_w * whole;
-                        shape.x_sample = shape.rows * shape.x_row;
+                        shape.columns *= shape.rows;
+                        shape.rows = 1;
+                        shape.x_sample = shape.columns * whole;
                         x = near;
                     }
                     for tile in tiles(out_c, most) {
