@@ -68,6 +68,9 @@ fn compressed_trials_pass_their_gates_count_what_is_predicted_and_say_what_they_
     }
 }
 
+/// Steps of the warm-up that the scenario asks for, and the lead-in.
+const FIRST_CHECKED: u64 = 5 + 3;
+
 fn check(trial: &TrialRow, comm: &[CommRow], rows: &[CompressionRow]) {
     let label = &trial.label;
     let reduced = comm
@@ -93,6 +96,12 @@ fn check(trial: &TrialRow, comm: &[CommRow], rows: &[CompressionRow]) {
         _ => (5, 0.05..2.0, 0.01..0.3),
     };
     assert_eq!(rows.len(), count, "{label}");
+    // However long the warm-up took.
+    let steps: Vec<u64> = rows.iter().map(|row| row.step).collect();
+    assert!(
+        steps.iter().copied().eq(FIRST_CHECKED..FIRST_CHECKED + 5),
+        "{label}: {steps:?}"
+    );
     for row in rows {
         let share = row.sent_bytes as f64 / row.uncompressed_bytes as f64;
         assert!(shares.contains(&share), "{label}: {row:?}");

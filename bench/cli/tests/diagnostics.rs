@@ -45,6 +45,15 @@ fn collectives(options: &str) -> String {
     message(&text, &[], &[])
 }
 
+fn collectives_with(section: &str, overrides: &[&str]) -> String {
+    let head = "name = \"test\"\nquestion = \"How fast?\"\nkind = \"collectives\"\n";
+    message(
+        &format!("{head}[parallel]\ndevices = 2\n{section}"),
+        overrides,
+        &[],
+    )
+}
+
 fn set(argument: &str) -> String {
     message(GOOD, &[argument], &[])
 }
@@ -212,6 +221,20 @@ cases! {
     filter_without_a_value: message(GOOD, &[], &["parallel.devices"]);
     filter_by_an_unknown_key: message(GOOD, &[], &["parallel.device=2"]);
     filter_that_leaves_nothing: message(GOOD, &[], &["parallel.devices=3"]);
+    last_part_of_a_key: message(GOOD, &[], &["strategy=ddp"]);
+    optimizer_beside_that_of_the_file: message(
+        &GOOD.replace("devices = 2", "devices = 2\n[train]\noptimizer = { sgd = { learning_rate = 0.1 } }"),
+        &["train.optimizer.adamw.learning_rate=0.1"],
+        &[],
+    );
+    data_of_collectives: collectives_with("[data]\nsource = \"digits\"\nbatch_size = 8\n", &[]);
+    data_of_collectives_set: collectives_with("", &["data.batch_size=8"]);
+    baseline_that_is_set_wrong: message(
+        &format!("{GOOD}[answer]\nfactor = \"parallel.strategy\"\nbaseline = \"ddp\"\nmetric = \"step_ms\"\n"),
+        &["answer.baseline=dpp"],
+        &[],
+    );
+    layer_cost_of_several_devices: replaced("\"train\"", "\"layer-cost\"");
     filter_by_a_key_that_no_trial_uses: message(GOOD, &[], &["parallel.dp_loss=gathered"]);
 }
 

@@ -274,7 +274,7 @@ fn a_disk_that_fills_up_stops_the_run_and_keeps_what_was_written() {
 }
 
 #[test]
-fn a_run_without_faults_passes_in_silence() {
+fn a_run_without_faults_passes_and_complains_of_nothing() {
     let _turn = TURN.lock();
     let Ended {
         status,
@@ -283,7 +283,12 @@ fn a_run_without_faults_passes_in_silence() {
         folder,
         kept: _kept,
     } = Run::start(&scenario(1, "200ms", "60s"), &[]).finish();
-    assert_eq!((status, stderr.as_str()), (Some(0), ""), "{stdout}");
+    assert_eq!(status, Some(0), "{stdout}{stderr}");
+    let progress = |line: &str| line.contains('/') && line.ends_with(" left");
+    assert!(
+        stderr.lines().count() == 1 && stderr.lines().all(progress),
+        "a log gets a line a minute, and the first at once: {stderr}"
+    );
     assert!(
         stdout.contains(&folder.path().display().to_string()),
         "{stdout}"

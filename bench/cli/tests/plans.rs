@@ -46,6 +46,29 @@ fn dp_vs_ddp_smoke() {
     insta::assert_snapshot!(describe(&shipped("dp-vs-ddp-smoke", &[], &[])));
 }
 
+/// A run of one variant alone is no mistake, but its reader must know why nothing is compared.
+#[test]
+fn a_baseline_that_is_filtered_or_set_away_is_noted_in_every_trial() {
+    let wanted = "leaves no trial with `variant` = ddp-processes";
+    let filtered = shipped("quickstart", &[], &["variant=dp"]);
+    assert!(
+        filtered
+            .trials
+            .iter()
+            .all(|trial| trial.notes.iter().any(|note| note.contains(wanted))),
+        "{:?}",
+        filtered.trials[0].notes
+    );
+    let kept = shipped("quickstart", &[], &["variant=dp", "variant=ddp-processes"]);
+    assert!(!describe(&kept).contains("so nothing"));
+    let set = shipped(
+        "bucket-size",
+        &["sweep.\"parallel.bucket_cap\"=[\"1MiB\", \"2MiB\"]"],
+        &[],
+    );
+    assert!(describe(&set).contains("so nothing can be compared with it; values in this plan:"));
+}
+
 const DIGITS: &str = "name = \"t\"\nquestion = \"?\"\nkind = \"train\"\n[model]\npreset = \"convnet\"\n[data]\nsource = \"digits\"\nbatch_size = 8\n";
 
 #[test]

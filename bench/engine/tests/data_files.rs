@@ -99,33 +99,33 @@ fn damaged_idx_files_are_refused_with_what_is_wrong() {
     let cut = with(images[..images.len() - 5].to_vec(), labels.clone());
     assert_eq!(
         cut,
-        "DIR/train-images-idx3-ubyte holds 3131 bytes after the header, which says 3136"
+        "DIR/train-images-idx3-ubyte holds 3131 bytes after the header, which says 3136; get the file again"
     );
     let longer = with([images.clone(), vec![0; 9]].concat(), labels.clone());
     assert_eq!(
         longer,
-        "DIR/train-images-idx3-ubyte holds 3137 bytes after the header, which says 3136"
+        "DIR/train-images-idx3-ubyte holds 3137 bytes after the header, which says 3136; get the file again"
     );
     let magic = with(labels.clone(), labels.clone());
     assert_eq!(
         magic,
         "DIR/train-images-idx3-ubyte begins with [00, 00, 08, 01], not with [00, 00, 08, 03]: \
-         no IDX file of unsigned bytes with 3 dimensions"
+         no IDX file of unsigned bytes with 3 dimensions; get the file again"
     );
     let digits = with(idx(&[4, 8, 8], &[0; 256]), labels.clone());
     assert_eq!(
         digits,
-        "DIR/train-images-idx3-ubyte has dimensions [4, 8, 8], expected [any, 28, 28]"
+        "DIR/train-images-idx3-ubyte has dimensions [4, 8, 8], expected [any, 28, 28]; get the file again"
     );
     let huge = with(idx(&[u32::MAX, 28, 28], &[1, 2, 3]), labels.clone());
     assert_eq!(
         huge,
-        "DIR/train-images-idx3-ubyte claims [4294967295, 28, 28] bytes, more than any such file holds"
+        "DIR/train-images-idx3-ubyte claims [4294967295, 28, 28] bytes, more than any such file holds; get the file again"
     );
     let eleventh = with(images.clone(), idx(&[4], &[0, 1, 10, 2]));
     assert_eq!(
         eleventh,
-        "DIR/train-labels-idx1-ubyte value 10 at offset 2 is larger than 9"
+        "DIR/train-labels-idx1-ubyte value 10 at offset 2 is larger than 9; get the file again"
     );
     let unpaired = with(images.clone(), idx(&[3], &[0, 1, 2]));
     assert_eq!(
@@ -151,7 +151,7 @@ fn damaged_compressed_files_are_refused() {
     for cut in [packed.len() / 2, packed.len() - 3] {
         assert_eq!(
             with(packed[..cut].to_vec()),
-            "DIR/train-images-idx3-ubyte.gz cannot be decompressed: it is cut off"
+            "DIR/train-images-idx3-ubyte.gz cannot be decompressed: it is cut off; get the file again"
         );
     }
     let mut damaged = packed.clone();
@@ -162,7 +162,7 @@ fn damaged_compressed_files_are_refused() {
     let bomb = gzip(&idx(&[4, 28, 28], &vec![0; 64 << 20]));
     assert_eq!(
         with(bomb),
-        "DIR/train-images-idx3-ubyte.gz holds 3137 bytes after the header, which says 3136"
+        "DIR/train-images-idx3-ubyte.gz holds 3137 bytes after the header, which says 3136; get the file again"
     );
 }
 
@@ -219,12 +219,12 @@ fn damaged_files_of_cifar_10_are_refused_with_what_is_wrong() {
     assert_eq!(
         refused(name, record(1)[..3000].to_vec()),
         "DIR/data_batch_3.bin holds 3000 bytes, which is no whole number of records of 3073 bytes: \
-         cut off, or not the binary version"
+         cut off, or not the binary version; get the file again"
     );
     assert!(refused(name, Vec::new()).contains("holds 0 bytes"));
     assert_eq!(
         refused(name, [record(2), record(10)].concat()),
-        "DIR/data_batch_3.bin has label 10 in record 1, and labels end at 9: not the binary version"
+        "DIR/data_batch_3.bin has label 10 in record 1, and labels end at 9: not the binary version; get the file again"
     );
     assert!(refused(name, gzip(&record(1))).contains("is compressed: extract"));
     let oversized = refused(name, vec![0; 3073 * 100_001]);

@@ -23,10 +23,10 @@ pub fn disturbance(row: &RepeatRow) -> Option<String> {
     let foreign = above(row.foreign_cpu_share, FOREIGN).map(percent);
     let stolen = above(row.steal_share, STOLEN).map(percent);
     let foreign = foreign.map(|share| {
-        format!("other programs used a core of the ranks for {share:.1} % of the window")
+        format!("other programs used a core of the ranks for {share:.1} % of a timed pass")
     });
     let stolen = stolen.map(|share| {
-        format!("the hypervisor took a core of the ranks away for {share:.1} % of the window")
+        format!("the hypervisor took a core of the ranks away for {share:.1} % of a timed pass")
     });
     let reasons: Vec<String> = foreign.into_iter().chain(stolen).collect();
     (!reasons.is_empty()).then(|| reasons.join("; "))

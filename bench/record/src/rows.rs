@@ -90,7 +90,7 @@ pub struct TrialRow {
     pub efficiency_single: Option<f64>,
     pub efficiency_single_low: Option<f64>,
     pub efficiency_single_high: Option<f64>,
-    /// Throughput over that of `independent` on N devices, within blocks.
+    /// Throughput over that of `independent` on N devices, launched alike, within blocks.
     pub efficiency_independent: Option<f64>,
     pub efficiency_independent_low: Option<f64>,
     pub efficiency_independent_high: Option<f64>,
@@ -213,15 +213,17 @@ pub struct RepeatRow {
     pub loss: Option<f64>,
     /// After the window: whether all ranks held bit-equal parameters (DDP), empty where it has no meaning.
     pub parameters_equal: Option<bool>,
-    /// How long the ranks' cores were watched for other load: the window with its barrier. Empty where nobody could watch.
+    /// How long the ranks' cores were watched for other load, in the shorter of the two passes that are: the window with its
+    /// barrier, and the arm without synchronization. Empty where nobody could watch.
     pub watched_ns: Option<u64>,
-    /// CPU time of other programs and of the kernel's own work over `watched_ns`, on the core of the ranks that had most of it.
+    /// CPU time of other programs and of the kernel's own work over `watched_ns`, on the core of the ranks and in the pass
+    /// that had most of it.
     pub foreign_cpu_share: Option<f64>,
-    /// Time that the hypervisor gave to others, on the core that lost most.
+    /// Time that the hypervisor gave to others, on the core and in the pass that lost most.
     pub steal_share: Option<f64>,
     /// Time in which some thread of the machine waited for a core (pressure stall information): the ranks' own are among them.
     pub cpu_pressure_share: Option<f64>,
-    /// How often the ranks' threads were made to give up a core, by each other or by anyone else.
+    /// How often the ranks' threads were made to give up a core, by each other or by anyone else, in both passes.
     pub involuntary_switches: Option<u64>,
 }
 
@@ -459,6 +461,7 @@ pub struct LayerRow {
 pub struct CompressionRow {
     pub trial: String,
     pub repeat: u32,
+    /// Training steps before it.
     pub step: u64,
     /// As in `trials.csv`.
     pub compression: String,

@@ -112,6 +112,7 @@ pub fn summarise(
                 return without_repeats(trial);
             }
             let mut row = without_figures(trial);
+            row.repeats = own.step_ms.len() as u32;
             if trial.outcome.has_figures() {
                 fill_times(&mut row, own);
                 fill_efficiency(&mut row, own, &settled, &blocks);
@@ -160,6 +161,9 @@ fn settle(trial: &TrialRow, repeats: &[RepeatRow]) -> TrialRow {
     } else if finished > 0 {
         row.outcome = of_repeats(own().map(|repeat| repeat.outcome));
         row.reason = None;
+        if is_placeholder(trial) {
+            return row;
+        }
         let text = format!(
             "the run was interrupted: figures are of the {} that finished",
             crate::format::count(finished, "repeat")
@@ -285,9 +289,18 @@ fn fill_efficiency(
     }
 }
 
-/// The trial that efficiency is taken against: `single` on one device, or `independent` on as many devices, of the
+/// How the replicas of a trial run. DP has one process, and so had `independent` before it could be launched otherwise.
+fn launched(row: &TrialRow) -> &str {
+    row.launch.as_deref().unwrap_or("threads")
+}
+
+/// The trial that efficiency is taken against: `single` on one device, or `independent` on as many devices and launched alike, of the
 /// same model, norm, data, backend, optimizer and number of micro-batches, with the same work a device (weak) or the same whole (strong).
-fn reference<'a>(row: &TrialRow, trials: &'a [TrialRow], strategy: &str) -> Option<&'a TrialRow> {
+pub(crate) fn reference<'a>(
+    row: &TrialRow,
+    trials: &'a [TrialRow],
+    strategy: &str,
+) -> Option<&'a TrialRow> {
     // Against another trial of its kind (launched otherwise, scaled otherwise) a reference's ratio would be noise with a name.
     if row.strategy == "single" || row.strategy == strategy {
         return None;
@@ -321,23 +334,27 @@ fn reference<'a>(row: &TrialRow, trials: &'a [TrialRow], strategy: &str) -> Opti
             &row.schedule,
         )
     };
-    let mut matching = trials.iter().filter(same_setting).filter(|other| {
+    let matching = trials.iter().filter(same_setting).filter(|other| {
         other.strategy == strategy
             && other.outcome.has_figures()
             && other.devices == devices
-            && other.trial != row.trial
             && work(other) == work(row)
+            && (strategy == "single" || launched(other) == launched(row))
     });
-    let first = matching.next()?;
-    // Two candidates differ in something that the columns do not show: none is a fair reference, unless one of them
-    // belongs to the same variant.
-    match matching.next() {
-        None => Some(first),
-        Some(second) => [first, second]
-            .into_iter()
-            .chain(matching)
-            .find(|other| other.variant == row.variant),
-    }
+    let candidates: Vec<&TrialRow> = matching.collect();
+    // On one device weak and strong scaling are the same work under two names: the own name is meant.
+    only(&candidates, |other| other.scaling == row.scaling)
+        .or_else(|| only(&candidates, |other| other.variant == row.variant))
+        .or_else(|| only(&candidates, |_| true))
+}
+
+/// The one candidate of this kind. Several differ in something that the columns do not show, so none is a fair reference.
+fn only<'a>(
+    candidates: &[&'a TrialRow],
+    is_meant: impl Fn(&TrialRow) -> bool,
+) -> Option<&'a TrialRow> {
+    let mut meant = candidates.iter().filter(|other| is_meant(other));
+    meant.next().filter(|_| meant.next().is_none()).copied()
 }
 
 /// Bytes sent per step over all ranks. Each repeat has its own number of steps.
@@ -454,11 +471,16 @@ pub fn warnings(trial: &TrialRow) -> Vec<&str> {
     all.iter().copied().filter(|text| !longer(text)).collect()
 }
 
-/// A trial of which only the id is known, because the run ended before `trials.csv` was written.
+/// A trial of which only the id is known, because `trials.csv` is gone.
 pub fn placeholder_trial(id: &str) -> TrialRow {
     TrialRow {
         variant: Some(id.into()),
-        reason: Some("the run ended before the trial's description was written".into()),
+        reason: Some("the trial's description is gone with trials.csv".into()),
         ..TrialRow::unknown(id)
     }
+}
+
+/// Whether a trial is one of those: its settings are not known, and must not be shown as if they were.
+pub fn is_placeholder(trial: &TrialRow) -> bool {
+    trial.kind == "unknown"
 }

@@ -91,7 +91,7 @@ pub struct Comparison<'a> {
     pub trial: &'a TrialRow,
     /// The baseline.
     pub baseline: &'a TrialRow,
-    /// Names of the trial and of the baseline, with the factor's values where the names alone are equal.
+    /// Names of the trial and of the baseline, with the factor's value where the name alone does not tell it.
     pub names: [String; 2],
     /// The trial's metric over the baseline's.
     pub ratio: Estimate,
@@ -109,6 +109,19 @@ impl Comparison<'_> {
             .filter(|trial| trial.outcome == Outcome::Disturbed)
             .map(name)
             .collect()
+    }
+
+    /// Whose windows were unsteady, for a reader of the verdict. Bytes are the same in any window.
+    fn remark(&self, metric: Metric) -> String {
+        let is_unsteady = |trial: &TrialRow| trial.outcome == Outcome::Unsteady;
+        let [trial, baseline] = &self.names;
+        match (is_unsteady(self.trial), is_unsteady(self.baseline)) {
+            _ if metric == Metric::BytesPerStep => String::new(),
+            (false, false) => String::new(),
+            (true, true) => "; both unsteady".into(),
+            (true, false) => format!("; {trial} unsteady"),
+            (false, true) => format!("; {baseline} unsteady"),
+        }
     }
 
     /// The ratio's verdict; `None` where it is withheld. Load does not change how many bytes are sent.
@@ -159,32 +172,57 @@ pub fn answer(data: &RunData) -> Answer<'_> {
     if comparisons.is_empty() {
         return only(nothing_to_compare(data, spec));
     }
-    let asked = asked(&comparisons);
+    let asked = asked(&comparisons, &spec.factor);
     let headline = headline(&asked, &spec.factor);
     let mut sentences = beside;
-    sentences.extend(summary(&asked, spec, metric));
+    sentences.extend(summary(&asked, comparisons.len(), spec, metric));
     for group in headline.chunk_by(|a, b| a.shared == b.shared) {
         let facts: Vec<String> = group.iter().map(|c| fact(c, metric)).collect();
         sentences.push(format!("{}: {}.", group[0].shared, facts.join("; ")));
         sentences.extend(bytes_sentence(group));
     }
-    if headline.len() < comparisons.len() {
-        let crowded = |c: &Comparison<'_>| c.trial.oversubscribed || c.baseline.oversubscribed;
-        let left_out = comparisons.iter().any(crowded) && !asked.iter().any(|c| crowded(c));
-        let apart = if left_out {
-            "; those with oversubscribed trials are left out above"
-        } else {
-            ""
-        };
-        sentences.push(format!(
-            "All {} fair comparisons stand in the section Comparisons{apart}.",
-            comparisons.len()
-        ));
-    }
+    sentences.extend(rest(&comparisons, &asked, headline.len(), &spec.factor));
     Answer {
         sentences,
         comparisons,
     }
+}
+
+/// Where all comparisons stand, and which kinds of them the sentences above leave out.
+fn rest(
+    comparisons: &[Comparison<'_>],
+    asked: &[&Comparison<'_>],
+    shown: usize,
+    factor: &str,
+) -> Option<String> {
+    if shown == comparisons.len() {
+        return None;
+    }
+    let kinds = |c: &Comparison<'_>| {
+        [
+            (is_yardstick(c), "with `single` or `independent`"),
+            (
+                is_alone(c, factor),
+                "on one device (where nothing is exchanged)",
+            ),
+            (is_crowded(c), "with oversubscribed trials"),
+        ]
+    };
+    let of_kind = |c: &Comparison<'_>, index: usize| kinds(c)[index].0;
+    let left_out = (0..3).filter(|&index| {
+        comparisons.iter().any(|c| of_kind(c, index)) && !asked.iter().any(|c| of_kind(c, index))
+    });
+    let left_out: Vec<&str> = left_out
+        .map(|index| kinds(&comparisons[0])[index].1)
+        .collect();
+    let apart = match left_out.as_slice() {
+        [] => String::new(),
+        kinds => format!("; those {} are left out above", kinds.join(" and those ")),
+    };
+    Some(format!(
+        "All {} fair comparisons stand in the section Comparisons{apart}.",
+        comparisons.len()
+    ))
 }
 
 fn nothing_to_compare(data: &RunData, spec: &AnswerSpec) -> String {
@@ -219,13 +257,13 @@ fn compare<'a>(data: &'a RunData, spec: &AnswerSpec, metric: Metric) -> Vec<Comp
                 let mut comparison = Comparison {
                     trial,
                     baseline,
-                    names: names(trial, baseline, &spec.factor),
+                    names: [trial, baseline].map(|t| name_in(data, t, &spec.factor)),
                     ratio,
-                    shared: shared_words(trial, baseline, &spec.factor),
+                    shared: shared_words(trial, baseline, &spec.factor, data),
                     verdict: "no verdict: disturbed".into(),
                 };
                 if comparison.told(metric).is_some() {
-                    comparison.verdict = verdict_words(&ratio, metric);
+                    comparison.verdict = verdict_words(&ratio, metric) + &comparison.remark(metric);
                 }
                 comparisons.push(comparison);
             }
@@ -245,8 +283,9 @@ fn verdict_words(ratio: &Estimate, metric: Metric) -> String {
     }
 }
 
-/// What two compared trials have in common.
-fn shared_words(a: &TrialRow, b: &TrialRow, factor: &str) -> String {
+/// What two compared trials have in common: model, norm, devices and samples, and whatever else differs among the run's
+/// trials.
+fn shared_words(a: &TrialRow, b: &TrialRow, factor: &str, data: &RunData) -> String {
     let mut words = Vec::new();
     if a.model == b.model {
         words.push(a.model.clone());
@@ -262,31 +301,81 @@ fn shared_words(a: &TrialRow, b: &TrialRow, factor: &str) -> String {
         words.push(count(a.devices as usize, "device"));
     }
     if batch_size(a) == batch_size(b) && a.scaling == b.scaling {
-        let per = if a.scaling == "strong" {
-            "in all"
-        } else {
-            "a device"
+        let per = match (a.scaling == "strong", several_micro_batches(a, b)) {
+            (true, false) => "in all",
+            (true, true) => "in all a micro-batch",
+            (false, false) => "a device",
+            (false, true) => "a device and micro-batch",
         };
         words.push(format!("{} samples {per}", batch_size(a)));
     }
     if a.backend == b.backend {
         words.push(a.backend.clone());
     }
+    let names = [name(a), name(b)];
+    let told = |text: &str| names.iter().all(|name| name.contains(text));
+    words.extend(varied(a, b, data).filter(|text| !told(text)));
     words.join(", ")
 }
 
-/// The comparisons that the question is about: not those of `single` and `independent`, which are yardsticks, nor those
-/// on more devices than cores, which show contention; unless there is nothing else.
-fn asked<'a, 'b>(comparisons: &'b [Comparison<'a>]) -> Vec<&'b Comparison<'a>> {
-    let yardstick =
-        |c: &Comparison<'_>| matches!(c.trial.strategy.as_str(), "single" | "independent");
-    let crowded = |c: &Comparison<'_>| c.trial.oversubscribed || c.baseline.oversubscribed;
+fn several_micro_batches(a: &TrialRow, b: &TrialRow) -> bool {
+    [a, b].iter().any(|trial| trial.accumulation > Some(1))
+}
+
+/// Settings that both have alike and that other measured trials have otherwise, in words.
+fn varied<'a>(
+    a: &'a TrialRow,
+    b: &'a TrialRow,
+    data: &'a RunData,
+) -> impl Iterator<Item = String> + 'a {
+    const BESIDES: [&str; 8] = [
+        "data.source",
+        "train.optimizer",
+        "train.schedule",
+        "train.accumulation",
+        "parallel.transport",
+        "parallel.bucket_cap",
+        "parallel.overlap",
+        "parallel.compression",
+    ];
+    BESIDES.into_iter().filter_map(move |key| {
+        let value = |trial: &TrialRow| factor_value(key, Some(trial)).unwrap_or_default();
+        let own = value(a);
+        let other = |trial: &TrialRow| !value(trial).is_empty() && value(trial) != own;
+        let told = !own.is_empty() && own == value(b) && data.measured().any(other);
+        told.then(|| match key {
+            "parallel.transport" => format!("over {own}"),
+            _ => in_words(key, &own),
+        })
+    })
+}
+
+/// `single` and `independent` are yardsticks, not answers.
+fn is_yardstick(c: &Comparison<'_>) -> bool {
+    matches!(c.trial.strategy.as_str(), "single" | "independent")
+}
+
+/// More devices than cores show contention.
+fn is_crowded(c: &Comparison<'_>) -> bool {
+    c.trial.oversubscribed || c.baseline.oversubscribed
+}
+
+/// On one device there is nobody to exchange anything with: what sets exchanges apart cannot show.
+fn is_alone(c: &Comparison<'_>, factor: &str) -> bool {
+    factor.starts_with("parallel.") && c.trial.devices == 1 && c.baseline.devices == 1
+}
+
+/// The comparisons that the question is about, as far as there are any: neither yardsticks, nor pairs on one device, nor
+/// oversubscribed ones.
+fn asked<'a, 'b>(comparisons: &'b [Comparison<'a>], factor: &str) -> Vec<&'b Comparison<'a>> {
     let pick = |keep: &dyn Fn(&Comparison<'_>) -> bool| {
         comparisons.iter().filter(|c| keep(c)).collect::<Vec<_>>()
     };
+    let meant = |c: &Comparison<'_>| !is_yardstick(c) && !is_alone(c, factor);
     let choices = [
-        pick(&|c| !yardstick(c) && !crowded(c)),
-        pick(&|c| !yardstick(c)),
+        pick(&|c| meant(c) && !is_crowded(c)),
+        pick(&meant),
+        pick(&|c| !is_yardstick(c)),
         pick(&|_| true),
     ];
     choices
@@ -309,7 +398,12 @@ fn headline<'a, 'b>(asked: &[&'b Comparison<'a>], factor: &str) -> Vec<&'b Compa
 }
 
 /// How many comparisons went which way.
-fn summary(asked: &[&Comparison<'_>], spec: &AnswerSpec, metric: Metric) -> Option<String> {
+fn summary(
+    asked: &[&Comparison<'_>],
+    comparisons: usize,
+    spec: &AnswerSpec,
+    metric: Metric,
+) -> Option<String> {
     let told = |wanted: Option<bool>| {
         asked
             .iter()
@@ -376,9 +470,13 @@ fn summary(asked: &[&Comparison<'_>], spec: &AnswerSpec, metric: Metric) -> Opti
     if withheld > 0 {
         parts.push(format!("without a verdict (disturbed) in {withheld}"));
     }
-    let all = count(asked.len(), "comparison");
+    let of = match asked.len() == comparisons {
+        true => String::new(),
+        false => format!(" of {comparisons}"),
+    };
+    let all = format!("{}{of}", count(asked.len(), "comparison"));
     Some(format!(
-        "{subject} against {} ({all} over all device counts and settings): {}.",
+        "{subject} against {} ({all}): {}.",
         in_words(&spec.factor, &as_recorded(&spec.factor, &spec.baseline)),
         parts.join(", ")
     ))
@@ -388,16 +486,15 @@ fn none_or(n: usize) -> String {
     if n == 0 { "none".into() } else { n.to_string() }
 }
 
-/// The names of two compared trials, with their value of the factor where the names do not tell them apart.
-fn names(trial: &TrialRow, baseline: &TrialRow, factor: &str) -> [String; 2] {
-    let plain = [name(trial), name(baseline)];
-    if plain[0] != plain[1] {
-        return plain;
+/// A trial's name, with its value of the factor where another trial of that name has another value.
+fn name_in(data: &RunData, trial: &TrialRow, factor: &str) -> String {
+    let value = |trial: &TrialRow| factor_value(factor, Some(trial)).unwrap_or_default();
+    let (plain, own) = (name(trial), value(trial));
+    let namesake = |other: &TrialRow| name(other) == plain && value(other) != own;
+    match data.measured().any(namesake) {
+        true => format!("{plain} with {}", in_words(factor, &own)),
+        false => plain,
     }
-    [trial, baseline].map(|trial| {
-        let value = factor_value(factor, Some(trial)).unwrap_or_default();
-        format!("{} with {}", name(trial), in_words(factor, &value))
-    })
 }
 
 /// One comparison in words, without its setting.
@@ -434,8 +531,9 @@ fn fact(c: &Comparison<'_>, metric: Metric) -> String {
         }
     };
     format!(
-        "{trial} is at {value} the {} of {baseline} ({judged})",
-        metric.words()
+        "{trial} is at {value} the {} of {baseline} ({judged}{})",
+        metric.words(),
+        c.remark(metric)
     )
 }
 
@@ -450,14 +548,13 @@ fn side(verdict: Verdict) -> &'static str {
 /// What each trial of a group moves, where all were counted.
 fn bytes_sentence(group: &[&Comparison<'_>]) -> Option<String> {
     let mut moved: Vec<String> = Vec::new();
-    for trial in group.iter().flat_map(|c| [c.trial, c.baseline]) {
-        let words = format!(
-            "{} sends {}",
-            name(trial),
-            crate::format::bytes(trial.counted_bytes_per_step?)
-        );
-        if !moved.contains(&words) {
-            moved.push(words);
+    for c in group {
+        for (trial, name) in [c.trial, c.baseline].into_iter().zip(&c.names) {
+            let bytes = crate::format::bytes(trial.counted_bytes_per_step?);
+            let words = format!("{name} sends {bytes}");
+            if !moved.contains(&words) {
+                moved.push(words);
+            }
         }
     }
     Some(format!(

@@ -98,8 +98,8 @@ fn cautions(data: &RunData) -> Vec<Block> {
     let mut cautions = Vec::new();
     if data.trials_missing {
         cautions.push(Block::warning(
-            "trials.csv is missing: the run ended before its trials were described. They are listed by their ids, with the figures of \
-             the repeats that finished.",
+            "trials.csv is missing, so it is not known what the trials were. They are listed by their ids, with the figures of the repeats \
+             that finished; nothing is compared.",
         ));
     }
     if !data.torn.is_empty() {
@@ -108,6 +108,7 @@ fn cautions(data: &RunData) -> Vec<Block> {
             "The last row of {files} was torn by an interruption and is left out."
         )));
     }
+    cautions.extend(missing_words(data).map(Block::warning));
     let excluded = data
         .trials
         .iter()
@@ -150,6 +151,31 @@ fn cautions(data: &RunData) -> Vec<Block> {
         )));
     }
     cautions
+}
+
+/// What the report lacks because a file is gone; `None` where all are there.
+pub fn missing_words(data: &RunData) -> Option<String> {
+    const TOLD_BY: [(&str, &str); 4] = [
+        ("steps.csv", "the time by phase"),
+        ("phases.csv", "the timelines and trace.json"),
+        ("comm.csv", "all figures of bytes"),
+        ("devices.csv", "memory"),
+    ];
+    let told = data.missing.iter().map(|missing| {
+        let told = TOLD_BY.iter().find(|(file, _)| file == missing);
+        told.map_or_else(
+            || (*missing).to_owned(),
+            |(file, what)| format!("{file} ({what})"),
+        )
+    });
+    let told: Vec<String> = told.collect();
+    (!told.is_empty()).then(|| {
+        format!(
+            "The run folder lacks {}: what they tell is not in this report. Charts and traces that an earlier rendering made from them are left \
+             as they are.",
+            told.join(" and ")
+        )
+    })
 }
 
 /// Trials whose figures are shown with a label, and what could not be seen.

@@ -79,10 +79,12 @@ pub(crate) fn is_named(factor: &str, recorded: &str, wanted: &str) -> bool {
 
 /// Bytes of a size as scenarios write it, such as `25MiB`.
 fn bytes_of(size: &str) -> Option<u64> {
-    const UNITS: [(&str, u64); 7] = [
+    const UNITS: [(&str, u64); 9] = [
+        ("TiB", 1 << 40),
         ("GiB", 1 << 30),
         ("MiB", 1 << 20),
         ("KiB", 1 << 10),
+        ("TB", 1_000_000_000_000),
         ("GB", 1_000_000_000),
         ("MB", 1_000_000),
         ("kB", 1000),
@@ -108,11 +110,14 @@ pub(crate) fn in_words(factor: &str, value: &str) -> String {
             format!("{key} {bytes}")
         }
         "data.batch_size"
-        | "train.accumulation"
         | "parallel.devices"
         | "parallel.overlap"
         | "parallel.no_sync"
         | "parallel.broadcast_buffers" => format!("{key} {value}"),
+        "train.accumulation" => match value {
+            "1" => "1 micro-batch".to_owned(),
+            _ => format!("{value} micro-batches"),
+        },
         _ => value.to_owned(),
     }
 }

@@ -25,6 +25,8 @@ pub struct PhaseTotals {
     pub step_ns: u64,
     /// Time in each phase, in the order of [`PHASES`].
     pub phase_ns: Phases,
+    /// Steps and their time by repeat.
+    repeats: BTreeMap<u32, (u64, u64)>,
 }
 
 impl PhaseTotals {
@@ -41,7 +43,20 @@ impl PhaseTotals {
         self.step_ns as f64 / self.steps.max(1) as f64 / 1e6
     }
 
-    fn add(&mut self, step_ns: u64, phases: &Phases) {
+    /// Mean time of a step in milliseconds in the quickest and in the slowest repeat; `None` with fewer than two.
+    pub fn range_ms(&self) -> Option<[f64; 2]> {
+        let mut means: Vec<f64> = self
+            .repeats
+            .values()
+            .map(|(steps, ns)| *ns as f64 / *steps as f64 / 1e6)
+            .collect();
+        means.sort_by(f64::total_cmp);
+        (means.len() > 1).then(|| [means[0], means[means.len() - 1]])
+    }
+
+    fn add(&mut self, repeat: u32, step_ns: u64, phases: &Phases) {
+        let own = self.repeats.entry(repeat).or_default();
+        *own = (own.0 + 1, own.1 + step_ns);
         self.steps += 1;
         self.step_ns += step_ns;
         self.phase_ns
@@ -88,11 +103,14 @@ pub fn phase_totals(
             totals
                 .entry(row.trial)
                 .or_default()
-                .add(row.step_ns, &phases);
+                .add(row.repeat, row.step_ns, &phases);
         }
     }
-    for ((trial, ..), (step_ns, phases)) in steps {
-        totals.entry(trial).or_default().add(step_ns, &phases);
+    for ((trial, repeat, _), (step_ns, phases)) in steps {
+        totals
+            .entry(trial)
+            .or_default()
+            .add(repeat, step_ns, &phases);
     }
     Ok(totals)
 }

@@ -1,13 +1,18 @@
 //! Renders a run folder: charts, HTML, Markdown and trace are written into it, and the document is handed on.
 //!
 //! Contract: the records are only read. Rendering twice writes the same bytes. Charts of an earlier rendering that no
-//! longer exist are removed, so the folder never shows a chart that the report does not.
+//! longer exist are removed, so the folder never shows a chart that the report does not; except those for which the records
+//! are gone, which could never be made again.
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use syncmark_record::RunFolder;
+use syncmark_record::{
+    RunFolder,
+    rows::{CommRow, DeviceRow, PhaseRow, StepRow},
+    table::Row,
+};
 
 use crate::{
     chart::raster::png, compose::compose, document::Document, error::ReportError, html::html,
@@ -40,7 +45,7 @@ pub fn render(folder: &Path) -> Result<Rendered, ReportError> {
         path: charts.clone(),
         source,
     })?;
-    remove_old_charts(&charts, &document)?;
+    remove_old_charts(&charts, &document, &data)?;
     for figure in document.figures() {
         let pixels = png(&figure.svg).map_err(|source| ReportError::Raster {
             name: figure.name.clone(),
@@ -67,11 +72,13 @@ pub fn render(folder: &Path) -> Result<Rendered, ReportError> {
         folder.join("report.md"),
         markdown(&document).as_bytes(),
     )?;
-    write(
-        &mut files,
-        folder.join("trace.json"),
-        trace(&data).as_bytes(),
-    )?;
+    if !data.missing.contains(&PhaseRow::FILE) {
+        write(
+            &mut files,
+            folder.join("trace.json"),
+            trace(&data).as_bytes(),
+        )?;
+    }
     Ok(Rendered {
         document,
         data,
@@ -88,8 +95,25 @@ fn write(files: &mut Vec<PathBuf>, path: PathBuf, bytes: &[u8]) -> Result<(), Re
     Ok(())
 }
 
-/// Removes SVG and PNG files of charts that this document does not have; anything else is left alone.
-fn remove_old_charts(charts: &Path, document: &Document) -> Result<(), ReportError> {
+/// The records that a chart is made from, by the beginning of its file's name; all others need none that can be missing.
+fn made_from(chart: &str) -> Option<&'static str> {
+    const CHARTS: [(&str, &str); 4] = [
+        ("time-", StepRow::FILE),
+        ("timeline-", PhaseRow::FILE),
+        ("bytes-", CommRow::FILE),
+        ("memory-", DeviceRow::FILE),
+    ];
+    let made = CHARTS.iter().find(|(begin, _)| chart.starts_with(begin));
+    made.map(|(_, file)| *file)
+}
+
+/// Removes SVG and PNG files of charts that this document does not have, unless it could not have them for want of
+/// records; anything else is left alone.
+fn remove_old_charts(
+    charts: &Path,
+    document: &Document,
+    data: &RunData,
+) -> Result<(), ReportError> {
     let error = |source| ReportError::Write {
         path: charts.into(),
         source,
@@ -103,7 +127,11 @@ fn remove_old_charts(charts: &Path, document: &Document) -> Result<(), ReportErr
             path.file_stem()
                 .is_some_and(|stem| stem == figure.name.as_str())
         });
-        if chart && !current {
+        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        let lost = stem
+            .and_then(made_from)
+            .is_some_and(|file| data.missing.contains(&file));
+        if chart && !current && !lost {
             fs::remove_file(&path).map_err(|source| ReportError::Write { path, source })?;
         }
     }

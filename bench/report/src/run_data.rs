@@ -2,14 +2,18 @@
 //!
 //! Contract: `steps.csv` and `phases.csv` are streamed, because they can have hundreds of thousands of rows: of the
 //! first only sums are kept, of the second one traced step a trial. A folder of an interrupted run loads too.
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use syncmark_record::{
     Environment, FolderError, Outcome, RunFolder,
     rows::{
         CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow, PhaseRow, RepeatRow,
-        TrialRow,
+        StepRow, TrialRow,
     },
+    table::Row,
 };
 
 use crate::{
@@ -50,6 +54,8 @@ pub struct RunData {
     pub timelines: BTreeMap<String, Vec<PhaseRow>>,
     /// Files whose last row an interruption tore.
     pub torn: Vec<&'static str>,
+    /// Files that the run must have written and that are not in the folder: what they would tell is not in the report.
+    pub missing: Vec<&'static str>,
     /// `trials.csv` was missing, so trials are known by their ids only.
     pub trials_missing: bool,
 }
@@ -67,7 +73,7 @@ impl RunData {
         if recorded.is_empty() && repeats.is_empty() {
             return Err(FolderError::NoRecords { path }.into());
         }
-        let comm: Vec<CommRow> = read(folder, &mut torn)?;
+        let comm = whole_repeats(read(folder, &mut torn)?, torn.contains(&CommRow::FILE));
         let devices: Vec<DeviceRow> = read(folder, &mut torn)?;
         let gates: Vec<GateRow> = read(folder, &mut torn)?;
         let collectives = read(folder, &mut torn)?;
@@ -90,6 +96,7 @@ impl RunData {
         let phases = phase_totals(folder, &trials, &mut torn)?;
         let timelines = timelines(folder, &mut torn)?;
         let environment = folder.environment()?;
+        let missing = missing(&path, &trials, &repeats);
         Ok(Self {
             folder: path,
             environment,
@@ -105,6 +112,7 @@ impl RunData {
             phases,
             timelines,
             torn,
+            missing,
             trials_missing,
         })
     }
@@ -124,15 +132,49 @@ impl RunData {
     }
 }
 
-fn read<R: syncmark_record::table::Row>(
-    folder: &RunFolder,
-    torn: &mut Vec<&'static str>,
-) -> Result<Vec<R>, FolderError> {
+fn read<R: Row>(folder: &RunFolder, torn: &mut Vec<&'static str>) -> Result<Vec<R>, FolderError> {
     let rows = folder.rows::<R>()?;
     if rows.torn() {
         torn.push(R::FILE);
     }
     rows.collect()
+}
+
+/// Drops what is left of the repeat that an interruption tore: half of its calls are no count of its bytes.
+fn whole_repeats(mut rows: Vec<CommRow>, torn: bool) -> Vec<CommRow> {
+    let last = rows.last().filter(|_| torn);
+    if let Some((trial, repeat)) = last.map(|row| (row.trial.clone(), row.repeat)) {
+        rows.retain(|row| row.trial != trial || row.repeat != repeat);
+    }
+    rows
+}
+
+/// Which files of finished repeats are gone, as where a folder is handed on without its largest files.
+fn missing(folder: &Path, trials: &[TrialRow], repeats: &[RepeatRow]) -> Vec<&'static str> {
+    let trial_of = |row: &RepeatRow| trials.iter().find(|trial| trial.trial == row.trial);
+    let stepped = || {
+        let finished = repeats.iter().filter(|row| row.window_ns.is_some());
+        finished.filter(|row| row.outcome.has_figures() && trial_of(row).is_some_and(trains))
+    };
+    let exchanged = |row: &RepeatRow| {
+        trial_of(row).is_some_and(|trial| {
+            trial.devices > 1 && matches!(trial.strategy.as_str(), "dp" | "ddp" | "zero1")
+        })
+    };
+    let needed = [
+        (StepRow::FILE, stepped().next().is_some()),
+        (
+            PhaseRow::FILE,
+            stepped().any(|row| row.traced_window_ns.is_some()),
+        ),
+        (CommRow::FILE, stepped().any(exchanged)),
+        (DeviceRow::FILE, stepped().next().is_some()),
+    ];
+    needed
+        .into_iter()
+        .filter(|(file, needed)| *needed && !folder.join(file).exists())
+        .map(|(file, _)| file)
+        .collect()
 }
 
 /// Trials that only their repeats are left of.
@@ -154,7 +196,7 @@ fn timelines(
     let mut first: BTreeMap<String, (u32, Vec<PhaseRow>)> = BTreeMap::new();
     let rows = folder.rows::<PhaseRow>()?;
     if rows.torn() {
-        torn.push("phases.csv");
+        torn.push(PhaseRow::FILE);
     }
     for row in rows {
         let row = row?;

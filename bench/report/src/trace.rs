@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use syncmark_record::rows::{PhaseRow, TrialRow};
 
-use crate::{chart::series, run_data::RunData};
+use crate::{analyse::is_placeholder, chart::series, run_data::RunData};
 
 /// Tracks in the order in which they stand below each other.
 const TRACKS: [&str; 3] = ["host", "compute", "communication"];
@@ -160,12 +160,12 @@ fn process_name(data: &RunData, trial: &TrialRow, rank: u32, device: u32) -> Str
         .and_then(|l| l.agents.iter().find(|agent| agent.rank == rank));
     let host = agent.map(|agent| agent.host.as_str());
     let host = host.or_else(|| environment.map(|e| e.host.as_str()));
-    let mut name = format!(
-        "{} {} {} · rank {rank} · device {device}",
-        trial.model,
-        trial.norm,
-        series::name(trial)
-    );
+    let own = series::name(trial);
+    let trial = match is_placeholder(trial) {
+        true => own,
+        false => format!("{} {} {own}", trial.model, trial.norm),
+    };
+    let mut name = format!("{trial} · rank {rank} · device {device}");
     if let Some(host) = host {
         name.push_str(" · ");
         name.push_str(host);

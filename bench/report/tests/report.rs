@@ -183,7 +183,7 @@ fn a_failed_trial_shows_no_figures_but_is_listed_with_its_reason() {
         .find(|row| row[0] == "dp ×2")
         .unwrap()
         .clone();
-    assert_eq!(row[1..4], ["rank-failed", "–", "–"]);
+    assert_eq!(row[1..4], ["rank-failed", "8 (not used)", "–"]);
     let text = markdown(&rendered.document);
     assert!(text.contains("killed by signal 9"), "the reason is listed");
     let throughput = rendered
@@ -389,7 +389,24 @@ fn summarising_twice_changes_nothing() {
     assert!((dp.exposed_communication_ms.unwrap() - 8.0).abs() < 1e-3);
     assert!((dp.tracing_slowdown.unwrap() - 1.04).abs() < 1e-3);
     assert!((dp.efficiency_single.unwrap() - 20.0 / 31.0).abs() < 0.01);
-    assert!((dp.efficiency_independent.unwrap() - 22.0 / 31.0).abs() < 0.01);
+    // Each against replicas that are launched like it.
+    let against_independent = |strategy: &str, launch: Option<&str>| {
+        let alike = |t: &&TrialRow| {
+            (t.strategy.as_str(), t.launch.as_deref()) == (strategy, launch) && t.devices == 2
+        };
+        once.iter().find(alike).unwrap().efficiency_independent
+    };
+    for (strategy, launch, expected) in [
+        ("dp", None, 22.0 / 31.0),
+        ("ddp", Some("threads"), 22.0 / 23.9),
+        ("ddp", Some("processes"), 22.6 / 24.6),
+    ] {
+        let found = against_independent(strategy, launch).unwrap();
+        assert!(
+            (found - expected).abs() < 0.005,
+            "{strategy} {launch:?}: {found} instead of {expected}"
+        );
+    }
     let parameters = 4.0 * fixtures::PARAMETERS as f64;
     assert_eq!(
         dp.counted_bytes_per_step,

@@ -6,11 +6,12 @@
 pub mod facts;
 pub mod findings;
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Table, presets};
 
 use crate::args::DoctorArgs;
 use crate::cmd::print;
 use crate::error::{Result, Status};
+use crate::run::summary::{fit, terminal_width};
 use facts::Facts;
 use findings::{Finding, Level, examine};
 
@@ -42,12 +43,8 @@ fn status(findings: &[Finding]) -> Status {
 /// The table, and a line that sums it up.
 fn render(findings: &[Finding]) -> String {
     let mut table = Table::new();
-    table
-        .load_style(presets::UTF8_HORIZONTAL_ONLY)
-        .set_content_arrangement(ContentArrangement::Dynamic);
-    if !table.is_tty() {
-        table.set_width(WIDTH);
-    }
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    fit(&mut table, terminal_width().or(Some(WIDTH)));
     table.set_header(["", "what", "found", "what it means"]);
     for finding in findings {
         table.add_row([

@@ -5,8 +5,10 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use crate::args::PlanArgs;
 use crate::cmd::print;
+use crate::cmd::run::check_runnable;
 use crate::error::{Result, Status};
 use crate::plan::{Plan, Trial, estimate, plans};
+use crate::run::cores;
 
 /// Prints the plans.
 ///
@@ -14,8 +16,32 @@ use crate::plan::{Plan, Trial, estimate, plans};
 /// Anything wrong with a scenario or an argument; a stdout that cannot be written.
 pub fn execute(args: &PlanArgs) -> Result<Status> {
     let plans = plans(&args.scenario)?;
-    let texts: Vec<String> = plans.iter().map(describe).collect();
+    let texts = plans.iter().map(|plan| describe(plan) + &here(plan));
+    let texts: Vec<String> = texts.collect();
     print(&texts.join("\n"))
+}
+
+/// What `run` would say to the plan on this machine: the only part that another machine has otherwise.
+fn here(plan: &Plan) -> String {
+    let mut text = String::new();
+    if let Err(error) = check_runnable(plan) {
+        let _ = writeln!(text, "\n`syncmark run` would refuse it here:");
+        text.push_str(&error.render(false));
+    }
+    let Ok(cores) = cores::usable() else {
+        return text;
+    };
+    let crowded = |trial: &&Trial| cores::oversubscribed(trial.config.devices, cores.len());
+    let crowded = plan.trials.iter().filter(crowded).count();
+    if crowded > 0 {
+        let _ = writeln!(
+            text,
+            "\n{} would be oversubscribed here: more devices than the {} that may be used.",
+            count(crowded, "trial"),
+            count(cores.len(), "core")
+        );
+    }
+    text
 }
 
 /// A plan as text.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use syncmark_record::RunFolder;
 use syncmark_report::ReportError;
+use syncmark_report::compose::missing_words;
 use syncmark_report::document::Document;
 
 use crate::args::ReportArgs;
@@ -64,6 +65,9 @@ pub fn render(folder: &Path, pdf: Pdf) -> Result<Vec<PathBuf>> {
     };
     let rendered = syncmark_report::render(folder).map_err(from_report)?;
     let mut files = rendered.files;
+    if let Some(words) = missing_words(&rendered.data) {
+        eprintln!("warning: {words}");
+    }
     if let Pdf::Typeset(path) = pdf {
         let bytes = typeset(&rendered.document, template.as_deref(), path)?;
         RunFolder::open(folder)

@@ -75,7 +75,7 @@ pub fn runnable_plans(args: &ScenarioArgs) -> Result<Vec<Plan>> {
 ///
 /// # Errors
 /// Exit status 4 with what is missing.
-fn check_runnable(plan: &Plan) -> Result<()> {
+pub fn check_runnable(plan: &Plan) -> Result<()> {
     plan.require_backend()?;
     instructions::from_environment().map_err(CliError::usage)?;
     for (set, path) in plan
@@ -167,15 +167,17 @@ fn run(
         eprintln!("{departure}");
     }
     signals.release();
+    if end.unrun == Unrun::Interrupted {
+        let path = folder.path().display();
+        eprintln!(
+            "interrupted: what was measured until then is in {path}; its report is being made (ctrl-C again leaves it out)"
+        );
+    }
     let (trials, written) = write_trials(&folder, &end);
     let reported = written.and_then(|()| report::render(folder.path(), pdf()).map(drop));
     print(&closing_words(plan, &folder, &trials))?;
     Ok(match (&end.unrun, reported) {
         (Unrun::Interrupted, reported) => {
-            eprintln!(
-                "interrupted: what was measured until then is in {}",
-                folder.path().display()
-            );
             complain(reported);
             Status::Interrupted
         }
@@ -276,7 +278,9 @@ fn pdf() -> Pdf<'static> {
 fn closing_words(plan: &Plan, folder: &RunFolder, trials: &[TrialRow]) -> String {
     let data = RunData::load(folder).ok();
     let mut text = match (&data, plan.scenario.kind) {
-        (Some(data), Kind::Collectives) => format!("{}\n", collectives_summary::summary(data)),
+        (Some(data), Kind::Collectives) => {
+            format!("{}\n", collectives_summary::summary(data, terminal_width()))
+        }
         _ => format!("{}\n", summary(trials, terminal_width())),
     };
     if let Some(data) = &data {

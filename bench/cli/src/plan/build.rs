@@ -12,6 +12,7 @@ use crate::plan::settings::{Settings, labels, settings};
 use crate::plan::unused::unused;
 use crate::plan::{LeftOut, Merged, Plan, Trial, identity};
 use crate::scenario::check::Checker;
+use crate::scenario::contradictions;
 use crate::scenario::file::{Kind, Scenario};
 use crate::scenario::keys::{self, Assignment};
 use crate::scenario::problem::{Problem, Sources};
@@ -61,11 +62,13 @@ fn read_and_combine(
     filters: &[usize],
 ) -> std::result::Result<Built, Problem> {
     let mut tree = Node::parse(&request.text, file)?;
+    contradictions::sections(&tree)?;
     // The file is read as written first, so that an override cannot hide what is wrong with it.
     let mut scenario: Scenario = read(&tree)?;
     sweep_is_not_empty(&tree)?;
     for (source, (_, text)) in overrides.iter().zip(&request.overrides) {
         apply_override(&mut tree, keys::assignment(text, *source)?)?;
+        contradictions::sections(&tree)?;
         scenario = read(&tree)?;
     }
     for (source, text) in filters.iter().zip(&request.filters) {
@@ -79,7 +82,7 @@ fn read_and_combine(
         merged: Vec::new(),
     };
     built.combine_all()?;
-    built.check_answer(!overrides.is_empty())?;
+    built.check_answer(request)?;
     Ok(built)
 }
 
@@ -150,7 +153,13 @@ impl Built {
         let scenario: Scenario = read(tree)?;
         let what = || describe(variant, combination);
         let (config, parameters, notes) = match combine(&scenario, tree)? {
-            Combination::LeftOut(why) => {
+            // It is all that the scenario asks for: its author must change it.
+            Combination::LeftOut { why, instead }
+                if variant.is_none() && combination.is_empty() =>
+            {
+                return Err(Checker(tree).problem("parallel.strategy", why, instead));
+            }
+            Combination::LeftOut { why, .. } => {
                 self.left_out.push(LeftOut { what: what(), why });
                 return Ok(());
             }
@@ -180,9 +189,9 @@ impl Built {
         Ok(())
     }
 
-    /// The answer compares values that the file's trials have, or it could never be given. An override can take
-    /// the baseline away on purpose: then the report says that nothing can be compared.
-    fn check_answer(&self, overridden: bool) -> std::result::Result<(), Problem> {
+    /// The answer compares values that the trials have, or it could never be given. An override of something else can take
+    /// the baseline away on purpose: then there is a note, and the report says that nothing can be compared.
+    fn check_answer(&mut self, request: &Request) -> std::result::Result<(), Problem> {
         let Some(answer) = &self.scenario.answer else {
             return Ok(());
         };
@@ -194,43 +203,66 @@ impl Built {
                 .unwrap_or(self.tree.place);
             keys::setting(&answer.factor, place)?;
         }
-        let baseline = match &answer.baseline {
-            serde_json::Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        let mut values: Vec<&String> = match answer.factor.as_str() {
-            "variant" => self
-                .trials
-                .iter()
-                .filter_map(|trial| trial.variant.as_ref())
-                .collect(),
-            factor => self
-                .trials
-                .iter()
-                .filter_map(|trial| trial.settings.get(factor))
-                .collect(),
-        };
-        if overridden || values.contains(&&baseline) || self.trials.is_empty() {
+        let baseline = plain(&answer.baseline);
+        let values = self.values(&answer.factor);
+        if values.contains(&baseline) || self.trials.is_empty() {
             return Ok(());
         }
-        values.sort_unstable();
-        values.dedup();
-        let list: Vec<&str> = values.into_iter().map(String::as_str).collect();
         let message = format!(
             "no trial has `{}` = {baseline}, so nothing can be compared with it",
             answer.factor
         );
-        Err(checker.problem(
-            "answer.baseline",
-            message,
-            format!("values in this plan: {}", list.join(", ")),
-        ))
+        let help = format!("values in this plan: {}", values.join(", "));
+        let of_answer = |(_, text): &(String, String)| text.trim_start().starts_with("answer");
+        if request.overrides.is_empty() || request.overrides.iter().any(of_answer) {
+            return Err(checker.problem("answer.baseline", message, help));
+        }
+        self.note_to_all(&format!("{message}; {help}"));
+        Ok(())
+    }
+
+    /// The values that the trials have of a factor, each once.
+    fn values(&self, factor: &str) -> Vec<String> {
+        let value = |trial: &Draft| trial.value(factor);
+        let mut values: Vec<String> = self.trials.iter().filter_map(value).collect();
+        values.sort_unstable();
+        values.dedup();
+        values
+    }
+
+    fn note_to_all(&mut self, note: &str) {
+        for trial in &mut self.trials {
+            trial.notes.push(note.to_owned());
+        }
+    }
+
+    /// A filter can leave no trial of the baseline.
+    fn note_lost_baseline(&mut self, before: &[String]) {
+        let Some(answer) = &self.scenario.answer else {
+            return;
+        };
+        let baseline = plain(&answer.baseline);
+        if before.contains(&baseline) && !self.values(&answer.factor).contains(&baseline) {
+            let note = format!(
+                "--filter leaves no trial with `{}` = {baseline}, so nothing will be compared with it",
+                answer.factor
+            );
+            self.note_to_all(&note);
+        }
     }
 
     fn finish(mut self, request: &Request) -> Result<Plan> {
+        let factor = self.scenario.answer.as_ref().map(|a| a.factor.clone());
+        let before = factor.map_or_else(Vec::new, |factor| self.values(&factor));
         self.filter(&request.filters)?;
+        self.note_lost_baseline(&before);
         if self.trials.is_empty() {
-            let reasons: Vec<&str> = self.left_out.iter().map(|left| left.why.as_str()).collect();
+            let mut reasons: Vec<&str> = Vec::new();
+            for left in &self.left_out {
+                if !reasons.contains(&left.why.as_str()) {
+                    reasons.push(&left.why);
+                }
+            }
             return Err(CliError::usage(format!(
                 "the scenario `{}` has no trial that means anything",
                 request.name
@@ -313,6 +345,14 @@ impl Draft {
             "variant" => self.variant.clone(),
             key => self.settings.get(key).cloned(),
         }
+    }
+}
+
+/// A value as settings have it.
+fn plain(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
     }
 }
 

@@ -17,7 +17,10 @@ use crate::scenario::file::{
 pub fn combine(scenario: &Scenario) -> Combination {
     let devices = scenario.parallel.devices;
     if devices < 2 {
-        return Combination::LeftOut("one rank has nobody to exchange anything with".to_owned());
+        return Combination::LeftOut {
+            why: "one rank has nobody to exchange anything with".to_owned(),
+            instead: "write devices = 2 or more",
+        };
     }
     let batch = Batch {
         global: devices,

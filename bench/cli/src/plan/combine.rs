@@ -30,8 +30,13 @@ pub enum Combination {
         /// What a reader must know.
         notes: Vec<String>,
     },
-    /// It means nothing, for this reason.
-    LeftOut(String),
+    /// It means nothing.
+    LeftOut {
+        /// The reason.
+        why: String,
+        /// What to write instead, where it is all that was asked for.
+        instead: &'static str,
+    },
 }
 
 /// Resolves one effective scenario; `tree` is what it was read from.
@@ -50,8 +55,8 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
         Kind::LayerCost => Work::LayerCost,
         Kind::Train | Kind::Collectives => Work::Train,
     };
-    if let Some(why) = meaningless(scenario, model::synchronizes(&spec, norm.0)) {
-        return Ok(Combination::LeftOut(why));
+    if let Some((why, instead)) = meaningless(scenario, model::synchronizes(&spec, norm.0)) {
+        return Ok(Combination::LeftOut { why, instead });
     }
     let batch = batch(scenario);
     let parameters = model::parameters(&spec, norm, &batch, &checker)?;
@@ -93,32 +98,44 @@ pub(super) fn backend(scenario: &Scenario) -> Backend {
     }
 }
 
-fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<String> {
+/// Why a combination means nothing, and what to write instead.
+fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<(String, &'static str)> {
     if scenario.kind == Kind::LayerCost
         && (scenario.parallel.strategy, scenario.parallel.devices) != (Strategy::Single, 1)
     {
         let why = "the nodes of a model are timed on one device, with the strategy single";
-        return Some(why.to_owned());
+        let instead = "write strategy = \"single\" and devices = 1, or kind = \"train\"";
+        return Some((why.to_owned(), instead));
     }
     if scenario.kind == Kind::LayerCost && scenario.train.accumulation > 1 {
         let why = "the nodes of a model are timed in steps of one micro-batch";
-        return Some(why.to_owned());
+        return Some((why.to_owned(), "write accumulation = 1"));
     }
     let (devices, batch) = (scenario.parallel.devices, scenario.data.batch_size);
     let divides = scenario.parallel.scaling == Scaling::Weak || batch.is_multiple_of(devices);
+    let evenly = "write a batch_size that devices divides, or scaling = \"weak\"";
     match scenario.parallel.strategy {
-        Strategy::Single if devices > 1 => Some(format!("single is one device, not {devices}")),
-        Strategy::Dp if synchronizes => {
-            Some("SyncBatchNorm needs ranks, and DP has none: PyTorch refuses it too".to_owned())
-        }
-        Strategy::Independent if synchronizes => {
-            Some("SyncBatchNorm synchronizes, and independent replicas do not".to_owned())
-        }
-        Strategy::Ddp | Strategy::Zero1 if !divides => Some(format!(
-            "{devices} ranks cannot share a global batch of {batch} evenly, and ranks are averaged, not samples"
+        Strategy::Single if devices > 1 => Some((
+            format!("single is one device, not {devices}"),
+            "write devices = 1, or another strategy",
         )),
-        Strategy::Independent if !divides => Some(format!(
-            "{devices} replicas cannot share a global batch of {batch} evenly"
+        Strategy::Dp if synchronizes => Some((
+            "SyncBatchNorm needs ranks, and DP has none: PyTorch refuses it too".to_owned(),
+            "write norm = \"batch\", which under DP has each replica's own statistics, or strategy = \"ddp\"",
+        )),
+        Strategy::Independent if synchronizes => Some((
+            "SyncBatchNorm synchronizes, and independent replicas do not".to_owned(),
+            "write norm = \"batch\", or strategy = \"ddp\"",
+        )),
+        Strategy::Ddp | Strategy::Zero1 if !divides => Some((
+            format!(
+                "{devices} ranks cannot share a global batch of {batch} evenly, and ranks are averaged, not samples"
+            ),
+            evenly,
+        )),
+        Strategy::Independent if !divides => Some((
+            format!("{devices} replicas cannot share a global batch of {batch} evenly"),
+            evenly,
         )),
         _ => None,
     }

@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(verdict.outcome, Outcome::Disturbed);
         assert_eq!(
             verdict.reason.unwrap(),
-            "other programs used a core of the ranks for 7.3 % of the window"
+            "other programs used a core of the ranks for 7.3 % of a timed pass"
         );
         assert_eq!(judged(loud, true).outcome, Outcome::Passed);
         let quiet = |row: &mut RepeatRow| watched(row, 0.019, 0.009);

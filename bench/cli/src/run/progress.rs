@@ -1,8 +1,10 @@
 //! What the user sees while a run goes on: a bar, the trial, the remaining time.
 //!
-//! Contract: everything goes to stderr, and nothing when that is no terminal or `--quiet` was given. The bar is drawn
+//! Contract: everything goes to stderr, and nothing when `--quiet` was given. Where stderr is no terminal, as in a night's log, it is
+//! a line a minute at most, and one for each problem. The bar is drawn
 //! between jobs only: a thread that redraws it would run on the cores that are being measured.
-use std::time::Duration;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use syncmark_record::Outcome;
@@ -24,47 +26,69 @@ pub trait Progress {
     fn end(&mut self);
 }
 
-/// A bar on stderr.
-pub struct Bar(ProgressBar);
+/// A bar on stderr; where that is no terminal, a line now and then.
+pub struct Bar {
+    bar: ProgressBar,
+    lines: bool,
+    jobs: usize,
+    done: usize,
+    said: Option<Instant>,
+}
+
+/// Shortest time between two lines: a night's log stays readable.
+const BETWEEN_LINES: Duration = Duration::from_secs(60);
 
 impl Bar {
-    /// A bar; invisible where stderr is no terminal, or when `quiet`.
+    /// Nothing is shown when `quiet`.
     pub fn new(quiet: bool) -> Self {
         let target = if quiet {
             ProgressDrawTarget::hidden()
         } else {
             ProgressDrawTarget::stderr()
         };
-        Self(ProgressBar::with_draw_target(None, target))
+        Self {
+            bar: ProgressBar::with_draw_target(None, target),
+            lines: !quiet && !std::io::stderr().is_terminal(),
+            jobs: 0,
+            done: 0,
+            said: None,
+        }
     }
 }
 
 impl Progress for Bar {
     fn begin(&mut self, jobs: usize) {
-        self.0.set_length(jobs as u64);
+        self.jobs = jobs;
+        self.bar.set_length(jobs as u64);
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {wide_msg}");
-        self.0
+        self.bar
             .set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     }
 
     fn start(&mut self, what: &str, remaining: Duration) {
-        self.0.set_message(format!(
-            "{what} · about {} left",
-            estimate::in_words(remaining)
-        ));
+        let message = format!("{what} · about {} left", estimate::in_words(remaining));
+        if self.lines && self.said.is_none_or(|at| at.elapsed() >= BETWEEN_LINES) {
+            self.said = Some(Instant::now());
+            eprintln!("{}/{} {message}", self.done, self.jobs);
+        }
+        self.bar.set_message(message);
     }
 
     fn finish(&mut self) {
-        self.0.inc(1);
+        self.done += 1;
+        self.bar.inc(1);
     }
 
     fn problem(&mut self, what: &str, outcome: Outcome, reason: &str) {
-        self.0
-            .println(format!("{what}: {}: {reason}", outcome_name(outcome)));
+        let words = format!("{what}: {}: {reason}", outcome_name(outcome));
+        match self.lines {
+            true => eprintln!("{words}"),
+            false => self.bar.println(words),
+        }
     }
 
     fn end(&mut self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }
 

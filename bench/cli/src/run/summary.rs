@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use syncmark_record::Outcome;
 use syncmark_record::rows::TrialRow;
 use syncmark_report::analyse::BYTES_DIFFER;
-use syncmark_report::format::{bytes, number, or_dash, percent, with_spread};
+use syncmark_report::format::{bytes, number, percent, significant, with_spread};
 
 use super::progress::outcome_name;
 
@@ -77,10 +77,8 @@ pub fn summary(trials: &[TrialRow], width: Option<u16>) -> String {
     let layouts = [Layout::Wide, Layout::Narrow, Layout::Narrowest];
     let layout = layouts.into_iter().find(fits);
     let mut shown = table(trials, layout.unwrap_or(Layout::Narrowest));
-    if let (None, Some(width)) = (layout, width) {
-        shown
-            .set_content_arrangement(ContentArrangement::Dynamic)
-            .set_width(width);
+    if layout.is_none() {
+        fit(&mut shown, width);
     }
     let mut text = format!("{shown}\n");
     let legend = layout
@@ -98,9 +96,19 @@ pub fn summary(trials: &[TrialRow], width: Option<u16>) -> String {
     text
 }
 
-/// Width of the terminal on stdout, if that is one.
+/// Lets a table break its lines at `width`; without one it has no need to.
+pub fn fit(table: &mut Table, width: Option<u16>) {
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    if let Some(width) = width {
+        table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(width);
+    }
+}
+
+/// Width of the terminal on stdout, if that is one and says: those that a launcher makes have none.
 pub fn terminal_width() -> Option<u16> {
-    Table::new().width()
+    Table::new().width().filter(|width| *width > 0)
 }
 
 fn table(trials: &[TrialRow], layout: Layout) -> Table {
@@ -164,9 +172,24 @@ fn cells(trial: &TrialRow) -> [String; 9] {
             t.samples_per_s_high,
             number,
         ),
-        or_dash(t.efficiency_single, percent),
-        or_dash(t.efficiency_independent, percent),
-        or_dash(t.exposed_communication_ms, number),
+        with_spread(
+            t.efficiency_single,
+            t.efficiency_single_low,
+            t.efficiency_single_high,
+            percent,
+        ),
+        with_spread(
+            t.efficiency_independent,
+            t.efficiency_independent_low,
+            t.efficiency_independent_high,
+            percent,
+        ),
+        with_spread(
+            t.exposed_communication_ms,
+            t.exposed_communication_ms_low,
+            t.exposed_communication_ms_high,
+            |ms| significant(ms, 3),
+        ),
         traffic(t),
     ];
     let outcome = [label, outcome_name(t.outcome), t.repeats.to_string()];

@@ -9,6 +9,7 @@ use crate::scenario::file::{
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::size::ByteSize;
+use crate::scenario::tree::{Node, Value};
 
 /// Smaller buckets than one element hold nothing.
 const SMALLEST_BUCKET: ByteSize = ByteSize(4);
@@ -21,6 +22,25 @@ type Outcome = Result<(), Problem>;
 
 /// Most sizes of a message: more would be a slip.
 const MOST_SIZES: u32 = 64;
+
+/// Sections that the kind has no use for. Looked at before the scenario is read, which would ask for what they lack.
+///
+/// # Errors
+/// The first such section.
+pub fn sections(tree: &Node) -> Outcome {
+    let kind = tree.entry("kind").map(|entry| &entry.node.value);
+    if kind != Some(&Value::String("collectives".to_owned())) {
+        return Ok(());
+    }
+    for section in ["model", "data", "train"] {
+        if tree.entry(section).is_some() {
+            let message = format!("collectives alone have no `{section}`");
+            let help = "leave it out: [collectives] says which messages are exchanged, and [parallel] between whom";
+            return Err(Checker(tree).problem(section, message, help));
+        }
+    }
+    Ok(())
+}
 
 /// What the kind needs, and its own table.
 ///

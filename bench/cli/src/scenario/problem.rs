@@ -158,6 +158,11 @@ pub fn choices(written: &str, allowed: &[String], what: &str, quote: char) -> St
 /// The allowed name that a misspelt one is closest to: one slip for every three letters, and at least one.
 pub fn closest<'a>(written: &str, allowed: &'a [String]) -> Option<&'a String> {
     let written = written.to_lowercase();
+    // A dotted key of which only the last part was written.
+    let last = format!(".{written}");
+    if let Some(whole) = allowed.iter().find(|name| name.ends_with(&last)) {
+        return Some(whole);
+    }
     let score = |name: &'a String| {
         let lower = name.to_lowercase();
         // Among names that are equally many slips away, the one that begins alike is meant.

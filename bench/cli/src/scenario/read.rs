@@ -80,9 +80,23 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
             }
             _ => {
                 let expected = format!("one of {}", names.join(", "));
-                let found = match node.value {
-                    Value::Table(_) => "a table with several or no names".to_owned(),
-                    _ => node.kind().to_owned(),
+                let (found, expected) = match &node.value {
+                    Value::Table(entries) if entries.is_empty() => {
+                        ("an empty table".to_owned(), expected)
+                    }
+                    Value::Table(entries) => {
+                        let keys: Vec<&str> = entries.iter().map(|e| e.key.as_str()).collect();
+                        let last = keys.last().copied().unwrap_or_default();
+                        let found = format!("a table with {}", keys.join(" and "));
+                        // As where --set adds a name beside that of the file.
+                        (
+                            found,
+                            format!(
+                                "{expected} alone: to replace it, set the whole, as {{ {last} = {{ ... }} }}"
+                            ),
+                        )
+                    }
+                    _ => (node.kind().to_owned(), expected),
                 };
                 return Err(Problem::new(ProblemKind::WrongType { found, expected }).at(node.place));
             }

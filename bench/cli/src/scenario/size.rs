@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 pub struct ByteSize(pub u64);
 
 /// Binary units as memory and PyTorch have them, and decimal ones, largest first.
-const UNITS: [(&str, u64); 7] = [
+const UNITS: [(&str, u64); 9] = [
+    ("TiB", 1 << 40),
     ("GiB", 1 << 30),
     ("MiB", 1 << 20),
     ("KiB", 1 << 10),
+    ("TB", 1_000_000_000_000),
     ("GB", 1_000_000_000),
     ("MB", 1_000_000),
     ("kB", 1000),
@@ -36,7 +38,7 @@ impl ByteSize {
 impl std::fmt::Display for ByteSize {
     /// With the largest binary unit that leaves it whole.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let fitting = UNITS[..3]
+        let fitting = UNITS[..4]
             .iter()
             .find(|(_, bytes)| self.0 > 0 && self.0.is_multiple_of(*bytes));
         match fitting {
@@ -80,6 +82,7 @@ mod tests {
             ("64KiB", 65_536),
             ("25 MiB", 26_214_400),
             ("1GiB", 1 << 30),
+            ("2 TB", 2_000_000_000_000),
             ("3kB", 3000),
             ("0B", 0),
         ] {
@@ -93,11 +96,11 @@ mod tests {
             "-1B",
             "+1B",
             "99999999999GiB",
-            "1 TB",
+            "1 PB",
         ] {
             assert_eq!(ByteSize::parse(text), None, "{text}");
         }
-        for size in ["4B", "64KiB", "25MiB", "1GiB", "1500B", "0B"] {
+        for size in ["4B", "64KiB", "25MiB", "1GiB", "4TiB", "1500B", "0B"] {
             assert_eq!(ByteSize::parse(size).unwrap().to_string(), size);
         }
     }

@@ -21,7 +21,7 @@ pub enum FilesError {
         source: std::io::Error,
     },
     /// An IDX file is damaged, or another one.
-    #[error("{} {source}", path.display())]
+    #[error("{} {source}; get the file again", path.display())]
     Idx {
         /// The file.
         path: PathBuf,
@@ -29,7 +29,7 @@ pub enum FilesError {
         source: IdxError,
     },
     /// A file of records is damaged, or another one.
-    #[error("{} {problem}", path.display())]
+    #[error("{} {problem}; get the file again", path.display())]
     Records {
         /// The file.
         path: PathBuf,

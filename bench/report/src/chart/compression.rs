@@ -23,8 +23,10 @@ pub struct Compressed<'a> {
     pub error: [f64; 3],
     /// Cosine of the angle between them, median.
     pub cosine: f64,
-    /// Steps that were checked.
+    /// Steps that were checked, over all repeats.
     pub steps: usize,
+    /// Training steps before the first and the last of them.
+    pub after: (u64, u64),
 }
 
 /// The compressed trials of a facet.
@@ -51,6 +53,10 @@ pub fn compressed<'a>(data: &RunData, facet: &Facet<'a>) -> Vec<Compressed<'a>> 
             ],
             cosine: median(&cosines)?,
             steps: rows.len(),
+            after: (
+                rows.iter().map(|row| row.step).min()?,
+                rows.iter().map(|row| row.step).max()?,
+            ),
         })
     };
     facet
@@ -106,9 +112,10 @@ pub fn accuracy(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
         false => format!(" Exact in every step: {}.", exact.join(", ")),
     };
     let caption = format!(
-        "The distance between the gradient that training used and the exact mean of the ranks' gradients, over the norm of the latter; lower \
+        "{}The distance between the gradient that training used and the exact mean of the ranks' gradients, over the norm of the latter; lower \
          and further left is better. Both axes are logarithmic. With error feedback a gradient repays what earlier steps left out, so its \
          error contains theirs and can pass 1.{exact}{}",
+        unequal_moments(&points),
         not_shown(facet)
     );
     Some(Figure {
@@ -119,6 +126,16 @@ pub fn accuracy(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
         width: WIDTH,
         height,
     })
+}
+
+/// Errors grow and shrink with training: what is checked at other steps is no fair pair.
+fn unequal_moments(points: &[Compressed<'_>]) -> &'static str {
+    match points.iter().all(|point| point.after == points[0].after) {
+        true => "",
+        false => {
+            "Checked at different moments of training (the table says at which), so points are not to be compared. "
+        }
+    }
 }
 
 fn share(value: f64) -> String {

@@ -12,7 +12,7 @@ use super::{
     series::{Facet, Series, dp_on_cpu, labelled, not_shown, series},
 };
 use crate::{
-    analyse::{Blocks, paired},
+    analyse::{Blocks, paired, reference},
     document::Figure,
     run_data::RunData,
 };
@@ -98,13 +98,10 @@ pub fn throughput(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
 pub fn efficiency(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     let all = series(facet);
     let panels = [
-        (
-            "against single × N",
-            efficiency_points(data, facet, &all, true),
-        ),
+        ("against single × N", efficiency_points(data, &all, true)),
         (
             "against independent on N",
-            efficiency_points(data, facet, &all, false),
+            efficiency_points(data, &all, false),
         ),
     ];
     let panels: Vec<Panel<'_>> = panels
@@ -121,7 +118,7 @@ pub fn efficiency(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     let (svg, height) = draw(title, &facet.title, &all, facet, &panels, "100 %")?;
     let caption = format!(
         "What is lost: against single the figure contains what the hardware itself loses when N devices run at once; against \
-         independent (N replicas that never synchronize) only what the strategy adds is left. Ratios are taken within blocks. {}{}{}",
+         independent (N replicas that never synchronize, launched alike; DP counts as threads) only what the strategy adds is left. Ratios are taken within blocks. {}{}{}",
         spread_words(facet),
         dp_on_cpu(facet),
         not_shown(facet)
@@ -138,21 +135,13 @@ pub fn efficiency(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
 
 pub(super) fn efficiency_points(
     data: &RunData,
-    facet: &Facet<'_>,
     all: &[Series<'_>],
     single: bool,
 ) -> Vec<Vec<Point>> {
     let percent = |value: Option<f64>| value.map(|v| v * 100.0);
+    let yardstick = if single { "single" } else { "independent" };
     let reference = |trial: &TrialRow| {
-        let wanted = if single {
-            ("single", 1)
-        } else {
-            ("independent", trial.devices)
-        };
-        let found = facet
-            .trials
-            .iter()
-            .find(|other| (other.strategy.as_str(), other.devices) == wanted)?;
+        let found = reference(trial, &data.trials, yardstick)?;
         Some(Blocks::of(&found.trial, &data.repeats).samples_per_s)
     };
     all.iter()

@@ -6,6 +6,7 @@
 use syncmark_record::{Outcome, rows::TrialRow};
 
 use super::{canvas::Marker, curves::binary_bytes, palette::Color};
+use crate::analyse::is_placeholder;
 
 /// Trials that belong in one chart.
 #[derive(Clone, Debug)]
@@ -81,6 +82,9 @@ pub fn whole_setting(trial: &TrialRow) -> String {
 
 /// What a facet's trials have in common, in words.
 pub fn shared_setting(trial: &TrialRow) -> String {
+    if is_placeholder(trial) {
+        return "settings not recorded".into();
+    }
     let norm = if trial.norm == "none" {
         "no norm".into()
     } else {
@@ -258,7 +262,10 @@ pub fn way_without(trial: &TrialRow, key: &str) -> String {
 
 /// [`way`] with the device count: `ddp-processes ×2`.
 pub fn name(trial: &TrialRow) -> String {
-    format!("{} ×{}", way(trial), trial.devices)
+    match is_placeholder(trial) {
+        true => trial.trial.clone(),
+        false => format!("{} ×{}", way(trial), trial.devices),
+    }
 }
 
 /// The look that a strategy has in every chart.
@@ -330,30 +337,36 @@ fn look(trial: &TrialRow, taken: &[Series<'_>]) -> (Marker, Color) {
         .unwrap_or(SPARE_LOOKS[taken.len() % 6])
 }
 
-/// The warning that every chart carries beside an oversubscribed or disturbed trial.
+/// What makes a trial's figures doubtful though they are shown.
+fn doubt(trial: &TrialRow) -> Option<&'static str> {
+    match trial.outcome {
+        Outcome::Disturbed => Some("disturbed"),
+        Outcome::Unsteady => Some("unsteady"),
+        _ => None,
+    }
+}
+
+/// The warning that every chart carries beside an oversubscribed, disturbed or unsteady trial.
 pub fn alert(trial: &TrialRow) -> String {
-    let words = [
-        ("oversubscribed", trial.oversubscribed),
-        ("disturbed", trial.outcome == Outcome::Disturbed),
-    ];
-    let words: Vec<&str> = words
-        .into_iter()
-        .filter_map(|(word, holds)| holds.then_some(word))
-        .collect();
+    let crowded = trial.oversubscribed.then_some("oversubscribed");
+    let words: Vec<&str> = crowded.into_iter().chain(doubt(trial)).collect();
     words.join(", ")
 }
 
-/// A series' name for a legend, with the device counts at which other load disturbed it.
+/// A series' name for a legend, with the device counts at which it was disturbed or unsteady.
 pub fn labelled(series: &Series<'_>) -> String {
-    let disturbed: Vec<String> = series
-        .trials
-        .iter()
-        .filter(|trial| trial.outcome == Outcome::Disturbed)
-        .map(|trial| format!("×{}", trial.devices))
+    let of = |word: &str| {
+        let doubted = series.trials.iter().filter(|t| doubt(t) == Some(word));
+        let counts: Vec<String> = doubted.map(|t| format!("×{}", t.devices)).collect();
+        (!counts.is_empty()).then(|| format!("{word}: {}", counts.join(", ")))
+    };
+    let doubts: Vec<String> = ["disturbed", "unsteady"]
+        .into_iter()
+        .filter_map(of)
         .collect();
-    match disturbed.as_slice() {
+    match doubts.as_slice() {
         [] => series.name.clone(),
-        counts => format!("{} (disturbed: {})", series.name, counts.join(", ")),
+        doubts => format!("{} ({})", series.name, doubts.join("; ")),
     }
 }
 
@@ -361,6 +374,9 @@ pub fn labelled(series: &Series<'_>) -> String {
 pub fn not_shown(facet: &Facet<'_>) -> String {
     not_shown_of(&facet.trials)
 }
+
+/// Trials that a caption names before it counts them.
+const MOST_NAMES: usize = 4;
 
 /// The same for any trials.
 pub fn not_shown_of(trials: &[&TrialRow]) -> String {
@@ -374,16 +390,23 @@ pub fn not_shown_of(trials: &[&TrialRow]) -> String {
             ))
         })
         .collect();
-    let disturbed: Vec<String> = trials
-        .iter()
-        .filter(|trial| trial.outcome == Outcome::Disturbed)
-        .map(|trial| name(trial))
-        .collect();
+    let shown = trials.len() - excluded.len();
+    let doubted = |word: &str| -> Vec<String> {
+        let of_word = trials.iter().filter(|trial| doubt(trial) == Some(word));
+        let names: Vec<String> = of_word.map(|trial| name(trial)).collect();
+        match names.len() {
+            few if few <= MOST_NAMES => names,
+            all if all == shown => vec![format!("all {shown} trials")],
+            many => vec![format!("{many} of {shown} trials, which the table names")],
+        }
+    };
     let sentence = |begin: &str, of: &[String]| match of {
         [] => String::new(),
         of => format!(" {begin}: {}.", of.join("; ")),
     };
-    sentence("Not shown", &excluded) + &sentence("Disturbed by other load", &disturbed)
+    sentence("Not shown", &excluded)
+        + &sentence("Disturbed by other load", &doubted("disturbed"))
+        + &sentence("Unsteady within their windows", &doubted("unsteady"))
 }
 
 /// What every CPU caption that shows DP must say.

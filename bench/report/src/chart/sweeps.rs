@@ -2,6 +2,8 @@
 //!
 //! Contract: a line joins trials that are equal in everything but the setting; a setting with fewer than three values in
 //! every line is no sweep and has no chart. Facets are joined where the setting itself is what tells them apart.
+use std::collections::BTreeSet;
+
 use syncmark_record::rows::TrialRow;
 
 use super::{
@@ -10,7 +12,7 @@ use super::{
     legend,
     series::{Facet, dp_on_cpu, not_shown_of, slug, way_without},
 };
-use crate::{document::Figure, run_data::RunData};
+use crate::{document::Figure, factor::fair, run_data::RunData};
 
 /// Fewest values that make a line worth drawing.
 const FEWEST: usize = 3;
@@ -59,6 +61,12 @@ const SETTINGS: [Setting; 3] = [
     },
 ];
 
+/// Optimizer and schedule, which few runs vary.
+fn training_words(trial: &TrialRow) -> String {
+    let words = [trial.optimizer.as_deref(), trial.schedule.as_deref()];
+    words.into_iter().flatten().collect::<Vec<_>>().join(" · ")
+}
+
 fn whole(value: f64) -> String {
     format!("{value:.0}")
 }
@@ -74,14 +82,17 @@ pub fn sweeps(data: &RunData, facets: &[Facet<'_>]) -> Vec<Figure> {
 /// One line: its trials by the setting.
 struct Line<'a> {
     name: String,
+    way: String,
     trials: Vec<(f64, &'a TrialRow)>,
 }
 
 impl Setting {
     fn figures(&self, data: &RunData, facets: &[Facet<'_>]) -> Vec<Figure> {
+        let trainings: BTreeSet<String> = data.measured().map(training_words).collect();
+        let group = |trial: &TrialRow| self.group(trial, trainings.len() > 1);
         let mut groups: Vec<(String, Vec<&TrialRow>)> = Vec::new();
         for trial in data.measured().filter(|trial| (self.x)(trial).is_some()) {
-            let own = self.group(trial);
+            let own = group(trial);
             match groups.iter_mut().find(|(group, _)| *group == own) {
                 Some((_, trials)) => trials.push(trial),
                 None => groups.push((own, vec![trial])),
@@ -89,12 +100,16 @@ impl Setting {
         }
         groups
             .iter()
-            .filter_map(|(group, trials)| self.figure(group, trials, facets))
+            .filter_map(|(own, trials)| {
+                let in_facets = facets.iter().flat_map(|facet| &facet.trials).copied();
+                let of_group = in_facets.filter(|trial| group(trial) == *own).collect();
+                self.figure(own, trials, of_group, facets)
+            })
             .collect()
     }
 
     /// What a chart's trials share: everything that is not compared in it.
-    fn group(&self, trial: &TrialRow) -> String {
+    fn group(&self, trial: &TrialRow, several_trainings: bool) -> String {
         let mut words = vec![
             trial.model.clone(),
             format!("{} norm", trial.norm),
@@ -102,6 +117,11 @@ impl Setting {
             format!("{} scaling", trial.scaling),
             trial.backend.clone(),
         ];
+        let micro_batches = trial.accumulation.unwrap_or(1);
+        if micro_batches > 1 && self.key != "train.accumulation" {
+            words.push(format!("{micro_batches} micro-batches"));
+        }
+        words.extend(several_trainings.then(|| training_words(trial)));
         match self.key {
             "data.batch_size" => {}
             // A step has the samples of all its micro-batches, of which this compares different numbers.
@@ -128,10 +148,17 @@ impl Setting {
                 false => way,
             };
             let Some(x) = (self.x)(trial) else { continue };
-            match lines.iter_mut().find(|line| line.name == name) {
+            let joins =
+                |line: &&mut Line<'_>| line.way == name && fair(line.trials[0].1, trial, self.key);
+            match lines.iter_mut().find(joins) {
                 Some(line) => line.trials.push((x, trial)),
                 None => lines.push(Line {
-                    name,
+                    // Two ways of one name differ in what no name tells: the trial's id does.
+                    name: match lines.iter().any(|line| line.way == name) {
+                        true => format!("{name} ({})", trial.trial),
+                        false => name.clone(),
+                    },
+                    way: name,
                     trials: vec![(x, trial)],
                 }),
             }
@@ -143,7 +170,14 @@ impl Setting {
         lines
     }
 
-    fn figure(&self, group: &str, trials: &[&TrialRow], facets: &[Facet<'_>]) -> Option<Figure> {
+    /// `planned` are all trials of the group, those without figures included.
+    fn figure(
+        &self,
+        group: &str,
+        trials: &[&TrialRow],
+        planned: Vec<&TrialRow>,
+        facets: &[Facet<'_>],
+    ) -> Option<Figure> {
         let lines = self.lines(trials);
         if lines.iter().all(|line| line.trials.len() < FEWEST) {
             return None;
@@ -167,12 +201,6 @@ impl Setting {
         };
         let spread = legend::spread(trials.iter().copied());
         let (svg, height) = curves::draw(self.title, group, &plots, 2, spread)?;
-        let excluded: Vec<&TrialRow> = facets
-            .iter()
-            .flat_map(|facet| &facet.trials)
-            .copied()
-            .filter(|trial| self.group(trial) == group)
-            .collect();
         let copies = facets
             .iter()
             .map(dp_on_cpu)
@@ -182,7 +210,7 @@ impl Setting {
             "Medians over repeats with their spread; the x axis is logarithmic. {}{}{}",
             self.words,
             copies.unwrap_or_default(),
-            not_shown_of(&excluded)
+            not_shown_of(&planned)
         );
         Some(Figure {
             name: slug(&format!("{} {}", self.title, group)),

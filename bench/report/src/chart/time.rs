@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     document::Figure,
-    format::{milliseconds, percent},
+    format::{milliseconds, number, percent},
     phase_totals::PhaseTotals,
     run_data::RunData,
 };
@@ -77,7 +77,7 @@ pub fn time_by_phase(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     };
     let (svg, height) = chart.draw(tick_label);
     let caption = format!(
-        "Mean over traced steps and ranks; of DP the slowest device of each phase, because DP joins its devices after each. This is the traced pass, a separate pass with spans recorded: {}. Headline figures do not \
+        "Mean over traced steps and ranks, with the means of the quickest and slowest repeat in brackets; of DP the slowest device of each phase, because DP joins its devices after each. This is the traced pass, a separate pass with spans recorded: {}. Headline figures do not \
          come from it. The thick bar is the compute track; a thin hatched bar below it is how long communication took on its own track, while \
          computation went on: only the part shown as wait (exposed) lengthens the step.{}{}",
         slowdown_words(&shown),
@@ -121,7 +121,15 @@ fn group(trial: &TrialRow, totals: &PhaseTotals) -> Group {
     let mut bars = vec![Bar {
         label: String::new(),
         segments: main,
-        note: milliseconds(totals.step_ms()),
+        note: match totals.range_ms() {
+            Some([low, high]) => format!(
+                "{} [{}, {}]",
+                milliseconds(totals.step_ms()),
+                number(low),
+                number(high)
+            ),
+            None => milliseconds(totals.step_ms()),
+        },
         height: 18.0,
     }];
     let total: f64 = overlapping.iter().map(|s| s.value).sum();

@@ -98,7 +98,7 @@ fn figure(data: &RunData, weak: &Facet<'_>, strong: &Facet<'_>) -> Option<Figure
 /// The points of a facet in the order of `all`.
 fn points(data: &RunData, facet: &Facet<'_>, all: &[Series<'_>]) -> Vec<Vec<Point>> {
     let own = series(facet);
-    let mut points = efficiency_points(data, facet, &own, true);
+    let mut points = efficiency_points(data, &own, true);
     all.iter()
         .map(|wanted| {
             own.iter()

@@ -15,7 +15,7 @@ const DEFINITIONS: [&str; 12] = [
     "Ratios, efficiencies and verdicts: taken within blocks first, then the median and interval over blocks. A difference is claimed only if \
      the interval leaves out 1.",
     "Efficiency against single: throughput over N times that of single on one device with the same work. Against independent: throughput over \
-     that of N replicas on the same N devices that never synchronize, so what the hardware loses by running N at once is not blamed on the \
+     that of N replicas on the same N devices that never synchronize, launched alike (DP counts as threads), so what the hardware loses by running N at once is not blamed on the \
      strategy.",
     "Exposed communication: step time minus that of the same step with synchronization switched off, both measured in the same repeat. It can \
      be negative by chance where communication is hidden.",
@@ -27,7 +27,7 @@ const DEFINITIONS: [&str; 12] = [
     "Gates: before any timing, every trial that exchanges anything is checked against a single-device reference (single and independent replicas \
      exchange nothing); a trial that fails is invalid and shows no figures. Unsteady: the first and last third of a window differ by more than 2 %; \
      smoke sizes are exempt. Outliers are never dropped.",
-    "Disturbed: in a window, other programs or the kernel's own work used more than 2 % of a rank's core, or the hypervisor took more than 1 % of it \
+    "Disturbed: in the window or in the pass without synchronization, other programs or the kernel's own work used more than 2 % of a rank's core, or the hypervisor took more than 1 % of it \
      away. A trial is disturbed if more than a third of its repeats are; its figures are shown with that label, and no verdict is drawn from them. Smoke \
      sizes are exempt, but warned of. Load on cores that no rank has is not seen, though it shares caches, memory and power with them.",
 ];

@@ -6,6 +6,7 @@
 use syncmark_record::rows::GateRow;
 
 use crate::{
+    analyse::is_placeholder,
     chart::series::name,
     document::{
         Alignment::{Left, Right},
@@ -48,7 +49,7 @@ pub(super) fn section(data: &RunData) -> Vec<Block> {
 
 fn row(data: &RunData, gate: &GateRow) -> Vec<String> {
     let trial = data.trials.iter().find(|trial| trial.trial == gate.trial);
-    let label = trial.map_or_else(
+    let label = trial.filter(|trial| !is_placeholder(trial)).map_or_else(
         || gate.label.clone(),
         |t| format!("{} ({} norm): {}", t.model, t.norm, name(t)),
     );

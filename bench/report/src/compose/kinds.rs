@@ -132,7 +132,8 @@ pub(super) fn compression(data: &RunData, facets: &[Facet<'_>]) -> Vec<Block> {
                 ("bytes sent, share of uncompressed", Right),
                 ("relative error [smallest, largest]", Right),
                 ("cosine", Right),
-                ("steps", Right),
+                ("checked after steps", Right),
+                ("checks", Right),
                 ("step (ms)", Right),
             ],
         );
@@ -143,6 +144,10 @@ pub(super) fn compression(data: &RunData, facets: &[Facet<'_>]) -> Vec<Block> {
                 percent(point.share),
                 format!("{value:.2e} [{low:.2e}, {high:.2e}]"),
                 format!("{:.6}", point.cosine),
+                match point.after {
+                    (first, last) if first == last => first.to_string(),
+                    (first, last) => format!("{first} to {last}"),
+                },
                 point.steps.to_string(),
                 or_dash(point.trial.step_ms, number),
             ]);
@@ -179,17 +184,20 @@ pub(crate) fn collective_sentences(data: &RunData) -> Vec<String> {
         let time = middle(latency, &|row| Some(row.time_ns_p50 as f64 / 1e6));
         let speed = middle(bandwidth, &|row| row.busbw_bytes_per_s);
         if let (Some(time), Some(speed)) = (time, speed) {
+            let ends = |low: String, high: String| match trial.repeats {
+                1 => " in its one repeat".to_owned(),
+                _ => format!(" ({low} to {high} over repeats)"),
+            };
+            let per_second = |speed| format!("{}/s", bytes(speed));
             sentences.push(format!(
-                "{}: an all-reduce of {} takes {} ({} to {} over repeats); at {} its bus bandwidth is {}/s ({}/s to {}/s).",
+                "{}: an all-reduce of {} takes {}{}; at {} its bus bandwidth is {}{}.",
                 name(trial),
                 binary_bytes(*small as f64),
                 milliseconds(time.0),
-                milliseconds(time.1),
-                milliseconds(time.2),
+                ends(milliseconds(time.1), milliseconds(time.2)),
                 binary_bytes(*large as f64),
-                bytes(speed.0),
-                bytes(speed.1),
-                bytes(speed.2),
+                per_second(speed.0),
+                ends(per_second(speed.1), per_second(speed.2)),
             ));
         }
     }

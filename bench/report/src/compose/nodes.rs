@@ -103,18 +103,25 @@ fn sentence(timed: &Timed<'_>) -> Option<String> {
     let dearest = nodes
         .iter()
         .max_by(|a, b| a.total().total_cmp(&b.total()))?;
-    let spread = match (trial.step_ms_low, trial.step_ms_high) {
-        (Some(low), Some(high)) => format!(" ({} to {})", milliseconds(low), milliseconds(high)),
+    let share = timed.share?;
+    // The spread of one repeat is none.
+    let several = trial.repeats > 1;
+    let ends = |low: String, high: String| match several {
+        true => format!(" ({low} to {high})"),
+        false => String::new(),
+    };
+    let of_step = match (trial.step_ms_low, trial.step_ms_high) {
+        (Some(low), Some(high)) => ends(milliseconds(low), milliseconds(high)),
         _ => String::new(),
     };
     Some(format!(
-        "{}: a step takes {}{spread}, and its nodes are {} of it ({} to {}). Of the nodes' time, {}; the dearest node is {} with {}.",
+        "{}: a step takes {}{of_step}, and its nodes are {} of it{}. Of the nodes' time, {}; the dearest is node {}, {}, with {}.",
         subject(trial),
         milliseconds(trial.step_ms?),
-        percent(timed.share?.value),
-        percent(timed.share?.low),
-        percent(timed.share?.high),
+        percent(share.value),
+        ends(percent(share.low), percent(share.high)),
         kinds.join(", "),
+        dearest.node,
         dearest.name,
         percent(dearest.total() / total),
     ))
@@ -171,8 +178,12 @@ pub(super) fn layers(data: &RunData) -> Vec<Block> {
     for Timed { trial, nodes, .. } in &timed {
         let total: f64 = nodes.iter().map(NodeCost::total).sum();
         blocks.push(Block::Table(kinds_table(trial, nodes, total)));
+        let brackets = match trial.repeats {
+            1 => "one repeat",
+            _ => "medians over repeats, with the smallest and largest repeat in brackets",
+        };
         let mut table = Table::new(
-            format!("{}: every node, medians over repeats.", subject(trial)),
+            format!("{}: every node, {brackets}.", subject(trial)),
             &[
                 ("node", Right),
                 ("layer", Left),
@@ -193,8 +204,10 @@ pub(super) fn layers(data: &RunData) -> Vec<Block> {
 }
 
 fn node_row(node: &NodeCost, total: f64) -> Vec<String> {
-    let micro =
-        |time: Option<[f64; 3]>| or_dash(time.map(|time| time[0] / 1e3), |us| significant(us, 3));
+    let micro = |time: Option<[f64; 3]>| {
+        let [value, low, high] = [0, 1, 2].map(|index| time.map(|time| time[index] / 1e3));
+        with_spread(value, low, high, |us| significant(us, 3))
+    };
     // Operations per nanosecond are gigaoperations per second, and so are bytes.
     let rate = |amount: Option<u64>| {
         let time = node.forward.map(|time| time[0]).filter(|ns| *ns > 0.0);

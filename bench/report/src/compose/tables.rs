@@ -57,7 +57,11 @@ pub(super) fn headline(facet: &Facet<'_>) -> Table {
         if excluded_reason(trial).is_none() {
             row.extend(figures(trial));
         } else {
-            row.extend(std::iter::repeat_n("–".to_string(), 8));
+            row.push(match trial.repeats {
+                0 => "–".to_string(),
+                ended_well => format!("{ended_well} (not used)"),
+            });
+            row.extend(std::iter::repeat_n("–".to_string(), 7));
         }
         table.push(row);
     }

@@ -1,6 +1,6 @@
 //! The meeting as rank 0's agent holds it.
 use std::io::{ErrorKind, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -169,9 +169,20 @@ impl<'a> Room<'a> {
             address: self.address.clone(),
             waited: self.place.patience,
             strangers: match self.turned_away {
-                0 => String::new(),
+                0 => self.unknown_host(),
                 n => format!("; {n} connections that were no agents of this job were turned away"),
             },
+        }
+    }
+
+    /// The name by which the others look for this host, if not even it knows it by that name.
+    fn unknown_host(&self) -> String {
+        let host = &self.place.master;
+        match (host.as_str(), 0).to_socket_addrs() {
+            Ok(_) => String::new(),
+            Err(error) => format!(
+                "; they look for the host \"{host}\", which is not known here either: {error}"
+            ),
         }
     }
 

@@ -50,14 +50,15 @@ pub fn run(
     if measure.trace_steps > 0 {
         traced_pass(&mut participant, measure.trace_steps as u64)?;
     }
-    if compression(assignment) != Compression::None {
-        checked_pass(&mut participant)?;
-    }
+    // Before the pass that holds exact gradients beside compressed ones, which no training does.
     memory(&mut participant);
+    if compression(assignment) != Compression::None {
+        checked_pass(assignment, &mut participant)?;
+    }
     Ok(())
 }
 
-/// Warms up, and gives the steps of a window; every pass begins with the parameters of this moment.
+/// Warms up, and gives the steps of a window.
 pub(super) fn plan_window(
     assignment: &Assignment,
     participant: &mut Participant,
@@ -66,9 +67,17 @@ pub(super) fn plan_window(
     let step_time = warm_up(assignment, participant)?;
     let window_ns = MARGIN * measure.min_time_ns as f64;
     let planned = (window_ns / step_time.as_nanos().max(1) as f64).ceil() as u64;
-    let steps = participant.agree(planned.max(measure.steps as u64))?;
-    participant.strategy.snapshot()?;
-    Ok(steps)
+    participant.agree(planned.max(measure.steps as u64))
+}
+
+/// Steps before the snapshot that every pass begins with: a number that no clock has a say in, so that losses and errors of
+/// gradients are of the same moment of training in every repeat. PowerSGD is at work by then.
+fn steps_before_snapshot(assignment: &Assignment) -> u64 {
+    let start = match compression(assignment) {
+        Compression::Powersgd(power) => power.start_step,
+        Compression::None | Compression::Fp16 | Compression::Bf16 => 0,
+    };
+    assignment.trial.measure.warmup_steps.max(3).max(start) as u64
 }
 
 /// Steps until `warmup_steps` and `warmup_time` are both reached; returns the shortest time of a step in it, so that a
@@ -77,13 +86,7 @@ pub(super) fn plan_window(
 fn warm_up(assignment: &Assignment, participant: &mut Participant) -> Result<Duration, RankError> {
     let measure = &assignment.trial.measure;
     let began = now_ns();
-    // Every pass begins where the warm-up ends: with PowerSGD at work.
-    let start = match compression(assignment) {
-        Compression::Powersgd(power) => power.start_step,
-        Compression::None | Compression::Fp16 | Compression::Bf16 => 0,
-    };
-    let fewest = measure.warmup_steps.max(3).max(start) as u64;
-    let (mut done, mut steps) = (0, participant.agree(fewest)?);
+    let (mut done, mut steps) = (0, participant.agree(steps_before_snapshot(assignment))?);
     let mut shortest = u64::MAX;
     while steps > 0 {
         let begin = now_ns();
@@ -97,6 +100,9 @@ fn warm_up(assignment: &Assignment, participant: &mut Participant) -> Result<Dur
         }
         participant.strategy.finish()?;
         let now = now_ns();
+        if done == 0 {
+            participant.strategy.snapshot()?;
+        }
         let mean = ((now - begin) / steps).max(1);
         // Where steps are enqueued, the host is done with one long before the device is: half the mean bounds that.
         shortest = shortest.min(quickest.max(mean / 2));
@@ -119,7 +125,7 @@ pub(super) fn timed_pass(
 ) -> Result<(), RankError> {
     let synchronized = pass == Pass::Window;
     lead_in(participant, pass, steps, synchronized)?;
-    let before = synchronized.then(|| witness.look()).flatten();
+    let before = witness.look();
     participant.barrier()?;
     let number = pass_number(pass);
     let (start, mut samples) = (now_ns(), 0);
@@ -146,10 +152,10 @@ pub(super) fn timed_pass(
         start_ns: start,
         end_ns: now_ns(),
     });
+    let used = witness.between(&before, &witness.look());
+    used.into_iter()
+        .for_each(|event| participant.spool.push(event));
     if synchronized {
-        let used = witness.between(&before, &witness.look());
-        used.into_iter()
-            .for_each(|event| participant.spool.push(event));
         after_window(participant, steps)?;
     } else {
         // Arithmetic with NaN has another speed: the arm's time would say nothing about the window's.
@@ -391,7 +397,8 @@ fn compression(assignment: &Assignment) -> Compression {
 
 /// How far compressed gradients are from exact ones, in steps whose time means nothing. All ranks hold the same
 /// gradients: rank 0 tells.
-fn checked_pass(participant: &mut Participant) -> Result<(), RankError> {
+fn checked_pass(assignment: &Assignment, participant: &mut Participant) -> Result<(), RankError> {
+    let taken = steps_before_snapshot(assignment) + LEAD_IN_STEPS;
     participant.strategy.restore()?;
     for _ in 0..LEAD_IN_STEPS {
         participant.step(&mut Silent)?;
@@ -407,7 +414,7 @@ fn checked_pass(participant: &mut Participant) -> Result<(), RankError> {
         for (bucket, found) in each.chain([(u16::MAX, &whole)]) {
             participant.spool.push(Event::Compression {
                 bucket,
-                step,
+                step: taken + step,
                 relative_error: found.relative_error(),
                 cosine: found.cosine(),
                 sent_bytes: found.sent_bytes,

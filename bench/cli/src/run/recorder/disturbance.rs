@@ -1,6 +1,7 @@
-//! From what the ranks saw on their cores to the share of the window that others took.
+//! From what the ranks saw on their cores to the share of a pass that others took.
 //!
-//! Contract: pure. The worst core counts, not the mean: ranks wait for each other, so one core that is taken holds up all. A
+//! Contract: pure. The worst core of the worst pass (the window, the arm without synchronization) counts, not the mean: ranks
+//! wait for each other, so one core that is taken holds up all, and exposed communication is the difference of the two. A
 //! core that several processes of the job share is not watched, because none of them knows what the others used.
 //! The rule by which a repeat is called disturbed is [`super::super::ledger::judge`]'s.
 use super::RepeatFacts;

@@ -170,9 +170,17 @@ impl Control {
         if self.aborted_within(Instant::now(), HEARSAY) {
             return self.abort_error();
         }
+        // One look at both: an abort comes before the good-bye of rank 0, which passed it on.
+        let (aborted, first_left) = {
+            let state = self.state();
+            (state.aborted.is_some(), state.left[0])
+        };
+        if aborted {
+            return self.abort_error();
+        }
         // Without rank 0 nobody passes on who went first, and the peer may have ended for want of it.
         let mut missing = vec![peer];
-        if self.state().left[0] && peer != 0 {
+        if first_left && peer != 0 {
             missing.insert(0, 0);
         }
         self.fail(CommError::Departed {
