@@ -10,7 +10,7 @@ use crate::{
     analyse::{Blocks, paired, sent_per_step},
     chart::series::name,
     compose::{kinds::collective_sentences, nodes::node_sentences},
-    factor::{as_recorded, batch_size, factor_value, fair, in_words, is_named},
+    factor::{as_recorded, batch_size, factor_value, fair, in_words, is_named, train_alike},
     format::{count, percent, ratio},
     run_data::RunData,
     scenario::AnswerSpec,
@@ -172,7 +172,7 @@ pub fn answer(data: &RunData) -> Answer<'_> {
     if comparisons.is_empty() {
         return only(nothing_to_compare(data, spec));
     }
-    let asked = asked(&comparisons, &spec.factor);
+    let asked = asked(&comparisons);
     let headline = headline(&asked, &spec.factor);
     let mut sentences = beside;
     sentences.extend(summary(&asked, comparisons.len(), spec, metric));
@@ -181,7 +181,7 @@ pub fn answer(data: &RunData) -> Answer<'_> {
         sentences.push(format!("{}: {}.", group[0].shared, facts.join("; ")));
         sentences.extend(bytes_sentence(group));
     }
-    sentences.extend(rest(&comparisons, &asked, headline.len(), &spec.factor));
+    sentences.extend(rest(&comparisons, &asked, headline.len()));
     Answer {
         sentences,
         comparisons,
@@ -189,22 +189,14 @@ pub fn answer(data: &RunData) -> Answer<'_> {
 }
 
 /// Where all comparisons stand, and which kinds of them the sentences above leave out.
-fn rest(
-    comparisons: &[Comparison<'_>],
-    asked: &[&Comparison<'_>],
-    shown: usize,
-    factor: &str,
-) -> Option<String> {
+fn rest(comparisons: &[Comparison<'_>], asked: &[&Comparison<'_>], shown: usize) -> Option<String> {
     if shown == comparisons.len() {
         return None;
     }
     let kinds = |c: &Comparison<'_>| {
         [
             (is_yardstick(c), "with `single` or `independent`"),
-            (
-                is_alone(c, factor),
-                "on one device (where nothing is exchanged)",
-            ),
+            (is_alone(c), "on one device (where nothing is exchanged)"),
             (is_crowded(c), "with oversubscribed trials"),
         ]
     };
@@ -360,18 +352,18 @@ fn is_crowded(c: &Comparison<'_>) -> bool {
     c.trial.oversubscribed || c.baseline.oversubscribed
 }
 
-/// On one device there is nobody to exchange anything with: what sets exchanges apart cannot show.
-fn is_alone(c: &Comparison<'_>, factor: &str) -> bool {
-    factor.starts_with("parallel.") && c.trial.devices == 1 && c.baseline.devices == 1
+/// On one device there is nobody to exchange anything with: what sets exchanges apart, and nothing else, cannot show.
+fn is_alone(c: &Comparison<'_>) -> bool {
+    c.trial.devices == 1 && c.baseline.devices == 1 && train_alike(c.trial, c.baseline)
 }
 
 /// The comparisons that the question is about, as far as there are any: neither yardsticks, nor pairs on one device, nor
 /// oversubscribed ones.
-fn asked<'a, 'b>(comparisons: &'b [Comparison<'a>], factor: &str) -> Vec<&'b Comparison<'a>> {
+fn asked<'a, 'b>(comparisons: &'b [Comparison<'a>]) -> Vec<&'b Comparison<'a>> {
     let pick = |keep: &dyn Fn(&Comparison<'_>) -> bool| {
         comparisons.iter().filter(|c| keep(c)).collect::<Vec<_>>()
     };
-    let meant = |c: &Comparison<'_>| !is_yardstick(c) && !is_alone(c, factor);
+    let meant = |c: &Comparison<'_>| !is_yardstick(c) && !is_alone(c);
     let choices = [
         pick(&|c| meant(c) && !is_crowded(c)),
         pick(&meant),

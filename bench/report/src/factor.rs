@@ -186,6 +186,14 @@ pub(crate) fn fair(a: &TrialRow, b: &TrialRow, factor: &str) -> bool {
         && SETTINGS.iter().all(|setting| equal(setting))
 }
 
+/// Whether two trials differ, if at all, in how the work is shared out and exchanged.
+pub(crate) fn train_alike(a: &TrialRow, b: &TrialRow) -> bool {
+    let others = SETTINGS
+        .iter()
+        .filter(|(key, _)| !key.starts_with("parallel."));
+    others.into_iter().all(|(_, value)| value(a) == value(b))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
