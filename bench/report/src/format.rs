@@ -1,6 +1,7 @@
 //! Numbers as a reader wants them: three or four significant digits, units, no false precision.
 //!
 //! Contract: every figure of a report that a person reads goes through here, so equal quantities look equal.
+use syncmark_record::rows::TrialRow;
 
 /// A number with `digits` significant digits, with thousands separated by commas.
 pub fn significant(x: f64, digits: i32) -> String {
@@ -111,6 +112,38 @@ pub fn with_spread(
         (Some(value), ..) => show(value),
         _ => "–".into(),
     }
+}
+
+/// A trial's step time, throughput, efficiencies against single and independent, and exposed communication, each with its
+/// spread.
+pub fn spreads(t: &TrialRow) -> [String; 5] {
+    [
+        with_spread(t.step_ms, t.step_ms_low, t.step_ms_high, number),
+        with_spread(
+            t.samples_per_s,
+            t.samples_per_s_low,
+            t.samples_per_s_high,
+            number,
+        ),
+        with_spread(
+            t.efficiency_single,
+            t.efficiency_single_low,
+            t.efficiency_single_high,
+            percent,
+        ),
+        with_spread(
+            t.efficiency_independent,
+            t.efficiency_independent_low,
+            t.efficiency_independent_high,
+            percent,
+        ),
+        with_spread(
+            t.exposed_communication_ms,
+            t.exposed_communication_ms_low,
+            t.exposed_communication_ms_high,
+            |ms| significant(ms, 3),
+        ),
+    ]
 }
 
 /// A value, or a dash where there is none.

@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use syncmark_record::Outcome;
 use syncmark_record::rows::TrialRow;
 use syncmark_report::analyse::BYTES_DIFFER;
-use syncmark_report::format::{bytes, number, percent, significant, with_spread};
+use syncmark_report::format::{bytes, spreads};
 
 use super::progress::outcome_name;
 
@@ -164,36 +164,8 @@ fn cells(trial: &TrialRow) -> [String; 9] {
         trial.label.clone()
     };
     let t = trial;
-    let figures = [
-        with_spread(t.step_ms, t.step_ms_low, t.step_ms_high, number),
-        with_spread(
-            t.samples_per_s,
-            t.samples_per_s_low,
-            t.samples_per_s_high,
-            number,
-        ),
-        with_spread(
-            t.efficiency_single,
-            t.efficiency_single_low,
-            t.efficiency_single_high,
-            percent,
-        ),
-        with_spread(
-            t.efficiency_independent,
-            t.efficiency_independent_low,
-            t.efficiency_independent_high,
-            percent,
-        ),
-        with_spread(
-            t.exposed_communication_ms,
-            t.exposed_communication_ms_low,
-            t.exposed_communication_ms_high,
-            |ms| significant(ms, 3),
-        ),
-        traffic(t),
-    ];
     let outcome = [label, outcome_name(t.outcome), t.repeats.to_string()];
-    let mut cells = outcome.into_iter().chain(figures);
+    let mut cells = outcome.into_iter().chain(spreads(t)).chain([traffic(t)]);
     std::array::from_fn(|_| cells.next().unwrap_or_default())
 }
 

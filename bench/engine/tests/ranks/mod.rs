@@ -275,3 +275,31 @@ pub fn values(rank: usize, len: usize) -> Vec<f32> {
 pub fn value(rank: usize, i: usize) -> f32 {
     ((i * 7 + rank * 13) % 31) as f32 - 15.0
 }
+
+/// Lengths that most world sizes do not divide.
+pub const LENGTHS: [usize; 6] = [0, 1, 2, 3, 7, 1000];
+/// Small slots, so that a thousand elements cross many pieces.
+pub const SLOT: usize = 4096;
+
+/// Runs `check` on every rank over each transport, for every world size from 1 to 4 and every length.
+pub fn everywhere(check: impl Fn(Rank, usize) + Sync) {
+    for world in 1..=4 {
+        for len in LENGTHS.into_iter().chain([5003]) {
+            on_all(world, |rank| check(rank, len));
+        }
+    }
+}
+
+/// Runs `check` on every rank of a job over each transport.
+pub fn on_all(world: usize, check: impl Fn(Rank) + Sync) {
+    for transport in TRANSPORTS {
+        spawn_on(transport, world, PATIENT, &check);
+    }
+}
+
+/// The sum of what all ranks contribute.
+pub fn sum(world: usize, len: usize) -> Vec<f32> {
+    (0..len)
+        .map(|i| (0..world).map(|rank| value(rank, i)).sum())
+        .collect()
+}

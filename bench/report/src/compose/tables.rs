@@ -18,7 +18,7 @@ use crate::{
         Alignment::{Left, Right},
         Block, Table,
     },
-    format::{bytes, number, or_dash, percent, ratio, whole, with_spread},
+    format::{bytes, or_dash, ratio, spreads, whole, with_spread},
     run_data::{RunData, excluded_reason, outcome_name},
 };
 
@@ -69,33 +69,14 @@ pub(super) fn headline(facet: &Facet<'_>) -> Table {
 }
 
 fn figures(t: &TrialRow) -> [String; 8] {
+    let [step, samples, single, independent, exposed] = spreads(t);
     [
         t.repeats.to_string(),
-        with_spread(t.step_ms, t.step_ms_low, t.step_ms_high, number),
-        with_spread(
-            t.samples_per_s,
-            t.samples_per_s_low,
-            t.samples_per_s_high,
-            number,
-        ),
-        with_spread(
-            t.efficiency_single,
-            t.efficiency_single_low,
-            t.efficiency_single_high,
-            percent,
-        ),
-        with_spread(
-            t.efficiency_independent,
-            t.efficiency_independent_low,
-            t.efficiency_independent_high,
-            percent,
-        ),
-        with_spread(
-            t.exposed_communication_ms,
-            t.exposed_communication_ms_low,
-            t.exposed_communication_ms_high,
-            |ms| crate::format::significant(ms, 3),
-        ),
+        step,
+        samples,
+        single,
+        independent,
+        exposed,
         or_dash(t.counted_bytes_per_step, bytes),
         or_dash(t.peak_memory_bytes.map(|b| b as f64), bytes),
     ]

@@ -157,6 +157,20 @@ mod tests {
         );
     }
 
+    /// A device says twice: for the window and for the arm without synchronization, which other load bends as well.
+    #[test]
+    fn the_worse_of_two_passes_counts() {
+        let cores = [vec![0], vec![1]];
+        let quiet = || core(0, 700, 0);
+        let ranks = [
+            vec![quiet(), quiet()],
+            vec![core(1, 700, 0), core(1, 990, 30)],
+        ];
+        let found = fold(ddp(Launch::Processes), &cores, &ranks).unwrap();
+        assert_eq!((found.foreign, found.stolen), (0.29, 0.03));
+        assert_eq!(found.involuntary_switches, 12);
+    }
+
     #[test]
     fn what_not_every_rank_saw_is_not_known() {
         let cores = [vec![0], vec![1]];
