@@ -36,8 +36,8 @@ timeout = "2m"
 "parallel.compression" = ["none", "fp16", "bf16", { powersgd = { rank = 2, start_step = 5 } }, { powersgd = { rank = 1, start_step = 0, error_feedback = false, warm_start = false } }]
 "#;
 
-#[test]
-fn compressed_trials_pass_their_gates_count_what_is_predicted_and_say_what_they_lose() {
+/// Runs the scenario with more arguments, into a folder of its own.
+fn run(more: &[&str]) -> (tempfile::TempDir, RunFolder) {
     let folder = tempfile::tempdir().expect("a folder for the test");
     let (path, out) = (
         folder.path().join("compression.toml"),
@@ -48,6 +48,7 @@ fn compressed_trials_pass_their_gates_count_what_is_predicted_and_say_what_they_
         .expect("the binary is built")
         .args(["run", "--quiet", "--out"])
         .args([&out, &path])
+        .args(more)
         .output()
         .expect("the binary starts");
     let shown = String::from_utf8_lossy(&output.stderr);
@@ -57,6 +58,36 @@ fn compressed_trials_pass_their_gates_count_what_is_predicted_and_say_what_they_
         .next();
     let run = run.expect("the run has a folder").expect("it is listed");
     let run = RunFolder::open(run.path()).expect("the folder opens");
+    (folder, run)
+}
+
+/// Warm-ups and windows of other lengths, the same training: the same errors to the last bit.
+#[test]
+fn errors_are_of_the_same_steps_and_batches_whatever_the_clock_says() {
+    let errors = |warmup_time: &str, min_time: &str| -> Vec<(u64, f64)> {
+        let arguments = [
+            "--filter",
+            "parallel.compression=fp16",
+            "--filter",
+            "parallel.devices=2",
+            "--set",
+            &format!("measure.warmup_time={warmup_time}"),
+            "--set",
+            &format!("measure.min_time={min_time}"),
+        ];
+        let (_kept, run) = run(&arguments);
+        let rows: Vec<CompressionRow> = run.read().expect("compression.csv is read");
+        let whole = rows.iter().filter(|row| row.bucket.is_none());
+        whole.map(|row| (row.step, row.relative_error)).collect()
+    };
+    let short = errors("1ms", "1ms");
+    assert_eq!(short.len(), 5);
+    assert_eq!(short, errors("150ms", "90ms"));
+}
+
+#[test]
+fn compressed_trials_pass_their_gates_count_what_is_predicted_and_say_what_they_lose() {
+    let (_kept, run) = run(&[]);
     let trials: Vec<TrialRow> = run.read().expect("trials.csv is read");
     assert_eq!(trials.len(), 10);
     let gates: Vec<GateRow> = run.read().expect("gates.csv is read");

@@ -205,6 +205,22 @@ fn a_loader_goes_on_with_the_next_epoch() {
 }
 
 #[test]
+fn a_loader_that_returns_gives_the_batches_that_followed_again() {
+    let data: Arc<dyn Dataset> = Arc::new(digits(Split::Train));
+    let random = Random { len: 10, seed: 3 };
+    let mut loader = Loader::new(data, Box::new(random), 4, true).expect("two batches");
+    loader.next_batch();
+    let place = loader.place();
+    let mut following = || -> Vec<Vec<i32>> {
+        loader.return_to(place);
+        let labels = (0..5).map(|_| loader.next_batch().labels.to_vec());
+        labels.collect()
+    };
+    let first = following();
+    assert_eq!(following(), first, "over the end of an epoch and back");
+}
+
+#[test]
 fn epochs_without_a_batch_are_refused() {
     let data: Arc<dyn Dataset> = Arc::new(digits(Split::Test));
     let new = |len, batch, drop_last| {

@@ -222,6 +222,14 @@ fn nothing_to_compare(data: &RunData, spec: &AnswerSpec) -> String {
     if measured == 0 {
         return "No trial has figures, so the question cannot be answered; the reasons stand in the section Trials.".into();
     }
+    if data.trials_missing || data.repeats.is_empty() {
+        let file = if data.trials_missing {
+            "trials.csv"
+        } else {
+            "repeats.csv"
+        };
+        return format!("{file} is missing, and nothing can be compared without it.");
+    }
     format!(
         "No two measured trials differ in {} alone with {} as baseline ({} with figures), so nothing can be compared fairly.",
         spec.factor,

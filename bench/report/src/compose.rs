@@ -109,6 +109,12 @@ fn cautions(data: &RunData) -> Vec<Block> {
         )));
     }
     cautions.extend(missing_words(data).map(Block::warning));
+    if data.incomplete > 0 {
+        cautions.push(Block::warning(format!(
+            "comm.csv has a part only of {}, whose bytes are left out.",
+            count(data.incomplete, "repeat")
+        )));
+    }
     let excluded = data
         .trials
         .iter()
@@ -155,7 +161,15 @@ fn cautions(data: &RunData) -> Vec<Block> {
 
 /// What the report lacks because a file is gone; `None` where all are there.
 pub fn missing_words(data: &RunData) -> Option<String> {
-    const TOLD_BY: [(&str, &str); 4] = [
+    const TOLD_BY: [(&str, &str); 6] = [
+        (
+            "repeats.csv",
+            "every ratio, spread and comparison: figures are those of trials.csv",
+        ),
+        (
+            "gates.csv",
+            "whether the trials were shown to train like one device",
+        ),
         ("steps.csv", "the time by phase"),
         ("phases.csv", "the timelines and trace.json"),
         ("comm.csv", "all figures of bytes"),

@@ -56,6 +56,8 @@ pub struct RunData {
     pub torn: Vec<&'static str>,
     /// Files that the run must have written and that are not in the folder: what they would tell is not in the report.
     pub missing: Vec<&'static str>,
+    /// Repeats of which `comm.csv` has a part only, which is left out.
+    pub incomplete: usize,
     /// `trials.csv` was missing, so trials are known by their ids only.
     pub trials_missing: bool,
 }
@@ -73,7 +75,8 @@ impl RunData {
         if recorded.is_empty() && repeats.is_empty() {
             return Err(FolderError::NoRecords { path }.into());
         }
-        let comm = whole_repeats(read(folder, &mut torn)?, torn.contains(&CommRow::FILE));
+        let (comm, incomplete) =
+            whole_repeats(read(folder, &mut torn)?, torn.contains(&CommRow::FILE));
         let devices: Vec<DeviceRow> = read(folder, &mut torn)?;
         let gates: Vec<GateRow> = read(folder, &mut torn)?;
         let collectives = read(folder, &mut torn)?;
@@ -113,6 +116,7 @@ impl RunData {
             timelines,
             torn,
             missing,
+            incomplete,
             trials_missing,
         })
     }
@@ -140,13 +144,23 @@ fn read<R: Row>(folder: &RunFolder, torn: &mut Vec<&'static str>) -> Result<Vec<
     rows.collect()
 }
 
-/// Drops what is left of the repeat that an interruption tore: half of its calls are no count of its bytes.
-fn whole_repeats(mut rows: Vec<CommRow>, torn: bool) -> Vec<CommRow> {
+/// Drops the rows of repeats that are not all there, and counts those repeats: half of its calls are no count of a repeat's
+/// bytes. Every repeat of a trial has equally many rows; and of a file that ends in a torn row, the last repeat lacks one.
+fn whole_repeats(mut rows: Vec<CommRow>, torn: bool) -> (Vec<CommRow>, usize) {
     let last = rows.last().filter(|_| torn);
-    if let Some((trial, repeat)) = last.map(|row| (row.trial.clone(), row.repeat)) {
-        rows.retain(|row| row.trial != trial || row.repeat != repeat);
+    let last = last.map(|row| (row.trial.clone(), row.repeat));
+    let mut counts: BTreeMap<(String, u32), usize> = BTreeMap::new();
+    for row in &rows {
+        *counts.entry((row.trial.clone(), row.repeat)).or_default() += 1;
     }
-    rows
+    let mut most: BTreeMap<String, usize> = BTreeMap::new();
+    for ((trial, _), count) in &counts {
+        let most = most.entry(trial.clone()).or_default();
+        *most = (*most).max(*count);
+    }
+    counts.retain(|key, count| *count < most[&key.0] || last.as_ref() == Some(key));
+    rows.retain(|row| !counts.contains_key(&(row.trial.clone(), row.repeat)));
+    (rows, counts.len())
 }
 
 /// Which files of finished repeats are gone, as where a folder is handed on without its largest files.
@@ -161,7 +175,15 @@ fn missing(folder: &Path, trials: &[TrialRow], repeats: &[RepeatRow]) -> Vec<&'s
             trial.devices > 1 && matches!(trial.strategy.as_str(), "dp" | "ddp" | "zero1")
         })
     };
+    let gated = |trial: &TrialRow| {
+        trains(trial) && trial.outcome.has_figures() && trial.transport.is_some()
+    };
     let needed = [
+        (
+            RepeatRow::FILE,
+            trials.iter().any(|trial| trial.step_ms.is_some()),
+        ),
+        (GateRow::FILE, trials.iter().any(gated)),
         (StepRow::FILE, stepped().next().is_some()),
         (
             PhaseRow::FILE,

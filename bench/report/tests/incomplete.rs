@@ -103,3 +103,45 @@ fn without_trials_csv_no_setting_is_shown() {
     let row = &table(&shown, "step (ms)").rows[0];
     assert_eq!((row[1].as_str(), row[2].as_str()), ("passed", "7"));
 }
+
+/// A cut between two lines tears none, but leaves fewer of them than other repeats have.
+#[test]
+fn a_repeat_with_fewer_rows_than_others_counts_no_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &SMALL[..6], 2);
+    let whole = render(dir.path()).unwrap();
+    let path = dir.path().join("comm.csv");
+    let text = fs::read_to_string(&path).unwrap();
+    let cut = text.trim_end().rfind('\n').unwrap() + 1;
+    fs::write(&path, &text[..cut]).unwrap();
+    let shown = render(dir.path()).unwrap();
+    assert_eq!(shown.data.incomplete, 1);
+    let bytes = |shown: &syncmark_report::Rendered| -> Vec<Option<f64>> {
+        let trials = shown.data.trials.iter();
+        trials.map(|trial| trial.counted_bytes_per_step).collect()
+    };
+    assert_eq!(
+        bytes(&shown),
+        bytes(&whole),
+        "of the repeats that are whole"
+    );
+    let text = markdown(&shown.document);
+    assert!(text.contains("comm.csv has a part only of 1 repeat, whose bytes are left out"));
+}
+
+#[test]
+fn without_repeats_or_gates_nothing_is_compared_or_said_to_be_checked_in_silence() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = write(dir.path(), &SMALL, 7);
+    // As a run leaves it: with the figures.
+    let trials = render(dir.path()).unwrap().data.trials;
+    folder.write_trials(&trials).unwrap();
+    for file in ["repeats.csv", "gates.csv"] {
+        fs::remove_file(dir.path().join(file)).unwrap();
+    }
+    let shown = render(dir.path()).unwrap();
+    assert_eq!(shown.data.missing, ["repeats.csv", "gates.csv"]);
+    let text = markdown(&shown.document);
+    assert!(text.contains("repeats.csv is missing, and nothing can be compared without it"));
+    assert!(text.contains("gates.csv (whether the trials were shown to train like one device)"));
+}

@@ -65,8 +65,12 @@ pub fn render(folder: &Path, pdf: Pdf) -> Result<Vec<PathBuf>> {
     };
     let rendered = syncmark_report::render(folder).map_err(from_report)?;
     let mut files = rendered.files;
-    if let Some(words) = missing_words(&rendered.data) {
+    let data = &rendered.data;
+    if let Some(words) = missing_words(data) {
         eprintln!("warning: {words}");
+    }
+    if data.trials_missing || !data.torn.is_empty() || data.incomplete > 0 {
+        eprintln!("warning: records are missing or torn; the report says which, above its figures");
     }
     if let Pdf::Typeset(path) = pdf {
         let bytes = typeset(&rendered.document, template.as_deref(), path)?;

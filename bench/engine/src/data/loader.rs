@@ -21,6 +21,13 @@ pub enum LoaderError {
     },
 }
 
+/// Which batch of which epoch a loader is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    epoch: u64,
+    position: usize,
+}
+
 /// Goes through a data set in batches, epoch after epoch.
 pub struct Loader {
     dataset: Arc<dyn Dataset>,
@@ -90,6 +97,20 @@ impl Loader {
         self.epoch = epoch;
         self.position = 0;
         self.sampler.indices(epoch, &mut self.order);
+    }
+
+    /// Where it is.
+    pub fn place(&self) -> Place {
+        Place {
+            epoch: self.epoch,
+            position: self.position,
+        }
+    }
+
+    /// Goes to where it was: the batches that followed then follow again.
+    pub fn return_to(&mut self, place: Place) {
+        self.begin(place.epoch);
+        self.position = place.position;
     }
 
     /// The next batch; after the last of an epoch, the first of the next epoch.

@@ -17,7 +17,7 @@ use crate::shape::Shape;
 pub use digits::{Digits, DigitsError, Split};
 pub use files::FilesError;
 pub use idx::IdxError;
-pub use loader::{Loader, LoaderError};
+pub use loader::{Loader, LoaderError, Place};
 pub use pixels::Pixels;
 pub use resident::Resident;
 pub use sampler::{Distributed, Random, RankOrder, Sampler, Sequential};

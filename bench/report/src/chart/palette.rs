@@ -175,7 +175,7 @@ pub fn phase_name(phase: &str) -> String {
         "all_reduce" => "all-reduce".into(),
         "reduce_scatter" => "reduce-scatter".into(),
         "all_gather" => "all-gather".into(),
-        "wait" => "wait (exposed)".into(),
+        "wait" => "waiting".into(),
         "zero" => "zero gradients".into(),
         "data" => "data wait".into(),
         other => other.replace('_', " "),

@@ -1,6 +1,6 @@
 //! Facets and series: which trials share a chart, and which share a line in it.
 //!
-//! Contract: a facet holds trials of equal model, norm, data, optimizer, schedule, backend, scaling and work per device, so only what
+//! Contract: a facet holds trials of equal model, norm, data, optimizer, schedule, backend, scaling micro-batches and work per device, so only what
 //! a chart compares differs inside it. A series is one way to run that model, over device counts; it keeps its colour
 //! and marker in every chart.
 use syncmark_record::{Outcome, rows::TrialRow};
@@ -52,6 +52,7 @@ struct FacetKey<'a> {
     backend: &'a str,
     scaling: &'a str,
     work: u64,
+    micro_batches: u64,
     training: [Option<&'a str>; 2],
 }
 
@@ -63,6 +64,7 @@ fn facet_key(trial: &TrialRow) -> FacetKey<'_> {
         backend: &trial.backend,
         scaling: &trial.scaling,
         work: work(trial),
+        micro_batches: trial.accumulation.unwrap_or(1),
         training: training(trial),
     }
 }
@@ -90,10 +92,14 @@ pub fn shared_setting(trial: &TrialRow) -> String {
     } else {
         format!("{} norm", trial.norm)
     };
+    let parts = match trial.accumulation {
+        Some(count @ 2..) => format!(" in {count} micro-batches"),
+        _ => String::new(),
+    };
     let work = if trial.scaling == "strong" {
-        format!("{} samples in all (strong scaling)", work(trial))
+        format!("{} samples in all{parts} (strong scaling)", work(trial))
     } else {
-        format!("{} samples a device (weak scaling)", work(trial))
+        format!("{} samples a device{parts} (weak scaling)", work(trial))
     };
     [
         trial.model.as_str(),

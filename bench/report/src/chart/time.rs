@@ -79,7 +79,8 @@ pub fn time_by_phase(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     let caption = format!(
         "Mean over traced steps and ranks, with the means of the quickest and slowest repeat in brackets; of DP the slowest device of each phase, because DP joins its devices after each. This is the traced pass, a separate pass with spans recorded: {}. Headline figures do not \
          come from it. The thick bar is the compute track; a thin hatched bar below it is how long communication took on its own track, while \
-         computation went on: only the part shown as wait (exposed) lengthens the step.{}{}",
+         computation went on. Waiting is that of the compute track for communication that is not hidden and for ranks that are later: it is not \
+         exposed communication, which is the difference to steps without synchronization and stands in the table.{}{}",
         slowdown_words(&shown),
         dp_on_cpu(facet),
         not_shown(facet)

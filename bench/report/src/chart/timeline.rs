@@ -124,8 +124,8 @@ pub fn timeline(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     );
     let caption = format!(
         "One traced step of each trial on {most} device{}, of the first repeat the one of median length, per rank and track. Numbers on \
-         communication spans are DDP buckets, in launch order. Where communication lies under backward it is hidden; wait (exposed) on \
-         the compute track is what is left. Independent replicas run freely, so each starts at its own zero.{}",
+         communication spans are DDP buckets, in launch order. Where communication lies under backward it is hidden; waiting on \
+         the compute track is for what is left of it, or for a rank that is later. Independent replicas run freely, so each starts at its own zero.{}",
         if most == 1 { "" } else { "s" },
         dp_on_cpu(facet)
     );

@@ -11,7 +11,7 @@ use syncmark_engine::comm::Communicator;
 use syncmark_engine::comm::links::HostLinks;
 use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicator, Waiting};
 use syncmark_engine::comm::tcp::{self, TcpCommunicator};
-use syncmark_engine::data::Loader;
+use syncmark_engine::data::{Loader, Place};
 use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::strategy::{
     BucketCaps, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings, Single,
@@ -43,6 +43,8 @@ pub struct Participant {
     pub strategy: Box<dyn Strategy>,
     /// Its batches.
     pub loader: Loader,
+    /// Where they were at the strategy's snapshot.
+    pub snapshot_place: Option<Place>,
     /// Its events.
     pub spool: Writer,
     /// First device of the strategy: the rank, or 0 for a controller of several.
@@ -258,6 +260,7 @@ impl Participant {
         Ok(Self {
             strategy,
             loader,
+            snapshot_place: None,
             spool,
             device: rank,
             first_rank,

@@ -101,7 +101,7 @@ fn warm_up(assignment: &Assignment, participant: &mut Participant) -> Result<Dur
         participant.strategy.finish()?;
         let now = now_ns();
         if done == 0 {
-            participant.strategy.snapshot()?;
+            participant.remember()?;
         }
         let mean = ((now - begin) / steps).max(1);
         // Where steps are enqueued, the host is done with one long before the device is: half the mean bounds that.
@@ -193,7 +193,7 @@ pub(super) fn lead_in(
             .to_owned();
         say(&Message::Pass { name, steps });
     }
-    participant.strategy.restore()?;
+    participant.go_back()?;
     participant.strategy.set_synchronize(synchronized);
     for _ in 0..LEAD_IN_STEPS {
         participant.step(&mut Silent)?;
@@ -399,7 +399,7 @@ fn compression(assignment: &Assignment) -> Compression {
 /// gradients: rank 0 tells.
 fn checked_pass(assignment: &Assignment, participant: &mut Participant) -> Result<(), RankError> {
     let taken = steps_before_snapshot(assignment) + LEAD_IN_STEPS;
-    participant.strategy.restore()?;
+    participant.go_back()?;
     for _ in 0..LEAD_IN_STEPS {
         participant.step(&mut Silent)?;
     }
@@ -438,6 +438,22 @@ pub(super) fn memory(participant: &mut Participant) {
 }
 
 impl Participant {
+    /// Remembers parameters, buffers, optimizer state and the place in the data.
+    fn remember(&mut self) -> Result<(), RankError> {
+        self.strategy.snapshot()?;
+        self.snapshot_place = Some(self.loader.place());
+        Ok(())
+    }
+
+    /// Goes back to what was remembered: every pass trains on the same batches as well.
+    fn go_back(&mut self) -> Result<(), RankError> {
+        self.strategy.restore()?;
+        if let Some(place) = self.snapshot_place {
+            self.loader.return_to(place);
+        }
+        Ok(())
+    }
+
     /// One step by the boundary of METHODOLOGY.md: from asking for a batch until the strategy has enqueued its
     /// optimizer. Returns the samples of this rank.
     pub fn step(&mut self, probe: &mut dyn Probe) -> Result<u64, RankError> {
