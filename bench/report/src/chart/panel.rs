@@ -31,6 +31,8 @@ pub(super) struct Panel<'a> {
     pub(super) title: &'a str,
     pub(super) axis: &'a str,
     pub(super) points: Vec<Vec<Point>>,
+    /// Least value at the top of its axis: panels that stand side by side are read against each other.
+    pub(super) top: f64,
     /// The ideal value by device count.
     pub(super) ideal: Option<Box<dyn Fn(f64) -> f64>>,
 }
@@ -92,6 +94,16 @@ impl DeviceScale {
     }
 }
 
+/// Gives panels that stand side by side one scale.
+pub(super) fn share_top<'a, 'b: 'a>(panels: impl Iterator<Item = &'a mut Panel<'b>>) {
+    let panels: Vec<&mut Panel<'b>> = panels.collect();
+    let highs = panels.iter().map(|panel| panel.high(&device_counts(panel)));
+    let top = highs.fold(0.0, f64::max);
+    for panel in panels {
+        panel.top = top;
+    }
+}
+
 impl Panel<'_> {
     /// Draws axes, ideal and series.
     pub(super) fn paint(
@@ -102,7 +114,13 @@ impl Panel<'_> {
         facet: &Facet<'_>,
     ) {
         let counts = device_counts(self);
-        let y = vertical(canvas, area, self.high(&counts), self.axis, tick_label);
+        let y = vertical(
+            canvas,
+            area,
+            self.high(&counts).max(self.top),
+            self.axis,
+            tick_label,
+        );
         let x = DeviceScale::new(self, &counts, area);
         device_axis(canvas, area, &x.scale, facet, &counts);
         if let Some(ideal) = &self.ideal {

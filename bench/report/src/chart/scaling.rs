@@ -8,7 +8,7 @@ use super::{
     canvas::{self, Anchor},
     legend::{self, Entry, Sign},
     palette::{Color, PANEL},
-    panel::{Panel, Point},
+    panel::{Panel, Point, share_top},
     series::{Facet, Series, dp_on_cpu, labelled, not_shown, series},
 };
 use crate::{
@@ -74,6 +74,7 @@ pub fn throughput(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
         title: "",
         axis: "throughput (samples / s)",
         points,
+        top: 0.0,
         ideal,
     };
     let title = "Throughput against devices";
@@ -104,16 +105,18 @@ pub fn efficiency(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
             efficiency_points(data, &all, false),
         ),
     ];
-    let panels: Vec<Panel<'_>> = panels
+    let mut panels: Vec<Panel<'_>> = panels
         .into_iter()
         .filter(|(_, points)| points.iter().any(|series| !series.is_empty()))
         .map(|(title, points)| Panel {
             title,
             axis: "efficiency (%)",
             points,
+            top: 0.0,
             ideal: Some(Box::new(|_| 100.0)),
         })
         .collect();
+    share_top(panels.iter_mut());
     let title = "Efficiency against devices";
     let (svg, height) = draw(title, &facet.title, &all, facet, &panels, "100 %")?;
     let caption = format!(

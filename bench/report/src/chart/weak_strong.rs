@@ -8,7 +8,7 @@ use super::{
     canvas::{self, Anchor},
     legend::{self, Entry, Sign},
     palette::{Color, PANEL},
-    panel::{Panel, Point},
+    panel::{Panel, Point, share_top},
     scaling::{efficiency_points, spread_words},
     series::{Facet, Series, dp_on_cpu, not_shown, series, slug},
 };
@@ -58,13 +58,14 @@ fn figure(data: &RunData, weak: &Facet<'_>, strong: &Facet<'_>) -> Option<Figure
         ("weak: work grows with N", weak),
         ("strong: work is shared", strong),
     ];
-    let panels: Vec<(Panel<'_>, &Facet<'_>)> = sides
+    let mut panels: Vec<(Panel<'_>, &Facet<'_>)> = sides
         .iter()
         .map(|(title, facet)| {
             let panel = Panel {
                 title,
                 axis: "efficiency (%)",
                 points: points(data, facet, &all),
+                top: 0.0,
                 ideal: Some(Box::new(|_| 100.0)),
             };
             (panel, *facet)
@@ -74,8 +75,9 @@ fn figure(data: &RunData, weak: &Facet<'_>, strong: &Facet<'_>) -> Option<Figure
     if panels.iter().any(|(panel, _)| empty(panel)) {
         return None;
     }
+    share_top(panels.iter_mut().map(|(panel, _)| panel));
     let title = "Weak beside strong scaling";
-    let subtitle = format!("{} | {}", weak.title, strong.title);
+    let subtitle = both(&weak.title, &strong.title);
     let (svg, height) = draw(title, &subtitle, &all, &panels);
     let caption = format!(
         "Throughput over N times that of single on one device, within blocks. Weak: every device keeps its batch, and communication \
@@ -93,6 +95,23 @@ fn figure(data: &RunData, weak: &Facet<'_>, strong: &Facet<'_>) -> Option<Figure
         width: WIDTH,
         height,
     })
+}
+
+/// What two titles share, then what each has for itself: both whole would be longer than the chart is wide.
+fn both(weak: &str, strong: &str) -> String {
+    let parts = |title: &str| -> Vec<String> { title.split(" · ").map(str::to_owned).collect() };
+    let (weak, strong) = (parts(weak), parts(strong));
+    let own = |one: &[String], other: &[String]| -> String {
+        let own = one.iter().filter(|part| !other.contains(part));
+        own.cloned().collect::<Vec<_>>().join(" · ")
+    };
+    let shared: Vec<String> = weak
+        .iter()
+        .filter(|part| strong.contains(part))
+        .cloned()
+        .collect();
+    let apart = format!("{} | {}", own(&weak, &strong), own(&strong, &weak));
+    format!("{} · {apart}", shared.join(" · "))
 }
 
 /// The points of a facet in the order of `all`.
