@@ -49,7 +49,7 @@ fn dp_vs_ddp_smoke() {
 /// A run of one variant alone is no mistake, but its reader must know why nothing is compared.
 #[test]
 fn a_baseline_that_is_filtered_or_set_away_is_noted_in_every_trial() {
-    let wanted = "leaves no trial with `variant` = ddp-processes";
+    let wanted = "no trial has `variant` = ddp-processes, so nothing can be compared with it; values in this plan: dp";
     let filtered = shipped("quickstart", &[], &["variant=dp"]);
     assert!(
         filtered

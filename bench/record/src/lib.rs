@@ -14,6 +14,7 @@ pub mod outcome;
     reason = "a column's name and unit say what it holds; each struct says what a row is"
 )]
 pub mod rows;
+pub mod size;
 pub mod table;
 
 pub use environment::Environment;

@@ -95,26 +95,8 @@ fn subtitle(data: &RunData) -> String {
 
 /// What a reader must know before any figure.
 fn cautions(data: &RunData) -> Vec<Block> {
-    let mut cautions = Vec::new();
-    if data.trials_missing {
-        cautions.push(Block::warning(
-            "trials.csv is missing, so it is not known what the trials were. They are listed by their ids, with the figures of the repeats \
-             that finished; nothing is compared.",
-        ));
-    }
-    if !data.torn.is_empty() {
-        let files = data.torn.join(", ");
-        cautions.push(Block::warning(format!(
-            "The last row of {files} was torn by an interruption and is left out."
-        )));
-    }
-    cautions.extend(missing_words(data).map(Block::warning));
-    if data.incomplete > 0 {
-        cautions.push(Block::warning(format!(
-            "comm.csv has a part only of {}, whose bytes are left out.",
-            count(data.incomplete, "repeat")
-        )));
-    }
+    let gaps = data.gaps.words().into_iter();
+    let mut cautions: Vec<Block> = gaps.map(Block::warning).collect();
     let excluded = data
         .trials
         .iter()
@@ -157,39 +139,6 @@ fn cautions(data: &RunData) -> Vec<Block> {
         )));
     }
     cautions
-}
-
-/// What the report lacks because a file is gone; `None` where all are there.
-pub fn missing_words(data: &RunData) -> Option<String> {
-    const TOLD_BY: [(&str, &str); 6] = [
-        (
-            "repeats.csv",
-            "every ratio, spread and comparison: figures are those of trials.csv",
-        ),
-        (
-            "gates.csv",
-            "whether the trials were shown to train like one device",
-        ),
-        ("steps.csv", "the time by phase"),
-        ("phases.csv", "the timelines and trace.json"),
-        ("comm.csv", "all figures of bytes"),
-        ("devices.csv", "memory"),
-    ];
-    let told = data.missing.iter().map(|missing| {
-        let told = TOLD_BY.iter().find(|(file, _)| file == missing);
-        told.map_or_else(
-            || (*missing).to_owned(),
-            |(file, what)| format!("{file} ({what})"),
-        )
-    });
-    let told: Vec<String> = told.collect();
-    (!told.is_empty()).then(|| {
-        format!(
-            "The run folder lacks {}: what they tell is not in this report. Charts and traces that an earlier rendering made from them are left \
-             as they are.",
-            told.join(" and ")
-        )
-    })
 }
 
 /// Trials whose figures are shown with a label, and what could not be seen.

@@ -3,7 +3,7 @@
 //! Contract: a setting is a column of `trials.csv` under its key in a scenario. Two trials are compared fairly if they are
 //! equal in every setting but the factor and what follows from it: a strategy brings options that another one lacks, a
 //! bucket cap brings its first bucket's. Reference: METHODOLOGY.md, "What is compared".
-use syncmark_record::rows::TrialRow;
+use syncmark_record::{rows::TrialRow, size};
 
 use crate::chart::curves::binary_bytes;
 
@@ -64,8 +64,8 @@ pub(crate) fn factor_value(factor: &str, trial: Option<&TrialRow>) -> Option<Str
 
 /// A baseline as the records have it: sizes are bytes there.
 pub(crate) fn as_recorded(factor: &str, baseline: &str) -> String {
-    let size = matches!(factor, "parallel.bucket_cap" | "parallel.first_bucket_cap");
-    match bytes_of(baseline).filter(|_| size) {
+    let is_size = matches!(factor, "parallel.bucket_cap" | "parallel.first_bucket_cap");
+    match size::parse(baseline).filter(|_| is_size) {
         Some(bytes) => bytes.to_string(),
         None => baseline.to_owned(),
     }
@@ -75,24 +75,6 @@ pub(crate) fn as_recorded(factor: &str, baseline: &str) -> String {
 pub(crate) fn is_named(factor: &str, recorded: &str, wanted: &str) -> bool {
     let bare = matches!(factor, "train.optimizer" | "train.schedule");
     recorded == wanted || (bare && recorded.split(' ').next() == Some(wanted))
-}
-
-/// Bytes of a size as scenarios write it, such as `25MiB`.
-fn bytes_of(size: &str) -> Option<u64> {
-    const UNITS: [(&str, u64); 9] = [
-        ("TiB", 1 << 40),
-        ("GiB", 1 << 30),
-        ("MiB", 1 << 20),
-        ("KiB", 1 << 10),
-        ("TB", 1_000_000_000_000),
-        ("GB", 1_000_000_000),
-        ("MB", 1_000_000),
-        ("kB", 1000),
-        ("B", 1),
-    ];
-    let (unit, bytes) = UNITS.iter().find(|(unit, _)| size.ends_with(unit))?;
-    let count: u64 = size.strip_suffix(unit)?.trim().parse().ok()?;
-    count.checked_mul(*bytes)
 }
 
 /// A recorded value as a reader knows it: with its key where the value alone says nothing.

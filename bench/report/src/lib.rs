@@ -10,6 +10,7 @@ pub mod document;
 pub mod error;
 mod factor;
 pub mod format;
+pub mod gaps;
 pub mod html;
 pub mod markdown;
 pub mod phase_totals;

@@ -8,11 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use syncmark_record::{
-    RunFolder,
-    rows::{CommRow, DeviceRow, PhaseRow, StepRow},
-    table::Row,
-};
+use syncmark_record::{RunFolder, rows::PhaseRow, table::Row};
 
 use crate::{
     chart::raster::png, compose::compose, document::Document, error::ReportError, html::html,
@@ -72,7 +68,7 @@ pub fn render(folder: &Path) -> Result<Rendered, ReportError> {
         folder.join("report.md"),
         markdown(&document).as_bytes(),
     )?;
-    if !data.missing.contains(&PhaseRow::FILE) {
+    if !data.gaps.lacks(PhaseRow::FILE) {
         write(
             &mut files,
             folder.join("trace.json"),
@@ -93,18 +89,6 @@ fn write(files: &mut Vec<PathBuf>, path: PathBuf, bytes: &[u8]) -> Result<(), Re
     })?;
     files.push(path);
     Ok(())
-}
-
-/// The records that a chart is made from, by the beginning of its file's name; all others need none that can be missing.
-fn made_from(chart: &str) -> Option<&'static str> {
-    const CHARTS: [(&str, &str); 4] = [
-        ("time-", StepRow::FILE),
-        ("timeline-", PhaseRow::FILE),
-        ("bytes-", CommRow::FILE),
-        ("memory-", DeviceRow::FILE),
-    ];
-    let made = CHARTS.iter().find(|(begin, _)| chart.starts_with(begin));
-    made.map(|(_, file)| *file)
 }
 
 /// Removes SVG and PNG files of charts that this document does not have, unless it could not have them for want of
@@ -128,9 +112,7 @@ fn remove_old_charts(
                 .is_some_and(|stem| stem == figure.name.as_str())
         });
         let stem = path.file_stem().and_then(|stem| stem.to_str());
-        let lost = stem
-            .and_then(made_from)
-            .is_some_and(|file| data.missing.contains(&file));
+        let lost = stem.is_some_and(|stem| data.gaps.hide(stem));
         if chart && !current && !lost {
             fs::remove_file(&path).map_err(|source| ReportError::Write { path, source })?;
         }

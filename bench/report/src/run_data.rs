@@ -2,16 +2,13 @@
 //!
 //! Contract: `steps.csv` and `phases.csv` are streamed, because they can have hundreds of thousands of rows: of the
 //! first only sums are kept, of the second one traced step a trial. A folder of an interrupted run loads too.
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use syncmark_record::{
     Environment, FolderError, Outcome, RunFolder,
     rows::{
         CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow, PhaseRow, RepeatRow,
-        StepRow, TrialRow,
+        TrialRow,
     },
     table::Row,
 };
@@ -19,6 +16,7 @@ use syncmark_record::{
 use crate::{
     analyse::{placeholder_trial, summarise, trains},
     error::ReportError,
+    gaps::{Gaps, missing, whole_repeats},
     phase_totals::{PhaseTotals, phase_totals},
     scenario::ScenarioHead,
 };
@@ -52,14 +50,8 @@ pub struct RunData {
     pub phases: BTreeMap<String, PhaseTotals>,
     /// Spans of one traced step by trial.
     pub timelines: BTreeMap<String, Vec<PhaseRow>>,
-    /// Files whose last row an interruption tore.
-    pub torn: Vec<&'static str>,
-    /// Files that the run must have written and that are not in the folder: what they would tell is not in the report.
-    pub missing: Vec<&'static str>,
-    /// Repeats of which `comm.csv` has a part only, which is left out.
-    pub incomplete: usize,
-    /// `trials.csv` was missing, so trials are known by their ids only.
-    pub trials_missing: bool,
+    /// What of all that is gone.
+    pub gaps: Gaps,
 }
 
 impl RunData {
@@ -75,8 +67,8 @@ impl RunData {
         if recorded.is_empty() && repeats.is_empty() {
             return Err(FolderError::NoRecords { path }.into());
         }
-        let (comm, incomplete) =
-            whole_repeats(read(folder, &mut torn)?, torn.contains(&CommRow::FILE));
+        let comm: Vec<CommRow> = read(folder, &mut torn)?;
+        let (comm, incomplete) = whole_repeats(comm, &repeats, torn.contains(&CommRow::FILE));
         let devices: Vec<DeviceRow> = read(folder, &mut torn)?;
         let gates: Vec<GateRow> = read(folder, &mut torn)?;
         let collectives = read(folder, &mut torn)?;
@@ -99,7 +91,12 @@ impl RunData {
         let phases = phase_totals(folder, &trials, &mut torn)?;
         let timelines = timelines(folder, &mut torn)?;
         let environment = folder.environment()?;
-        let missing = missing(&path, &trials, &repeats);
+        let gaps = Gaps {
+            missing: missing(&path, &trials, &repeats),
+            trials_missing,
+            torn,
+            incomplete,
+        };
         Ok(Self {
             folder: path,
             environment,
@@ -114,10 +111,7 @@ impl RunData {
             compression,
             phases,
             timelines,
-            torn,
-            missing,
-            incomplete,
-            trials_missing,
+            gaps,
         })
     }
 
@@ -142,61 +136,6 @@ fn read<R: Row>(folder: &RunFolder, torn: &mut Vec<&'static str>) -> Result<Vec<
         torn.push(R::FILE);
     }
     rows.collect()
-}
-
-/// Drops the rows of repeats that are not all there, and counts those repeats: half of its calls are no count of a repeat's
-/// bytes. Every repeat of a trial has equally many rows; and of a file that ends in a torn row, the last repeat lacks one.
-fn whole_repeats(mut rows: Vec<CommRow>, torn: bool) -> (Vec<CommRow>, usize) {
-    let last = rows.last().filter(|_| torn);
-    let last = last.map(|row| (row.trial.clone(), row.repeat));
-    let mut counts: BTreeMap<(String, u32), usize> = BTreeMap::new();
-    for row in &rows {
-        *counts.entry((row.trial.clone(), row.repeat)).or_default() += 1;
-    }
-    let mut most: BTreeMap<String, usize> = BTreeMap::new();
-    for ((trial, _), count) in &counts {
-        let most = most.entry(trial.clone()).or_default();
-        *most = (*most).max(*count);
-    }
-    counts.retain(|key, count| *count < most[&key.0] || last.as_ref() == Some(key));
-    rows.retain(|row| !counts.contains_key(&(row.trial.clone(), row.repeat)));
-    (rows, counts.len())
-}
-
-/// Which files of finished repeats are gone, as where a folder is handed on without its largest files.
-fn missing(folder: &Path, trials: &[TrialRow], repeats: &[RepeatRow]) -> Vec<&'static str> {
-    let trial_of = |row: &RepeatRow| trials.iter().find(|trial| trial.trial == row.trial);
-    let stepped = || {
-        let finished = repeats.iter().filter(|row| row.window_ns.is_some());
-        finished.filter(|row| row.outcome.has_figures() && trial_of(row).is_some_and(trains))
-    };
-    let exchanged = |row: &RepeatRow| {
-        trial_of(row).is_some_and(|trial| {
-            trial.devices > 1 && matches!(trial.strategy.as_str(), "dp" | "ddp" | "zero1")
-        })
-    };
-    let gated = |trial: &TrialRow| {
-        trains(trial) && trial.outcome.has_figures() && trial.transport.is_some()
-    };
-    let needed = [
-        (
-            RepeatRow::FILE,
-            trials.iter().any(|trial| trial.step_ms.is_some()),
-        ),
-        (GateRow::FILE, trials.iter().any(gated)),
-        (StepRow::FILE, stepped().next().is_some()),
-        (
-            PhaseRow::FILE,
-            stepped().any(|row| row.traced_window_ns.is_some()),
-        ),
-        (CommRow::FILE, stepped().any(exchanged)),
-        (DeviceRow::FILE, stepped().next().is_some()),
-    ];
-    needed
-        .into_iter()
-        .filter(|(file, needed)| *needed && !folder.join(file).exists())
-        .map(|(file, _)| file)
-        .collect()
 }
 
 /// Trials that only their repeats are left of.

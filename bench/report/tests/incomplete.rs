@@ -30,7 +30,7 @@ fn what_a_missing_file_told_is_named_and_its_earlier_charts_stay() {
         fs::remove_file(dir.path().join(file)).unwrap();
     }
     let shown = render(dir.path()).unwrap();
-    assert_eq!(shown.data.missing, ["steps.csv", "phases.csv"]);
+    assert_eq!(shown.data.gaps.missing, ["steps.csv", "phases.csv"]);
     let text = markdown(&shown.document);
     assert!(
         text.contains("The run folder lacks steps.csv (the time by phase) and phases.csv (the timelines and trace.json)"),
@@ -56,7 +56,7 @@ fn what_a_missing_file_told_is_named_and_its_earlier_charts_stay() {
 fn a_whole_folder_lacks_nothing() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &SMALL, 2);
-    assert!(render(dir.path()).unwrap().data.missing.is_empty());
+    assert!(render(dir.path()).unwrap().data.gaps.missing.is_empty());
 }
 
 /// Half of the calls of a repeat are no count of its bytes, though each of them is as predicted.
@@ -115,7 +115,7 @@ fn a_repeat_with_fewer_rows_than_others_counts_no_bytes() {
     let cut = text.trim_end().rfind('\n').unwrap() + 1;
     fs::write(&path, &text[..cut]).unwrap();
     let shown = render(dir.path()).unwrap();
-    assert_eq!(shown.data.incomplete, 1);
+    assert_eq!(shown.data.gaps.incomplete, 1);
     let bytes = |shown: &syncmark_report::Rendered| -> Vec<Option<f64>> {
         let trials = shown.data.trials.iter();
         trials.map(|trial| trial.counted_bytes_per_step).collect()
@@ -140,7 +140,7 @@ fn without_repeats_or_gates_nothing_is_compared_or_said_to_be_checked_in_silence
         fs::remove_file(dir.path().join(file)).unwrap();
     }
     let shown = render(dir.path()).unwrap();
-    assert_eq!(shown.data.missing, ["repeats.csv", "gates.csv"]);
+    assert_eq!(shown.data.gaps.missing, ["repeats.csv", "gates.csv"]);
     let text = markdown(&shown.document);
     assert!(text.contains("repeats.csv is missing, and nothing can be compared without it"));
     assert!(text.contains("gates.csv (whether the trials were shown to train like one device)"));

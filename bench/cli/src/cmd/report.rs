@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use syncmark_record::RunFolder;
 use syncmark_report::ReportError;
-use syncmark_report::compose::missing_words;
 use syncmark_report::document::Document;
 
 use crate::args::ReportArgs;
@@ -65,12 +64,8 @@ pub fn render(folder: &Path, pdf: Pdf) -> Result<Vec<PathBuf>> {
     };
     let rendered = syncmark_report::render(folder).map_err(from_report)?;
     let mut files = rendered.files;
-    let data = &rendered.data;
-    if let Some(words) = missing_words(data) {
+    for words in rendered.data.gaps.words() {
         eprintln!("warning: {words}");
-    }
-    if data.trials_missing || !data.torn.is_empty() || data.incomplete > 0 {
-        eprintln!("warning: records are missing or torn; the report says which, above its figures");
     }
     if let Pdf::Typeset(path) = pdf {
         let bytes = typeset(&rendered.document, template.as_deref(), path)?;

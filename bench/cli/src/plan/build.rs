@@ -66,8 +66,11 @@ fn read_and_combine(
     // The file is read as written first, so that an override cannot hide what is wrong with it.
     let mut scenario: Scenario = read(&tree)?;
     sweep_is_not_empty(&tree)?;
+    let mut answer_is_set = false;
     for (source, (_, text)) in overrides.iter().zip(&request.overrides) {
-        apply_override(&mut tree, keys::assignment(text, *source)?)?;
+        let assignment = keys::assignment(text, *source)?;
+        answer_is_set |= assignment.path.first().is_some_and(|key| key == "answer");
+        apply_override(&mut tree, assignment)?;
         contradictions::sections(&tree)?;
         scenario = read(&tree)?;
     }
@@ -82,7 +85,7 @@ fn read_and_combine(
         merged: Vec::new(),
     };
     built.combine_all()?;
-    built.check_answer(request)?;
+    built.check_answer(overrides.is_empty() || answer_is_set)?;
     Ok(built)
 }
 
@@ -190,8 +193,8 @@ impl Built {
     }
 
     /// The answer compares values that the trials have, or it could never be given. An override of something else can take
-    /// the baseline away on purpose: then there is a note, and the report says that nothing can be compared.
-    fn check_answer(&mut self, request: &Request) -> std::result::Result<(), Problem> {
+    /// the baseline away on purpose, as a filter can; `meant` says that none did.
+    fn check_answer(&self, meant: bool) -> std::result::Result<(), Problem> {
         let Some(answer) = &self.scenario.answer else {
             return Ok(());
         };
@@ -203,22 +206,33 @@ impl Built {
                 .unwrap_or(self.tree.place);
             keys::setting(&answer.factor, place)?;
         }
-        let baseline = plain(&answer.baseline);
+        match self.without_baseline() {
+            Some((message, help)) if meant => {
+                Err(checker.problem("answer.baseline", message, help))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is to be said where no trial has the baseline that the answer compares with, and what the trials have instead.
+    fn without_baseline(&self) -> Option<(String, String)> {
+        let answer = self.scenario.answer.as_ref()?;
+        let baseline = match &answer.baseline {
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
         let values = self.values(&answer.factor);
         if values.contains(&baseline) || self.trials.is_empty() {
-            return Ok(());
+            return None;
         }
         let message = format!(
             "no trial has `{}` = {baseline}, so nothing can be compared with it",
             answer.factor
         );
-        let help = format!("values in this plan: {}", values.join(", "));
-        let of_answer = |(_, text): &(String, String)| text.trim_start().starts_with("answer");
-        if request.overrides.is_empty() || request.overrides.iter().any(of_answer) {
-            return Err(checker.problem("answer.baseline", message, help));
-        }
-        self.note_to_all(&format!("{message}; {help}"));
-        Ok(())
+        Some((
+            message,
+            format!("values in this plan: {}", values.join(", ")),
+        ))
     }
 
     /// The values that the trials have of a factor, each once.
@@ -230,32 +244,13 @@ impl Built {
         values
     }
 
-    fn note_to_all(&mut self, note: &str) {
-        for trial in &mut self.trials {
-            trial.notes.push(note.to_owned());
-        }
-    }
-
-    /// A filter can leave no trial of the baseline.
-    fn note_lost_baseline(&mut self, before: &[String]) {
-        let Some(answer) = &self.scenario.answer else {
-            return;
-        };
-        let baseline = plain(&answer.baseline);
-        if before.contains(&baseline) && !self.values(&answer.factor).contains(&baseline) {
-            let note = format!(
-                "--filter leaves no trial with `{}` = {baseline}, so nothing will be compared with it",
-                answer.factor
-            );
-            self.note_to_all(&note);
-        }
-    }
-
     fn finish(mut self, request: &Request) -> Result<Plan> {
-        let factor = self.scenario.answer.as_ref().map(|a| a.factor.clone());
-        let before = factor.map_or_else(Vec::new, |factor| self.values(&factor));
         self.filter(&request.filters)?;
-        self.note_lost_baseline(&before);
+        if let Some((message, help)) = self.without_baseline() {
+            for trial in &mut self.trials {
+                trial.notes.push(format!("{message}; {help}"));
+            }
+        }
         if self.trials.is_empty() {
             let mut reasons: Vec<&str> = Vec::new();
             for left in &self.left_out {
@@ -345,14 +340,6 @@ impl Draft {
             "variant" => self.variant.clone(),
             key => self.settings.get(key).cloned(),
         }
-    }
-}
-
-/// A value as settings have it.
-fn plain(value: &serde_json::Value) -> String {
-    match value {
-        serde_json::Value::String(text) => text.clone(),
-        other => other.to_string(),
     }
 }
 

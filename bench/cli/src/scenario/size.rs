@@ -1,23 +1,11 @@
 //! Sizes in bytes, written with their unit: `"64KiB"`, `"25MiB"`.
 use serde::{Deserialize, Serialize};
+use syncmark_record::size;
 
 /// A size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, schemars::JsonSchema)]
 #[schemars(with = "String")]
 pub struct ByteSize(pub u64);
-
-/// Binary units as memory and PyTorch have them, and decimal ones, largest first.
-const UNITS: [(&str, u64); 9] = [
-    ("TiB", 1 << 40),
-    ("GiB", 1 << 30),
-    ("MiB", 1 << 20),
-    ("KiB", 1 << 10),
-    ("TB", 1_000_000_000_000),
-    ("GB", 1_000_000_000),
-    ("MB", 1_000_000),
-    ("kB", 1000),
-    ("B", 1),
-];
 
 impl ByteSize {
     /// So many MiB.
@@ -27,19 +15,16 @@ impl ByteSize {
 
     /// Reads a whole number with a unit; `None` for anything else, and for more than 2^64 bytes.
     pub fn parse(text: &str) -> Option<Self> {
-        let (unit, bytes) = UNITS.iter().find(|(unit, _)| text.ends_with(unit))?;
-        let number = text.strip_suffix(unit)?.trim_end();
-        let plain = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
-        let count = number.parse::<u64>().ok().filter(|_| plain)?;
-        count.checked_mul(*bytes).map(Self)
+        size::parse(text).map(Self)
     }
 }
 
 impl std::fmt::Display for ByteSize {
     /// With the largest binary unit that leaves it whole.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let fitting = UNITS[..4]
-            .iter()
+        let binary = size::UNITS.iter().filter(|(unit, _)| unit.ends_with("iB"));
+        let fitting = binary
+            .into_iter()
             .find(|(_, bytes)| self.0 > 0 && self.0.is_multiple_of(*bytes));
         match fitting {
             Some((unit, bytes)) => write!(f, "{}{unit}", self.0 / bytes),

@@ -178,3 +178,18 @@ fn draw(
     });
     (svg, height)
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_two_titles_share_is_said_once() {
+        let (weak, strong) = (
+            "mlp · cpu · 8 samples a device · sgd",
+            "mlp · cpu · 8 samples in all · sgd",
+        );
+        assert_eq!(
+            super::both(weak, strong),
+            "mlp · cpu · sgd · 8 samples a device | 8 samples in all"
+        );
+    }
+}
