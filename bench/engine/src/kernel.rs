@@ -74,6 +74,39 @@ pub enum Affine {
     Element,
 }
 
+/// What a norm's forward kernel does with its result before it writes it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Then {
+    /// Added; empty for nothing.
+    pub shortcut: Span,
+    /// Whether max(·, 0) comes last.
+    pub relu: bool,
+}
+
+impl Then {
+    /// Nothing.
+    pub const NOTHING: Self = Self {
+        shortcut: Span::EMPTY,
+        relu: false,
+    };
+}
+
+/// Where the rectifier that is part of a batch norm lets gradients through.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Gate {
+    /// There is none, or d_y has been through it.
+    Open,
+    /// Where γ·(x − mean)·rstd + β, computed again, is positive.
+    Again {
+        /// β; empty for none.
+        beta: Span,
+        /// γ; empty for none.
+        gamma: Span,
+        /// 1/sqrt(variance + eps).
+        rstd: Span,
+    },
+}
+
 /// Everything a device can be asked to compute. Families stand together; each has its file in `backend/cpu`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(
@@ -109,6 +142,8 @@ pub enum Kernel {
         formula: Gelu,
         write: Write,
     },
+    /// d_y = 0 where y is not positive: the gradient of what a rectifier's output `y` was made of.
+    Gate { y: Span, d_y: Span },
     /// Transposes each of `batch` row-major matrices: `[rows, columns]` to `[columns, rows]` (NHWC to NCHW: rows = h·w, columns = c).
     Transpose {
         from: Span,
@@ -285,7 +320,7 @@ pub enum Kernel {
         tracked: Span,
         momentum: Option<f32>,
     },
-    /// y = γ·(x − mean)·rstd + β; γ and β empty for none.
+    /// y = γ·(x − mean)·rstd + β, and what `then` says; γ and β empty for none.
     BatchNormalize {
         x: Span,
         mean: Span,
@@ -294,14 +329,16 @@ pub enum Kernel {
         beta: Span,
         y: Span,
         rows: usize,
+        then: Then,
     },
-    /// sums[0..c] = Σ d_y, sums[c..2c] = Σ d_y·(x − mean): local sums, not scaled.
+    /// sums[0..c] = Σ d_y, sums[c..2c] = Σ d_y·(x − mean), of the d_y that pass the gate: local sums, not scaled.
     BatchBackwardReduce {
         x: Span,
         d_y: Span,
         mean: Span,
         sums: Span,
         rows: usize,
+        gate: Gate,
     },
     /// d_gamma += sums[c..]·rstd; d_beta += sums[..c].
     BatchBackwardAffine {
@@ -310,7 +347,7 @@ pub enum Kernel {
         d_gamma: Span,
         d_beta: Span,
     },
-    /// dx (+)= γ·rstd·[d_y − sums[c]/n − (x−mean)·rstd²·sums[C+c]/n], n = `count`.
+    /// dx (+)= γ·rstd·[d_y − sums[c]/n − (x−mean)·rstd²·sums[C+c]/n], n = `count`, of the d_y that pass the gate.
     BatchBackwardInput {
         x: Span,
         d_y: Span,
@@ -322,6 +359,7 @@ pub enum Kernel {
         d_x: Span,
         rows: usize,
         write: Write,
+        gate: Gate,
     },
     /// Evaluation mode: dx (+)= γ·rstd·d_y.
     BatchBackwardEval {
@@ -353,7 +391,7 @@ pub enum Kernel {
     },
 
     // --- group norm (layer norm is one group, instance norm a group per channel) ---
-    /// Per sample and group: mean and rstd (each [batch·groups]) kept, y = γ·x̂ + β.
+    /// Per sample and group: mean and rstd (each [batch·groups]) kept, y = γ·x̂ + β, and what `then` says.
     GroupNormForward {
         x: Span,
         gamma: Span,
@@ -367,10 +405,13 @@ pub enum Kernel {
         groups: usize,
         affine: Affine,
         eps: f32,
+        then: Then,
     },
-    /// dx (+)= rstd·[g − mean(g) − x̂·mean(g·x̂)], g = γ·d_y; d_gamma and d_beta accumulate.
+    /// dx (+)= rstd·[g − mean(g) − x̂·mean(g·x̂)], g = γ·d_y; d_gamma and d_beta accumulate. With `y`, the rectified output, d_y
+    /// becomes 0 first where y is not positive; empty for none.
     GroupNormBackward {
         x: Span,
+        y: Span,
         d_y: Span,
         gamma: Span,
         mean: Span,
@@ -387,7 +428,7 @@ pub enum Kernel {
     },
 
     // --- RMS norm ---
-    /// Per sample: rstd = 1/sqrt(mean(x²) + eps), [batch], kept; y = γ·x·rstd; γ empty for none.
+    /// Per sample: rstd = 1/sqrt(mean(x²) + eps), [batch], kept; y = γ·x·rstd, and what `then` says; γ empty for none.
     RmsNormForward {
         x: Span,
         gamma: Span,
@@ -398,10 +439,13 @@ pub enum Kernel {
         channels: usize,
         affine: Affine,
         eps: f32,
+        then: Then,
     },
-    /// dx (+)= rstd·[g − x̂·mean(g·x̂)], g = γ·d_y, x̂ = x·rstd; d_gamma += Σ d_y·x̂. An empty `d_x` is not wanted.
+    /// dx (+)= rstd·[g − x̂·mean(g·x̂)], g = γ·d_y, x̂ = x·rstd; d_gamma += Σ d_y·x̂. An empty `d_x` is not wanted. `y` as in
+    /// [`Kernel::GroupNormBackward`].
     RmsNormBackward {
         x: Span,
+        y: Span,
         d_y: Span,
         gamma: Span,
         rstd: Span,

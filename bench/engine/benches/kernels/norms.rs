@@ -1,6 +1,7 @@
 //! Every norm, forward and backward. Of sync-batch that is what a rank computes between the collectives, with two ranks.
 use criterion::{BenchmarkId, Criterion, Throughput};
-use syncmark_engine::kernel::{Affine, Kernel, Write};
+use syncmark_engine::kernel::{Affine, Gate, Kernel, Then, Write};
+use syncmark_engine::tensor::Span;
 use syncmark_engine::tensor::{Dtype, Span};
 
 use crate::device::Device;
@@ -112,6 +113,7 @@ fn batch(o: &Operands, rows: usize, channels: usize, sync: bool) -> [Vec<Kernel>
             beta: o.beta,
             y: o.y,
             rows,
+            then: Then::NOTHING,
         },
     ]);
     let backward = vec![
@@ -121,6 +123,7 @@ fn batch(o: &Operands, rows: usize, channels: usize, sync: bool) -> [Vec<Kernel>
             mean: o.mean,
             sums: o.sums,
             rows,
+            gate: Gate::Open,
         },
         Kernel::BatchBackwardAffine {
             sums: o.sums,
@@ -139,6 +142,7 @@ fn batch(o: &Operands, rows: usize, channels: usize, sync: bool) -> [Vec<Kernel>
             d_x: o.y,
             rows,
             write: Write::Overwrite,
+            gate: Gate::Open,
         },
     ];
     [forward, backward]
@@ -166,6 +170,7 @@ fn group(
         groups,
         affine,
         eps: EPS,
+        then: Then::NOTHING,
     };
     let backward = Kernel::GroupNormBackward {
         x: o.x,
@@ -182,6 +187,7 @@ fn group(
         groups,
         affine,
         write,
+        y: Span::EMPTY,
     };
     [vec![forward], vec![backward]]
 }
@@ -203,6 +209,7 @@ fn rms(
         channels,
         affine: Affine::Channel,
         eps: EPS,
+        then: Then::NOTHING,
     };
     let backward = Kernel::RmsNormBackward {
         x: o.x,
@@ -216,6 +223,7 @@ fn rms(
         channels,
         affine: Affine::Channel,
         write: Write::Overwrite,
+        y: Span::EMPTY,
     };
     [vec![forward], vec![backward]]
 }

@@ -12,6 +12,7 @@ pub mod linear;
 pub mod max_pool;
 pub mod relu;
 pub mod residual;
+pub mod within;
 
 use std::ops::Range;
 

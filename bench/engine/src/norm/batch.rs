@@ -3,8 +3,9 @@
 //! Every chunk is normalized by itself and keeps its own mean and reciprocal deviation for backward; running statistics
 //! come from chunk 0 alone, as DataParallel keeps those of replica 0. Running variances are stored unbiased.
 //! Reference: Ioffe and Szegedy 2015; PyTorch's `nn.BatchNorm2d`.
+use super::Tail;
 use crate::backend::{Backend, BackendError, Category};
-use crate::kernel::Kernel;
+use crate::kernel::{Gate, Kernel, Then};
 use crate::layer::{Layer, Mode, Result, Step, Wires};
 use crate::tensor::{Dtype, Span};
 
@@ -48,6 +49,8 @@ pub struct Settings {
     pub running_variance: Span,
     /// i64, one element.
     pub tracked: Span,
+    /// What it does of the nodes behind it.
+    pub tail: Tail,
 }
 
 /// The statistics of one chunk, and room for its sums in backward.
@@ -144,7 +147,8 @@ impl BatchNorm {
         if chunk == 0 {
             step.launch(s.update_running(&kept))?;
         }
-        step.launch(s.normalize(x, kept.mean, kept.rstd, y, rows))
+        let then = s.tail.then(wires, start..start + samples);
+        step.launch(s.normalize(x, kept.mean, kept.rstd, y, rows, then))
     }
 
     fn train_chunk_backward(
@@ -165,6 +169,7 @@ impl BatchNorm {
             mean: kept.mean,
             sums: kept.sums,
             rows,
+            gate: s.gate(kept.rstd),
         })?;
         s.accumulate_affine(step, &kept)?;
         let Some((d_x, write)) = wires.d_inputs[0] else {
@@ -189,6 +194,7 @@ impl BatchNorm {
             d_x,
             rows,
             write,
+            gate: s.gate(rstd),
         })
     }
 }
@@ -215,6 +221,7 @@ impl Settings {
         rstd: Span,
         y: Span,
         rows: usize,
+        then: Then,
     ) -> Kernel {
         Kernel::BatchNormalize {
             x,
@@ -224,7 +231,30 @@ impl Settings {
             beta: self.beta.value,
             y,
             rows,
+            then,
         }
+    }
+
+    /// How backward's kernels find out what passes a rectifier right behind the norm. With an addition between them they cannot:
+    /// [`Settings::pass_shortcut`] comes before them.
+    pub(super) fn gate(&self, rstd: Span) -> Gate {
+        match self.tail {
+            Tail::Relu => Gate::Again {
+                beta: self.beta.value,
+                gamma: self.gamma.value,
+                rstd,
+            },
+            Tail::None | Tail::AddRelu => Gate::Open,
+        }
+    }
+
+    /// Enqueues what an addition and a rectifier do to the output's gradient in training.
+    pub(super) fn pass_shortcut(&self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
+        if self.tail == Tail::AddRelu {
+            self.tail.gate(step, wires)?;
+            self.tail.pass_on(step, wires)?;
+        }
+        Ok(())
     }
 
     /// Enqueues dγ += Σ dy·x̂ and dβ += Σ dy, from sums that are there already.
@@ -257,6 +287,7 @@ impl Settings {
             kept.rstd,
             y,
             step.batch * self.spatial,
+            self.tail.then(wires, 0..step.batch),
         ))
     }
 
@@ -268,6 +299,8 @@ impl Settings {
         kept: &Statistics,
     ) -> Result<()> {
         let rows = step.batch * self.spatial;
+        self.tail.gate(step, wires)?;
+        self.tail.pass_on(step, wires)?;
         let (x, d_y) = (
             wires.cut(wires.inputs[0], step.batch),
             wires.cut(wires.d_output, step.batch),
@@ -279,6 +312,7 @@ impl Settings {
                 mean: self.running_mean,
                 sums: kept.sums,
                 rows,
+                gate: Gate::Open,
             })?;
             self.accumulate_affine(step, kept)?;
         }
@@ -315,6 +349,7 @@ impl Layer for BatchNorm {
         if step.mode == Mode::Eval {
             return self.settings.eval_backward(step, wires, &self.chunks[0]);
         }
+        self.settings.pass_shortcut(step, wires)?;
         let mut start = 0;
         for chunk in 0..step.chunks.len() {
             if step.chunks[chunk] > 0 {

@@ -3,6 +3,7 @@
 //!
 //! It looks at one sample at a time, so neither batch nor chunks change its result. γ and β are per channel, or per
 //! element for layer norm as PyTorch's `normalized_shape` has it. Reference: Wu and He 2018; PyTorch's `nn.GroupNorm`.
+use super::Tail;
 use super::batch::Learnable;
 use crate::backend::{Backend, Category};
 use crate::kernel::{Affine, Kernel};
@@ -28,6 +29,8 @@ pub struct Settings {
     pub beta: Learnable,
     /// `layer-norm`, `instance-norm` or `group-norm`.
     pub kind: &'static str,
+    /// What it does of the nodes behind it.
+    pub tail: Tail,
 }
 
 /// Group norm, layer norm or instance norm.
@@ -71,6 +74,7 @@ impl Layer for GroupNorm {
             groups: s.groups,
             affine: s.affine,
             eps: s.eps,
+            then: s.tail.then(wires, 0..batch),
         })
     }
 
@@ -79,10 +83,12 @@ impl Layer for GroupNorm {
         // The kernel makes all three gradients in one go, so the program always gives an input gradient where there are γ
         // and β; without them and without one there is nothing to do.
         let Some((d_x, write)) = wires.d_input(batch) else {
-            return Ok(());
+            s.tail.gate(step, wires)?;
+            return s.tail.pass_on(step, wires);
         };
         step.launch(Kernel::GroupNormBackward {
             x: wires.cut(wires.inputs[0], batch),
+            y: s.tail.rectified(wires, batch),
             d_y: wires.cut(wires.d_output, batch),
             gamma: s.gamma.value,
             mean: wires.cut(self.mean, batch),
@@ -96,7 +102,8 @@ impl Layer for GroupNorm {
             groups: s.groups,
             affine: s.affine,
             write,
-        })
+        })?;
+        s.tail.pass_on(step, wires)
     }
 
     fn kind(&self) -> &'static str {

@@ -2,6 +2,7 @@
 //!
 //! It looks at one sample at a time, so neither batch nor chunks change its result. γ is per channel, or per element as PyTorch's
 //! `normalized_shape` has it. Reference: Zhang and Sennrich 2019; PyTorch's `nn.RMSNorm`.
+use super::Tail;
 use super::batch::Learnable;
 use crate::backend::{Backend, Category};
 use crate::kernel::{Affine, Kernel, Write};
@@ -21,6 +22,8 @@ pub struct Settings {
     pub affine: Affine,
     /// γ.
     pub gamma: Learnable,
+    /// What it does of the nodes behind it.
+    pub tail: Tail,
 }
 
 /// RMS norm.
@@ -54,6 +57,7 @@ impl Layer for RmsNorm {
             channels: s.channels,
             affine: s.affine,
             eps: s.eps,
+            then: s.tail.then(wires, 0..batch),
         })
     }
 
@@ -61,11 +65,15 @@ impl Layer for RmsNorm {
         let (s, batch) = (&self.settings, step.batch);
         let (d_x, write) = match wires.d_input(batch) {
             Some(wanted) => wanted,
-            None if s.gamma.value.is_empty() => return Ok(()),
+            None if s.gamma.value.is_empty() => {
+                s.tail.gate(step, wires)?;
+                return s.tail.pass_on(step, wires);
+            }
             None => (Span::EMPTY, Write::Overwrite),
         };
         step.launch(Kernel::RmsNormBackward {
             x: wires.cut(wires.inputs[0], batch),
+            y: s.tail.rectified(wires, batch),
             d_y: wires.cut(wires.d_output, batch),
             gamma: s.gamma.value,
             rstd: wires.cut(self.rstd, batch),
@@ -76,7 +84,8 @@ impl Layer for RmsNorm {
             channels: s.channels,
             affine: s.affine,
             write,
-        })
+        })?;
+        s.tail.pass_on(step, wires)
     }
 
     fn kind(&self) -> &'static str {

@@ -142,7 +142,8 @@ impl SyncBatchNorm {
         if rows == 0 {
             return Ok(());
         }
-        step.launch(s.normalize(x, mean, rstd, y, rows))
+        let then = s.tail.then(wires, 0..step.batch);
+        step.launch(s.normalize(x, mean, rstd, y, rows, then))
     }
 
     fn backward_over_ranks(&self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
@@ -164,12 +165,14 @@ impl SyncBatchNorm {
                 value: 0.0,
             })?;
         } else {
+            s.pass_shortcut(step, wires)?;
             step.launch(Kernel::BatchBackwardReduce {
                 x,
                 d_y,
                 mean,
                 sums,
                 rows,
+                gate: s.gate(rstd),
             })?;
             // Before the all-reduce, which is in place: dγ and dβ are of this rank's sums.
             s.accumulate_affine(step, &self.global)?;
@@ -203,6 +206,7 @@ impl SyncBatchNorm {
             d_x,
             rows,
             write,
+            gate: s.gate(rstd),
         })
     }
 }

@@ -1,4 +1,5 @@
 //! From a resolved model to a program: memory is laid out, parameters are initialised, layers get their spans.
+use super::fuse::{self, Role};
 use super::plan::plan;
 use super::table::{self, Buffer, BufferKind, Buffers, Parameter};
 use super::values::Values;
@@ -16,7 +17,9 @@ use crate::layer::linear::Linear;
 use crate::layer::max_pool::MaxPool;
 use crate::layer::relu::Relu;
 use crate::layer::residual::Residual;
+use crate::layer::within::Within;
 use crate::model::{self, Init, Model, Op};
+use crate::norm::Tail;
 use crate::norm::batch::{self, BatchNorm, Learnable};
 use crate::norm::group::{self, GroupNorm};
 use crate::norm::rms::{self, RmsNorm};
@@ -50,8 +53,9 @@ pub(super) fn build(
     let [parameters, gradients] = padded.map(|arena| arena.first(elements));
     initialise(backend, &table, parameters, settings.seed)?;
     let buffers = buffers(backend, buffer_table)?;
-    let plan = plan(model, settings.input_gradient);
-    let values = Values::allocate(backend, model, &plan, settings.max_batch)?;
+    let roles = fuse::roles(model);
+    let plan = plan(model, &roles, settings.input_gradient);
+    let values = Values::allocate(backend, model, &roles, &plan, settings.max_batch)?;
     let workspace = allocate(backend, Category::Workspace, Dtype::F32, workspace(model))?;
     let mut builder = Builder {
         backend,
@@ -62,13 +66,14 @@ pub(super) fn build(
         gradients,
         buffers: &buffers,
         workspace,
+        roles: &roles,
     };
     let mut nodes = Vec::with_capacity(model.nodes.len());
     for (i, ready) in ready.into_iter().enumerate() {
         let layer = builder.layer(i)?;
         nodes.push(Node {
             layer,
-            wires: values.wires(model, &plan, i, settings.max_batch),
+            wires: values.wires(model, &roles, &plan, i, settings.max_batch),
             ready,
         });
     }
@@ -190,11 +195,24 @@ struct Builder<'a> {
     gradients: Span,
     buffers: &'a Buffers,
     workspace: Span,
+    roles: &'a [Role],
 }
 
 impl Builder<'_> {
+    /// What node `i` does of the nodes behind it.
+    fn tail(&self, i: usize) -> Tail {
+        match self.roles[i] {
+            Role::Head { tail, .. } => tail,
+            Role::Alone | Role::Within(_) => Tail::None,
+        }
+    }
+
     fn layer(&mut self, i: usize) -> Result<Box<dyn Layer>> {
         let node = &self.model.nodes[i];
+        if let Role::Within(_) = self.roles[i] {
+            let kind = node.op.kind();
+            return Ok(Box::new(Within { kind }));
+        }
         let (channels, spatial) = (node.input.channels(), node.input.spatial());
         Ok(match &node.op {
             Op::Linear { .. } => Box::new(self.linear(i, node)),
@@ -244,6 +262,7 @@ impl Builder<'_> {
                     eps: *eps,
                     affine: *affine,
                     gamma: self.learnable(i, 0),
+                    tail: self.tail(i),
                 };
                 let max_batch = self.settings.max_batch;
                 Box::new(RmsNorm::new(self.backend, settings, max_batch)?)
@@ -336,6 +355,7 @@ impl Builder<'_> {
             running_mean: place(BufferKind::RunningMean, buffers.floats),
             running_variance: place(BufferKind::RunningVariance, buffers.floats),
             tracked: place(BufferKind::Tracked, buffers.integers),
+            tail: self.tail(i),
         };
         let ProgramSettings {
             max_chunks,
@@ -371,6 +391,7 @@ impl Builder<'_> {
             gamma: self.learnable(i, 0),
             beta: self.learnable(i, 1),
             kind: node.op.kind(),
+            tail: self.tail(i),
         };
         Ok(Box::new(GroupNorm::new(
             self.backend,

@@ -5,6 +5,7 @@
 //! ([`plan`]). Parameters and gradients are one arena each, in gradient-ready order, so that a DDP bucket is a
 //! contiguous range. The loss is outside, because DataParallel computes it on the gathered output.
 mod build;
+pub mod fuse;
 pub mod plan;
 pub mod table;
 pub mod transfer;

@@ -3,6 +3,7 @@ use std::ops::Range;
 
 use super::BuildError;
 use super::build::allocate;
+use super::fuse::Role;
 use super::plan::GradientPlan;
 use crate::backend::{Backend, Category};
 use crate::layer::Wires;
@@ -27,10 +28,20 @@ impl Values {
     pub(super) fn allocate(
         backend: &mut dyn Backend,
         model: &Model,
+        roles: &[Role],
         plan: &GradientPlan,
         max_batch: usize,
     ) -> Result<Self> {
-        let outputs = model.nodes.iter().map(|node| node.output.elements());
+        // A value within a chain is never written.
+        let written = |i: usize| !matches!(roles.get(i + 1), Some(Role::Within(_)));
+        let outputs = model.nodes.iter().enumerate();
+        let outputs = outputs.map(|(i, node)| {
+            if written(i) {
+                node.output.elements()
+            } else {
+                0
+            }
+        });
         let sizes: Vec<usize> = std::iter::once(model.input.elements())
             .chain(outputs)
             .collect();
@@ -57,20 +68,23 @@ impl Values {
     pub(super) fn wires(
         &self,
         model: &Model,
+        roles: &[Role],
         plan: &GradientPlan,
         i: usize,
         max_batch: usize,
     ) -> Wires {
-        let node = &model.nodes[i];
-        let gradients = node.inputs.iter().zip(&plan.writes[i]);
+        let (last, shortcut) = match roles[i] {
+            Role::Alone | Role::Within(_) => (i, None),
+            Role::Head { last, shortcut, .. } => (last, shortcut),
+        };
+        let inputs = || model.nodes[i].inputs.iter().chain(&shortcut);
+        let gradients = inputs().zip(&plan.writes[i]);
         Wires {
-            inputs: node
-                .inputs
-                .iter()
-                .map(|value| self.forward[*value])
-                .collect(),
-            output: self.forward[i + 1],
-            d_output: self.gradient(plan, i + 1, max_batch).unwrap_or(Span::EMPTY),
+            inputs: inputs().map(|value| self.forward[*value]).collect(),
+            output: self.forward[last + 1],
+            d_output: self
+                .gradient(plan, last + 1, max_batch)
+                .unwrap_or(Span::EMPTY),
             d_inputs: gradients
                 .map(|(value, write)| Some((self.gradient(plan, *value, max_batch)?, (*write)?)))
                 .collect(),

@@ -2,6 +2,7 @@
 //!
 //! A backend passes when its results are within [`device::TOLERANCE`] of the references, for odd sizes and both ways of
 //! writing. A new backend is added in [`device::on_every_backend`].
+mod chains;
 mod compression;
 mod device;
 mod elementwise;

@@ -1,5 +1,5 @@
 //! Batch, synchronized and group norms.
-use syncmark_engine::kernel::{Affine, Kernel, Write};
+use syncmark_engine::kernel::{Affine, Gate, Kernel, Then, Write};
 use syncmark_engine::tensor::Span;
 
 use crate::device::{Device, on_every_backend};
@@ -96,6 +96,7 @@ fn batch_norm(device: &mut Device, rows: usize, c: usize, center: f32, with_affi
         beta: beta.span,
         y: output,
         rows,
+        then: Then::NOTHING,
     });
     // A mean far from zero has itself a rounding error, which shows in x − mean: compare at zero only.
     if center == 0.0 {
@@ -110,6 +111,7 @@ fn batch_norm(device: &mut Device, rows: usize, c: usize, center: f32, with_affi
         mean: mean_span,
         sums,
         rows,
+        gate: Gate::Open,
     });
     let g: Vec<f64> = d_y
         .values
@@ -133,6 +135,7 @@ fn batch_norm(device: &mut Device, rows: usize, c: usize, center: f32, with_affi
                 d_x,
                 rows,
                 write,
+                gate: Gate::Open,
             }
         });
     }
@@ -221,6 +224,7 @@ fn batch_norm_of_two_samples() {
             beta,
             y,
             rows,
+            then: Then::NOTHING,
         });
         device.launch(Kernel::BatchBackwardReduce {
             x: x.span,
@@ -228,6 +232,7 @@ fn batch_norm_of_two_samples() {
             mean,
             sums,
             rows,
+            gate: Gate::Open,
         });
         let (x, d_y, write) = (x.span, d_y.span, Write::Overwrite);
         device.launch(Kernel::BatchBackwardInput {
@@ -241,6 +246,7 @@ fn batch_norm_of_two_samples() {
             d_x,
             rows,
             write,
+            gate: Gate::Open,
         });
         let (d, eps) = (f64::from(d), f64::from(EPS));
         let hat = d / (d * d + eps).sqrt();
@@ -393,6 +399,7 @@ fn group_norm(device: &mut Device, [batch, spatial, channels, groups]: [usize; 4
         groups,
         affine,
         eps: EPS,
+        then: Then::NOTHING,
     });
     device.expect(&format!("y {what}"), output, &y);
     device.expect(&format!("mean {what}"), mean_span, &mean);
@@ -431,6 +438,7 @@ fn group_norm(device: &mut Device, [batch, spatial, channels, groups]: [usize; 4
         groups,
         affine,
         write,
+        y: Span::EMPTY,
     };
     device.expect_writes(&format!("dx {what}"), &d_x, kernel);
     device.launch(kernel(Span::EMPTY, Write::Overwrite));

@@ -1,5 +1,5 @@
 //! RMS norm.
-use syncmark_engine::kernel::{Affine, Kernel, Write};
+use syncmark_engine::kernel::{Affine, Kernel, Then, Write};
 use syncmark_engine::tensor::Span;
 
 use crate::device::{Device, on_every_backend};
@@ -51,6 +51,7 @@ fn rms_norm(device: &mut Device, [batch, spatial, channels]: [usize; 3], affine:
         channels,
         affine,
         eps: EPS,
+        then: Then::NOTHING,
     });
     device.expect(&format!("y {what}"), output, &y);
     device.expect(&format!("rstd {what}"), rstd_span, &rstd);
@@ -80,6 +81,7 @@ fn rms_norm(device: &mut Device, [batch, spatial, channels]: [usize; 3], affine:
         channels,
         affine,
         write,
+        y: Span::EMPTY,
     };
     device.expect_writes(&format!("dx {what}"), &d_x, kernel);
     device.launch(kernel(Span::EMPTY, Write::Overwrite));

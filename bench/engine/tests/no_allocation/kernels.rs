@@ -1,7 +1,7 @@
 //! A launch of every kernel, by kind, over spans of a CPU device.
 use syncmark_engine::backend::cpu::CpuBackend;
 use syncmark_engine::backend::{Backend, Category};
-use syncmark_engine::kernel::{Affine, Gelu, Kernel, Window, Write};
+use syncmark_engine::kernel::{Affine, Gate, Gelu, Kernel, Then, Window, Write};
 use syncmark_engine::tensor::{Dtype, Span};
 
 /// Where spans come from.
@@ -124,6 +124,7 @@ pub fn elementwise_and_pooling(spans: &mut Spans) -> Vec<Kernel> {
         Kernel::Add { a: x, b: y, to: z },
         Kernel::Scale { to: x, factor: 0.5 },
         Kernel::ReluForward { x, y },
+        Kernel::Gate { y: x, d_y: z },
         Kernel::ReluBackward {
             y,
             d_y: x,
@@ -264,6 +265,7 @@ pub fn batch_norm(spans: &mut Spans) -> Vec<Kernel> {
             beta,
             y,
             rows,
+            then: Then::NOTHING,
         },
         Kernel::BatchBackwardReduce {
             x,
@@ -271,6 +273,7 @@ pub fn batch_norm(spans: &mut Spans) -> Vec<Kernel> {
             mean,
             sums,
             rows,
+            gate: Gate::Open,
         },
         Kernel::BatchBackwardAffine {
             sums,
@@ -289,6 +292,7 @@ pub fn batch_norm(spans: &mut Spans) -> Vec<Kernel> {
             d_x: y,
             rows,
             write,
+            gate: Gate::Open,
         },
         Kernel::BatchBackwardEval {
             d_y,
@@ -342,6 +346,7 @@ pub fn group_norm(spans: &mut Spans, affine: Affine, groups: usize) -> Vec<Kerne
             groups,
             affine,
             eps,
+            then: Then::NOTHING,
         },
         Kernel::GroupNormBackward {
             x,
@@ -358,6 +363,7 @@ pub fn group_norm(spans: &mut Spans, affine: Affine, groups: usize) -> Vec<Kerne
             groups,
             affine,
             write,
+            y: Span::EMPTY,
         },
     ]
 }
@@ -382,6 +388,7 @@ pub fn rms_norm(spans: &mut Spans, affine: Affine) -> Vec<Kernel> {
             channels,
             affine,
             eps: 1e-5,
+            then: Then::NOTHING,
         },
         Kernel::RmsNormBackward {
             x,
@@ -395,6 +402,7 @@ pub fn rms_norm(spans: &mut Spans, affine: Affine) -> Vec<Kernel> {
             channels,
             affine,
             write: Write::Accumulate,
+            y: Span::EMPTY,
         },
     ]
 }

@@ -1,9 +1,11 @@
 //! Batch norm over the rows of [rows, c], in the pieces that SyncBN puts collectives between.
 //!
-//! Contract: statistics come from two passes, the second corrected by the sum of its deviations, so that a mean far from
-//! zero costs no digits; γ and β may be empty (1 and 0). `count` lies on the device, because under SyncBN it is a result.
+//! Contract: statistics as in [`crate::backend::cpu::moments`]; γ and β may be empty (1 and 0). `count` lies on the device, because
+//! under SyncBN it is a result. A rectifier that follows, and what is added before it, are part of both directions.
 //! Reference: Chan, Golub and LeVeque, *Algorithms for computing the sample variance*, 1983; PyTorch's `batch_norm`.
 use crate::backend::cpu::columns::{Columns, map, reduce, widest};
+use crate::backend::cpu::elementwise::rectified;
+use crate::backend::cpu::moments::moments;
 use crate::kernel::Write;
 
 /// γ or β of a channel, where an empty slice means `otherwise`.
@@ -19,16 +21,11 @@ pub(super) fn affine(values: &[f32], channel: usize, otherwise: f32) -> f32 {
 widest! {
     /// mean[c] and biased variance[c] of x[rows, c].
     pub(super) fn statistics(x: &[f32], mean: &mut [f32], variance: &mut [f32], rows: usize) {
-        let columns = Columns::all(rows, mean.len());
         let n = rows as f64;
-        reduce(columns, [x], |_| [], |[x], []| [x], |c, [sum]| mean[c] = (sum / n) as f32);
-        reduce(
-            columns,
-            [x],
-            |c| [mean[c]],
-            |[x], [mean]| [x - mean, (x - mean) * (x - mean)],
-            |c, [deviation, squares]| variance[c] = ((squares - deviation * deviation / n) / n).max(0.0) as f32,
-        );
+        moments(Columns::all(rows, mean.len()), x, |c, [center, squares]| {
+            mean[c] = center as f32;
+            variance[c] = (squares / n) as f32;
+        });
     }
 }
 
@@ -74,12 +71,50 @@ pub(super) fn update_running(
 }
 
 widest! {
-    /// y = γ·(x − mean)·rstd + β.
-    pub(super) fn normalize(x: &[f32], mean: &[f32], rstd: &[f32], gamma: &[f32], beta: &[f32], y: &mut [f32], rows: usize) {
+    /// y = γ·(x − mean)·rstd + β, plus `shortcut` unless that is empty, rectified if `relu`.
+    pub(super) fn normalize(
+        x: &[f32], mean: &[f32], rstd: &[f32], gamma: &[f32], beta: &[f32], shortcut: &[f32], relu: bool, y: &mut [f32], rows: usize,
+    ) {
         let coefficients = |c: usize| [mean[c], rstd[c] * affine(gamma, c, 1.0), affine(beta, c, 0.0)];
         let columns = Columns::all(rows, mean.len());
-        map(columns, [x], y, Write::Overwrite, coefficients, |[x], [mean, scale, beta]| (x - mean) * scale + beta);
+        let write = Write::Overwrite;
+        match (shortcut.is_empty(), relu) {
+            (true, false) => map(columns, [x], y, write, coefficients, normalized),
+            (true, true) => map(columns, [x], y, write, coefficients, |x, at| rectified(normalized(x, at))),
+            (false, false) => map(columns, [x, shortcut], y, write, coefficients, |[x, other], at| normalized([x], at) + other),
+            (false, true) => map(columns, [x, shortcut], y, write, coefficients, |[x, other], at| {
+                rectified(normalized([x], at) + other)
+            }),
+        }
     }
+}
+
+/// The formula that a gate computes again: both must round alike.
+#[inline(always)]
+fn normalized([x]: [f32; 1], [mean, scale, beta]: [f32; 3]) -> f32 {
+    (x - mean) * scale + beta
+}
+
+/// γ and β of a rectified norm, to compute again where its output was positive.
+#[derive(Clone, Copy)]
+pub(super) struct Rectified<'a> {
+    pub(super) rstd: &'a [f32],
+    pub(super) gamma: &'a [f32],
+    pub(super) beta: &'a [f32],
+}
+
+impl Rectified<'_> {
+    #[inline(always)]
+    fn coefficients(self, mean: &[f32], c: usize) -> [f32; 3] {
+        let scale = self.rstd[c] * affine(self.gamma, c, 1.0);
+        [mean[c], scale, affine(self.beta, c, 0.0)]
+    }
+}
+
+/// The gradient that a rectifier lets through whose input was `y`.
+#[inline(always)]
+fn gated(y: f32, d_y: f32) -> f32 {
+    if y > 0.0 { d_y } else { 0.0 }
 }
 
 widest! {
@@ -91,6 +126,28 @@ widest! {
             [x, d_y],
             |c| [mean[c]],
             |[x, d_y], [mean]| [d_y, d_y * (x - mean)],
+            |c, [first, second]| {
+                d_beta[c] = first as f32;
+                d_gamma[c] = second as f32;
+            },
+        );
+    }
+}
+
+widest! {
+    /// As [`backward_reduce`], of what passes the rectifier behind the norm.
+    pub(super) fn backward_reduce_again(
+        x: &[f32], d_y: &[f32], mean: &[f32], again: Rectified<'_>, sums: &mut [f32], rows: usize,
+    ) {
+        let (d_beta, d_gamma) = sums.split_at_mut(mean.len());
+        reduce(
+            Columns::all(rows, mean.len()),
+            [x, d_y],
+            |c| again.coefficients(mean, c),
+            |[x, d_y], at| {
+                let d_y = gated(normalized([x], at), d_y);
+                [d_y, d_y * (x - at[0])]
+            },
             |c, [first, second]| {
                 d_beta[c] = first as f32;
                 d_gamma[c] = second as f32;
@@ -124,6 +181,26 @@ widest! {
             [mean[c], rstd[c] * affine(gamma, c, 1.0), first[c] / count, projection]
         };
         map(Columns::all(rows, mean.len()), [x, d_y], d_x, write, coefficients, |[x, d_y], [mean, scale, d_mean, projection]| {
+            scale * (d_y - d_mean - (x - mean) * projection)
+        });
+    }
+}
+
+widest! {
+    /// As [`backward_input`], of what passes the rectifier behind the norm.
+    pub(super) fn backward_input_again(
+        x: &[f32], d_y: &[f32], mean: &[f32], again: Rectified<'_>, sums: &[f32], count: f32, d_x: &mut [f32], rows: usize,
+        write: Write,
+    ) {
+        let (first, second) = sums.split_at(mean.len());
+        let coefficients = |c: usize| {
+            let projection = again.rstd[c] * again.rstd[c] * (second[c] / count);
+            let [mean, scale, beta] = again.coefficients(mean, c);
+            [mean, scale, beta, first[c] / count, projection]
+        };
+        let columns = Columns::all(rows, mean.len());
+        map(columns, [x, d_y], d_x, write, coefficients, |[x, d_y], [mean, scale, beta, d_mean, projection]| {
+            let d_y = gated(normalized([x], [mean, scale, beta]), d_y);
             scale * (d_y - d_mean - (x - mean) * projection)
         });
     }

@@ -9,7 +9,7 @@ use std::array::from_fn;
 use crate::kernel::Write;
 
 /// Columns that are worked on together: four AVX-512 registers.
-const LANES: usize = 64;
+pub(super) const LANES: usize = 64;
 /// Rows that are summed in f32 before their sum is added in f64.
 const BLOCK: usize = 32;
 /// Rows that a map stays on before it goes to the next columns, so that pages stay in the TLB.
@@ -52,11 +52,11 @@ pub(super) use widest;
 /// Some neighbouring columns of a row-major matrix.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Columns {
-    rows: usize,
+    pub(super) rows: usize,
     /// Width of the whole matrix.
-    stride: usize,
-    first: usize,
-    width: usize,
+    pub(super) stride: usize,
+    pub(super) first: usize,
+    pub(super) width: usize,
 }
 
 impl Columns {
@@ -79,7 +79,7 @@ impl Columns {
         }
     }
     /// How many rows may be read as one of exactly [`LANES`] columns.
-    fn fold(self) -> usize {
+    pub(super) fn fold(self) -> usize {
         let whole = self.width == self.stride && self.width > 0;
         if whole && self.width < LANES && LANES.is_multiple_of(self.width) {
             LANES / self.width
@@ -243,7 +243,7 @@ fn map_with<const N: usize, const M: usize>(
 }
 
 #[inline(always)]
-fn tile(slice: &[f32], start: usize) -> &[f32; LANES] {
+pub(super) fn tile(slice: &[f32], start: usize) -> &[f32; LANES] {
     slice[start..start + LANES]
         .first_chunk()
         .expect("the slice has as many elements")

@@ -32,10 +32,35 @@ widest! {
     }
 }
 
+/// max(x, 0), where NaN stays NaN so that a diverged run shows.
+#[inline(always)]
+pub(super) fn rectified(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
 widest! {
-    /// y = max(x, 0), where NaN stays NaN so that a diverged run shows.
+    /// y = max(x, 0).
     pub(super) fn relu_forward(x: &[f32], y: &mut [f32]) {
-        y.iter_mut().zip(x).for_each(|(y, &x)| *y = if x < 0.0 { 0.0 } else { x });
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = rectified(x));
+    }
+}
+
+widest! {
+    /// y += shortcut, unless that is empty; then y = max(y, 0) if `relu`.
+    pub(super) fn finish(y: &mut [f32], shortcut: &[f32], relu: bool) {
+        match (shortcut.is_empty(), relu) {
+            (true, false) => {}
+            (true, true) => y.iter_mut().for_each(|y| *y = rectified(*y)),
+            (false, false) => y.iter_mut().zip(shortcut).for_each(|(y, other)| *y += other),
+            (false, true) => y.iter_mut().zip(shortcut).for_each(|(y, other)| *y = rectified(*y + other)),
+        }
+    }
+}
+
+widest! {
+    /// d_y = 0 where y is not positive.
+    pub(super) fn gate(y: &[f32], d_y: &mut [f32]) {
+        d_y.iter_mut().zip(y).for_each(|(d_y, &y)| *d_y = if y > 0.0 { *d_y } else { 0.0 });
     }
 }
 

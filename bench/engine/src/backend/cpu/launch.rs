@@ -4,11 +4,12 @@
 //! another operand is a bug of the caller and panics, before two slices could alias.
 //! Reference: [`crate::kernel::Kernel`], which states each formula.
 use crate::backend::cpu::memory::HostMemory;
+use crate::backend::cpu::samples::{Gated, Samples};
 use crate::backend::cpu::{
     average_pool, batch_norm, compression, conv, dropout, elementwise, gelu, group_norm, loss,
     matmul, optimizer, pool, rms_norm,
 };
-use crate::kernel::Kernel;
+use crate::kernel::{Gate, Kernel, Then};
 use crate::tensor::{Dtype, Span};
 
 /// Panics when one of `outputs` overlaps another operand.
@@ -28,6 +29,7 @@ fn disjoint(outputs: &[Span], inputs: &[Span]) {
 }
 
 /// Shorthand of this file: operands by name, as slices.
+#[derive(Clone, Copy)]
 struct Operands<'a>(&'a HostMemory);
 
 impl<'a> Operands<'a> {
@@ -46,6 +48,24 @@ impl<'a> Operands<'a> {
     unsafe fn w(&self, span: Span) -> &'a mut [f32] {
         // SAFETY: the caller's promise.
         unsafe { self.0.write(span) }
+    }
+}
+
+/// The gradient of a norm's output, with the rectified output if there is a rectifier.
+///
+/// # Safety
+/// As [`run`]; y and d_y were found disjoint.
+unsafe fn gated<'a>(m: Operands<'a>, y: Span, d_y: Span) -> Gated<'a> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if y.is_empty() {
+            return Gated::Open(m.r(d_y));
+        }
+        disjoint(&[d_y], &[y]);
+        Gated::Closed {
+            y: m.r(y),
+            d_y: m.w(d_y),
+        }
     }
 }
 
@@ -77,6 +97,10 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
             Kernel::ReluBackward { y, d_y, d_x, write } => {
                 disjoint(&[d_x], &[y, d_y]);
                 elementwise::relu_backward(m.r(y), m.r(d_y), m.w(d_x), write);
+            }
+            Kernel::Gate { y, d_y } => {
+                disjoint(&[d_y], &[y]);
+                elementwise::gate(m.r(y), m.w(d_y));
             }
             Kernel::GeluForward { x, y, formula } => {
                 disjoint(&[y], &[x]);
@@ -188,23 +212,35 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 let running = batch_norm::Running { mean: m.w(running_mean), variance: m.w(running_variance), tracked };
                 batch_norm::update_running(m.r(mean), m.r(variance), m.r(count)[0], running, momentum);
             }
-            Kernel::BatchNormalize { x, mean, rstd, gamma, beta, y, rows } => {
-                disjoint(&[y], &[x, mean, rstd, gamma, beta]);
-                batch_norm::normalize(m.r(x), m.r(mean), m.r(rstd), m.r(gamma), m.r(beta), m.w(y), rows);
+            Kernel::BatchNormalize { x, mean, rstd, gamma, beta, y, rows, then: Then { shortcut, relu } } => {
+                disjoint(&[y], &[x, mean, rstd, gamma, beta, shortcut]);
+                let (mean, rstd, gamma, beta) = (m.r(mean), m.r(rstd), m.r(gamma), m.r(beta));
+                batch_norm::normalize(m.r(x), mean, rstd, gamma, beta, m.r(shortcut), relu, m.w(y), rows);
             }
-            Kernel::BatchBackwardReduce { x, d_y, mean, sums, rows } => {
+            Kernel::BatchBackwardReduce { x, d_y, mean, sums, rows, gate: Gate::Open } => {
                 disjoint(&[sums], &[x, d_y, mean]);
                 batch_norm::backward_reduce(m.r(x), m.r(d_y), m.r(mean), m.w(sums), rows);
+            }
+            Kernel::BatchBackwardReduce { x, d_y, mean, sums, rows, gate: Gate::Again { beta, gamma, rstd } } => {
+                disjoint(&[sums], &[x, d_y, mean, beta, gamma, rstd]);
+                let again = batch_norm::Rectified { rstd: m.r(rstd), gamma: m.r(gamma), beta: m.r(beta) };
+                batch_norm::backward_reduce_again(m.r(x), m.r(d_y), m.r(mean), again, m.w(sums), rows);
             }
             Kernel::BatchBackwardAffine { sums, rstd, d_gamma, d_beta } => {
                 disjoint(&[d_gamma, d_beta], &[sums, rstd]);
                 batch_norm::backward_affine(m.r(sums), m.r(rstd), m.w(d_gamma), m.w(d_beta));
             }
-            Kernel::BatchBackwardInput { x, d_y, mean, rstd, gamma, sums, count, d_x, rows, write } => {
+            Kernel::BatchBackwardInput { x, d_y, mean, rstd, gamma, sums, count, d_x, rows, write, gate } => {
                 disjoint(&[d_x], &[x, d_y, mean, rstd, gamma, sums, count]);
                 let (mean, rstd, gamma, sums) = (m.r(mean), m.r(rstd), m.r(gamma), m.r(sums));
                 let count = m.r(count)[0];
-                batch_norm::backward_input(m.r(x), m.r(d_y), mean, rstd, gamma, sums, count, m.w(d_x), rows, write);
+                if let Gate::Again { beta, .. } = gate {
+                    disjoint(&[d_x], &[beta]);
+                    let again = batch_norm::Rectified { rstd, gamma, beta: m.r(beta) };
+                    batch_norm::backward_input_again(m.r(x), m.r(d_y), mean, again, sums, count, m.w(d_x), rows, write);
+                } else {
+                    batch_norm::backward_input(m.r(x), m.r(d_y), mean, rstd, gamma, sums, count, m.w(d_x), rows, write);
+                }
             }
             Kernel::BatchBackwardEval { d_y, rstd, gamma, d_x, rows, write } => {
                 disjoint(&[d_x], &[d_y, rstd, gamma]);
@@ -233,14 +269,19 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 groups,
                 affine,
                 eps,
+                then: Then { shortcut, relu },
             } => {
-                disjoint(&[y, mean, rstd], &[x, gamma, beta]);
+                disjoint(&[y, mean, rstd], &[x, gamma, beta, shortcut]);
                 let shape = group_norm::Groups { spatial, channels, groups, affine };
-                let x = m.r(x.first(batch * spatial * channels));
-                group_norm::forward(x, m.r(gamma), m.r(beta), m.w(y), m.w(mean), m.w(rstd), shape, eps);
+                let samples = Samples { batch, size: spatial * channels, kept: groups };
+                let (gamma, beta, shortcut) = (m.r(gamma), m.r(beta), m.r(shortcut));
+                samples.forward(m.r(x), shortcut, relu, m.w(y), [m.w(mean), m.w(rstd)], |x, y, [mean, rstd]| {
+                    group_norm::forward(x, gamma, beta, y, mean, rstd, shape, eps);
+                });
             }
             Kernel::GroupNormBackward {
                 x,
+                y,
                 d_y,
                 gamma,
                 mean,
@@ -255,23 +296,44 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 affine,
                 write,
             } => {
-                disjoint(&[d_x, d_gamma, d_beta], &[x, d_y, gamma, mean, rstd]);
+                disjoint(&[d_x, d_gamma, d_beta], &[x, y, d_y, gamma, mean, rstd]);
                 let shape = group_norm::Groups { spatial, channels, groups, affine };
-                let x = m.r(x.first(batch * spatial * channels));
-                let (d_y, gamma, mean, rstd) = (m.r(d_y), m.r(gamma), m.r(mean), m.r(rstd));
-                group_norm::backward(x, d_y, gamma, mean, rstd, m.w(d_x), m.w(d_gamma), m.w(d_beta), shape, write);
+                let samples = Samples { batch, size: spatial * channels, kept: groups };
+                let (gamma, d_gamma, d_beta) = (m.r(gamma), m.w(d_gamma), m.w(d_beta));
+                let gated = gated(m, y, d_y);
+                samples.backward(m.r(x), gated, m.w(d_x), [m.r(mean), m.r(rstd)], |x, d_y, d_x, [mean, rstd]| {
+                    group_norm::backward(x, d_y, gamma, mean, rstd, d_x, d_gamma, d_beta, shape, write);
+                });
             }
-            Kernel::RmsNormForward { x, gamma, y, rstd, batch, spatial, channels, affine, eps } => {
-                disjoint(&[y, rstd], &[x, gamma]);
+            Kernel::RmsNormForward {
+                x,
+                gamma,
+                y,
+                rstd,
+                batch,
+                spatial,
+                channels,
+                affine,
+                eps,
+                then: Then { shortcut, relu },
+            } => {
+                disjoint(&[y, rstd], &[x, gamma, shortcut]);
                 let shape = rms_norm::Shape { spatial, channels, affine };
-                let x = m.r(x.first(batch * spatial * channels));
-                rms_norm::forward(x, m.r(gamma), m.w(y), m.w(rstd), shape, eps);
+                let samples = Samples { batch, size: spatial * channels, kept: 1 };
+                let gamma = m.r(gamma);
+                samples.forward(m.r(x), m.r(shortcut), relu, m.w(y), [m.w(rstd)], |x, y, [rstd]| {
+                    rms_norm::forward(x, gamma, y, rstd, shape, eps);
+                });
             }
-            Kernel::RmsNormBackward { x, d_y, gamma, rstd, d_x, d_gamma, batch, spatial, channels, affine, write } => {
-                disjoint(&[d_x, d_gamma], &[x, d_y, gamma, rstd]);
+            Kernel::RmsNormBackward { x, y, d_y, gamma, rstd, d_x, d_gamma, batch, spatial, channels, affine, write } => {
+                disjoint(&[d_x, d_gamma], &[x, y, d_y, gamma, rstd]);
                 let shape = rms_norm::Shape { spatial, channels, affine };
-                let x = m.r(x.first(batch * spatial * channels));
-                rms_norm::backward(x, m.r(d_y), m.r(gamma), m.r(rstd), m.w(d_x), m.w(d_gamma), shape, write);
+                let samples = Samples { batch, size: spatial * channels, kept: 1 };
+                let (gamma, d_gamma) = (m.r(gamma), m.w(d_gamma));
+                let gated = gated(m, y, d_y);
+                samples.backward(m.r(x), gated, m.w(d_x), [m.r(rstd)], |x, d_y, d_x, [rstd]| {
+                    rms_norm::backward(x, d_y, gamma, rstd, d_x, d_gamma, shape, write);
+                });
             }
             Kernel::SoftmaxCrossEntropy { logits, labels, losses, loss, d_logits, batch, classes, scale } => {
                 disjoint(&[losses, loss, d_logits], &[logits, labels]);

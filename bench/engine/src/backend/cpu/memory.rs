@@ -4,7 +4,7 @@
 //! that no two of them conflict is guaranteed by the order of the streams (a collective runs after the event of the
 //! kernel that wrote its span, and so on), not by the borrow checker, which is why both accessors are `unsafe`.
 //! Reference: TRAITS of the engine's backend seam, [`crate::backend::Backend`].
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,6 +16,11 @@ use crate::tensor::{Dtype, Span};
 const PAGE: usize = 256;
 /// Alignment of arenas: one cache line, and one AVX-512 register.
 const ALIGNMENT: usize = 64;
+/// A huge page of the processors that this runs on.
+const HUGE_PAGE: usize = 2 << 20;
+/// Arenas from this size on are asked to lie in huge pages: the sweeps of norms and optimizers through them then miss the TLB
+/// 512 times less often, and what rounding up to whole pages wastes is at most half.
+const LARGE: usize = 2 * HUGE_PAGE;
 
 mod sealed {
     pub trait Sealed {}
@@ -65,6 +70,30 @@ impl Drop for Arena {
     }
 }
 
+/// Zeroed memory; where it begins with a huge page, made of such pages if the kernel has them. These are touched here, by the
+/// thread that builds on them, so that they are near its core; small ones on first use, which is its as well.
+fn zeroed(layout: Layout) -> Option<NonNull<u8>> {
+    if layout.align() < HUGE_PAGE {
+        // SAFETY: the layout has a size of at least ALIGNMENT.
+        return NonNull::new(unsafe { alloc_zeroed(layout) });
+    }
+    // SAFETY: the layout has a size of at least LARGE.
+    let base = NonNull::new(unsafe { alloc(layout) })?;
+    // SAFETY: these pages were just allocated, and nobody else knows them.
+    let advised = unsafe {
+        rustix::mm::madvise(
+            base.as_ptr().cast(),
+            layout.size(),
+            rustix::mm::Advice::LinuxHugepage,
+        )
+    };
+    // A kernel without huge pages says so here and gives small ones: slower, not wrong.
+    let _ = advised;
+    // SAFETY: as above.
+    unsafe { base.as_ptr().write_bytes(0, layout.size()) };
+    Some(base)
+}
+
 type Page = Box<[OnceLock<Arena>]>;
 
 struct Table {
@@ -107,7 +136,12 @@ impl HostMemory {
     /// A new zeroed arena of `len` elements, or `None` when memory (or the table of 65535 arenas) is exhausted.
     pub(crate) fn allocate(&self, dtype: Dtype, len: usize) -> Option<Span> {
         let bytes = len.checked_mul(dtype.size())?.max(ALIGNMENT);
-        let layout = Layout::from_size_align(bytes, ALIGNMENT).ok()?;
+        let layout = if bytes < LARGE {
+            Layout::from_size_align(bytes, ALIGNMENT).ok()?
+        } else {
+            let bytes = bytes.checked_next_multiple_of(HUGE_PAGE)?;
+            Layout::from_size_align(bytes, HUGE_PAGE).ok()?
+        };
         let index = self
             .0
             .used
@@ -115,8 +149,7 @@ impl HostMemory {
                 (used < usize::from(u16::MAX)).then_some(used + 1)
             });
         let index = index.ok()?;
-        // SAFETY: the layout has a size of at least ALIGNMENT.
-        let base = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let base = zeroed(layout)?;
         let page =
             self.0.pages[index / PAGE].get_or_init(|| (0..PAGE).map(|_| OnceLock::new()).collect());
         let fresh = page[index % PAGE].set(Arena { base, layout, len });

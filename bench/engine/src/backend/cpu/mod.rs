@@ -19,12 +19,14 @@ mod launch;
 mod loss;
 mod matmul;
 pub(crate) mod memory;
+mod moments;
 #[cfg(target_arch = "x86_64")]
 mod narrow;
 mod optimizer;
 mod pool;
 mod register;
 mod rms_norm;
+mod samples;
 pub(crate) mod stream;
 pub(crate) mod worker;
 

@@ -18,6 +18,8 @@ const PIXELS: usize = 192;
 const FAR: usize = 64;
 /// Tiles that have to read an output gradient for it to be gathered.
 const OFTEN: usize = 4;
+/// Output channels up to which a pixel's gradients are one cache line, which tiles read where it lies.
+const FEW: usize = 16;
 /// The widest tile.
 const MOST_WIDTH: usize = 3 * MOST_LANES;
 
@@ -188,7 +190,7 @@ fn run<R: Register, const N: usize>(
     let (padded, rest) = scratch.split_at_mut(strip.padded(window));
     let (gathered, rest) = rest.split_at_mut(strip.gathered(window));
     let near = &mut rest[..strip.pixels(window) * MOST_WIDTH];
-    let often = kernel * run.div_ceil(width) >= OFTEN;
+    let often = out_c > FEW && kernel * run.div_ceil(width) >= OFTEN;
     let far = stride * window.c >= FAR;
     for first in (0..batch).step_by(strip.samples) {
         let samples = first..batch.min(first + strip.samples);

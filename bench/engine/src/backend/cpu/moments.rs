@@ -1,0 +1,199 @@
+//! Mean and variance of each column of a row-major matrix, in one pass over memory.
+//!
+//! Contract: a block of at most 32 rows is read twice while it is in the first-level cache: its mean, then the deviations from
+//! that mean. Blocks are merged in f64, their means relative to that of the first block, so that neither a mean far from zero
+//! nor one that drifts from row to row costs digits. The order of additions depends on shapes alone.
+//! Reference: Chan, Golub and LeVeque, *Algorithms for computing the sample variance*, 1983.
+use std::array::from_fn;
+
+use crate::backend::cpu::columns::{Columns, LANES, tile};
+
+/// Rows of a block.
+const ROWS: usize = 32;
+
+/// Sums of the blocks of some columns, each lane by itself.
+struct Blocks {
+    /// What block means are relative to.
+    pivot: [f64; LANES],
+    rows: [f64; LANES],
+    /// Σ rows·(block mean − pivot).
+    first: [f64; LANES],
+    /// Σ rows·(block mean − pivot)².
+    second: [f64; LANES],
+    /// Σ of squared deviations from the block's own mean.
+    within: [f64; LANES],
+}
+
+impl Blocks {
+    const EMPTY: Self = Self {
+        pivot: [0.0; LANES],
+        rows: [0.0; LANES],
+        first: [0.0; LANES],
+        second: [0.0; LANES],
+        within: [0.0; LANES],
+    };
+
+    /// Takes in a block of `rows` rows, `stride` apart. Lanes beyond `width` are not read.
+    #[inline(always)]
+    fn add<const WHOLE: bool>(
+        &mut self,
+        x: &[f32],
+        start: usize,
+        rows: usize,
+        stride: usize,
+        width: usize,
+    ) {
+        let mut sum = [0.0f32; LANES];
+        for row in 0..rows {
+            if WHOLE {
+                let x = tile(x, start + row * stride);
+                (0..LANES).for_each(|l| sum[l] += x[l]);
+            } else {
+                let x = &x[start + row * stride..][..width];
+                (0..width).for_each(|l| sum[l] += x[l]);
+            }
+        }
+        let inverse = 1.0 / rows as f32;
+        let center: [f32; LANES] = from_fn(|l| sum[l] * inverse);
+        let (mut deviation, mut squares) = ([0.0f32; LANES], [0.0f32; LANES]);
+        for row in 0..rows {
+            if WHOLE {
+                let x = tile(x, start + row * stride);
+                for l in 0..LANES {
+                    let d = x[l] - center[l];
+                    deviation[l] += d;
+                    squares[l] += d * d;
+                }
+            } else {
+                let x = &x[start + row * stride..][..width];
+                for l in 0..width {
+                    let d = x[l] - center[l];
+                    deviation[l] += d;
+                    squares[l] += d * d;
+                }
+            }
+        }
+        let (n, lanes) = (rows as f64, if WHOLE { LANES } else { width });
+        for l in 0..lanes {
+            let (deviation, squares) = (f64::from(deviation[l]), f64::from(squares[l]));
+            if self.rows[l] == 0.0 {
+                self.pivot[l] = f64::from(center[l]);
+            }
+            let mean = f64::from(center[l]) - self.pivot[l] + deviation / n;
+            self.rows[l] += n;
+            self.first[l] += n * mean;
+            self.second[l] += n * mean * mean;
+            self.within[l] += (squares - deviation * deviation / n).max(0.0);
+        }
+    }
+
+    /// Mean and sum of squared deviations of lanes `lane`, `lane + every`, ...
+    #[inline(always)]
+    fn merged(&self, lane: usize, every: usize) -> [f64; 2] {
+        let (mut n, mut mean, mut squares) = (0.0, 0.0, 0.0);
+        for l in (lane..LANES).step_by(every).filter(|l| self.rows[*l] > 0.0) {
+            let (rows, shift) = (self.rows[l], self.first[l] / self.rows[l]);
+            let own = self.within[l] + (self.second[l] - rows * shift * shift).max(0.0);
+            let distance = self.pivot[l] + shift - mean;
+            let all = n + rows;
+            squares += own + distance * distance * n * rows / all;
+            mean += distance * rows / all;
+            n = all;
+        }
+        [mean, squares]
+    }
+}
+
+/// For each column `j`: `finish(j, [mean, Σ (x − mean)²])`, in ascending order of `j`.
+#[inline(always)]
+pub(super) fn moments(columns: Columns, x: &[f32], mut finish: impl FnMut(usize, [f64; 2])) {
+    let fold = columns.fold();
+    let last = columns.first + columns.width;
+    let mut column = columns.first;
+    while column < last {
+        let width = if fold > 1 {
+            columns.width
+        } else {
+            LANES.min(last - column)
+        };
+        let mut blocks = Blocks::EMPTY;
+        let mut row = 0;
+        if fold > 1 || width == LANES {
+            let (stride, wide) = (columns.stride * fold, columns.rows / fold);
+            while row < wide {
+                let rows = ROWS.min(wide - row);
+                blocks.add::<true>(x, row * stride + column, rows, stride, LANES);
+                row += rows;
+            }
+            row *= fold;
+        }
+        while row < columns.rows {
+            let rows = ROWS.min(columns.rows - row);
+            blocks.add::<false>(
+                x,
+                row * columns.stride + column,
+                rows,
+                columns.stride,
+                width,
+            );
+            row += rows;
+        }
+        let every = if fold > 1 { width } else { LANES };
+        (0..width).for_each(|l| finish(column + l, blocks.merged(l, every)));
+        column += width;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(rows: usize, width: usize, value: impl Fn(usize, usize) -> f64) {
+        let x: Vec<f32> = (0..rows * width)
+            .map(|i| value(i / width, i % width) as f32)
+            .collect();
+        let mut seen = 0;
+        moments(Columns::all(rows, width), &x, |j, [mean, squares]| {
+            assert_eq!(j, seen, "columns come in order");
+            seen += 1;
+            let column = || (0..rows).map(|r| f64::from(x[r * width + j]));
+            let expected = column().sum::<f64>() / rows as f64;
+            let expected_squares: f64 = column().map(|x| (x - expected).powi(2)).sum();
+            let scale = (expected_squares / rows as f64).sqrt();
+            assert!(
+                (mean - expected).abs() <= 1e-6 * scale.max(expected.abs() * 1e-6),
+                "mean of column {j} of {rows} × {width}: {mean}, not {expected}"
+            );
+            assert!(
+                (squares - expected_squares).abs() <= 1e-5 * expected_squares,
+                "squares of column {j} of {rows} × {width}: {squares}, not {expected_squares}"
+            );
+        });
+        assert_eq!(seen, width);
+    }
+
+    #[test]
+    fn neither_a_far_mean_nor_a_drifting_one_costs_digits() {
+        for (rows, width) in [
+            (1, 1),
+            (2, 3),
+            (131, 1),
+            (67, 16),
+            (300, 64),
+            (40, 70),
+            (33, 10),
+            (1000, 130),
+        ] {
+            let noise = |r: usize, c: usize| ((r * 37 + c * 11) % 101) as f64 / 50.0 - 1.0;
+            check(rows, width, noise);
+            check(rows, width, |r, c| 1000.0 + noise(r, c));
+            // The first block says nothing about the others.
+            check(
+                rows,
+                width,
+                |r, c| if r < 32 { 0.0 } else { 5000.0 + noise(r, c) },
+            );
+            check(rows, width, |r, c| r as f64 * 10.0 + noise(r, c));
+        }
+    }
+}
