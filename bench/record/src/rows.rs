@@ -60,6 +60,8 @@ pub struct TrialRow {
     pub backend: String,
     /// Number of devices N.
     pub devices: u32,
+    /// Threads that compute on each device; not for collectives.
+    pub threads: Option<u32>,
     /// `weak` or `strong`.
     pub scaling: String,
     /// Samples per step over all devices, of all micro-batches.
@@ -140,6 +142,7 @@ impl TrialRow {
             schedule: None,
             backend: unknown(),
             devices: 1,
+            threads: None,
             scaling: "weak".into(),
             global_batch: 0,
             device_batch: 0,

@@ -321,6 +321,7 @@ pub(crate) fn reference<'a>(
             &other.data,
             &other.backend,
             other.accumulation,
+            other.threads,
             &other.optimizer,
             &other.schedule,
         ) == (
@@ -330,6 +331,7 @@ pub(crate) fn reference<'a>(
             &row.data,
             &row.backend,
             row.accumulation,
+            row.threads,
             &row.optimizer,
             &row.schedule,
         )
@@ -388,7 +390,7 @@ fn fill_warnings(row: &mut TrialRow, repeats: &[RepeatRow], comm: &[CommRow]) {
     let known = row.warnings.clone().unwrap_or_default();
     let mut add = |text: &str| row.warnings = Some(with_warning(row.warnings.take(), text));
     if row.oversubscribed && !known.contains("oversubscribed") {
-        add("oversubscribed: more devices than cores, so devices wait for each other's cores");
+        add("oversubscribed: more compute threads than cores, so they wait for each other");
     }
     if repeats
         .iter()

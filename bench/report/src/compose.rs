@@ -110,7 +110,7 @@ fn cautions(data: &RunData) -> Vec<Block> {
     }
     if data.measured().any(|trial| trial.oversubscribed) {
         cautions.push(Block::warning(
-            "Some trials are oversubscribed: more devices than cores. Their times show contention for cores, not how a strategy scales; \
+            "Some trials are oversubscribed: more compute threads than cores. Their times show contention for cores, not how a strategy scales; \
              every chart labels them.",
         ));
     }

@@ -11,7 +11,7 @@ use crate::chart::curves::binary_bytes;
 type Setting = (&'static str, fn(&TrialRow) -> String);
 
 /// Every setting that must be equal, unless the factor frees it.
-const SETTINGS: [Setting; 23] = [
+const SETTINGS: [Setting; 24] = [
     ("kind", |t| t.kind.clone()),
     ("model.preset", |t| t.model.clone()),
     ("model.norm", |t| t.norm.clone()),
@@ -26,6 +26,7 @@ const SETTINGS: [Setting; 23] = [
     ("parallel.dp_loss", |t| text(&t.dp_loss)),
     ("parallel.backend", |t| t.backend.clone()),
     ("parallel.devices", |t| t.devices.to_string()),
+    ("parallel.threads", |t| t.threads.unwrap_or(1).to_string()),
     ("parallel.scaling", |t| t.scaling.clone()),
     ("parallel.bucket_cap", |t| text(&t.bucket_cap_bytes)),
     ("parallel.first_bucket_cap", |t| {
@@ -93,6 +94,7 @@ pub(crate) fn in_words(factor: &str, value: &str) -> String {
         }
         "data.batch_size"
         | "parallel.devices"
+        | "parallel.threads"
         | "parallel.overlap"
         | "parallel.no_sync"
         | "parallel.broadcast_buffers" => format!("{key} {value}"),
@@ -128,6 +130,7 @@ fn free(factor: &str) -> &'static [&'static str] {
             "train.accumulation",
             "parallel.strategy",
             "parallel.launch",
+            "parallel.threads",
             "parallel.transport",
             "parallel.dp_loss",
             "parallel.bucket_cap",

@@ -31,12 +31,12 @@ fn here(plan: &Plan) -> String {
     let Ok(cores) = cores::usable() else {
         return text;
     };
-    let crowded = |trial: &&Trial| cores::oversubscribed(trial.config.devices, cores.len());
+    let crowded = |trial: &&Trial| cores::oversubscribed(&trial.config, cores.len());
     let crowded = plan.trials.iter().filter(crowded).count();
     if crowded > 0 {
         let _ = writeln!(
             text,
-            "\n{} would be oversubscribed here: more devices than the {} that may be used.",
+            "\n{} would be oversubscribed here: more compute threads than the {} that may be used.",
             count(crowded, "trial"),
             count(cores.len(), "core")
         );

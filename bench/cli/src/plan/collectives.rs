@@ -78,6 +78,7 @@ fn config(scenario: &Scenario, batch: Batch) -> TrialConfig {
         }),
         backend: backend(scenario),
         devices: scenario.parallel.devices,
+        threads: 1,
         scaling: Scaling::Weak,
         batch,
         measure,

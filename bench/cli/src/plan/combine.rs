@@ -79,6 +79,7 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
         strategy,
         backend: backend(scenario),
         devices: scenario.parallel.devices,
+        threads: scenario.parallel.threads,
         scaling: scenario.parallel.scaling,
         batch,
         measure: measure(scenario),

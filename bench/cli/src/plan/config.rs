@@ -14,6 +14,9 @@ use crate::scenario::file::{
 /// Version of [`TrialConfig`]'s JSON; a child refuses any other.
 pub const PROTOCOL_VERSION: u32 = 1;
 
+/// More threads of a device than this cannot be meant either.
+pub const MAX_THREADS: usize = 256;
+
 /// More devices than this cannot be meant, and a rank each would exhaust the machine.
 pub const MAX_DEVICES: usize = 1024;
 
@@ -47,12 +50,24 @@ pub struct TrialConfig {
     pub backend: Backend,
     /// Number of devices N, at least 1.
     pub devices: usize,
+    /// Threads that compute on each device, at least 1.
+    #[serde(default = "one_thread", skip_serializing_if = "is_one_thread")]
+    pub threads: usize,
     /// Whether the batch of the scenario was per device or global.
     pub scaling: Scaling,
     /// Samples of one micro-batch.
     pub batch: Batch,
     /// How long it is measured.
     pub measure: MeasureConfig,
+}
+
+/// Configurations that say nothing have one thread a device, and one thread is not said, so that ids of trials stay the same.
+fn one_thread() -> usize {
+    1
+}
+
+fn is_one_thread(threads: &usize) -> bool {
+    *threads == 1
 }
 
 /// What a trial measures.

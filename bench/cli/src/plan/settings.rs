@@ -221,6 +221,7 @@ fn named(key: &str, value: &str) -> String {
         "parallel.bucket_cap" => format!("cap {value}"),
         "parallel.first_bucket_cap" => format!("first {value}"),
         "train.accumulation" => format!("micro-batches {value}"),
+        "parallel.threads" => format!("threads {value}"),
         "parallel.overlap" => on_or_off("overlap", value),
         "parallel.no_sync" => on_or_off("no_sync", value),
         "parallel.broadcast_buffers" => on_or_off("buffer-broadcast", value),

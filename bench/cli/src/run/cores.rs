@@ -1,8 +1,10 @@
 //! Which core each device gets.
 //!
 //! Contract: cores come from the affinity mask of the process, so taskset(1), cgroups and batch systems are respected.
-//! Device i has core i modulo their number: one core per device, whatever else is idle, so that one device of `single`
-//! and one device of eight are the same hardware. The conductor itself is pinned nowhere: it sleeps while a job runs.
+//! A device has a core for each of its compute threads, and no more, whatever else is idle, so that one device of `single` and one
+//! device of eight are the same hardware. Devices take the cores in turn, and begin again where there are too few. The conductor itself is pinned nowhere: it sleeps while a job runs.
+
+use crate::plan::config::TrialConfig;
 
 /// Cores that this process may run on, in ascending order.
 ///
@@ -35,16 +37,21 @@ pub fn reachable(wanted: &[usize]) -> std::io::Result<Vec<usize>> {
         .map_err(|_| std::io::Error::other("a thread panicked"))?
 }
 
-/// Cores of each of `devices` devices.
-pub fn assign(devices: usize, usable: &[usize]) -> Vec<Vec<usize>> {
+/// Cores of each of `devices` devices of `threads` compute threads.
+pub fn assign(devices: usize, threads: usize, usable: &[usize]) -> Vec<Vec<usize>> {
+    let core = |device: usize, thread: usize| usable[(device * threads + thread) % usable.len()];
     (0..devices)
-        .map(|device| vec![usable[device % usable.len()]])
+        .map(|device| {
+            let mut cores: Vec<usize> = (0..threads).map(|thread| core(device, thread)).collect();
+            cores.dedup();
+            cores
+        })
         .collect()
 }
 
-/// Whether some cores serve more than one device.
-pub fn oversubscribed(devices: usize, cores: usize) -> bool {
-    devices > cores
+/// Whether some cores serve more than one compute thread.
+pub fn oversubscribed(trial: &TrialConfig, cores: usize) -> bool {
+    trial.devices.saturating_mul(trial.threads) > cores
 }
 
 #[cfg(test)]
@@ -53,8 +60,10 @@ mod tests {
 
     #[test]
     fn devices_take_the_cores_of_the_mask_in_turn() {
-        assert_eq!(assign(3, &[4, 6]), [[4], [6], [4]]);
-        assert!(oversubscribed(3, 2) && !oversubscribed(2, 2));
+        assert_eq!(assign(3, 1, &[4, 6]), [[4], [6], [4]]);
+        assert_eq!(assign(2, 2, &[4, 6, 7, 9]), [[4, 6], [7, 9]]);
+        assert_eq!(assign(2, 2, &[4, 6, 7]), [[4, 6], [7, 4]]);
+        assert_eq!(assign(1, 2, &[4]), [[4]]);
     }
 
     #[test]

@@ -51,6 +51,7 @@ pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
         strategy: strategy.clone(),
         backend: Backend::Cpu,
         devices,
+        threads: 1,
         scaling: Scaling::Weak,
         batch: Batch {
             global: 32 * devices,

@@ -157,7 +157,7 @@ impl<'a> Supervisor<'a> {
             meeting,
             spools: spools.spools()[ranks.clone()].to_vec(),
             cores: cores.to_vec(),
-            oversubscribed: cores::oversubscribed(job.trial.devices, self.cores(&job.trial)),
+            oversubscribed: cores::oversubscribed(&job.trial, self.cores(&job.trial)),
         }
     }
 }
@@ -178,7 +178,7 @@ impl Executor for Supervisor<'_> {
         )?;
         let cores = match crew {
             Some(crew) => crew.seats(ranks).cores,
-            None => cores::assign(job.trial.devices, &self.cores),
+            None => cores::assign(job.trial.devices, job.trial.threads, &self.cores),
         };
         let system = |source| StopError::System {
             what: "wait for the processes of a job",

@@ -59,6 +59,7 @@ pub fn row(
         schedule: training.then(|| schedule_name(&config.schedule)),
         backend: config.backend.name().into(),
         devices: config.devices as u32,
+        threads: training.then_some(config.threads as u32),
         scaling: if config.scaling == Scaling::Weak {
             "weak"
         } else {
@@ -68,7 +69,7 @@ pub fn row(
         global_batch: config.step_samples() as u64,
         device_batch: config.device_samples() as u64,
         parameters: trial.parameters,
-        oversubscribed: cores::oversubscribed(config.devices, cores),
+        oversubscribed: cores::oversubscribed(config, cores),
         outcome,
         reason,
         repeats: standing.with_figures() as u32,
@@ -82,9 +83,13 @@ fn warnings(trial: &Trial, cores: usize) -> Vec<String> {
     let config = &trial.config;
     let training = config.work.steps();
     let mut warnings = trial.notes.clone();
-    if cores::oversubscribed(config.devices, cores) {
+    if cores::oversubscribed(config, cores) {
+        let threads = match config.threads {
+            1 => String::new(),
+            threads => format!(" of {threads} threads"),
+        };
         warnings.push(format!(
-            "oversubscribed: {} devices on {cores} cores",
+            "oversubscribed: {} devices{threads} on {cores} cores",
             config.devices
         ));
     }

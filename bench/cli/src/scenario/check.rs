@@ -4,7 +4,7 @@
 //! points at the value that is wrong, wherever it came from. It does no I/O. Shapes are the engine's to check.
 use syncmark_engine::data::{cifar10, fashion_mnist};
 
-use crate::plan::config::MAX_DEVICES;
+use crate::plan::config::{MAX_DEVICES, MAX_THREADS};
 use crate::scenario::contradictions;
 use crate::scenario::file::{Kind, Scaling, Scenario, Source, Strategy, TimeSpan};
 use crate::scenario::preset::MODELS;
@@ -217,6 +217,13 @@ fn devices(checker: &Checker, scenario: &Scenario) -> Outcome {
             message,
             format!("write at most {MAX_DEVICES}"),
         ));
+    }
+    let threads = scenario.parallel.threads;
+    checker.at_least_one("parallel.threads", threads)?;
+    if threads > MAX_THREADS {
+        let message = format!("{threads} threads a device");
+        let help = format!("write at most {MAX_THREADS}");
+        return Err(checker.problem("parallel.threads", message, help));
     }
     Ok(())
 }

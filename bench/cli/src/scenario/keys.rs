@@ -8,7 +8,7 @@ use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Place, Value};
 
 /// Every key that a sweep or variant can set.
-pub const SETTINGS: [&str; 74] = [
+pub const SETTINGS: [&str; 75] = [
     "model.preset",
     "model.layers",
     "model.input",
@@ -50,6 +50,7 @@ pub const SETTINGS: [&str; 74] = [
     "parallel.strategy",
     "parallel.launch",
     "parallel.devices",
+    "parallel.threads",
     "parallel.scaling",
     "parallel.backend",
     "parallel.dp_loss",

@@ -1,7 +1,6 @@
 //! Every norm, forward and backward. Of sync-batch that is what a rank computes between the collectives, with two ranks.
 use criterion::{BenchmarkId, Criterion, Throughput};
 use syncmark_engine::kernel::{Affine, Gate, Kernel, Then, Write};
-use syncmark_engine::tensor::Span;
 use syncmark_engine::tensor::{Dtype, Span};
 
 use crate::device::Device;

@@ -219,4 +219,8 @@ pub trait Backend: Send {
     }
     /// `cpu`, `deferred`, ...
     fn name(&self) -> &'static str;
+    /// Threads that a kernel may be spread over, each with a workspace of its own.
+    fn compute_threads(&self) -> usize {
+        1
+    }
 }

@@ -56,7 +56,8 @@ pub(super) fn build(
     let roles = fuse::roles(model);
     let plan = plan(model, &roles, settings.input_gradient);
     let values = Values::allocate(backend, model, &roles, &plan, settings.max_batch)?;
-    let workspace = allocate(backend, Category::Workspace, Dtype::F32, workspace(model))?;
+    let room = workspace(model) * backend.compute_threads();
+    let workspace = allocate(backend, Category::Workspace, Dtype::F32, room)?;
     let mut builder = Builder {
         backend,
         model,
@@ -113,7 +114,7 @@ pub(super) fn allocate(
     }
 }
 
-/// The largest workspace that a convolution asks for.
+/// The largest workspace that a convolution asks for on one thread.
 fn workspace(model: &Model) -> usize {
     let convolution = |node: &model::Node| match &node.op {
         Op::Conv2d { window, .. } => window.workspace(),

@@ -19,9 +19,22 @@ pub struct Device {
 pub fn on_every_backend(test: impl Fn(&mut Device)) {
     let cpu = CpuBackend::new(CpuDevice::default()).unwrap();
     let deferred = DeferredBackend::new(5).unwrap();
-    let backends: [Box<dyn Backend>; 2] = [Box::new(cpu), Box::new(deferred)];
+    let in_parts = |threads| {
+        let device = CpuDevice {
+            threads,
+            smallest_part: Some(1),
+            ..CpuDevice::default()
+        };
+        Box::new(CpuBackend::new(device).unwrap())
+    };
+    let backends: [Box<dyn Backend>; 4] =
+        [Box::new(cpu), Box::new(deferred), in_parts(2), in_parts(3)];
     for backend in backends {
-        println!("backend {}", backend.name());
+        println!(
+            "backend {}, {} threads",
+            backend.name(),
+            backend.compute_threads()
+        );
         test(&mut Device { backend, seed: 0 });
     }
 }

@@ -202,7 +202,8 @@ fn convolution() {
             let none = device.none();
             let (x, weight, d_y) = (x.span, weight.span, d_y.span);
             // What an earlier kernel left in the workspace must not matter.
-            let workspace = device.random(window.workspace()).span;
+            let room = window.workspace() * device.backend.compute_threads();
+            let workspace = device.random(room).span;
             let y = device.random(outputs).span;
             for (bias, expected) in [(&none, &plain), (&bias, &biased)] {
                 device.launch(Kernel::Conv2dForward {

@@ -19,9 +19,19 @@ pub fn deferred() -> Box<dyn Backend> {
     Box::new(DeferredBackend::new(17).expect("both streams' threads start"))
 }
 
+/// A device that cuts every kernel into parts for two threads, however small it is.
+pub fn in_parts() -> Box<dyn Backend> {
+    let device = CpuDevice {
+        threads: 2,
+        smallest_part: Some(1),
+        ..CpuDevice::default()
+    };
+    Box::new(CpuBackend::new(device).expect("its threads start"))
+}
+
 /// One device of each kind.
 pub fn all() -> Vec<Box<dyn Backend>> {
-    vec![cpu(), deferred()]
+    vec![cpu(), deferred(), in_parts()]
 }
 
 /// A program, its device, and the device's step state.

@@ -245,11 +245,12 @@ fn varied<'a>(
     b: &'a TrialRow,
     data: &'a RunData,
 ) -> impl Iterator<Item = String> + 'a {
-    const BESIDES: [&str; 8] = [
+    const BESIDES: [&str; 9] = [
         "data.source",
         "train.optimizer",
         "train.schedule",
         "train.accumulation",
+        "parallel.threads",
         "parallel.transport",
         "parallel.bucket_cap",
         "parallel.overlap",

@@ -208,7 +208,7 @@ fn device_axis(canvas: &mut Canvas<'_>, area: Area, x: &Scale, facet: &Facet<'_>
         canvas.text(
             middle,
             area.bottom + 46.0,
-            "* oversubscribed: more devices than cores",
+            "* oversubscribed: more threads than cores",
             Anchor::Middle,
             ALERT,
         );

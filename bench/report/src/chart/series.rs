@@ -213,6 +213,13 @@ fn settings(trial: &TrialRow) -> Vec<(&'static str, String)> {
         ),
         ("parallel.no_sync", off(trial.no_sync, "each synchronized")),
         (
+            "parallel.threads",
+            trial
+                .threads
+                .filter(|threads| *threads > 1)
+                .map(|threads| format!("{threads} threads")),
+        ),
+        (
             "parallel.compression",
             trial.compression.clone().filter(|name| name != "none"),
         ),

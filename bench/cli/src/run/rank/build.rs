@@ -234,7 +234,8 @@ fn spool(assignment: &Assignment, rank: usize) -> Result<Writer, RankError> {
 /// Spinning pays where the device has a core to spare: with one core per device the spinning thread would hold up the
 /// very thread that it waits for.
 fn spins(assignment: &Assignment) -> bool {
-    !assignment.oversubscribed && assignment.cores.iter().all(|cores| cores.len() > 1)
+    let threads = assignment.trial.threads;
+    !assignment.oversubscribed && assignment.cores.iter().all(|cores| cores.len() > threads)
 }
 
 impl Participant {
@@ -247,7 +248,7 @@ impl Participant {
         let rank = seat.rank as usize;
         // DP's controller is the thread of its master device.
         let master = config.strategy.dp().map_or(rank, |dp| dp.device_ids[0]);
-        pin_to_cores(cores(assignment, master))?;
+        pin_to_cores(compute_core(assignment, master))?;
         let model = model(config)?;
         let samples = data::dataset(config)?;
         let loader = match &assignment.purpose {
@@ -295,6 +296,15 @@ fn cores(assignment: &Assignment, device: usize) -> &[usize] {
     assignment.cores.get(device).map_or(&[], Vec::as_slice)
 }
 
+/// Where the thread that a device's work comes from is pinned: the device's cores, or the first of them where the others have
+/// threads of their own.
+fn compute_core(assignment: &Assignment, device: usize) -> &[usize] {
+    match (cores(assignment, device), assignment.trial.threads) {
+        ([first, ..], 2..) => std::slice::from_ref(first),
+        (all, _) => all,
+    }
+}
+
 fn model(config: &TrialConfig) -> Result<Model, RankError> {
     let options = config.norm_options();
     resolve(
@@ -312,7 +322,8 @@ fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, Ran
     Ok(Box::new(CpuBackend::new(CpuDevice {
         cores,
         spin: spins(assignment),
-        memory_limit: None,
+        threads: assignment.trial.threads,
+        ..CpuDevice::default()
     })?))
 }
 
@@ -381,7 +392,7 @@ fn strategy(
                 file::DpLoss::Replica => DpLoss::Replica,
             };
             let cores = (0..config.devices)
-                .map(|index| cores(assignment, index).to_vec())
+                .map(|index| compute_core(assignment, index).to_vec())
                 .collect();
             let settings = DpSettings {
                 max_batch: global,

@@ -43,6 +43,7 @@ fn config() -> TrialConfig {
         strategy: ddp(Launch::Threads),
         backend: Backend::Cpu,
         devices: 2,
+        threads: 1,
         scaling: Scaling::Weak,
         batch: Batch {
             global: 8,

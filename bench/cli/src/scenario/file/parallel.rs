@@ -21,6 +21,8 @@ pub struct Parallel {
     pub launch: Launch,
     /// Number of devices N.
     pub devices: usize,
+    /// Threads that compute on each device, on a core each.
+    pub threads: usize,
     /// Whether `batch_size` is per device or global.
     pub scaling: Scaling,
     /// What computes.
@@ -166,6 +168,7 @@ impl Default for Parallel {
             strategy: Strategy::Single,
             launch: Launch::Processes,
             devices: 1,
+            threads: 1,
             scaling: Scaling::Weak,
             backend: BackendChoice::Auto,
             dp_loss: DpLoss::Gathered,

@@ -29,6 +29,32 @@ widest! {
     }
 }
 
+widest! {
+    /// kept = [mean[c], Σ (x − mean)²[c]] of x[rows, c], to be merged with those of other rows.
+    pub(super) fn partial_statistics(x: &[f32], kept: &mut [f64], rows: usize) {
+        let (means, squares) = kept.split_at_mut(kept.len() / 2);
+        moments(Columns::all(rows, means.len()), x, |c, [center, sum]| {
+            means[c] = center;
+            squares[c] = sum;
+        });
+    }
+}
+
+/// Takes what [`partial_statistics`] kept of `more` rows into what it kept of `rows`.
+pub(super) fn merge_statistics(kept: &mut [f64], rows: usize, other: &[f64], more: usize) {
+    if more == 0 {
+        return;
+    }
+    let (n, m) = (rows as f64, more as f64);
+    let (means, squares) = kept.split_at_mut(kept.len() / 2);
+    let (other_means, other_squares) = other.split_at(other.len() / 2);
+    for c in 0..means.len() {
+        let distance = other_means[c] - means[c];
+        means[c] += distance * m / (n + m);
+        squares[c] += other_squares[c] + distance * distance * n * m / (n + m);
+    }
+}
+
 /// rstd[c] = 1/sqrt(variance[c] + eps).
 pub(super) fn reciprocal_deviation(variance: &[f32], rstd: &mut [f32], eps: f32) {
     rstd.iter_mut()
@@ -130,6 +156,39 @@ widest! {
                 d_beta[c] = first as f32;
                 d_gamma[c] = second as f32;
             },
+        );
+    }
+}
+
+widest! {
+    /// As [`backward_reduce`], in f64: a part of sums over more rows.
+    pub(super) fn partial_sums(x: &[f32], d_y: &[f32], mean: &[f32], sums: &mut [f64], rows: usize) {
+        let (d_beta, d_gamma) = sums.split_at_mut(mean.len());
+        reduce(
+            Columns::all(rows, mean.len()),
+            [x, d_y],
+            |c| [mean[c]],
+            |[x, d_y], [mean]| [d_y, d_y * (x - mean)],
+            |c, sums| [d_beta[c], d_gamma[c]] = sums,
+        );
+    }
+}
+
+widest! {
+    /// As [`backward_reduce_again`], in f64: a part of sums over more rows.
+    pub(super) fn partial_sums_again(
+        x: &[f32], d_y: &[f32], mean: &[f32], again: Rectified<'_>, sums: &mut [f64], rows: usize,
+    ) {
+        let (d_beta, d_gamma) = sums.split_at_mut(mean.len());
+        reduce(
+            Columns::all(rows, mean.len()),
+            [x, d_y],
+            |c| again.coefficients(mean, c),
+            |[x, d_y], at| {
+                let d_y = gated(normalized([x], at), d_y);
+                [d_y, d_y * (x - at[0])]
+            },
+            |c, sums| [d_beta[c], d_gamma[c]] = sums,
         );
     }
 }

@@ -99,5 +99,18 @@ pub(super) fn backward_weight(
     batch: usize,
     workspace: &mut [f32],
 ) {
-    weight::add(window, x, d_y, d_weight, batch, workspace);
+    backward_weight_of(x, d_y, d_weight, window, batch, workspace, 0..window.out_c);
+}
+
+/// The same for some output channels: `d_weight` is theirs.
+pub(super) fn backward_weight_of(
+    x: &[f32],
+    d_y: &[f32],
+    d_weight: &mut [f32],
+    window: &Window,
+    batch: usize,
+    workspace: &mut [f32],
+    channels: std::ops::Range<usize>,
+) {
+    weight::add(window, x, d_y, d_weight, batch, workspace, channels);
 }

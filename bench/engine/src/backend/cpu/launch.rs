@@ -69,6 +69,59 @@ unsafe fn gated<'a>(m: Operands<'a>, y: Span, d_y: Span) -> Gated<'a> {
     }
 }
 
+/// Backward of a group or RMS norm, with the gradients of γ and β (which RMS norm has not) where the caller wants them.
+///
+/// # Safety
+/// As [`run`].
+///
+/// # Panics
+/// When `kernel` is another one.
+#[rustfmt::skip]
+pub(super) unsafe fn norm_backward(memory: &HostMemory, kernel: &Kernel, d_gamma: &mut [f32], d_beta: &mut [f32]) {
+    let m = Operands(memory);
+    // SAFETY: the caller's promise.
+    unsafe {
+        match *kernel {
+            Kernel::GroupNormBackward {
+                x,
+                y,
+                d_y,
+                gamma,
+                mean,
+                rstd,
+                d_x,
+                batch,
+                spatial,
+                channels,
+                groups,
+                affine,
+                write,
+                ..
+            } => {
+                disjoint(&[d_x], &[x, y, d_y, gamma, mean, rstd]);
+                let shape = group_norm::Groups { spatial, channels, groups, affine };
+                let samples = Samples { batch, size: spatial * channels, kept: groups };
+                let gamma = m.r(gamma);
+                let gated = gated(m, y, d_y);
+                samples.backward(m.r(x), gated, m.w(d_x), [m.r(mean), m.r(rstd)], |x, d_y, d_x, [mean, rstd]| {
+                    group_norm::backward(x, d_y, gamma, mean, rstd, d_x, d_gamma, d_beta, shape, write);
+                });
+            }
+            Kernel::RmsNormBackward { x, y, d_y, gamma, rstd, d_x, batch, spatial, channels, affine, write, .. } => {
+                disjoint(&[d_x], &[x, y, d_y, gamma, rstd]);
+                let shape = rms_norm::Shape { spatial, channels, affine };
+                let samples = Samples { batch, size: spatial * channels, kept: 1 };
+                let gamma = m.r(gamma);
+                let gated = gated(m, y, d_y);
+                samples.backward(m.r(x), gated, m.w(d_x), [m.r(rstd)], |x, d_y, d_x, [rstd]| {
+                    rms_norm::backward(x, d_y, gamma, rstd, d_x, d_gamma, shape, write);
+                });
+            }
+            _ => unreachable!("only these norms look at a sample at a time"),
+        }
+    }
+}
+
 /// Runs `kernel`.
 ///
 /// # Safety
@@ -279,31 +332,9 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                     group_norm::forward(x, gamma, beta, y, mean, rstd, shape, eps);
                 });
             }
-            Kernel::GroupNormBackward {
-                x,
-                y,
-                d_y,
-                gamma,
-                mean,
-                rstd,
-                d_x,
-                d_gamma,
-                d_beta,
-                batch,
-                spatial,
-                channels,
-                groups,
-                affine,
-                write,
-            } => {
-                disjoint(&[d_x, d_gamma, d_beta], &[x, y, d_y, gamma, mean, rstd]);
-                let shape = group_norm::Groups { spatial, channels, groups, affine };
-                let samples = Samples { batch, size: spatial * channels, kept: groups };
-                let (gamma, d_gamma, d_beta) = (m.r(gamma), m.w(d_gamma), m.w(d_beta));
-                let gated = gated(m, y, d_y);
-                samples.backward(m.r(x), gated, m.w(d_x), [m.r(mean), m.r(rstd)], |x, d_y, d_x, [mean, rstd]| {
-                    group_norm::backward(x, d_y, gamma, mean, rstd, d_x, d_gamma, d_beta, shape, write);
-                });
+            Kernel::GroupNormBackward { x, y, d_y, gamma, mean, rstd, d_gamma, d_beta, .. } => {
+                disjoint(&[d_gamma, d_beta], &[x, y, d_y, gamma, mean, rstd]);
+                norm_backward(memory, kernel, m.w(d_gamma), m.w(d_beta));
             }
             Kernel::RmsNormForward {
                 x,
@@ -325,15 +356,9 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                     rms_norm::forward(x, gamma, y, rstd, shape, eps);
                 });
             }
-            Kernel::RmsNormBackward { x, y, d_y, gamma, rstd, d_x, d_gamma, batch, spatial, channels, affine, write } => {
-                disjoint(&[d_x, d_gamma], &[x, y, d_y, gamma, rstd]);
-                let shape = rms_norm::Shape { spatial, channels, affine };
-                let samples = Samples { batch, size: spatial * channels, kept: 1 };
-                let (gamma, d_gamma) = (m.r(gamma), m.w(d_gamma));
-                let gated = gated(m, y, d_y);
-                samples.backward(m.r(x), gated, m.w(d_x), [m.r(rstd)], |x, d_y, d_x, [rstd]| {
-                    rms_norm::backward(x, d_y, gamma, rstd, d_x, d_gamma, shape, write);
-                });
+            Kernel::RmsNormBackward { x, y, d_y, gamma, rstd, d_gamma, .. } => {
+                disjoint(&[d_gamma], &[x, y, d_y, gamma, rstd]);
+                norm_backward(memory, kernel, m.w(d_gamma), &mut []);
             }
             Kernel::SoftmaxCrossEntropy { logits, labels, losses, loss, d_logits, batch, classes, scale } => {
                 disjoint(&[losses, loss, d_logits], &[logits, labels]);

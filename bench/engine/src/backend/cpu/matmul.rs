@@ -5,6 +5,8 @@
 //! it returns: the only allocations of a step on the CPU. `tests/no_allocation` bounds them.
 //! Reference: Goto and van de Geijn, *Anatomy of high-performance matrix multiplication*, 2008.
 use crate::backend::cpu::columns::{Columns, map, reduce, widest};
+use std::ops::Range;
+
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::narrow;
 use crate::kernel::Write;
@@ -23,51 +25,85 @@ pub(super) struct Product {
 
 /// c (+)= op(a)·op(b).
 pub(super) fn matmul(product: Product, a: &[f32], b: &[f32], c: &mut [f32], write: Write) {
-    let Product {
-        m,
-        n,
-        k,
-        transpose_a,
-        transpose_b,
-    } = product;
-    assert!(
-        a.len() == m * k && b.len() == k * n && c.len() == m * n,
-        "{product:?} does not fit its operands"
-    );
-    if c.is_empty() {
-        return;
-    }
     #[cfg(target_arch = "x86_64")]
     if narrow::applies(product) {
         return narrow::matmul(product, a, b, c, write);
     }
-    let accumulate = write == Write::Accumulate;
-    let (a_row, a_column) = if transpose_a { (1, m) } else { (k, 1) };
-    let (b_row, b_column) = if transpose_b { (1, k) } else { (n, 1) };
-    // SAFETY: the strides and sizes were checked against the slices, and `c` is borrowed exclusively.
-    unsafe {
-        gemm::gemm(
+    let Product { m, n, .. } = product;
+    let whole = Whole::new(product, a, b, c);
+    // SAFETY: this is the only part.
+    unsafe { whole.part(0..m, 0..n, write) }
+}
+
+/// A product that is made in parts, on several threads.
+pub(super) struct Whole {
+    product: Product,
+    a: *const f32,
+    b: *const f32,
+    c: *mut f32,
+}
+
+// SAFETY: plain pointers; [`Whole::part`] says who may use them.
+unsafe impl Sync for Whole {}
+
+impl Whole {
+    /// Over the operands of a product, which must outlive it.
+    ///
+    /// # Panics
+    /// When they do not have the product's sizes.
+    pub(super) fn new(product: Product, a: &[f32], b: &[f32], c: &mut [f32]) -> Self {
+        let Product { m, n, k, .. } = product;
+        assert!(
+            a.len() == m * k && b.len() == k * n && c.len() == m * n,
+            "{product:?} does not fit its operands"
+        );
+        let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+        Self { product, a, b, c }
+    }
+
+    /// The rows and columns of c that are in these ranges.
+    ///
+    /// # Safety
+    /// The operands are still there; nobody else reads or writes these elements of c.
+    pub(super) unsafe fn part(&self, rows: Range<usize>, columns: Range<usize>, write: Write) {
+        let Product {
             m,
             n,
             k,
-            c.as_mut_ptr(),
-            1,
-            n as isize,
-            accumulate,
-            a.as_ptr(),
-            a_column as isize,
-            a_row as isize,
-            b.as_ptr(),
-            b_column as isize,
-            b_row as isize,
-            // The crate computes alpha·c + beta·a·b.
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+            transpose_a,
+            transpose_b,
+        } = self.product;
+        assert!(rows.end <= m && columns.end <= n);
+        if rows.is_empty() || columns.is_empty() {
+            return;
+        }
+        let (a_row, a_column) = if transpose_a { (1, m) } else { (k, 1) };
+        let (b_row, b_column) = if transpose_b { (1, k) } else { (n, 1) };
+        // SAFETY: the ranges are inside, the sizes were checked against the operands, and this part of c is the caller's.
+        unsafe {
+            gemm::gemm(
+                rows.len(),
+                columns.len(),
+                k,
+                self.c.add(rows.start * n + columns.start),
+                1,
+                n as isize,
+                write == Write::Accumulate,
+                self.a.add(rows.start * a_row),
+                a_column as isize,
+                a_row as isize,
+                self.b.add(columns.start * b_column),
+                b_column as isize,
+                b_row as isize,
+                // The crate computes alpha·c + beta·a·b.
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
     }
 }
 

@@ -1,14 +1,15 @@
 //! The CPU as a device: kernels run at once on the calling thread, communication on a progress thread of the device.
 //!
-//! Contract: [`crate::backend::Backend`]'s, where the compute stream is always empty. A device computes on one thread;
-//! its cores are those its owner pins that thread to with [`pin_to_cores`], and the progress thread shares them.
-//! Kernels are single-threaded, deterministic (same input, same bits) and allocate nothing, but for the packing buffers
+//! Contract: [`crate::backend::Backend`]'s, where the compute stream is always empty. A device computes on the calling thread, which
+//! its owner pins with [`pin_to_cores`], and on as many others as it was made with, to which parts of each kernel go ([`crew`]);
+//! the progress thread shares their cores. Kernels are deterministic (same input and number of threads, same bits) and allocate nothing, but for the packing buffers
 //! of the `gemm` crate (see `matmul.rs`).
 mod average_pool;
 mod batch_norm;
 mod columns;
 mod compression;
 pub(crate) mod conv;
+mod crew;
 mod dropout;
 mod elementwise;
 mod gelu;
@@ -28,6 +29,7 @@ mod register;
 mod rms_norm;
 mod samples;
 pub(crate) mod stream;
+mod team;
 pub(crate) mod worker;
 
 use std::sync::Arc;
@@ -42,8 +44,10 @@ use crate::comm::HostCall;
 use crate::half::{Bf16, F16};
 use crate::kernel::Kernel;
 use crate::tensor::{Dtype, Span};
+use crew::Crew;
 use memory::HostMemory;
 use stream::{Completion, Progress};
+use team::Team;
 use worker::{Command, HostData, Worker, WorkerSettings};
 
 /// What a CPU device is made of.
@@ -53,6 +57,11 @@ pub struct CpuDevice {
     pub cores: Vec<usize>,
     /// Whether waiting may spin before it parks: only with more than one core, and no more devices than cores.
     pub spin: bool,
+    /// Threads that compute, the caller's with them; 0 is one. The others are pinned to the cores from the second on, as many as
+    /// there are.
+    pub threads: usize,
+    /// Elements of a part below which a kernel runs on the calling thread alone; none for what pays. Tests set it to 1.
+    pub smallest_part: Option<usize>,
     /// Bytes that the device may allocate; `None` for what the machine has.
     pub memory_limit: Option<usize>,
 }
@@ -160,6 +169,8 @@ pub struct CpuBackend {
     compute: Arc<Progress>,
     recorded: u64,
     communication: Worker,
+    /// The other compute threads; none with one thread.
+    crew: Option<Crew>,
 }
 
 impl CpuBackend {
@@ -178,11 +189,21 @@ impl CpuBackend {
             delays: None,
         };
         let communication = Worker::start(allocator.memory.clone(), &settings)?;
+        let crew = if device.threads > 1 {
+            let core = |thread| device.cores.get(thread).copied();
+            let others: Vec<Option<usize>> = (1..device.threads).map(core).collect();
+            // A core for each thread, so that who spins is in nobody's way.
+            let spin = device.cores.len() >= device.threads;
+            Some(Crew::new(Team::start(&others, spin)?, device.smallest_part))
+        } else {
+            None
+        };
         Ok(Self {
             allocator,
             compute: Progress::new(device.spin),
             recorded: 0,
             communication,
+            crew,
         })
     }
 
@@ -221,7 +242,12 @@ impl Backend for CpuBackend {
             Stream::Compute => {
                 self.compute.check()?;
                 // SAFETY: the caller is the compute stream; by the order of streams nobody else is at the operands.
-                unsafe { execute(&self.allocator.memory, &kernel) };
+                unsafe {
+                    match &mut self.crew {
+                        Some(crew) => crew.run(&self.allocator.memory, &kernel),
+                        None => execute(&self.allocator.memory, &kernel),
+                    }
+                }
                 Ok(())
             }
             Stream::Communication => self.communication.push(Command::Kernel(kernel)),
@@ -329,6 +355,10 @@ impl Backend for CpuBackend {
 
     fn host_memory(&self) -> Option<HostMemory> {
         Some(self.allocator.memory.clone())
+    }
+
+    fn compute_threads(&self) -> usize {
+        self.crew.as_ref().map_or(1, Crew::parts)
     }
 
     fn name(&self) -> &'static str {

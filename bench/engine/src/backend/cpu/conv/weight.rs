@@ -134,10 +134,10 @@ unsafe fn tile<R: Register, const M: usize, const N: usize>(
 }
 
 /// Cuts output channels into tiles of at most `most`, as equal as possible.
-fn tiles(channels: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
-    let mut first = 0;
-    (1..=channels.div_ceil(most)).rev().map(move |left| {
-        let tile = first..first + (channels - first) / left;
+fn tiles(channels: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let (mut first, end) = (channels.start, channels.end);
+    (1..=channels.len().div_ceil(most)).rev().map(move |left| {
+        let tile = first..first + (end - first) / left;
         first = tile.end;
         tile
     })
@@ -157,6 +157,8 @@ struct Operands<'a> {
     d_y: &'a [f32],
     d_weight: &'a mut [f32],
     scratch: &'a mut [f32],
+    /// Output channels whose weights these are.
+    channels: Range<usize>,
 }
 
 /// Runs over a batch in strips; `by_tile` calls [`tile`] for channels, at most `most`, and registers, at most `N`; `by_gather`
@@ -175,6 +177,7 @@ fn run<R: Register, const N: usize>(
         d_y,
         d_weight,
         scratch,
+        channels,
     } = operands;
     let (pass, strip) = (Pass::forward(window), Strip::of(window));
     let (run, line, width) = (pass.run(), pass.line(), N * R::LANES);
@@ -186,7 +189,9 @@ fn run<R: Register, const N: usize>(
         ..
     } = *window;
     assert!(x.len() >= batch * pass.source_sample() && d_y.len() >= batch * pass.to_sample);
-    assert_eq!(d_weight.len(), out_c * kernel * run, "sizes of the weights");
+    assert!(channels.end <= out_c);
+    let len = channels.len() * kernel * run;
+    assert_eq!(d_weight.len(), len, "sizes of the weights");
     let (padded, rest) = scratch.split_at_mut(strip.padded(window));
     let (gathered, rest) = rest.split_at_mut(strip.gathered(window));
     let near = &mut rest[..strip.pixels(window) * MOST_WIDTH];
@@ -204,9 +209,10 @@ fn run<R: Register, const N: usize>(
                 if often {
                     let d_y = &d_y[sample * pass.to_sample + top * pass.to_row..];
                     let d_y = &d_y[..pixels * out_c];
-                    for tile in tiles(out_c, most) {
+                    for tile in tiles(channels.clone(), most) {
                         let m = tile.len();
-                        let at = (tile.start * samples.len() + i * m) * pixels;
+                        let before = tile.start - channels.start;
+                        let at = (before * samples.len() + i * m) * pixels;
                         by_gather(
                             m,
                             &d_y[tile.start..],
@@ -262,17 +268,18 @@ fn run<R: Register, const N: usize>(
                         shape.x_sample = shape.columns * whole;
                         x = near;
                     }
-                    for tile in tiles(out_c, most) {
+                    for tile in tiles(channels.clone(), most) {
                         let m = tile.len();
+                        let before = tile.start - channels.start;
                         let d_y = if often {
                             shape.d_y_pixel = m;
                             shape.d_y_sample = pixels * m;
-                            let at = tile.start * samples.len() * pixels;
+                            let at = before * samples.len() * pixels;
                             &gathered[at + (low - top) * out_w * m..]
                         } else {
                             &d_y[first * pass.to_sample + low * pass.to_row + tile.start..]
                         };
-                        let to = &mut d_weight[(tile.start * kernel + row_tap) * run + element..];
+                        let to = &mut d_weight[(before * kernel + row_tap) * run + element..];
                         assert!(to.len() >= (m - 1) * shape.to_channel + some);
                         by_tile(
                             m,
@@ -345,7 +352,7 @@ weight_with!(
 );
 weight_with!(portable, Plain, 6, [1, 2, 3, 4, 5, 6], [1, 2]);
 
-/// d_weight += the gradient of a batch.
+/// d_weight += the gradient of a batch, for the weights of `channels`.
 ///
 /// # Panics
 /// When the operands do not have the window's sizes, or `scratch` is smaller than [`scratch`] says.
@@ -356,12 +363,14 @@ pub(super) fn add(
     d_weight: &mut [f32],
     batch: usize,
     scratch: &mut [f32],
+    channels: Range<usize>,
 ) {
     let operands = Operands {
         x,
         d_y,
         d_weight,
         scratch,
+        channels,
     };
     match instructions() {
         // SAFETY: `instructions` are those of this machine.
