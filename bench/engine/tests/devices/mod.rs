@@ -19,19 +19,24 @@ pub fn deferred() -> Box<dyn Backend> {
     Box::new(DeferredBackend::new(17).expect("both streams' threads start"))
 }
 
-/// A device that cuts every kernel into parts for two threads, however small it is.
-pub fn in_parts() -> Box<dyn Backend> {
+/// A device that cuts every kernel into parts for its threads, however small it is.
+pub fn in_parts(threads: usize) -> Box<dyn Backend> {
     let device = CpuDevice {
-        threads: 2,
+        threads,
         smallest_part: Some(1),
         ..CpuDevice::default()
     };
     Box::new(CpuBackend::new(device).expect("its threads start"))
 }
 
+/// Devices that add in the order in which a single thread does: what they give differs from PyTorch by the same roundings.
+pub fn whole() -> Vec<Box<dyn Backend>> {
+    vec![cpu(), deferred()]
+}
+
 /// One device of each kind.
 pub fn all() -> Vec<Box<dyn Backend>> {
-    vec![cpu(), deferred(), in_parts()]
+    vec![cpu(), deferred(), in_parts(2)]
 }
 
 /// A program, its device, and the device's step state.

@@ -57,11 +57,25 @@ fn allocations_of(work: impl FnOnce()) -> (usize, isize) {
     (after.0 - before.0, after.1 - before.1)
 }
 
+/// A device of one thread, and one whose kernels are all cut into parts.
+fn devices() -> [CpuBackend; 2] {
+    [1, 2].map(|threads| {
+        let device = CpuDevice {
+            threads,
+            smallest_part: Some(1),
+            ..CpuDevice::default()
+        };
+        CpuBackend::new(device).unwrap()
+    })
+}
+
 #[test]
 fn the_second_launch_of_a_kernel_allocates_nothing() {
-    let mut spans = Spans {
-        backend: CpuBackend::new(CpuDevice::default()).unwrap(),
-    };
+    devices().map(second_launches);
+}
+
+fn second_launches(backend: CpuBackend) {
+    let mut spans = Spans { backend };
     let mut kernels = elementwise_and_pooling(&mut spans);
     kernels.extend(batch_norm(&mut spans));
     for affine in [Affine::None, Affine::Channel, Affine::Element] {
