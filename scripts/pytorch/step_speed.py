@@ -2,11 +2,12 @@
 
     python scripts/pytorch/step_speed.py [WORK ...] [--pairs 10] [--seconds 3] [--syncmark target/release/syncmark]
 
-Contract: both sides train the same model file at the same batch with the same optimizer on the same single core, in a process
-of its own for every measurement. A step is: copy the batch to where the model reads it, zero the gradients, forward, mean
+Contract: both sides train the same model file at the same batch with the same optimizer on the same cores, in processes of their own
+for every measurement: one thread on one core, two threads on two, or two ranks of DistributedDataParallel with a core each,
+where PyTorch's talk through Gloo, syncmark's through shared memory, and the batch is that of a rank. A step is: copy the batch to where the model reads it, zero the gradients, forward, mean
 cross-entropy, backward, update; nobody reads the loss. PyTorch runs as it is fastest here: contiguous or channels_last,
-foreach or fused optimizer, gradients set to none; which one that is, a first round finds out and the table says. `torch.compile`
-is a row of its own (--compile). Below 1 syncmark is faster.
+foreach or fused optimizer, gradients set to none; which one that is, a first round finds out and the table says. Ranks use
+`gradient_as_bucket_view`, and otherwise the defaults of both. `torch.compile` is a row of its own (--compile). Below 1 syncmark is faster.
 
 Reference: METHODOLOGY.md, "Against PyTorch"; torch.optim.SGD's arguments foreach and fused.
 """
@@ -18,6 +19,7 @@ import csv
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,20 +45,27 @@ class Work:
     norm: str
     batch: int
     threads: int = 1
+    ranks: int = 1
 
     @property
     def name(self) -> str:
         """Name it as on the command line."""
-        return f"{self.model}-{self.norm}-{self.batch}" + (f"-{self.threads}-threads" if self.threads > 1 else "")
+        threads = f"-{self.threads}-threads" if self.threads > 1 else ""
+        return f"{self.model}-{self.norm}-{self.batch}{threads}" + (f"-{self.ranks}-ranks" if self.ranks > 1 else "")
 
 
+ALONE = (
+    Work("mlp", "batch", 128),
+    Work("resnet20", "batch", 64),
+    Work("resnet20", "group", 64),
+    Work("resnet18", "batch", 8),
+)
 WORKS = {
     work.name: work
     for work in (
-        Work("mlp", "batch", 128),
-        Work("resnet20", "batch", 64),
-        Work("resnet20", "group", 64),
-        Work("resnet18", "batch", 8),
+        *ALONE,
+        *(replace(work, threads=2) for work in ALONE),
+        *(replace(work, ranks=2) for work in ALONE),
     )
 }
 
@@ -78,10 +87,11 @@ class Peer:
 PEERS = [Peer(layout, how) for layout, how in itertools.product(("contiguous", "channels_last"), ("foreach", "fused"))]
 
 
-def time_pytorch(work: Work, peer: Peer, seconds: float, core: int) -> float:
-    """Milliseconds of a step of PyTorch in this process, which is its own."""
-    os.sched_setaffinity(0, range(core, core + work.threads))
+def time_pytorch(work: Work, peer: Peer, seconds: float, core: int, rank: int, port: int) -> float:
+    """Milliseconds of a step of PyTorch in this process, which is its own; of the slowest rank, on rank 0."""
+    os.sched_setaffinity(0, range(core + rank, core + rank + work.threads))
     import torch  # after the affinity, which its thread pools inherit
+    from torch import distributed
     from torch.nn import functional
 
     from model import build, preset
@@ -98,11 +108,15 @@ def time_pytorch(work: Work, peer: Peer, seconds: float, core: int) -> float:
     if images:
         model = model.to(memory_format=layout)
     model.train()
+    if work.ranks > 1:
+        address = f"tcp://127.0.0.1:{port}"
+        distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=work.ranks)
+        model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
         foreach=peer.implementation == "foreach", fused=peer.implementation == "fused",
     )  # fmt: skip
-    inputs, labels = Source("synthetic", shape, spec["classes"]).batch(0, work.batch)
+    inputs, labels = Source("synthetic", shape, spec["classes"]).batch(rank * work.batch, work.batch)
     here = torch.empty_like(inputs, memory_format=layout) if images else torch.empty_like(inputs)
     forward = torch.compile(model) if peer.compiled else model
 
@@ -119,15 +133,49 @@ def time_pytorch(work: Work, peer: Peer, seconds: float, core: int) -> float:
             steps += 1
         return (time.perf_counter() - begin) / steps * 1e3
 
-    window(WARM_UP_SECONDS, WARM_UP_STEPS)
-    return window(seconds, 5)
+    if work.ranks == 1:
+        window(WARM_UP_SECONDS, WARM_UP_STEPS)
+        return window(seconds, 5)
+
+    def agreed(value: float, how: distributed.ReduceOp) -> float:
+        told = torch.tensor([value], dtype=torch.float64)
+        distributed.all_reduce(told, how)
+        return float(told)
+
+    # All ranks make as many steps: those that the slowest would take for each window.
+    for _ in range(WARM_UP_STEPS):
+        step()
+    pace = agreed(window(0.0, 2), distributed.ReduceOp.MAX)
+    window(0.0, max(1, int(WARM_UP_SECONDS * 1e3 / pace)))
+    distributed.barrier()
+    took = window(0.0, max(5, int(seconds * 1e3 / pace)))
+    slowest = agreed(took, distributed.ReduceOp.MAX)
+    distributed.destroy_process_group()
+    return slowest
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def run_pytorch(work: Work, peer: Peer, seconds: float, core: int) -> float:
-    """The same in a new process."""
-    task = json.dumps({"work": asdict(work), "peer": asdict(peer), "seconds": seconds, "core": core})
-    done = subprocess.run([sys.executable, __file__, "--task", task], check=True, capture_output=True, text=True)
-    return float(done.stdout)
+    """The same in new processes."""
+    task = {"work": asdict(work), "peer": asdict(peer), "seconds": seconds, "core": core, "port": free_port()}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--task", json.dumps(task | {"rank": rank})],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        for rank in range(work.ranks)
+    ]
+    told = [rank.communicate() for rank in ranks]
+    for rank, (_, error) in zip(ranks, told, strict=True):
+        if rank.returncode:
+            sys.exit(f"PyTorch failed with status {rank.returncode}:\n{error}")
+    return float(told[0][0])
 
 
 SCENARIO = """
@@ -143,8 +191,9 @@ batch_size = {batch}
 [train]
 optimizer = {{ sgd = {{ learning_rate = {learning_rate}, momentum = {momentum}, weight_decay = {weight_decay} }} }}
 [parallel]
-strategy = "single"
-devices = 1
+strategy = "{strategy}"
+devices = {ranks}
+threads = {threads}
 [measure]
 smoke = true
 repeats = 1
@@ -153,6 +202,7 @@ min_time = "{seconds}s"
 warmup_steps = {warm_up_steps}
 warmup_time = "{warm_up_seconds}s"
 trace_steps = 0
+unsynchronized = false
 timeout = "10m"
 """
 
@@ -165,6 +215,7 @@ def run_syncmark(work: Work, seconds: float, binary: Path) -> float:
             SCENARIO.format(
                 model=work.model, norm=work.norm, batch=work.batch, seconds=seconds, learning_rate=LEARNING_RATE,
                 momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, warm_up_steps=WARM_UP_STEPS, warm_up_seconds=WARM_UP_SECONDS,
+                strategy="ddp" if work.ranks > 1 else "single", ranks=work.ranks, threads=work.threads,
             )  # fmt: skip
         )
         out = Path(folder) / "out"
@@ -172,6 +223,8 @@ def run_syncmark(work: Work, seconds: float, binary: Path) -> float:
         subprocess.run(command, check=True, capture_output=True, text=True)
         (table,) = out.glob("*/repeats.csv")
         (row,) = csv.DictReader(table.open())
+        if row["outcome"] not in ("passed", "unsteady", "disturbed"):
+            sys.exit(f"syncmark: {work.name} {row['outcome']}: {row['reason']}")
         return int(row["window_ns"]) / int(row["steps"]) / 1e6
 
 
@@ -203,7 +256,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.task:
         task = json.loads(options.task)
-        print(time_pytorch(Work(**task["work"]), Peer(**task["peer"]), task["seconds"], task["core"]))
+        work, peer = Work(**task["work"]), Peer(**task["peer"])
+        print(time_pytorch(work, peer, task["seconds"], task["core"], task["rank"], task["port"]))
         return
     print("| step | PyTorch | syncmark / PyTorch | ms | PyTorch's ms |\n|---|---|---:|---:|---:|", flush=True)
     for name in options.works or WORKS:
