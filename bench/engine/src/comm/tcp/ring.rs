@@ -13,8 +13,9 @@ use super::ends::{Buffers, InPlace, Passage, Plain, Segments, Through, typed};
 use super::flow::{Exchange, STAGING_BYTES, Ways};
 use crate::comm::algorithm::Algorithm;
 use crate::comm::chunk;
+use crate::comm::combine::scale;
 use crate::comm::error::{CommError, invalid};
-use crate::comm::number::{Number, scale};
+use crate::comm::number::Number;
 
 /// No segment: of the direction that a flow does not have.
 fn nothing(_: usize) -> Range<usize> {
