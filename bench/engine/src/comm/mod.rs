@@ -2,6 +2,7 @@
 //!
 //! Bytes are counted where they are copied, never computed: the formulas live in a crate that this one cannot import.
 mod algorithm;
+mod combine;
 pub mod count;
 pub mod error;
 #[doc(hidden)]

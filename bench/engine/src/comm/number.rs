@@ -2,21 +2,22 @@
 //!
 //! Reference: the semantics of sum and max in MPI_Reduce; integers wrap, as they do in every transport.
 use crate::backend::cpu::memory::Element;
-use crate::comm::Reduce;
 use crate::half::{Bf16, F16, Half};
 
 /// Arithmetic of what can be reduced.
 pub(super) trait Number: Element {
     fn add(self, other: Self) -> Self;
     fn larger(self, other: Self) -> Self;
-    /// Times the factor of [`Reduce::ScaledSum`], which only floats have.
+    /// Times the factor of [`crate::comm::Reduce::ScaledSum`], which only floats have.
     fn scaled(self, factor: f32) -> Self;
 }
 
 impl Number for f32 {
+    #[inline(always)]
     fn add(self, other: Self) -> Self {
         self + other
     }
+    #[inline(always)]
     fn larger(self, other: Self) -> Self {
         // A NaN must reach every rank: divergence may not be hidden by the reduction.
         if self.is_nan() || self > other {
@@ -25,6 +26,7 @@ impl Number for f32 {
             other
         }
     }
+    #[inline(always)]
     fn scaled(self, factor: f32) -> Self {
         self * factor
     }
@@ -34,12 +36,15 @@ macro_rules! half {
     ($($kind:ty),*) => {$(
         /// Each result is rounded: what gloo's sums do, so that two ranks get gloo's bits.
         impl Number for $kind {
+            #[inline(always)]
             fn add(self, other: Self) -> Self {
                 Self::narrow(self.widen() + other.widen())
             }
+            #[inline(always)]
             fn larger(self, other: Self) -> Self {
                 Self::narrow(Number::larger(self.widen(), other.widen()))
             }
+            #[inline(always)]
             fn scaled(self, factor: f32) -> Self {
                 Self::narrow(self.widen() * factor)
             }
@@ -51,12 +56,15 @@ half!(F16, Bf16);
 macro_rules! integer {
     ($($kind:ty),*) => {$(
         impl Number for $kind {
+            #[inline(always)]
             fn add(self, other: Self) -> Self {
                 self.wrapping_add(other)
             }
+            #[inline(always)]
             fn larger(self, other: Self) -> Self {
                 self.max(other)
             }
+            #[inline(always)]
             fn scaled(self, _: f32) -> Self {
                 self
             }
@@ -64,16 +72,6 @@ macro_rules! integer {
     )*};
 }
 integer!(i32, i64);
-
-/// What a reduction of one contribution leaves.
-pub(super) fn scale<T: Number>(reduce: Reduce, data: &mut [T]) {
-    if let Reduce::ScaledSum(factor) = reduce
-        && factor != 1.0
-    {
-        data.iter_mut()
-            .for_each(|value| *value = value.scaled(factor));
-    }
-}
 
 #[cfg(test)]
 mod tests {

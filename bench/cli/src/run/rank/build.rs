@@ -85,7 +85,7 @@ impl Ranks {
                 let region = Region::from_fd(fd).map_err(unmet)?;
                 (
                     first..first + 1,
-                    in_region(region, first..first + 1, waiting)?,
+                    in_region(region, first..first + 1, at_hand(assignment, waiting))?,
                 )
             }
             Some(meeting @ Meeting::Tcp { .. }) => {
@@ -102,7 +102,7 @@ impl Ranks {
                 let region = Region::for_threads(devices, DEFAULT_SLOT_BYTES).map_err(unmet)?;
                 (
                     0..devices as u32,
-                    in_region(region, 0..devices as u32, waiting)?,
+                    in_region(region, 0..devices as u32, at_hand(assignment, waiting))?,
                 )
             }
         };
@@ -236,6 +236,15 @@ fn spool(assignment: &Assignment, rank: usize) -> Result<Writer, RankError> {
 fn spins(assignment: &Assignment) -> bool {
     let threads = assignment.trial.threads;
     !assignment.oversubscribed && assignment.cores.iter().all(|cores| cores.len() > threads)
+}
+
+/// How ranks wait for ranks whose memory they see: these have cores of their own unless there are too few, and mostly come
+/// sooner than a wait in the kernel would end, so that it pays to look a little first even with one core per device.
+fn at_hand(assignment: &Assignment, waiting: Waiting) -> Waiting {
+    Waiting {
+        spin: !assignment.oversubscribed,
+        ..waiting
+    }
 }
 
 impl Participant {

@@ -18,20 +18,20 @@ const MAP_ROWS: usize = 128;
 /// Compiles a function for AVX-512, for AVX2 and for the baseline, and picks the widest this machine has at run time.
 /// Rust contracts no multiplications and additions, so the three give the same bits.
 macro_rules! widest {
-    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident$(<$number:ident: $bound:ident>)?($($argument:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$attribute])*
         #[allow(clippy::too_many_arguments, reason = "a kernel's operands are what its formula names")]
-        $visibility fn $name($($argument: $type),*) {
+        $visibility fn $name$(<$number: $bound>)?($($argument: $type),*) {
             #[inline(always)]
-            fn body($($argument: $type),*) $body
+            fn body$(<$number: $bound>)?($($argument: $type),*) $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512($($argument: $type),*) {
+                fn avx512$(<$number: $bound>)?($($argument: $type),*) {
                     body($($argument),*);
                 }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2($($argument: $type),*) {
+                fn avx2$(<$number: $bound>)?($($argument: $type),*) {
                     body($($argument),*);
                 }
                 use $crate::backend::cpu::instructions::{Instructions, instructions};
@@ -47,7 +47,7 @@ macro_rules! widest {
         }
     };
 }
-pub(super) use widest;
+pub(crate) use widest;
 
 /// Some neighbouring columns of a row-major matrix.
 #[derive(Clone, Copy, Debug)]

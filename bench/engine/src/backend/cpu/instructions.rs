@@ -93,7 +93,7 @@ pub fn from_environment() -> Result<Instructions, String> {
 /// What kernels of this process run with. Devices are only made where the environment's choice can be had, so what stands
 /// in for an impossible one is never seen in a run.
 #[inline]
-pub(super) fn instructions() -> Instructions {
+pub(crate) fn instructions() -> Instructions {
     static CHOSEN: OnceLock<Instructions> = OnceLock::new();
     *CHOSEN.get_or_init(|| from_environment().unwrap_or_else(|_| Instructions::widest()))
 }

@@ -6,7 +6,7 @@
 //! of the `gemm` crate (see `matmul.rs`).
 mod average_pool;
 mod batch_norm;
-mod columns;
+pub(crate) mod columns;
 mod compression;
 pub(crate) mod conv;
 mod crew;

@@ -4,43 +4,87 @@
 //! slot go in pieces; a piece holds a part of *each* rank's chunk, so that over the whole call every rank combines
 //! exactly its chunk of the standard split ([`chunk`]), whatever the slot size. Combination goes in rank order and
 //! each element is combined by one rank only, so all ranks end with the same bits.
+//!
+//! Two ranks reduce to all otherwise: each reads the whole contribution of the other, which is as much as it would send
+//! of its own and read of the result, and meets it once instead of twice. Both run the same loop over the same operands.
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::exchange::Exchange;
 use super::rendezvous::announced;
 use crate::comm::algorithm::Algorithm;
+use crate::comm::chunk;
+use crate::comm::combine::{append, append_own, enter, join, scale};
 use crate::comm::error::{CommError, invalid};
-use crate::comm::number::{Number, scale};
-use crate::comm::{Reduce, chunk};
+use crate::comm::number::Number;
+
+/// Elements that are combined at a time, on the stack: they stay in the first-level cache from the first to the last rank.
+const BLOCK: usize = 512;
+/// Bytes that two ranks exchange at a time: what a rank touches between two meetings stays in its second-level cache.
+const PIECE_BYTES: usize = 128 << 10;
 
 impl Exchange<'_> {
     /// Combines the contributions to one piece in rank order: those of others from element `at` of their slots, the
-    /// own one from `own`. The result lies at the start of the own slot of the next round.
-    fn combine<T: Number>(&mut self, own: &[T], parity: usize, at: usize) {
-        let (reduce, len) = (self.call.reduce, own.len());
-        for rank in 0..self.world() {
-            let mine = rank == self.rank();
-            let source = if mine {
-                own
-            } else {
-                self.read(rank, parity, at, len)
-            };
-            let result = self.own_slot::<T>(0, len).iter_mut().zip(source);
-            match (reduce, rank == 0) {
-                (Reduce::ScaledSum(factor), true) if mine => {
-                    result.for_each(|(to, from)| *to = from.scaled(factor))
+    /// own one from `result`, which it becomes. Where `publish` says so it goes to the own slot of the next round as well.
+    fn combine<T: Number>(
+        &mut self,
+        result: &mut [T],
+        place: usize,
+        at: usize,
+        publish: Option<usize>,
+    ) {
+        let (rank, world, reduce) = (self.rank(), self.world(), self.call.reduce);
+        let Some(any) = result.first().copied() else {
+            return;
+        };
+        for peer in (0..world).filter(|peer| *peer != rank) {
+            self.received::<T>(peer, result.len());
+        }
+        let mut sum = [any; BLOCK];
+        for (index, own) in result.chunks_mut(BLOCK).enumerate() {
+            let (start, len) = (index * BLOCK, own.len());
+            let sum = &mut sum[..len];
+            for peer in 0..world {
+                match (peer == rank, peer == 0) {
+                    (true, true) => enter(reduce, own, sum),
+                    (true, false) => append_own(reduce, sum, own),
+                    (false, true) => sum.copy_from_slice(self.peek(peer, place, at + start, len)),
+                    (false, false) => append(reduce, sum, self.peek(peer, place, at + start, len)),
                 }
-                (Reduce::ScaledSum(factor), false) if mine => {
-                    result.for_each(|(to, from)| *to = to.add(from.scaled(factor)));
-                }
-                (_, true) => result.for_each(|(to, from)| *to = *from),
-                (Reduce::Sum | Reduce::ScaledSum(_), false) => {
-                    result.for_each(|(to, from)| *to = to.add(*from))
-                }
-                (Reduce::Max, false) => result.for_each(|(to, from)| *to = to.larger(*from)),
+            }
+            own.copy_from_slice(sum);
+            if let Some(at) = publish {
+                self.own_slot::<T>(at + start, len).copy_from_slice(sum);
             }
         }
+    }
+
+    /// All-reduce of two ranks. A piece is published before the one before it is read, so that neither rank waits while
+    /// the other copies.
+    fn all_reduce_of_two<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
+        let (peer, len) = (1 - self.rank(), data.len());
+        let piece = self.capacity::<T>().min(PIECE_BYTES / size_of::<T>());
+        if len == 0 {
+            return Ok(());
+        }
+        let range = |start: usize| start.min(len)..(start + piece).min(len);
+        self.publish(0, &data[range(0)], 1);
+        let mut place = self.meet()?;
+        for start in (0..len).step_by(piece) {
+            let next = range(start + piece);
+            if !next.is_empty() {
+                self.publish(0, &data[next.clone()], 1);
+                self.arrive()?;
+            }
+            let to = &mut data[range(start)];
+            self.received::<T>(peer, to.len());
+            let [first, second] = [0, 1].map(|rank| self.peek(rank, place, 0, to.len()));
+            join(self.call.reduce, first, second, to);
+            if !next.is_empty() {
+                place = self.join()?;
+            }
+        }
+        Ok(())
     }
 
     /// Publishes to every other rank its part of the contribution for piece `piece`.
@@ -56,30 +100,27 @@ impl Exchange<'_> {
         }
     }
 
-    /// Exchanges and combines piece `piece` of the contributions. The own part of the result, whose place is returned,
-    /// lies at the start of the own slot of the next round.
-    fn reduce_piece<T: Number>(
+    /// Exchanges piece `piece` of the contributions and returns the place of the own part and of the round.
+    fn exchange_piece<T: Number>(
         &mut self,
         data: &[T],
         piece: usize,
-    ) -> Result<Range<usize>, CommError> {
+    ) -> Result<(Range<usize>, usize), CommError> {
         let (rank, share) = (self.rank(), self.share::<T>());
         self.publish_parts(data, piece);
-        let parity = self.meet()?;
-        let own = part(data.len(), self.world(), rank, piece, share);
-        self.combine(&data[own.clone()], parity, rank * share);
-        Ok(own)
+        let place = self.meet()?;
+        Ok((part(data.len(), self.world(), rank, piece, share), place))
     }
 
     /// Meets once so that all learn the root's total, and checks the own part (`len` elements) against it.
     fn meet_for_total(&mut self, total: usize, len: usize) -> Result<usize, CommError> {
         let (rank, root) = (self.rank(), self.call.root);
-        let parity = self.parity();
+        let place = self.next();
         if rank == root {
-            self.meeting.region.line(rank).total[parity].store(total as u64, Ordering::Relaxed);
+            self.meeting.region.line(rank).total[place].store(total as u64, Ordering::Relaxed);
         }
         self.meet()?;
-        let total = announced(&self.meeting.region.line(root).total, parity) as usize;
+        let total = announced(&self.meeting.region.line(root).total, place) as usize;
         self.tally.elements = total;
         let expected = chunk(total, self.world(), rank).len();
         if expected == len {
@@ -115,8 +156,8 @@ impl Algorithm for Exchange<'_> {
                 self.publish(0, piece, others);
                 self.meet()?;
             } else {
-                let parity = self.meet()?;
-                piece.copy_from_slice(self.read(root, parity, 0, piece.len()));
+                let place = self.meet()?;
+                piece.copy_from_slice(self.read(root, place, 0, piece.len()));
             }
         }
         Ok(())
@@ -129,10 +170,8 @@ impl Algorithm for Exchange<'_> {
         }
         for piece in data.chunks_mut(self.capacity::<T>()) {
             if self.rank() == self.call.root {
-                let parity = self.meet()?;
-                self.combine(piece, parity, 0);
-                let len = piece.len();
-                piece.copy_from_slice(self.own_slot(0, len));
+                let place = self.meet()?;
+                self.combine(piece, place, 0, None);
             } else {
                 self.publish(0, piece, 1);
                 self.meet()?;
@@ -141,20 +180,39 @@ impl Algorithm for Exchange<'_> {
         Ok(())
     }
 
+    /// A round carries the parts of one piece and the results of the piece before.
     fn all_reduce<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
         let (world, rank, share) = (self.world(), self.rank(), self.share::<T>());
-        if world == 1 {
-            scale(self.call.reduce, data);
+        match world {
+            1 => {
+                scale(self.call.reduce, data);
+                return Ok(());
+            }
+            2 => return self.all_reduce_of_two(data),
+            _ => {}
+        }
+        let (len, pieces) = (data.len(), pieces(data.len(), world, share));
+        if pieces == 0 {
             return Ok(());
         }
-        for piece in 0..pieces(data.len(), world, share) {
-            let own = self.reduce_piece(data, piece)?;
-            data[own.clone()].copy_from_slice(self.own_slot(0, own.len()));
-            self.sent::<T>(own.len(), world - 1);
-            let parity = self.meet()?;
+        self.publish_parts(data, 0);
+        for piece in 0..=pieces {
+            let place = self.meet()?;
+            if piece < pieces {
+                let own = part(len, world, rank, piece, share);
+                let result = &mut data[own];
+                self.combine(result, place, rank * share, Some(rank * share));
+                self.sent::<T>(result.len(), world - 1);
+            }
+            if piece + 1 < pieces {
+                self.publish_parts(data, piece + 1);
+            }
+            let Some(before) = piece.checked_sub(1) else {
+                continue;
+            };
             for peer in (0..world).filter(|peer| *peer != rank) {
-                let theirs = part(data.len(), world, peer, piece, share);
-                data[theirs.clone()].copy_from_slice(self.read(peer, parity, 0, theirs.len()));
+                let theirs = &mut data[part(len, world, peer, before, share)];
+                theirs.copy_from_slice(self.read(peer, place, peer * share, theirs.len()));
             }
         }
         Ok(())
@@ -169,22 +227,23 @@ impl Algorithm for Exchange<'_> {
         }
         let start = chunk(from.len(), world, rank).start;
         for piece in 0..pieces(from.len(), world, share) {
-            let own = self.reduce_piece(from, piece)?;
-            let len = own.len();
-            to[own.start - start..own.end - start].copy_from_slice(self.own_slot(0, len));
+            let (own, place) = self.exchange_piece(from, piece)?;
+            let result = &mut to[own.start - start..own.end - start];
+            result.copy_from_slice(&from[own]);
+            self.combine(result, place, rank * share, None);
         }
         Ok(())
     }
 
     fn reduce_scatter_in_place<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
-        if self.world() == 1 {
+        let (world, rank, share) = (self.world(), self.rank(), self.share::<T>());
+        if world == 1 {
             scale(self.call.reduce, data);
             return Ok(());
         }
-        for piece in 0..pieces(data.len(), self.world(), self.share::<T>()) {
-            let own = self.reduce_piece(data, piece)?;
-            let len = own.len();
-            data[own].copy_from_slice(self.own_slot(0, len));
+        for piece in 0..pieces(data.len(), world, share) {
+            let (own, place) = self.exchange_piece(data, piece)?;
+            self.combine(&mut data[own], place, rank * share, None);
         }
         Ok(())
     }
@@ -198,10 +257,10 @@ impl Algorithm for Exchange<'_> {
         for start in (0..len).step_by(capacity) {
             let piece = |peer: usize| peer * len + start..peer * len + (start + capacity).min(len);
             self.publish(0, &data[piece(rank)], world - 1);
-            let parity = self.meet()?;
+            let place = self.meet()?;
             for peer in (0..world).filter(|peer| *peer != rank) {
                 let theirs = &mut data[piece(peer)];
-                theirs.copy_from_slice(self.read(peer, parity, 0, theirs.len()));
+                theirs.copy_from_slice(self.read(peer, place, 0, theirs.len()));
             }
         }
         Ok(())
@@ -223,11 +282,11 @@ impl Algorithm for Exchange<'_> {
                 self.publish_parts(from, piece);
                 self.meet()?;
             } else {
-                let parity = self.meet()?;
+                let place = self.meet()?;
                 let own = part(total, world, rank, piece, share);
                 to[own.start - start..own.end - start].copy_from_slice(self.read(
                     root,
-                    parity,
+                    place,
                     rank * share,
                     own.len(),
                 ));
@@ -249,10 +308,10 @@ impl Algorithm for Exchange<'_> {
         }
         for piece in 0..pieces(total, world, share) {
             if rank == root {
-                let parity = self.meet()?;
+                let place = self.meet()?;
                 for peer in (0..world).filter(|peer| *peer != root) {
                     let theirs = part(total, world, peer, piece, share);
-                    to[theirs.clone()].copy_from_slice(self.read(peer, parity, 0, theirs.len()));
+                    to[theirs.clone()].copy_from_slice(self.read(peer, place, 0, theirs.len()));
                 }
             } else {
                 let mine = part(total, world, rank, piece, share);

@@ -5,14 +5,15 @@
 //! is in [`super::rendezvous`].
 use std::sync::atomic::Ordering;
 
-use super::rendezvous::{Lane, Meeting};
+use super::rendezvous::{Lane, Meeting, place};
 use crate::backend::HostMemory;
 use crate::comm::algorithm::perform;
+use crate::comm::combine::enter;
 use crate::comm::error::CommError;
 use crate::comm::ledger::Tally;
 use crate::comm::number::Number;
 use crate::comm::signature::Signature;
-use crate::comm::{Collective, CollectiveCall, Reduce};
+use crate::comm::{Collective, CollectiveCall};
 
 /// A call under way.
 pub(super) struct Exchange<'a> {
@@ -64,19 +65,30 @@ impl<'a> Exchange<'a> {
         self.meeting.region.world_size()
     }
 
-    /// The parity of the round that comes next.
-    pub(super) fn parity(&self) -> usize {
-        (self.meeting.round(Lane::Stream) & 1) as usize
+    /// Where the round that comes next lies.
+    pub(super) fn next(&self) -> usize {
+        place(self.meeting.round(Lane::Stream))
     }
 
-    /// Announces the call, meets all ranks, and returns the parity of the round that they met in.
+    /// Announces the call, meets all ranks, and returns where the round lies that they met in.
     pub(super) fn meet(&mut self) -> Result<usize, CommError> {
-        let parity = self.parity();
+        self.arrive()?;
+        self.join()
+    }
+
+    /// Announces the call and arrives at the next round.
+    pub(super) fn arrive(&mut self) -> Result<(), CommError> {
         self.meeting.fault.point();
-        self.meeting.region.line(self.meeting.rank).signature[parity]
+        self.meeting.region.line(self.meeting.rank).signature[self.next()]
             .store(self.signature.0, Ordering::Relaxed);
+        self.meeting.arrive(Lane::Stream)
+    }
+
+    /// Waits until all others have arrived at the round that this rank came to last, and returns where that lies.
+    pub(super) fn join(&mut self) -> Result<usize, CommError> {
+        let place = place(self.meeting.round(Lane::Stream).wrapping_sub(1));
         let (call, elements) = (self.call, self.tally.elements);
-        let waited = self.meeting.meet(Lane::Stream, &|| {
+        let waited = self.meeting.join(Lane::Stream, &|| {
             format!(
                 "{} of {} elements ({})",
                 call.collective.name(),
@@ -89,12 +101,12 @@ impl<'a> Exchange<'a> {
             self.tally.wait_ns = waited;
         }
         self.meeting.fault.point();
-        self.meeting.compare(parity, self.signature)?;
-        Ok(parity)
+        self.meeting.compare(place, self.signature)?;
+        Ok(place)
     }
 
     /// The `len` elements from element `at` of a slot.
-    fn slot<T: Number>(&self, rank: usize, parity: usize, at: usize, len: usize) -> *mut T {
+    fn slot<T: Number>(&self, rank: usize, place: usize, at: usize, len: usize) -> *mut T {
         assert!(
             (at + len) * size_of::<T>() <= self.meeting.region.slot_bytes(),
             "a piece leaves its slot"
@@ -102,30 +114,23 @@ impl<'a> Exchange<'a> {
         // Within the slot, as just checked; slots are page-aligned.
         self.meeting
             .region
-            .slot(rank, parity)
+            .slot(rank, place)
             .cast::<T>()
             .wrapping_add(at)
     }
 
     /// The own slot of the round that comes next.
     pub(super) fn own_slot<T: Number>(&mut self, at: usize, len: usize) -> &mut [T] {
-        let slot = self.slot::<T>(self.meeting.rank, self.parity(), at, len);
-        // SAFETY: only this rank writes its slots, and everyone has read what the slot of this parity held (see
-        // `rendezvous`); `&mut self` keeps this rank from making a second slice.
+        let slot = self.slot::<T>(self.meeting.rank, self.next(), at, len);
+        // SAFETY: only this rank writes its slots, and everyone has read what this slot held (see `rendezvous`);
+        // `&mut self` keeps this rank from making a second slice, and those of `peek` lie in slots of earlier rounds.
         unsafe { std::slice::from_raw_parts_mut(slot, len) }
     }
 
     /// Writes `values`, scaled if the call says so, for `readers` others.
     pub(super) fn publish<T: Number>(&mut self, at: usize, values: &[T], readers: usize) {
         let reduce = self.call.reduce;
-        let slot = self.own_slot::<T>(at, values.len());
-        match reduce {
-            Reduce::ScaledSum(factor) => slot
-                .iter_mut()
-                .zip(values)
-                .for_each(|(to, from)| *to = from.scaled(factor)),
-            Reduce::Sum | Reduce::Max => slot.copy_from_slice(values),
-        }
+        enter(reduce, values, self.own_slot::<T>(at, values.len()));
         self.sent::<T>(values.len(), readers);
     }
 
@@ -133,24 +138,37 @@ impl<'a> Exchange<'a> {
         self.tally.sent_bytes += (elements * size_of::<T>() * readers) as u64;
     }
 
-    /// What `rank` published in the round of `parity`; counted as received, and as read from that rank.
+    /// What `rank` published in the round at `place`; counted as received, and as read from that rank.
     pub(super) fn read<T: Number>(
         &mut self,
         rank: usize,
-        parity: usize,
+        place: usize,
         at: usize,
         len: usize,
     ) -> &'a [T] {
-        let bytes = (len * size_of::<T>()) as u64;
+        self.received::<T>(rank, len);
+        self.peek(rank, place, at, len)
+    }
+
+    /// Counts so many elements as received, and as read from `rank`.
+    pub(super) fn received<T>(&mut self, rank: usize, elements: usize) {
+        let bytes = (elements * size_of::<T>()) as u64;
         self.tally.received_bytes += bytes;
-        self.meeting
-            .region
-            .line(rank)
-            .read_from
-            .fetch_add(bytes, Ordering::Relaxed);
-        let slot = self.slot::<T>(rank, parity, at, len);
-        // SAFETY: the writer has arrived at the round, and does not write this parity again before this rank arrives
-        // at the next round; the callers drop the slice before that.
+        let line = self.meeting.region.line(rank);
+        line.read_from.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What `rank` published in the round at `place`, not counted.
+    pub(super) fn peek<T: Number>(
+        &self,
+        rank: usize,
+        place: usize,
+        at: usize,
+        len: usize,
+    ) -> &'a [T] {
+        let slot = self.slot::<T>(rank, place, at, len);
+        // SAFETY: the writer has arrived at the round, and does not write this slot again before this rank has arrived
+        // two rounds later; the callers drop the slice before that.
         unsafe { std::slice::from_raw_parts(slot, len) }
     }
 

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 pub(super) const MAILBOX_BYTES: usize = 64 << 10;
 
 pub(super) const MAGIC: u64 = 0x7379_6e63_6d61_726b;
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
+/// Rounds that ranks can be apart in what they have written and read, and slots of each rank; see [`super::rendezvous`].
+pub(super) const ROUNDS: usize = 4;
 pub(super) const PAGE: usize = 4096;
 pub(super) const REASON_BYTES: usize = 1024;
 
@@ -27,43 +29,50 @@ pub(super) struct Header {
 }
 
 /// A futex word with the number of those who may be parked on it.
-#[repr(C, align(64))]
+#[repr(C)]
 pub(super) struct Word {
     pub(super) value: AtomicU32,
     pub(super) parked: AtomicU32,
 }
 
-/// What one rank tells the others; nobody else writes it but for [`RankLine::read_from`] and the parked counts.
+/// What one rank tells the others; nobody else writes it but for [`RankLine::read_from`] and the parked counts. What is
+/// read together lies in one cache line, and what others write in one of its own.
 #[repr(C, align(128))]
 pub(super) struct RankLine {
     /// Rounds of collectives that this rank has arrived at.
     pub(super) arrivals: Word,
-    /// Host barriers that it has arrived at.
-    pub(super) barriers: Word,
-    /// What it is doing in the two latest rounds; see [`super::rendezvous::Signature`].
-    pub(super) signature: [AtomicU64; 2],
-    /// Total elements of a scatter or gather, which only the root knows.
-    pub(super) total: [AtomicU64; 2],
-    /// What it brings to the two latest host barriers.
-    pub(super) word: [AtomicU64; 2],
     /// When it last arrived anywhere.
     pub(super) heartbeat_ns: AtomicU64,
-    /// Bytes that other ranks read from this rank's slots: added by the readers.
-    pub(super) read_from: AtomicU64,
+    /// What it is doing in its latest rounds; see [`crate::comm::signature::Signature`].
+    pub(super) signature: [AtomicU64; ROUNDS],
     /// Not 0 once the rank's communicator is gone.
     pub(super) departed: AtomicU32,
+    pub(super) read_from: ReadFrom,
+    /// Host barriers that it has arrived at.
+    pub(super) barriers: Word,
+    /// What it brings to the two latest host barriers.
+    pub(super) word: [AtomicU64; 2],
+    /// Total elements of a scatter or gather, which only the root knows, in its latest rounds.
+    pub(super) total: [AtomicU64; ROUNDS],
 }
+
+/// Bytes that other ranks read from a rank's slots: added by the readers.
+#[repr(C, align(64))]
+pub(super) struct ReadFrom(pub(super) AtomicU64);
 
 /// State of the mailbox of one (sender, receiver) pair.
 #[repr(C, align(128))]
 pub(super) struct MailLine {
     /// Pieces written; only the sender adds.
     pub(super) written: Word,
-    /// Pieces read; only the receiver adds.
-    pub(super) read: Word,
     /// Bytes of the whole message that the piece in each slot belongs to.
     pub(super) message_bytes: [AtomicU64; 2],
+    pub(super) read: Read,
 }
+
+/// Pieces read; only the receiver adds.
+#[repr(C, align(64))]
+pub(super) struct Read(pub(super) Word);
 
 /// Offsets of a region's parts in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +90,7 @@ impl Layout {
         let lines = page(size_of::<Header>());
         let mail_lines = page(lines + world * size_of::<RankLine>());
         let slots = page(mail_lines + world * world * size_of::<MailLine>());
-        let mail_slots = slots + world * 2 * slot_bytes;
+        let mail_slots = slots + world * ROUNDS * slot_bytes;
         let end = mail_slots + world * world * 2 * MAILBOX_BYTES;
         Self {
             lines,

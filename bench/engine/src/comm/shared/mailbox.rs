@@ -24,7 +24,7 @@ pub(super) fn send<T: Number>(
     let mut waited = 0;
     for piece in data.chunks(MAILBOX_BYTES / size_of::<T>()) {
         let written = line.written.value.load(Ordering::Relaxed);
-        waited += wait(meeting, peer, &line.read, written.wrapping_sub(1), || {
+        waited += wait(meeting, peer, &line.read.0, written.wrapping_sub(1), || {
             format!("send to rank {peer}")
         })?;
         let slot = (written & 1) as usize;
@@ -51,7 +51,7 @@ pub(super) fn receive<T: Number>(
     let line = region.mail(peer, rank);
     let (mut waited, bytes) = (0, size_of_val(data) as u64);
     for piece in data.chunks_mut(MAILBOX_BYTES / size_of::<T>()) {
-        let read = line.read.value.load(Ordering::Relaxed);
+        let read = line.read.0.value.load(Ordering::Relaxed);
         waited += wait(meeting, peer, &line.written, read.wrapping_add(1), || {
             format!("receive from rank {peer}")
         })?;
@@ -79,8 +79,9 @@ pub(super) fn receive<T: Number>(
         region
             .line(peer)
             .read_from
+            .0
             .fetch_add(size_of_val(piece) as u64, Ordering::Relaxed);
-        advance(region, &line.read);
+        advance(region, &line.read.0);
     }
     Ok(waited)
 }

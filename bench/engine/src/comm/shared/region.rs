@@ -11,13 +11,14 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::thread::futex;
 
 use super::layout::{
-    Header, Layout, MAGIC, MAILBOX_BYTES, MailLine, PAGE, REASON_BYTES, RankLine, VERSION, Word,
+    Header, Layout, MAGIC, MAILBOX_BYTES, MailLine, PAGE, REASON_BYTES, ROUNDS, RankLine, VERSION,
+    Word,
 };
 
 /// Largest number of ranks of one region.
 pub const MAX_WORLD: usize = 256;
-/// Size of a data slot unless the caller chooses another: it lies well within a core's second-level cache.
-pub const DEFAULT_SLOT_BYTES: usize = 1 << 20;
+/// Size of a data slot unless the caller chooses another: a rank's slots lie within the last-level cache.
+pub const DEFAULT_SLOT_BYTES: usize = 512 << 10;
 
 /// Why a region could not be made or found.
 #[derive(Debug, thiserror::Error)]
@@ -214,7 +215,7 @@ impl Region {
 
     /// Bytes that other ranks have read from the slots and mailboxes of `rank`, as counted by those readers.
     pub fn read_from(&self, rank: usize) -> u64 {
-        self.line(rank).read_from.load(Ordering::Relaxed)
+        self.line(rank).read_from.0.load(Ordering::Relaxed)
     }
 
     /// Makes every pending and later collective of the job fail with `reason`. The first abort wins. `rank` is who
@@ -285,7 +286,7 @@ impl Region {
             self.wake(&self.line(rank).barriers);
             for peer in 0..self.world {
                 self.wake(&self.mail(rank, peer).written);
-                self.wake(&self.mail(rank, peer).read);
+                self.wake(&self.mail(rank, peer).read.0);
             }
         }
     }
@@ -324,10 +325,10 @@ impl Region {
         }
     }
 
-    /// Start of slot `parity` of `rank`: [`Region::slot_bytes`] bytes, page-aligned.
-    pub(super) fn slot(&self, rank: usize, parity: usize) -> *mut u8 {
-        assert!(rank < self.world && parity < 2);
-        let offset = self.layout.slots + (rank * 2 + parity) * self.slot_bytes;
+    /// Start of slot `place` of `rank`: [`Region::slot_bytes`] bytes, page-aligned.
+    pub(super) fn slot(&self, rank: usize, place: usize) -> *mut u8 {
+        assert!(rank < self.world && place < ROUNDS);
+        let offset = self.layout.slots + (rank * ROUNDS + place) * self.slot_bytes;
         self.memory.as_ptr().wrapping_add(offset)
     }
 

@@ -1,16 +1,19 @@
 //! How ranks meet: arrivals, parking, time limits, and what happens when one does not come.
 //!
-//! A collective is a sequence of *rounds*. In a round every rank writes its slot of the round's parity, announces what
-//! it is doing, arrives (its counter grows by one) and waits until every other counter has grown as far. Then it may
-//! read the slots of all ranks. Slots of one parity are reused two rounds later, and by then everyone has arrived at
-//! the round between, which a rank only does after its last read: so two slots are enough, and no second wait is.
-//! Counters are compared modulo 2³².
+//! A collective is a sequence of *rounds*. In a round every rank writes its slot of the round, announces what it is
+//! doing, arrives (its counter grows by one) and waits until every other counter has grown as far. Then it may read the
+//! slots of all ranks. A rank may write for the next round and arrive there before it reads what it has waited for,
+//! so that ranks move pieces at the same time instead of taking turns at waiting; it never is further ahead than that.
+//!
+//! So whoever has arrived at round r has read all of round r - 2, and whoever writes for round r has waited for round
+//! r - 1 and knows that everyone has read round r - 3. Three slots would be enough; [`ROUNDS`] is the next power of two,
+//! because counters wrap: they are compared modulo 2³², and a round's place is its number modulo [`ROUNDS`].
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::thread::futex;
 
-use super::layout::Word;
+use super::layout::{ROUNDS, Word};
 use super::region::Region;
 use crate::comm::error::{CommError, Waiting};
 use crate::comm::fault::Fault;
@@ -130,15 +133,23 @@ impl Meeting<'_> {
 
     /// Arrives at the next round and waits for all others; returns the nanoseconds waited.
     pub(super) fn meet(&self, lane: Lane, call: &dyn Fn() -> String) -> Result<u64, CommError> {
+        self.arrive(lane)?;
+        self.join(lane, call)
+    }
+
+    /// Arrives at the next round.
+    pub(super) fn arrive(&self, lane: Lane) -> Result<(), CommError> {
         self.refuse_aborted()?;
-        let own = self.word(lane, self.rank);
-        let target = own.value.load(Ordering::Relaxed).wrapping_add(1);
+        let line = self.region.line(self.rank);
+        line.heartbeat_ns.store(now_ns(), Ordering::Relaxed);
+        advance(self.region, self.word(lane, self.rank));
+        Ok(())
+    }
+
+    /// Waits until all others have arrived at the round that this rank came to last; returns the nanoseconds waited.
+    pub(super) fn join(&self, lane: Lane, call: &dyn Fn() -> String) -> Result<u64, CommError> {
+        let target = self.round(lane);
         let begin = now_ns();
-        self.region
-            .line(self.rank)
-            .heartbeat_ns
-            .store(begin, Ordering::Relaxed);
-        advance(self.region, own);
         let deadline_ns =
             begin.saturating_add(self.waiting.timeout.as_nanos().min(u128::from(u64::MAX)) as u64);
         for owner in (0..self.region.world_size()).filter(|owner| *owner != self.rank) {
@@ -203,10 +214,10 @@ impl Meeting<'_> {
         error
     }
 
-    /// Compares what all ranks announced for the round of `parity`.
-    pub(super) fn compare(&self, parity: usize, ours: Signature) -> Result<(), CommError> {
+    /// Compares what all ranks announced for the round at `place`.
+    pub(super) fn compare(&self, place: usize, ours: Signature) -> Result<(), CommError> {
         for peer in 0..self.region.world_size() {
-            let theirs = Signature(announced(&self.region.line(peer).signature, parity));
+            let theirs = Signature(announced(&self.region.line(peer).signature, place));
             if theirs != ours {
                 let error = CommError::Mismatch {
                     rank: self.rank,
@@ -222,9 +233,14 @@ impl Meeting<'_> {
     }
 }
 
-/// Reads one of a pair of announced words. The arrival that was waited for orders it.
-pub(super) fn announced(pair: &[AtomicU64; 2], parity: usize) -> u64 {
-    pair[parity].load(Ordering::Relaxed)
+/// Where what belongs to round `round` lies.
+pub(super) fn place(round: u32) -> usize {
+    round as usize % ROUNDS
+}
+
+/// Reads one of some announced words. The arrival that was waited for orders it.
+pub(super) fn announced(words: &[AtomicU64], place: usize) -> u64 {
+    words[place].load(Ordering::Relaxed)
 }
 
 #[cfg(test)]

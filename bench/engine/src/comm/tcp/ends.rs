@@ -5,10 +5,11 @@
 use std::ops::Range;
 
 use crate::comm::Reduce;
+use crate::comm::combine::{meet, scale};
 use crate::comm::number::Number;
 
 /// Most bytes that one call of the system is given: larger ones would leave the other direction waiting.
-const MOST: usize = 1 << 20;
+pub(super) const MOST: usize = 1 << 20;
 
 /// The memory side of a flow.
 pub(super) trait Ends {
@@ -26,13 +27,13 @@ pub(super) trait Ends {
 }
 
 /// The bytes of numbers.
-fn bytes_of<T: Number>(values: &[T]) -> &[u8] {
+pub(super) fn bytes_of<T: Number>(values: &[T]) -> &[u8] {
     // SAFETY: numbers are plain old data without padding, and any byte may be read.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
 /// The bytes of numbers, to write.
-fn bytes_of_mut<T: Number>(values: &mut [T]) -> &mut [u8] {
+pub(super) fn bytes_of_mut<T: Number>(values: &mut [T]) -> &mut [u8] {
     // SAFETY: as above, and any bits are a number.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
@@ -42,18 +43,6 @@ pub(super) fn typed<T: Number>(words: &mut [u64]) -> &mut [T] {
     let len = size_of_val(words) / size_of::<T>();
     // SAFETY: words are aligned for every number and hold so many; any bits are a number.
     unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), len) }
-}
-
-/// Combines what came with the own contribution, which the result replaces.
-fn combine<T: Number>(reduce: Reduce, came: &[T], own: &mut [T]) {
-    let both = own.iter_mut().zip(came);
-    match reduce {
-        Reduce::Sum => both.for_each(|(own, came)| *own = came.add(*own)),
-        Reduce::ScaledSum(factor) => {
-            both.for_each(|(own, came)| *own = came.add(own.scaled(factor)))
-        }
-        Reduce::Max => both.for_each(|(own, came)| *own = came.larger(*own)),
-    }
 }
 
 /// One range out, one in, neither depending on the other.
@@ -242,7 +231,7 @@ impl<T: Number, O: Fn(usize) -> Range<usize>, I: Fn(usize) -> Range<usize>> Ends
         let (filled, size) = (self.part + bytes, size_of::<T>());
         let whole = filled / size;
         let start = (self.into)(self.in_at.segment).start + self.in_at.offset / size;
-        combine(
+        meet(
             self.reduce,
             &self.staging[..whole],
             &mut self.data[start..start + whole],
@@ -352,7 +341,7 @@ impl<'a, T: Number, I: Fn(usize) -> Range<usize>> Through<'a, T, I> {
             let start = self.lead.start + self.put;
             let to = &mut self.buffer[at..at + len];
             to.copy_from_slice(&self.from[start..start + len]);
-            crate::comm::number::scale(self.reduce, to);
+            scale(self.reduce, to);
             self.put += len;
         }
     }
@@ -365,7 +354,7 @@ impl<'a, T: Number, I: Fn(usize) -> Range<usize>> Through<'a, T, I> {
             let len = (whole - done).min(self.buffer.len() - at);
             let to = &mut self.buffer[at..at + len];
             to.copy_from_slice(&self.from[start..start + len]);
-            combine(self.reduce, &self.staging[done..done + len], to);
+            meet(self.reduce, &self.staging[done..done + len], to);
             self.put += len;
             done += len;
             start += len;
@@ -415,7 +404,7 @@ impl<T: Number, I: Fn(usize) -> Range<usize>> Ends for Through<'_, T, I> {
         } else {
             let to = &mut self.terminal[offset..offset + whole];
             to.copy_from_slice(&self.from[start..start + whole]);
-            combine(self.reduce, &self.staging[..whole], to);
+            meet(self.reduce, &self.staging[..whole], to);
         }
         bytes_of_mut(self.staging).copy_within(whole * size..filled, 0);
         self.part = filled - whole * size;

@@ -1,7 +1,7 @@
 //! The transport `tcp`: ranks anywhere exchange over connections between each two of them, on a ring.
 //!
 //! `rendezvous` is how they meet (`accept`, `wire`, `error` with it), `control` what they tell each other beside calls,
-//! `ring` the algorithm, `flow` how bytes move and are counted, `ends` the memory at both ends, `info` the kernel's own
+//! `ring` the algorithm, `flow` how bytes move and are counted, `ends` and `pair` the memory at both ends, `info` the kernel's own
 //! counters. Collectives run on the communication stream of the rank's device, so at most one per rank is under way.
 mod accept;
 mod control;
@@ -9,6 +9,7 @@ mod ends;
 mod error;
 mod flow;
 mod info;
+mod pair;
 mod rendezvous;
 mod ring;
 mod wire;

@@ -3,18 +3,23 @@
 //! - reduce-scatter: chunk c starts on rank c + 1 and comes round to rank c, each rank adding its own;
 //! - all-gather: own block first, then whatever came; all-reduce is the one after the other, in place;
 //! - broadcast and reduce are chains from and to the root, in which pieces are passed on as they come;
+//! - all-reduce of two ranks: each sends all that it brings and combines all that comes, which moves as many bytes as the
+//!   ring does, of which none has to wait for another;
 //! - scatter, gather, send and receive take the direct connection; a barrier has no payload.
 //!
-//! Each element is combined in one order, along the ring, and its result copied: all ranks end with the same bits.
+//! Each element is combined in one order, along the ring, and its result copied, or by two ranks with the same loop over the
+//! same operands: all ranks end with the same bits.
 //! Reference: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009.
 use std::ops::Range;
 
 use super::ends::{Buffers, InPlace, Passage, Plain, Segments, Through, typed};
 use super::flow::{Exchange, STAGING_BYTES, Ways};
+use super::pair::Pair;
 use crate::comm::algorithm::Algorithm;
 use crate::comm::chunk;
+use crate::comm::combine::scale;
 use crate::comm::error::{CommError, invalid};
-use crate::comm::number::{Number, scale};
+use crate::comm::number::Number;
 
 /// No segment: of the direction that a flow does not have.
 fn nothing(_: usize) -> Range<usize> {
@@ -89,6 +94,17 @@ impl Exchange<'_> {
         let ways = self.round(Some(out), receives.then_some(into));
         let done = self.flow(ways, elements, &mut ends);
         (self.lines.staging, self.lines.buffer) = (staging, buffer);
+        done.map(|_| ())
+    }
+
+    /// Each way the whole contribution.
+    fn all_reduce_of_two<T: Number>(&mut self, data: &mut [T]) -> Result<(), CommError> {
+        let (first, elements) = (self.control.rank == 0, self.tally.elements);
+        let ways = self.round(Some(size_of_val(data)), Some(size_of_val(data)));
+        let mut staging = std::mem::take(&mut self.lines.staging);
+        let mut ends = Pair::new(data, &mut staging, self.call.reduce, first);
+        let done = self.flow(ways, elements, &mut ends);
+        self.lines.staging = staging;
         done.map(|_| ())
     }
 
@@ -184,6 +200,9 @@ impl Algorithm for Exchange<'_> {
         if world == 1 {
             scale(self.call.reduce, data);
             return Ok(());
+        }
+        if world == 2 {
+            return self.all_reduce_of_two(data);
         }
         let part = |place: usize| chunk(len, world, place % world);
         // What comes in is scaled where it is combined; only the chunk that goes out first is not.
