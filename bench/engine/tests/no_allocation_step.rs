@@ -206,7 +206,7 @@ impl Training {
             .step(device.backend.as_mut(), device.state)
             .expect("step");
         optimizer
-            .zero_gradients(device.backend.as_mut())
+            .zero_gradients(device.backend.as_mut(), &[device.program.gradients()])
             .expect("zero");
         device.backend.synchronize().expect("synchronize");
         *step += 1;

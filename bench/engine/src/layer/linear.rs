@@ -48,7 +48,7 @@ impl Layer for Linear {
             wires.cut(wires.inputs[0], rows),
             wires.cut(wires.d_output, rows),
         );
-        // dW[out, in] += dyᵀ · x
+        // dW[out, in] (+)= dyᵀ · x: it is most of what a linear model has, and zeroing it would be a pass through memory.
         step.launch(Kernel::Matmul {
             a: d_y,
             b: x,
@@ -58,7 +58,11 @@ impl Layer for Linear {
             k: rows,
             transpose_a: true,
             transpose_b: false,
-            write: Write::Accumulate,
+            write: if step.fresh {
+                Write::Overwrite
+            } else {
+                Write::Accumulate
+            },
         })?;
         if let Some((_, d_bias)) = self.bias {
             step.launch(Kernel::BiasBackward { d_y, d_bias, rows })?;
@@ -78,6 +82,10 @@ impl Layer for Linear {
             transpose_b: false,
             write,
         })
+    }
+
+    fn overwritten(&self) -> Span {
+        self.d_weight
     }
 
     fn kind(&self) -> &'static str {

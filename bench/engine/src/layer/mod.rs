@@ -93,6 +93,8 @@ pub struct Step<'a> {
     pub chunks: &'a [usize],
     /// Device-side state.
     pub state: State,
+    /// Whether gradients of parameters hold nothing yet, so that those of [`Layer::overwritten`] are written over.
+    pub fresh: bool,
 }
 
 impl Step<'_> {
@@ -154,6 +156,10 @@ pub trait Layer: Send {
     /// # Errors
     /// The backend's failure.
     fn backward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()>;
+    /// The gradient that backward overwrites, to the last element, in a [`Step::fresh`] call: it need not be zeroed before.
+    fn overwritten(&self) -> Span {
+        Span::EMPTY
+    }
     /// Kind, as in model files: `linear`, `batch-norm`, ...
     fn kind(&self) -> &'static str;
     /// Whether it takes part in collectives, so that a rank without samples must call it too.

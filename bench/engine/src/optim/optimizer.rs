@@ -18,7 +18,6 @@ pub struct Optimizer {
     range: Range<usize>,
     parameters: Span,
     gradients: Span,
-    all_gradients: Span,
     /// Momentum, or the two averages; empty where the rule keeps nothing.
     state: [Span; 2],
 }
@@ -60,7 +59,6 @@ impl Optimizer {
             settings,
             parameters: program.parameters().slice(range.clone()),
             gradients: program.gradients().slice(range.clone()),
-            all_gradients: program.gradients(),
             range,
             state,
         })
@@ -139,21 +137,16 @@ impl Optimizer {
         }
     }
 
-    /// Enqueues zeroing of all gradients of the program, not only of its range, on the compute stream.
+    /// Enqueues zeroing of `gradients`, which may be of others than its range, on the compute stream.
     ///
     /// # Errors
     /// The backend's failure.
-    pub fn zero_gradients(&mut self, backend: &mut dyn Backend) -> Result<()> {
-        if self.all_gradients.is_empty() {
-            return Ok(());
-        }
-        backend.launch(
-            Stream::Compute,
-            Kernel::Fill {
-                to: self.all_gradients,
-                value: 0.0,
-            },
-        )
+    pub fn zero_gradients(&mut self, backend: &mut dyn Backend, gradients: &[Span]) -> Result<()> {
+        let mut zero = |to| backend.launch(Stream::Compute, Kernel::Fill { to, value: 0.0 });
+        gradients
+            .iter()
+            .filter(|span| !span.is_empty())
+            .try_for_each(|span| zero(*span))
     }
 
     /// Its state by the parameters' names with a prefix: `momentum.0.conv2d.weight`, or `exp_avg.` and `exp_avg_sq.`. Blocks.

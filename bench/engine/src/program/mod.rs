@@ -14,6 +14,7 @@ mod values;
 use std::ops::Range;
 
 use crate::backend::{Backend, BackendError};
+use crate::kernel::Kernel;
 use crate::layer::{Layer, Result, Step, Wires};
 use crate::model::Model;
 use crate::shape::Shape;
@@ -167,6 +168,21 @@ impl Program {
     pub fn padded_gradients(&self) -> Span {
         self.padded[1]
     }
+    /// The gradients that no [`Step::fresh`] backward overwrites, in as few spans as there can be.
+    pub fn accumulated_gradients(&self) -> Vec<Span> {
+        let overwritten = self.nodes.iter().map(|node| node.layer.overwritten());
+        let mut overwritten: Vec<Span> = overwritten.filter(|span| !span.is_empty()).collect();
+        overwritten.sort_by_key(|span| span.start());
+        let (all, mut next, mut kept) = (self.gradients, 0, Vec::new());
+        for span in overwritten {
+            let start = span.start() - all.start();
+            kept.push(all.slice(next..start));
+            next = start + span.len();
+        }
+        kept.push(all.slice(next..all.len()));
+        kept.retain(|span| !span.is_empty());
+        kept
+    }
     /// The parameters one by one, in execution order (PyTorch's).
     pub fn table(&self) -> &[Parameter] {
         &self.table
@@ -239,7 +255,12 @@ impl Program {
         self.check(step);
         let node = &mut self.nodes[i];
         if step.batch == 0 && !node.layer.meets_ranks() {
-            return Ok(());
+            let to = node.layer.overwritten();
+            return if step.fresh && !to.is_empty() {
+                step.launch(Kernel::Fill { to, value: 0.0 })
+            } else {
+                Ok(())
+            };
         }
         node.layer.backward(step, &node.wires)
     }

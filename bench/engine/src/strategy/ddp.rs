@@ -122,6 +122,7 @@ impl Ddp {
                 seed: settings.seed,
                 optimizer: settings.optimizer,
                 optimizes: true,
+                overwrites: true,
             },
         )?;
         let state = replica.counters();

@@ -57,6 +57,7 @@ impl Independent {
             seed: settings.seed,
             optimizer: settings.optimizer,
             optimizes: true,
+            overwrites: true,
         };
         Ok(Self {
             replica: Replica::new(backend, model, &replica)?,

@@ -44,6 +44,8 @@ pub(super) struct ReplicaSettings<'a> {
     pub(super) optimizer: OptimizerSettings,
     /// Whether it holds the optimizer's state: under DP only device 0 does.
     pub(super) optimizes: bool,
+    /// Whether a step's first backward may write over gradients. Under DP they are cleared by others.
+    pub(super) overwrites: bool,
 }
 
 /// One device with a whole copy of the model.
@@ -73,6 +75,11 @@ pub struct Replica {
     pub(super) summed_loss: Span,
     pub(super) trace: Trace,
     saved: Option<Saved>,
+    /// What is zeroed after an update: all gradients, or those that the next backward only adds to.
+    zeroed: Vec<Span>,
+    overwrites: bool,
+    /// Whether the next backward is the first since the last update.
+    fresh: bool,
 }
 
 impl Replica {
@@ -121,7 +128,15 @@ impl Replica {
             _ => backend.allocate(Category::Workspace, Dtype::F32, 1)?,
         };
         let learning_rate = s.optimizer.learning_rate();
+        let zeroed = if s.overwrites {
+            program.accumulated_gradients()
+        } else {
+            vec![program.gradients()]
+        };
         let mut replica = Self {
+            zeroed,
+            overwrites: s.overwrites,
+            fresh: s.overwrites,
             program,
             optimizers: Vec::new(),
             state,
@@ -266,6 +281,7 @@ impl Replica {
             batch: len,
             chunks,
             state: self.state,
+            fresh: false,
         })
     }
 
@@ -292,8 +308,11 @@ impl Replica {
                 batch: len,
                 chunks,
                 state: self.state,
+                fresh: self.fresh,
             },
-        )
+        )?;
+        self.fresh &= i > 0;
+        Ok(())
     }
 
     /// Forward in training mode, on this device alone.
@@ -347,11 +366,12 @@ impl Replica {
         Ok(())
     }
 
-    /// Zeroes the gradients, all of them, and counts the step.
+    /// Zeroes the gradients, but for those that the next backward overwrites, and counts the step.
     pub(super) fn end_update(&mut self) -> Result<()> {
         if let Some(optimizer) = self.optimizers.first_mut() {
             let opened = self.trace.open(&mut *self.backend);
-            optimizer.zero_gradients(&mut *self.backend)?;
+            optimizer.zero_gradients(&mut *self.backend, &self.zeroed)?;
+            self.fresh = self.overwrites;
             self.trace.close(&mut *self.backend, Phase::Zero, opened);
         }
         self.step += 1;

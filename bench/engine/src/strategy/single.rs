@@ -62,6 +62,7 @@ impl Single {
             seed: settings.seed,
             optimizer: settings.optimizer,
             optimizes: true,
+            overwrites: true,
         };
         Ok(Self {
             replica: Replica::new(backend, model, &replica)?,

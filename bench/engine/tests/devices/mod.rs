@@ -82,6 +82,7 @@ impl Device {
             batch,
             chunks,
             state: self.state,
+            fresh: false,
         };
         (&mut self.program, step)
     }

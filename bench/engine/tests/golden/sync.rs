@@ -100,6 +100,7 @@ fn step_of<'a>(step: &'a mut Step<'_>) -> Step<'a> {
         batch,
         chunks,
         state,
+        fresh: false,
     }
 }
 

@@ -188,7 +188,9 @@ impl<'a> Run<'a> {
         state.set_counters(backend, k as i32, 0).expect("upload");
         state.set_learning_rate(backend, rate).expect("upload");
         self.optimizer.step(backend, state).expect("step");
-        self.optimizer.zero_gradients(backend).expect("zero");
+        let gradients = self.device.program.gradients();
+        let zeroed = self.optimizer.zero_gradients(backend, &[gradients]);
+        zeroed.expect("zero");
     }
 
     /// Checks L2 norms. How far one norm is from its float64 value is luck, so the yardstick is the largest relative gap

@@ -117,6 +117,7 @@ impl Replica {
             batch: len,
             chunks,
             state: self.state,
+            fresh: false,
         };
         Ok(self.program.forward_node(i, step)?)
     }
