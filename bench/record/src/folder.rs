@@ -189,6 +189,18 @@ impl RunFolder {
         Rows::open(&self.path)
     }
 
+    /// As [`RunFolder::rows`], but only rows with this value in this column: quick where most rows have another.
+    ///
+    /// # Errors
+    /// As [`RunFolder::rows`].
+    pub fn rows_where<R: Row>(
+        &self,
+        column: &str,
+        value: &'static str,
+    ) -> Result<Rows<R>, FolderError> {
+        Rows::open_where(&self.path, Some((column, value)))
+    }
+
     /// All rows of one file. `steps.csv` and `phases.csv` can be large: prefer [`RunFolder::rows`] for them.
     ///
     /// # Errors

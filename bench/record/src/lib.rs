@@ -6,6 +6,7 @@ pub mod bytes;
 pub mod columns;
 pub mod disturbance;
 pub mod environment;
+mod only;
 pub mod error;
 pub mod folder;
 pub mod outcome;

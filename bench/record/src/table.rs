@@ -5,14 +5,19 @@
 //! Reference: RFC 4180.
 use std::{
     fs::{File, OpenOptions},
-    io::{BufReader, Read, Seek, SeekFrom, Take, Write},
+    io::{Read, Seek, SeekFrom, Take, Write},
     marker::PhantomData,
     path::{Path, PathBuf},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{columns::columns, error::FolderError, rows};
+use crate::{
+    columns::columns,
+    error::FolderError,
+    only::{Only, Wanted},
+    rows,
+};
 
 /// A row type that has a file of its own.
 pub trait Row: Serialize + DeserializeOwned {
@@ -50,7 +55,7 @@ fn complete_length(file: &mut File) -> std::io::Result<(u64, u64)> {
 /// The rows of one file, read one at a time.
 pub struct Rows<R> {
     path: PathBuf,
-    reader: Option<csv::Reader<BufReader<Take<File>>>>,
+    reader: Option<csv::Reader<Only<Take<File>>>>,
     headers: csv::StringRecord,
     record: csv::StringRecord,
     torn: bool,
@@ -63,6 +68,18 @@ impl<R: Row> Rows<R> {
     /// # Errors
     /// [`FolderError::Io`] when the file cannot be read, [`FolderError::Row`] when its header is no CSV.
     pub fn open(folder: &Path) -> Result<Self, FolderError> {
+        Self::open_where(folder, None)
+    }
+
+    /// As [`Rows::open`], but only rows with this value in this column, if one is given. The others are not even parsed, so a
+    /// mistake in them is not found.
+    ///
+    /// # Errors
+    /// As [`Rows::open`].
+    pub fn open_where(
+        folder: &Path,
+        wanted: Option<(&str, &'static str)>,
+    ) -> Result<Self, FolderError> {
         let path = folder.join(R::FILE);
         let mut rows = Self {
             path,
@@ -80,11 +97,15 @@ impl<R: Row> Rows<R> {
             .and_then(|lengths| file.rewind().map(|()| lengths))
             .map_err(|error| FolderError::io("read", &rows.path, error))?;
         rows.torn = complete < total;
-        let mut reader =
-            csv::Reader::from_reader(BufReader::with_capacity(1 << 16, file.take(complete)));
+        let wanted = wanted
+            .map(|(column, value)| Wanted::by_header(&mut file, column, value))
+            .transpose()
+            .map_err(|error| FolderError::io("read", &rows.path, error))?
+            .flatten();
+        let mut reader = csv::Reader::from_reader(Only::new(file.take(complete), wanted));
         rows.headers = reader
             .headers()
-            .map_err(|error| row_error(&rows.path, &rows.headers, error))?
+            .map_err(|error| row_error(&rows.path, &rows.headers, error, |line| line))?
             .clone();
         rows.reader = Some(reader);
         Ok(rows)
@@ -99,15 +120,14 @@ impl<R: Row> Rows<R> {
         let Some(reader) = &mut self.reader else {
             return Ok(None);
         };
-        match reader.read_record(&mut self.record) {
-            Ok(false) => Ok(None),
-            Ok(true) => self
-                .record
-                .deserialize(Some(&self.headers))
-                .map(Some)
-                .map_err(|error| row_error(&self.path, &self.headers, error)),
-            Err(error) => Err(row_error(&self.path, &self.headers, error)),
-        }
+        let row = match reader.read_record(&mut self.record) {
+            Ok(false) => return Ok(None),
+            Ok(true) => self.record.deserialize(Some(&self.headers)),
+            Err(error) => Err(error),
+        };
+        let line = |line| reader.get_ref().line(line);
+        row.map(Some)
+            .map_err(|error| row_error(&self.path, &self.headers, error, line))
     }
 }
 
@@ -124,8 +144,13 @@ impl<R: Row> Iterator for Rows<R> {
 }
 
 /// Turns an error of the CSV reader into one that names line and column.
-fn row_error(path: &Path, headers: &csv::StringRecord, error: csv::Error) -> FolderError {
-    let line = error.position().map_or(1, csv::Position::line);
+fn row_error(
+    path: &Path,
+    headers: &csv::StringRecord,
+    error: csv::Error,
+    line_in_file: impl Fn(u64) -> u64,
+) -> FolderError {
+    let line = line_in_file(error.position().map_or(1, csv::Position::line));
     let (column, message) = match error.into_kind() {
         csv::ErrorKind::Io(source) => return FolderError::io("read", path, source),
         csv::ErrorKind::Deserialize { err, .. } => {

@@ -75,7 +75,7 @@ pub fn phase_totals(
     trials: &[TrialRow],
     torn: &mut Vec<&'static str>,
 ) -> Result<BTreeMap<String, PhaseTotals>, FolderError> {
-    let rows = folder.rows::<StepRow>()?;
+    let rows = folder.rows_where::<StepRow>("pass", "traced")?;
     if rows.torn() {
         torn.push("steps.csv");
     }

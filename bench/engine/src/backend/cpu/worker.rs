@@ -224,6 +224,9 @@ impl Server {
                         begin = Some(now_ns());
                         task.run(&server.memory, call)
                     });
+                    // Before the event, on which a process may end: were this the last handle of a communicator, its good-bye
+                    // would be lost with the thread.
+                    drop(task);
                     self.progress.reach(sequence, begin);
                 }
                 Command::Kernel(kernel) => self.attempt(|server| {

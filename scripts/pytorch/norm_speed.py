@@ -1,0 +1,146 @@
+"""How long a norm takes forward and backward in syncmark and in PyTorch: alternating runs, paired ratios.
+
+    python scripts/pytorch/norm_speed.py [NORM ...] [--pairs 10] [--seconds 2] [--syncmark target/release/syncmark]
+
+Contract: both sides normalize one batch of images again and again on one core, in training mode, with affine parameters, forward and
+backward to the input and the parameters. The images are larger than any cache: (64, 64, 112, 112) is 196 MiB and (64, 256, 28, 28)
+49 MiB. PyTorch's layout is the faster of contiguous and channels_last, found by a first round. Syncmark's time is that of the
+norm's node in a training step of a model that is little else (kind layer-cost); PyTorch's that of module and autograd.
+The last column is what the pass table of METHODOLOGY.md says must be moved, over syncmark's time. Below 1 syncmark is faster.
+
+Reference: METHODOLOGY.md, "Against PyTorch" and "Cost by node".
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from paired import alternate
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BATCH = 64
+SHAPES = ((64, 112, 112), (256, 28, 28))
+PASSES = {"batch": 8, "layer": 5, "instance": 5, "group": 5, "rms": 5}
+LAYOUTS = ("contiguous", "channels_last")
+
+
+def time_pytorch(norm: str, shape: tuple[int, int, int], layout: str, seconds: float, core: int) -> float:
+    """Milliseconds of a forward and a backward of PyTorch in this process, which is its own."""
+    os.sched_setaffinity(0, {core})
+    import torch  # after the affinity, which its thread pools inherit
+
+    from model import build
+
+    torch.set_num_threads(1)
+    spec = {"name": "norm", "input": list(shape), "classes": 2, "layers": ["norm"]}
+    module = build(spec, norm).train()
+    memory_format = getattr(torch, "channels_last" if layout == "channels_last" else "contiguous_format")
+    make = lambda: torch.randn(BATCH, *shape).to(memory_format=memory_format)  # noqa: E731
+    x, d_y = make().requires_grad_(), make()
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < 5 or time.perf_counter() - begin < seconds:
+        x.grad = None
+        module.zero_grad(set_to_none=True)
+        start = time.perf_counter()
+        module(x).backward(d_y)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:]) * 1e3
+
+
+def run_pytorch(norm: str, shape: tuple[int, int, int], layout: str, seconds: float, core: int) -> float:
+    """The same in a new process."""
+    task = json.dumps([norm, shape, layout, seconds, core])
+    done = subprocess.run([sys.executable, __file__, "--task", task], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"PyTorch failed with status {done.returncode}:\n{done.stderr}")
+    return float(done.stdout)
+
+
+SCENARIO = """
+name = "norm-speed"
+question = "How long does a norm take?"
+kind = "layer-cost"
+[model]
+norm = "{norm}"
+input = {shape}
+classes = 2
+layers = ["relu", "norm", "global-average-pool", {{ linear = {{ features = "classes" }} }}]
+[data]
+source = "synthetic"
+batch_size = {batch}
+[measure]
+smoke = true
+repeats = 1
+steps = 5
+min_time = "{seconds}s"
+warmup_steps = 2
+warmup_time = "100ms"
+trace_steps = 0
+timeout = "10m"
+"""
+
+
+def run_syncmark(norm: str, shape: tuple[int, int, int], seconds: float, binary: Path) -> float:
+    """Milliseconds of the norm's node, forward and backward."""
+    with tempfile.TemporaryDirectory() as folder:
+        scenario, out = Path(folder) / "norm-speed.toml", Path(folder) / "out"
+        scenario.write_text(SCENARIO.format(norm=norm, shape=list(shape), batch=BATCH, seconds=seconds / 2))
+        done = subprocess.run(
+            [binary, "run", "--quiet", "--out", out, scenario], capture_output=True, text=True
+        )
+        if done.returncode:
+            sys.exit(f"syncmark failed with status {done.returncode}:\n{done.stderr}")
+        (table,) = out.glob("*/layers.csv")
+        nodes = [row for row in csv.DictReader(table.open()) if row["node"] == "1"]
+        if {row["direction"] for row in nodes} != {"forward", "backward"}:
+            sys.exit(f"the norm's node was not timed in both directions: {nodes}")
+        return sum(int(row["time_ns_p50"]) for row in nodes) / 1e6
+
+
+def compare(norm: str, shape: tuple[int, int, int], options: argparse.Namespace) -> None:
+    """Print a row of the table."""
+    trials = {layout: run_pytorch(norm, shape, layout, options.seconds / 2, options.core) for layout in LAYOUTS}
+    layout = min(trials, key=trials.__getitem__)
+    found = alternate(
+        lambda: {"norm": run_syncmark(norm, shape, options.seconds, options.syncmark)},
+        lambda: {"norm": run_pytorch(norm, shape, layout, options.seconds, options.core)},
+        options.pairs,
+    )["norm"]
+    elements = BATCH * shape[0] * shape[1] * shape[2]
+    rate = PASSES[norm] * elements * 4 / (found.ours * 1e-3) / 1e9
+    where = "×".join(map(str, (BATCH, *shape)))
+    print(f"| {norm}, {where} | {layout} | {found.cells()} | {rate:.3g} |", flush=True)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("norms", nargs="*", choices=[*PASSES, []], help="rows; all unless given")
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each side of a pair")
+    parser.add_argument("--core", type=int, default=0, help="where PyTorch runs; syncmark takes the first of its affinity mask")
+    parser.add_argument("--syncmark", type=Path, default=ROOT / "target" / "release" / "syncmark")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.task:
+        norm, shape, layout, seconds, core = json.loads(options.task)
+        print(time_pytorch(norm, tuple(shape), layout, seconds, core))
+        return
+    print("| norm | PyTorch | syncmark / PyTorch | ms | PyTorch's ms | GB/s |\n|---|---|---:|---:|---:|---:|", flush=True)
+    for shape in SHAPES:
+        for norm in options.norms or PASSES:
+            compare(norm, shape, options)
+
+
+if __name__ == "__main__":
+    main()
