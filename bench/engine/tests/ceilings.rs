@@ -11,7 +11,7 @@ use syncmark_engine::ceiling::{
 fn ordered(measured: &Measured) {
     let spread = measured.spread;
     let [low, high] = spread.quartiles;
-    assert_eq!(spread.windows, WINDOWS, "{measured:?}");
+    assert!(spread.windows >= WINDOWS, "{measured:?}");
     assert!(
         low > 0.0 && low <= spread.median && spread.median <= high,
         "{measured:?}"

@@ -4,17 +4,17 @@
 //! (portable), a product and a sum. All values end at the fixed point of v·½ + 1, which is 2 exactly whatever they began with.
 use std::hint::black_box;
 
-use super::together::{Work, together};
+use super::together::{Work, together, windows};
 use super::{Ceiling, CeilingError, Measured, Result, Spread};
 use crate::backend::BackendError;
 use crate::backend::cpu::ceiling::{CHAIN_LEN, flops_per_round, multiply_add};
 use crate::backend::cpu::instructions;
 use crate::probe::now_ns;
 
-/// A window lasts about this long.
-const WINDOW_NS: u64 = 8_000_000;
+/// All parts of a window together last about this long.
+const WHOLE_NS: u64 = 16_000_000;
 /// Rounds by whose time the windows are planned.
-const TRIED_ROUNDS: u64 = 1 << 16;
+const TRIED_ROUNDS: u64 = 1 << 14;
 
 struct Chains {
     values: [f32; CHAIN_LEN],
@@ -22,7 +22,8 @@ struct Chains {
 }
 
 impl Chains {
-    fn new() -> Self {
+    /// For windows that last a `parts`-th of the whole.
+    fn new(parts: u64) -> Self {
         // Chains that begin alike would be one.
         let values = std::array::from_fn(|i| 1.0 + i as f32 / CHAIN_LEN as f32);
         let mut chains = Self {
@@ -32,7 +33,7 @@ impl Chains {
         let begin = now_ns();
         chains.run();
         let ns = (now_ns() - begin).max(1);
-        chains.rounds = (TRIED_ROUNDS * WINDOW_NS / ns).max(TRIED_ROUNDS);
+        chains.rounds = (TRIED_ROUNDS * (WHOLE_NS / parts) / ns).max(1);
         chains
     }
 
@@ -68,7 +69,8 @@ impl Work for Chains {
 /// When a thread cannot be pinned, and for instructions that cannot be had.
 pub fn arithmetic(cores: &[Vec<usize>]) -> Result<Measured> {
     let instructions = instructions::from_environment().map_err(BackendError::Instructions)?;
-    let rates = together(cores, || Ok(Chains::new()))?;
+    let (windows, parts) = windows(cores.len());
+    let rates = together(cores, windows, || Ok(Chains::new(parts)))?;
     Ok(Measured {
         ceiling: Ceiling::MultiplyAdd,
         threads: cores.len(),

@@ -1,11 +1,13 @@
 //! Bandwidth of memory: one stream that is read, and one that is read beside one that is written.
 //!
-//! Contract: a thread's working set is at least 4 times the last-level cache, so a pass finds nothing of the pass before. Bytes are
+//! Contract: a thread's working set is at least 4 times the last-level cache, and it goes over it part by part, again and again, so it finds
+//! nothing of the time before. Bytes are
 //! those that the loop asks for. An ordinary store first fetches the line that it writes to, which is traffic but is not
 //! counted: the same holds for the kernels that are held against this. All elements are compared after the last window.
 use std::hint::black_box;
+use std::ops::Range;
 
-use super::together::{Work, together};
+use super::together::{Work, together, windows};
 use super::{Ceiling, CeilingError, Measured, Result, Spread};
 use crate::backend::BackendError;
 use crate::backend::cpu::ceiling::{read, read_write};
@@ -42,36 +44,63 @@ fn filled(elements: u64, value: f32) -> Result<Vec<f32>> {
     }
 }
 
+/// Where in its memory a thread goes on: each window takes the next part, and the first one again after the last.
+struct Place {
+    parts: usize,
+    next: usize,
+}
+
+impl Place {
+    fn new(parts: u64) -> Self {
+        let parts = parts as usize;
+        Self { parts, next: 0 }
+    }
+
+    /// The part of `len` elements whose turn it is.
+    fn take(&mut self, len: usize) -> Range<usize> {
+        let at = |part: usize| len * part / self.parts;
+        let range = at(self.next)..at(self.next + 1);
+        self.next = (self.next + 1) % self.parts;
+        range
+    }
+}
+
 struct Reading {
     x: Vec<f32>,
+    place: Place,
     total: f64,
+    /// What the total should be.
+    expected: f64,
 }
 
 impl Work for Reading {
     fn window(&mut self) -> f64 {
-        read(black_box(&self.x), &mut self.total);
-        (self.x.len() as u64 * ELEMENT) as f64
+        let part = &self.x[self.place.take(self.x.len())];
+        let mut total = 0.0;
+        read(black_box(part), &mut total);
+        self.total += total;
+        self.expected += part.len() as f64 * f64::from(VALUE);
+        (part.len() as u64 * ELEMENT) as f64
     }
 
     fn check(&self) -> Result<()> {
-        same(
-            Ceiling::MemoryRead,
-            self.total,
-            self.x.len() as f64 * f64::from(VALUE),
-        )
+        same(Ceiling::MemoryRead, self.total, self.expected)
     }
 }
 
 struct Streaming {
     x: Vec<f32>,
     y: Vec<f32>,
+    place: Place,
 }
 
 impl Work for Streaming {
     fn window(&mut self) -> f64 {
         let (factor, summand) = (black_box(FACTOR), black_box(SUMMAND));
-        read_write(black_box(&self.x), black_box(&mut self.y), factor, summand);
-        (2 * self.x.len() as u64 * ELEMENT) as f64
+        let part = self.place.take(self.x.len());
+        let (x, y) = (&self.x[part.clone()], &mut self.y[part.clone()]);
+        read_write(black_box(x), black_box(y), factor, summand);
+        (2 * part.len() as u64 * ELEMENT) as f64
     }
 
     fn check(&self) -> Result<()> {
@@ -104,14 +133,22 @@ fn same(ceiling: Ceiling, found: f64, expected: f64) -> Result<()> {
 pub fn memory(cores: &[Vec<usize>], working_set_bytes: u64) -> Result<[Measured; 2]> {
     let instructions = instructions::from_environment().map_err(BackendError::Instructions)?;
     let elements = working_set_bytes.div_ceil(ELEMENT);
-    let reading = together(cores, || {
-        let x = filled(elements, VALUE)?;
-        Ok(Reading { x, total: 0.0 })
+    let (windows, parts) = windows(cores.len());
+    let reading = together(cores, windows, || {
+        Ok(Reading {
+            x: filled(elements, VALUE)?,
+            place: Place::new(parts),
+            total: 0.0,
+            expected: 0.0,
+        })
     })?;
-    let streaming = together(cores, || {
+    let streaming = together(cores, windows, || {
         let half = elements.div_ceil(2);
-        let (x, y) = (filled(half, VALUE)?, filled(half, 0.0)?);
-        Ok(Streaming { x, y })
+        Ok(Streaming {
+            x: filled(half, VALUE)?,
+            y: filled(half, 0.0)?,
+            place: Place::new(parts),
+        })
     })?;
     let measured = |ceiling, rates| Measured {
         ceiling,

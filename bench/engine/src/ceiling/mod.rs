@@ -1,6 +1,6 @@
 //! What this machine can do at best: arithmetic, memory, and the ways between two of its cores.
 //!
-//! Contract: each ceiling is measured in [`WINDOWS`] short windows of plain loops, with the kernels' own instructions, on cores that the
+//! Contract: each ceiling is measured in at least [`WINDOWS`] short windows of plain loops, with the kernels' own instructions, on cores that the
 //! caller names; every loop's result is compared with what it must be, so that none of it can have been left out. What is kept is
 //! the median of the windows, the best one and the middle half. Nothing here decides how a figure relates to a ceiling.
 //! Reference: Williams, Waterman and Patterson, *Roofline: an insightful visual performance model*, 2009.
@@ -18,8 +18,8 @@ pub use tcp::tcp;
 use crate::backend::BackendError;
 use crate::backend::cpu::instructions::Instructions;
 
-/// Windows of each ceiling; one more before them warms up and is not counted.
-pub const WINDOWS: usize = 12;
+/// Fewest windows of a ceiling; one more before them warms up and is not counted.
+pub const WINDOWS: usize = 10;
 
 /// Bytes of a message whose bandwidth is measured.
 pub const MESSAGE_BYTES: usize = 64 << 20;

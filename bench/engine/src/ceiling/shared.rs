@@ -21,7 +21,7 @@ const ELEMENTS: usize = MESSAGE_BYTES / size_of::<f32>();
 
 /// Elements that differ by place and window.
 fn element(index: usize, window: usize) -> f32 {
-    ((index + window) % 1021) as f32
+    ((index + window) % 1024) as f32
 }
 
 /// Writes what the other thread copies: memory goes to it and comes back, so nobody has it twice.

@@ -39,15 +39,20 @@ fn pair() -> std::io::Result<[TcpStream; 2]> {
     Ok([near, far])
 }
 
-/// Bytes that differ by end and place.
+/// A byte that differs by place and end.
+fn byte(index: usize, end: usize) -> u8 {
+    (index ^ (index >> 8)) as u8 ^ end as u8
+}
+
+/// A message of such bytes.
 fn message(end: usize) -> Vec<u8> {
-    (0..MESSAGE_BYTES).map(|i| (i % 251 + end) as u8).collect()
+    (0..MESSAGE_BYTES).map(|i| byte(i, end)).collect()
 }
 
 /// Whether the other end's message is there.
 fn arrived(ceiling: Ceiling, found: &[u8], end: usize) -> Result<()> {
-    let differs = |(i, byte): (usize, &u8)| *byte != (i % 251 + end) as u8;
-    let wrong = found.iter().enumerate().filter(|place| differs(*place));
+    let differs = |(i, found): &(usize, &u8)| **found != byte(*i, end);
+    let wrong = found.iter().enumerate().filter(differs);
     match wrong.count() {
         0 => Ok(()),
         wrong => Err(CeilingError::Wrong {

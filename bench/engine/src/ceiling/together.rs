@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
-use super::{CeilingError, Result, WINDOWS};
+use super::{CeilingError, Result};
 use crate::backend::cpu::pin_to_cores;
 use crate::probe::now_ns;
 
@@ -21,12 +21,23 @@ pub(super) trait Work {
     fn check(&self) -> Result<()>;
 }
 
+/// How many windows, and of how many parts of a work that takes some ten milliseconds. One thread alone has many that are shorter
+/// than a time slice, so that most of them are whole where the core has other users; several have long ones, beside which it is little
+/// that they do not begin at the same moment.
+pub(super) fn windows(threads: usize) -> (usize, u64) {
+    match threads {
+        1 => (48, 16),
+        _ => (12, 2),
+    }
+}
+
 /// Amounts per second of each window, of all threads together. A thread without cores stays where its parent is.
 ///
 /// # Errors
 /// The first failure of a thread.
 pub(super) fn together<W: Work>(
     cores: &[Vec<usize>],
+    windows: usize,
     prepare: impl Fn() -> Result<W> + Sync,
 ) -> Result<Vec<f64>> {
     let barrier = Barrier::new(cores.len());
@@ -41,17 +52,17 @@ pub(super) fn together<W: Work>(
         if failed.load(Ordering::SeqCst) {
             return Ok(Vec::new());
         }
-        let windows = (0..=WINDOWS).map(|_| {
+        let measured = (0..=windows).map(|_| {
             barrier.wait();
             let begin = now_ns();
             let amount = work.window();
             (begin, now_ns(), amount)
         });
-        let windows = windows.collect();
+        let measured = measured.collect();
         work.check()?;
-        Ok(windows)
+        Ok(measured)
     };
-    let windows: Vec<Vec<(u64, u64, f64)>> = std::thread::scope(|scope| {
+    let measured: Vec<Vec<(u64, u64, f64)>> = std::thread::scope(|scope| {
         let (mut starts, mut threads) = (Vec::new(), Vec::new());
         for cores in cores {
             // Nobody waits at a barrier for a thread that could not be started: without a start signal they end.
@@ -74,8 +85,9 @@ pub(super) fn together<W: Work>(
             .map(|ended| ended.expect("a ceiling's loop does not panic"))
             .collect::<Result<_>>()
     })?;
-    Ok((1..=WINDOWS)
-        .map(|window| rate(windows.iter().map(|thread| thread[window])))
+    // The first one warmed up.
+    Ok((1..=windows)
+        .map(|window| rate(measured.iter().map(|thread| thread[window])))
         .collect())
 }
 
@@ -110,7 +122,7 @@ mod tests {
                 Ok(())
             }
         }
-        let ends = together(&[vec![], vec![usize::MAX]], || Ok(Never));
+        let ends = together(&[vec![], vec![usize::MAX]], 1, || Ok(Never));
         assert!(matches!(ends, Err(CeilingError::Device(_))), "{ends:?}");
     }
 }
