@@ -23,6 +23,7 @@ use crate::run::collectives_summary;
 use crate::run::conductor::{Conductor, RunEnd};
 use crate::run::data_folder::DataSet;
 use crate::run::job::{Clock, Executor, SystemClock};
+use crate::run::layers_summary;
 use crate::run::ledger::FolderLedger;
 use crate::run::progress::Bar;
 use crate::run::signals::Signals;
@@ -281,6 +282,11 @@ fn closing_words(plan: &Plan, folder: &RunFolder, trials: &[TrialRow]) -> String
         (Some(data), Kind::Collectives) => {
             format!("{}\n", collectives_summary::summary(data, terminal_width()))
         }
+        (Some(data), Kind::LayerCost) => format!(
+            "{}\n{}\n",
+            summary(trials, terminal_width()),
+            layers_summary::summary(data, terminal_width())
+        ),
         _ => format!("{}\n", summary(trials, terminal_width())),
     };
     if let Some(data) = &data {
