@@ -88,6 +88,10 @@ pub struct RunArgs {
     /// No progress on stderr.
     #[arg(long, short)]
     pub quiet: bool,
+    /// In place of the scenario, profile its models: every node of each, on one device, with its share of what the machine could do
+    /// at best; as a scenario of kind layer-cost would.
+    #[arg(long)]
+    pub profile: bool,
     /// Who started this process and gives it a rank: found by itself from the variables that launchers set.
     #[arg(long, value_enum, default_value_t)]
     pub launcher: LauncherArg,
@@ -99,6 +103,9 @@ pub struct PlanArgs {
     /// Scenarios and overrides.
     #[command(flatten)]
     pub scenario: ScenarioArgs,
+    /// The plan of `syncmark run --profile`.
+    #[arg(long)]
+    pub profile: bool,
 }
 
 /// `syncmark verify`.

@@ -40,7 +40,7 @@ use crate::scenario::file::{BackendChoice, Kind};
 pub fn execute(args: &RunArgs) -> Result<Status> {
     let signals = Signals::install()
         .map_err(|error| CliError::failed(format!("failed to take over ctrl-C: {error}")))?;
-    let plans = runnable_plans(&args.scenario);
+    let plans = runnable_plans(&args.scenario, args.profile);
     let (plans, crew) = match part("run", args.launcher, plans, &signals)? {
         Part::Conduct { plans, crew } => (plans, crew),
         Part::Served(status) => return Ok(status),
@@ -66,8 +66,8 @@ pub fn execute(args: &RunArgs) -> Result<Status> {
 ///
 /// # Errors
 /// Exit status 2 for a bad scenario, 4 when nothing of one can run here.
-pub fn runnable_plans(args: &ScenarioArgs) -> Result<Vec<Plan>> {
-    let plans = plans(args)?;
+pub fn runnable_plans(args: &ScenarioArgs, profile: bool) -> Result<Vec<Plan>> {
+    let plans = plans(args, profile)?;
     plans.iter().try_for_each(check_runnable)?;
     Ok(plans)
 }
