@@ -33,6 +33,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Show what this machine can run, and for what it cannot, why.
     Doctor(DoctorArgs),
+    /// Measure what this machine could do at best: arithmetic, memory, and the ways between two cores; takes some seconds.
+    Ceilings(CeilingsArgs),
     /// Print the JSON Schema of scenario files.
     Schema,
     /// Print a completion script for a shell.
@@ -86,6 +88,10 @@ pub struct RunArgs {
     /// No progress on stderr.
     #[arg(long, short)]
     pub quiet: bool,
+    /// In place of the scenario, profile its models: every node of each, on one device, with its share of what the machine could do
+    /// at best; as a scenario of kind layer-cost would.
+    #[arg(long)]
+    pub profile: bool,
     /// Who started this process and gives it a rank: found by itself from the variables that launchers set.
     #[arg(long, value_enum, default_value_t)]
     pub launcher: LauncherArg,
@@ -97,6 +103,9 @@ pub struct PlanArgs {
     /// Scenarios and overrides.
     #[command(flatten)]
     pub scenario: ScenarioArgs,
+    /// The plan of `syncmark run --profile`.
+    #[arg(long)]
+    pub profile: bool,
 }
 
 /// `syncmark verify`.
@@ -133,6 +142,17 @@ pub struct DoctorArgs {
     /// Folder that runs would be written to.
     #[arg(long, value_name = "DIR", default_value = "reports")]
     pub out: PathBuf,
+}
+
+/// `syncmark ceilings`.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct CeilingsArgs {
+    /// Threads that work at once, each on a core of its own, beside one alone; one per core that may be used, unless given.
+    #[arg(long, value_name = "N")]
+    pub devices: Option<usize>,
+    /// JSON for machines in place of the table; rates are in operations or bytes per second, times in nanoseconds.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `syncmark completions`.

@@ -1,6 +1,7 @@
 //! The verbs of the command line, one file each.
 //!
 //! Contract: a command prints its result on stdout and returns its exit status; errors are printed by `main`.
+pub mod ceilings;
 pub mod completions;
 pub mod doctor;
 pub mod launch;

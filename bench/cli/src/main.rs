@@ -28,6 +28,7 @@ fn dispatch(command: Command) -> Result<Status> {
         Command::Verify(args) => cmd::verify::execute(&args),
         Command::Report(args) => cmd::report::execute(&args),
         Command::Doctor(args) => cmd::doctor::execute(args),
+        Command::Ceilings(args) => cmd::ceilings::execute(args),
         Command::Schema => cmd::schema::execute(),
         Command::Completions(args) => cmd::completions::execute(args),
         Command::Man => cmd::man::execute(),

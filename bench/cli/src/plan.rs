@@ -10,6 +10,7 @@ pub mod config;
 pub mod estimate;
 pub mod identity;
 pub mod model;
+pub mod profile;
 pub mod schedule;
 pub mod settings;
 pub mod unused;
@@ -76,11 +77,11 @@ pub struct Merged {
     pub into: String,
 }
 
-/// The plans of the scenarios on a command line, in their order.
+/// The plans of the scenarios on a command line, in their order; with `profile` those of profiles of their models.
 ///
 /// # Errors
 /// A scenario that cannot be read, and anything wrong with it or with the arguments.
-pub fn plans(args: &ScenarioArgs) -> Result<Vec<Plan>> {
+pub fn plans(args: &ScenarioArgs, profile: bool) -> Result<Vec<Plan>> {
     let backend = args
         .backend
         .map(|backend| ("--backend", format!("parallel.backend={}", backend.name())));
@@ -98,6 +99,7 @@ pub fn plans(args: &ScenarioArgs) -> Result<Vec<Plan>> {
                 text,
                 overrides: overrides.clone(),
                 filters: args.filters.clone(),
+                profile,
             })
         })
         .collect()

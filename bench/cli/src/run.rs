@@ -13,6 +13,7 @@ pub mod data_folder;
 pub mod gate;
 pub mod gating;
 pub mod job;
+pub mod layers_summary;
 pub mod ledger;
 pub mod meeting;
 pub mod predict;

@@ -161,10 +161,69 @@ fn completions_and_the_manual_name_the_verbs() {
     }
     let page = stdout(&syncmark(&["man"]));
     assert!(
-        page.starts_with(".ie") && page.contains(".TH") && page.contains("RUN_DIR"),
+        page.starts_with(".ie")
+            && page.contains(".TH")
+            && page.contains("RUN_DIR")
+            && page.contains("ceilings"),
         "{page}"
     );
     assert_eq!(syncmark(&["completions", "tcsh"]).status.code(), Some(2));
+}
+
+#[test]
+fn ceilings_are_printed_for_people_and_for_machines() {
+    let output = syncmark(&["ceilings", "--devices", "1", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    let ceilings = json["ceilings"].as_array().expect("a list");
+    let names: Vec<&str> = ceilings
+        .iter()
+        .map(|ceiling| ceiling["ceiling"].as_str().expect("a name"))
+        .collect();
+    assert_eq!(
+        names[..7],
+        [
+            "multiply-add",
+            "memory-read",
+            "memory-read-write",
+            "tcp-one-way",
+            "tcp-both-ways",
+            "tcp-round-trip",
+            "shared-copy"
+        ]
+    );
+    for ceiling in ceilings {
+        let value = |key: &str| ceiling[key].as_f64().expect("a number");
+        assert!(
+            value("p25") > 0.0
+                && value("p25") <= value("median")
+                && value("median") <= value("p75"),
+            "{ceiling}"
+        );
+        assert!(value("windows") >= 10.0, "{ceiling}");
+    }
+    assert_eq!(json["cores"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn more_ceilings_than_cores_are_bad_usage() {
+    for devices in ["0", "100000"] {
+        let output = syncmark(&["ceilings", "--devices", devices]);
+        assert_eq!(
+            (output.status.code(), stdout(&output)),
+            (Some(2), String::new())
+        );
+        assert!(
+            stderr(&output).starts_with("error: --devices is "),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn the_help_of_ceilings() {
+    insta::assert_snapshot!(stdout(&syncmark(&["ceilings", "--help"])));
 }
 
 #[test]

@@ -67,6 +67,7 @@ fn message(text: &str, overrides: &[&str], filters: &[&str]) -> String {
             .map(|text| ("--set".to_owned(), (*text).to_owned()))
             .collect(),
         filters: filters.iter().map(|text| (*text).to_owned()).collect(),
+        profile: false,
     };
     let error = build(&request).expect_err("the scenario is wrong");
     assert_eq!(error.status(), Status::Usage);

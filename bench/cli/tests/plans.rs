@@ -19,7 +19,9 @@ fn shipped(name: &str, overrides: &[&str], filters: &[&str]) -> Plan {
         filters: owned(filters),
         overrides: owned(overrides),
     };
-    plans(&args).expect("a shipped scenario is good").remove(0)
+    plans(&args, false)
+        .expect("a shipped scenario is good")
+        .remove(0)
 }
 
 fn plan(text: &str) -> Plan {

@@ -32,6 +32,7 @@ fn interrupted(folder: &Path) {
             learning: Vec::new(),
             collectives: Vec::new(),
             layers: Vec::new(),
+            ceilings: Vec::new(),
             compression: Vec::new(),
         };
         records.append(&record).expect("the rows are written");

@@ -10,7 +10,7 @@ use assert_cmd::Command;
 use syncmark::scenario::preset::SCENARIOS;
 use syncmark_record::folder::RunFolder;
 use syncmark_record::outcome::Outcome;
-use syncmark_record::rows::{CollectiveRow, CommRow, LayerRow, TrialRow};
+use syncmark_record::rows::{CeilingRow, CollectiveRow, CommRow, LayerRow, TrialRow};
 
 /// Charts that a smoke size must have beside those of every run, as beginnings of file names.
 const CHARTS: [(&str, &[&str]); 11] = [
@@ -132,10 +132,35 @@ fn bytes_agree(name: &str, folder: &RunFolder) {
             "{name}: {row:?}"
         );
     }
+    ceilings_are_there(name, folder, &trials);
     let nodes = folder.read::<LayerRow>().expect("nodes");
     let timed = |trial: &&TrialRow| trial.kind == "layer-cost";
     for trial in trials.iter().filter(timed) {
         nodes_are_timed(trial, nodes.iter().filter(|row| row.trial == trial.trial));
+    }
+}
+
+/// Each repeat of what is held against a ceiling has its own.
+fn ceilings_are_there(name: &str, folder: &RunFolder, trials: &[TrialRow]) {
+    let ceilings = folder.read::<CeilingRow>().expect("ceilings");
+    for trial in trials {
+        let wanted: &[&str] = match (trial.kind.as_str(), trial.transport.as_deref()) {
+            ("layer-cost", _) => &["multiply-add", "memory-read", "memory-read-write"],
+            ("collectives", Some("tcp")) => &["tcp-one-way", "tcp-both-ways", "tcp-round-trip"],
+            ("collectives", _) => &["shared-copy"],
+            _ => &[],
+        };
+        for ceiling in wanted {
+            let own = ceilings.iter().filter(|row| {
+                row.trial == trial.trial && row.ceiling == *ceiling && row.median > 0.0
+            });
+            assert_eq!(
+                own.count(),
+                trial.repeats as usize,
+                "{name}: {} has no {ceiling}",
+                trial.label
+            );
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! Each module uses only those before it:
 //! shape -> tensor -> kernel -> backend -> comm -> layer, norm -> program, model -> optim, data -> strategy.
-//! [`probe`] is what the engine hands over about a step.
+//! [`probe`] is what the engine hands over about a step; [`ceiling`] stands beside all that and measures what a machine can do at best.
 pub mod backend;
+pub mod ceiling;
 pub mod comm;
 pub mod data;
 pub mod half;

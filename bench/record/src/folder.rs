@@ -14,8 +14,8 @@ use crate::{
     environment::{Environment, FORMAT_VERSION},
     error::FolderError,
     rows::{
-        CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow, LearningRow,
-        PhaseRow, RepeatRow, StepRow, TrialRow,
+        CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow,
+        LearningRow, PhaseRow, RepeatRow, StepRow, TrialRow,
     },
     table::{Appender, Row, Rows, encode},
 };
@@ -224,6 +224,7 @@ impl RunFolder {
             learning: Appender::open(&self.path)?,
             collectives: Appender::open(&self.path)?,
             layers: Appender::open(&self.path)?,
+            ceilings: Appender::open(&self.path)?,
             compression: Appender::open(&self.path)?,
             repeats_kept,
         })
@@ -257,6 +258,8 @@ pub struct RepeatRecord {
     pub collectives: Vec<CollectiveRow>,
     /// Times of the model's nodes; empty for other kinds of trials.
     pub layers: Vec<LayerRow>,
+    /// What the machine could do at best beside them; empty for trials that are held against no ceiling.
+    pub ceilings: Vec<CeilingRow>,
     /// Accuracy of compressed gradients; empty where nothing is compressed.
     pub compression: Vec<CompressionRow>,
 }
@@ -271,6 +274,7 @@ pub struct Records {
     learning: Appender<LearningRow>,
     collectives: Appender<CollectiveRow>,
     layers: Appender<LayerRow>,
+    ceilings: Appender<CeilingRow>,
     compression: Appender<CompressionRow>,
     repeats_kept: usize,
 }
@@ -318,11 +322,12 @@ impl Records {
         self.learning.append_some(&record.learning)?;
         self.collectives.append_some(&record.collectives)?;
         self.layers.append_some(&record.layers)?;
+        self.ceilings.append_some(&record.ceilings)?;
         self.compression.append_some(&record.compression)?;
         self.repeats.append(std::slice::from_ref(&record.repeat))
     }
 
-    fn lengths(&self) -> [u64; 9] {
+    fn lengths(&self) -> [u64; 10] {
         [
             self.steps.length(),
             self.phases.length(),
@@ -331,12 +336,13 @@ impl Records {
             self.learning.length(),
             self.collectives.length(),
             self.layers.length(),
+            self.ceilings.length(),
             self.compression.length(),
             self.repeats.length(),
         ]
     }
 
-    fn cut(&mut self, lengths: [u64; 9]) {
+    fn cut(&mut self, lengths: [u64; 10]) {
         let [
             steps,
             phases,
@@ -345,6 +351,7 @@ impl Records {
             learning,
             collectives,
             layers,
+            ceilings,
             compression,
             repeats,
         ] = lengths;
@@ -355,6 +362,7 @@ impl Records {
         self.learning.cut(learning);
         self.collectives.cut(collectives);
         self.layers.cut(layers);
+        self.ceilings.cut(ceilings);
         self.compression.cut(compression);
         self.repeats.cut(repeats);
     }

@@ -6,9 +6,9 @@ pub mod bytes;
 pub mod columns;
 pub mod disturbance;
 pub mod environment;
-mod only;
 pub mod error;
 pub mod folder;
+mod only;
 pub mod outcome;
 #[allow(
     missing_docs,

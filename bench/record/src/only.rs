@@ -45,7 +45,9 @@ impl Wanted {
             .read_until(b'\n', &mut header)?;
         file.rewind()?;
         let columns = header.trim_ascii_end().split(|byte| *byte == b',');
-        let column = columns.into_iter().position(|name| name == column.as_bytes());
+        let column = columns
+            .into_iter()
+            .position(|name| name == column.as_bytes());
         Ok(column.map(|column| Self { column, value }))
     }
 

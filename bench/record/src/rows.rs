@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::outcome::Outcome;
 
+mod ceiling;
+pub use ceiling::CeilingRow;
+
 /// `trials.csv`: one row per trial: what it was, how it ended, and its figures with their spread.
 ///
 /// `*_low` and `*_high` are the ends of the 95 % bootstrap interval over blocks; with fewer than 6
@@ -453,10 +456,13 @@ pub struct LayerRow {
     pub time_ns_p90: u64,
     /// Floating-point operations of the call by formula; empty where the layer has none to speak of.
     pub flops: Option<u64>,
-    /// Fewest bytes that the call must read and write.
+    /// Fewest bytes that the call must read and write; of a node that is executed within another, what it adds to that one's.
     pub read_write_bytes: Option<u64>,
     /// Scalar parameters of the node.
     pub parameters: u64,
+    /// The node whose kernels do this node's work too, where it has none of its own: the two are held against a ceiling together.
+    #[serde(default)]
+    pub within: Option<u32>,
 }
 
 /// `compression.csv`: one row per trial, repeat and checked step: how far compressed gradients are from exact ones.

@@ -32,6 +32,7 @@ files! {
     TrialRow => "trials.csv", RepeatRow => "repeats.csv", StepRow => "steps.csv", PhaseRow => "phases.csv",
     CommRow => "comm.csv", DeviceRow => "devices.csv", LearningRow => "learning.csv", GateRow => "gates.csv",
     CollectiveRow => "collectives.csv", LayerRow => "layers.csv", CompressionRow => "compression.csv",
+    CeilingRow => "ceilings.csv",
 }
 
 /// Length of the file up to and including its last line end, and its whole length.

@@ -4,7 +4,7 @@ use std::fs;
 use proptest::prelude::*;
 use syncmark_record::{
     FolderError, Outcome, RepeatRecord, RunFolder,
-    rows::{LearningRow, Pass, RepeatRow, StepRow},
+    rows::{CeilingRow, LayerRow, LearningRow, Pass, RepeatRow, StepRow},
     table::Row,
 };
 
@@ -77,6 +77,7 @@ fn record(trial: &str, number: u32) -> RepeatRecord {
         learning: vec![],
         collectives: Vec::new(),
         layers: Vec::new(),
+        ceilings: Vec::new(),
         compression: Vec::new(),
     }
 }
@@ -295,6 +296,79 @@ fn a_full_disk_takes_the_half_written_repeat_back() {
     );
     assert_eq!(folder.read::<StepRow>().unwrap().len(), 3);
     assert_eq!(folder.read::<RepeatRow>().unwrap().len(), 1);
+}
+
+fn ceiling() -> CeilingRow {
+    CeilingRow {
+        trial: "a".into(),
+        repeat: 0,
+        ceiling: "memory-read-write".into(),
+        threads: 1,
+        instructions: Some("avx2".into()),
+        working_set_bytes: Some(128 << 20),
+        last_level_cache_bytes: None,
+        windows: 12,
+        unit: "B/s".into(),
+        median: 1.25e10,
+        best: 1.5e10,
+        p25: 1.2e10,
+        p75: 1.3e10,
+    }
+}
+
+fn layer(within: Option<u32>) -> LayerRow {
+    LayerRow {
+        trial: "a".into(),
+        repeat: 0,
+        node: 3,
+        layer: "relu".into(),
+        name: "2 relu".into(),
+        output_shape: "16×8×8".into(),
+        direction: "forward".into(),
+        calls: 5,
+        time_ns_p10: 1,
+        time_ns_p50: 2,
+        time_ns_p90: 3,
+        flops: None,
+        read_write_bytes: Some(8),
+        parameters: 0,
+        within,
+    }
+}
+
+#[test]
+fn ceilings_and_nodes_survive_the_round_trip() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = RunFolder::create(dir.path()).unwrap();
+    folder.records().unwrap().append(&record("a", 0)).unwrap();
+    assert!(!dir.path().join("ceilings.csv").exists());
+    let mut held = record("a", 1);
+    (held.ceilings, held.layers) = (vec![ceiling(); 2], vec![layer(None), layer(Some(2))]);
+    folder.records().unwrap().append(&held).unwrap();
+    assert_eq!(folder.read::<CeilingRow>().unwrap(), held.ceilings);
+    assert_eq!(folder.read::<LayerRow>().unwrap(), held.layers);
+}
+
+/// As folders have it that were written before nodes could be executed within others.
+#[test]
+fn nodes_without_the_column_within_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = RunFolder::create(dir.path()).unwrap();
+    let mut held = record("a", 0);
+    held.layers = vec![layer(None)];
+    folder.records().unwrap().append(&held).unwrap();
+    let path = dir.path().join(LayerRow::FILE);
+    let text = fs::read_to_string(&path).unwrap();
+    let older: Vec<&str> = text
+        .lines()
+        .map(|line| {
+            line.strip_suffix(",within")
+                .or(line.strip_suffix(','))
+                .unwrap()
+        })
+        .collect();
+    fs::write(&path, older.join("\n") + "\n").unwrap();
+    assert_eq!(folder.read::<LayerRow>().unwrap(), held.layers);
 }
 
 proptest! {

@@ -2,6 +2,7 @@
 //!
 //! Contract: pure; the same [`RunData`] gives the same [`Document`]. The answer comes first, warnings before the
 //! figures that they weaken, and every trial of the plan is listed, whatever became of it.
+mod ceilings;
 mod definitions;
 mod environment;
 mod gates;

@@ -71,6 +71,22 @@ pub fn milliseconds(ms: f64) -> String {
     }
 }
 
+/// The unit in which a person reads a figure of `ceilings.csv`, and how many of the row's unit it is.
+pub fn ceiling_unit(unit: &str) -> (&str, f64) {
+    match unit {
+        "flop/s" => ("GFLOP/s", 1e9),
+        "B/s" => ("GB/s", 1e9),
+        "ns" => ("µs", 1e3),
+        unit => (unit, 1.0),
+    }
+}
+
+/// A figure of `ceilings.csv` whose row has this unit, 3 significant digits.
+pub fn ceiling(value: f64, unit: &str) -> String {
+    let (unit, scale) = ceiling_unit(unit);
+    format!("{} {unit}", significant(value / scale, 3))
+}
+
 /// A fraction as a percentage with one decimal.
 pub fn percent(fraction: f64) -> String {
     if fraction.is_finite() {
@@ -147,7 +163,7 @@ pub fn spreads(t: &TrialRow) -> [String; 5] {
 }
 
 /// A value, or a dash where there is none.
-pub fn or_dash(value: Option<f64>, show: impl Fn(f64) -> String) -> String {
+pub fn or_dash<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
     value.map_or_else(|| "–".into(), show)
 }
 
@@ -193,6 +209,10 @@ mod tests {
         assert_eq!(ratio(0.71234), "0.712×");
         assert_eq!(ratio(1.0004), "1.000×");
         assert_eq!(ratio(123.456), "123.5×");
+        assert_eq!(ceiling(78.25e9, "flop/s"), "78.3 GFLOP/s");
+        assert_eq!(ceiling(1.5e9, "B/s"), "1.50 GB/s");
+        assert_eq!(ceiling(140.4, "ns"), "0.140 µs");
+        assert_eq!(ceiling(14_040.0, "ns"), "14.0 µs");
         assert_eq!(whole(1_234_567.0), "1,234,567");
         assert_eq!(whole(1234.5), "1234.50");
     }

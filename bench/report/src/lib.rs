@@ -4,6 +4,7 @@
 //! machine without the hardware. The crate never imports the engine or the runner.
 pub mod analyse;
 pub mod answer;
+pub mod ceilings;
 pub mod chart;
 pub mod compose;
 pub mod document;
@@ -13,6 +14,7 @@ pub mod format;
 pub mod gaps;
 pub mod html;
 pub mod markdown;
+pub mod nodes;
 pub mod phase_totals;
 pub mod render;
 pub mod run_data;

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use syncmark_record::{
     Environment, FolderError, Outcome, RunFolder,
     rows::{
-        CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow, PhaseRow, RepeatRow,
-        TrialRow,
+        CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow, PhaseRow,
+        RepeatRow, TrialRow,
     },
     table::Row,
 };
@@ -44,6 +44,8 @@ pub struct RunData {
     pub collectives: Vec<CollectiveRow>,
     /// Times of the nodes of models.
     pub layers: Vec<LayerRow>,
+    /// What the machine could do at best.
+    pub ceilings: Vec<CeilingRow>,
     /// Accuracy of compressed gradients.
     pub compression: Vec<CompressionRow>,
     /// Phase sums by trial.
@@ -73,6 +75,7 @@ impl RunData {
         let gates: Vec<GateRow> = read(folder, &mut torn)?;
         let collectives = read(folder, &mut torn)?;
         let layers = read(folder, &mut torn)?;
+        let ceilings = read(folder, &mut torn)?;
         let compression = read(folder, &mut torn)?;
         let scenario = match folder.scenario()? {
             Some(text) => {
@@ -108,6 +111,7 @@ impl RunData {
             gates,
             collectives,
             layers,
+            ceilings,
             compression,
             phases,
             timelines,

@@ -15,7 +15,7 @@ use crate::run::cores;
 /// # Errors
 /// Anything wrong with a scenario or an argument; a stdout that cannot be written.
 pub fn execute(args: &PlanArgs) -> Result<Status> {
-    let plans = plans(&args.scenario)?;
+    let plans = plans(&args.scenario, args.profile)?;
     let texts = plans.iter().map(|plan| describe(plan) + &here(plan));
     let texts: Vec<String> = texts.collect();
     print(&texts.join("\n"))

@@ -23,6 +23,7 @@ use crate::run::collectives_summary;
 use crate::run::conductor::{Conductor, RunEnd};
 use crate::run::data_folder::DataSet;
 use crate::run::job::{Clock, Executor, SystemClock};
+use crate::run::layers_summary;
 use crate::run::ledger::FolderLedger;
 use crate::run::progress::Bar;
 use crate::run::signals::Signals;
@@ -39,7 +40,7 @@ use crate::scenario::file::{BackendChoice, Kind};
 pub fn execute(args: &RunArgs) -> Result<Status> {
     let signals = Signals::install()
         .map_err(|error| CliError::failed(format!("failed to take over ctrl-C: {error}")))?;
-    let plans = runnable_plans(&args.scenario);
+    let plans = runnable_plans(&args.scenario, args.profile);
     let (plans, crew) = match part("run", args.launcher, plans, &signals)? {
         Part::Conduct { plans, crew } => (plans, crew),
         Part::Served(status) => return Ok(status),
@@ -65,8 +66,8 @@ pub fn execute(args: &RunArgs) -> Result<Status> {
 ///
 /// # Errors
 /// Exit status 2 for a bad scenario, 4 when nothing of one can run here.
-pub fn runnable_plans(args: &ScenarioArgs) -> Result<Vec<Plan>> {
-    let plans = plans(args)?;
+pub fn runnable_plans(args: &ScenarioArgs, profile: bool) -> Result<Vec<Plan>> {
+    let plans = plans(args, profile)?;
     plans.iter().try_for_each(check_runnable)?;
     Ok(plans)
 }
@@ -281,6 +282,11 @@ fn closing_words(plan: &Plan, folder: &RunFolder, trials: &[TrialRow]) -> String
         (Some(data), Kind::Collectives) => {
             format!("{}\n", collectives_summary::summary(data, terminal_width()))
         }
+        (Some(data), Kind::LayerCost) => format!(
+            "{}\n{}\n",
+            summary(trials, terminal_width()),
+            layers_summary::summary(data, terminal_width())
+        ),
         _ => format!("{}\n", summary(trials, terminal_width())),
     };
     if let Some(data) = &data {

@@ -23,7 +23,7 @@ use crate::run::verification::{Verified, verify};
 pub fn execute(args: &VerifyArgs) -> Result<Status> {
     let signals = Signals::install()
         .map_err(|error| CliError::failed(format!("failed to take over ctrl-C: {error}")))?;
-    let plans = runnable_plans(&args.scenario);
+    let plans = runnable_plans(&args.scenario, false);
     let (plans, crew) = match part("verify", args.launcher, plans, &signals)? {
         Part::Conduct { plans, crew } => (plans, crew),
         Part::Served(status) => return Ok(status),

@@ -102,6 +102,14 @@ fn caches(root: &Root, core: u32) -> Vec<Cache> {
     caches
 }
 
+/// Size in bytes of the last cache before memory of a core.
+pub fn last_level_cache(root: &Root, core: u32) -> Option<u64> {
+    let caches = caches(root, core);
+    let holding = caches.iter().filter(|cache| cache.kind != "instruction");
+    let last = holding.max_by_key(|cache| cache.level)?;
+    Some(last.size_bytes).filter(|bytes| *bytes > 0)
+}
+
 /// `32K`, `32M`.
 fn size(text: &str) -> Option<u64> {
     let (number, unit) = match text.strip_suffix('K') {
@@ -320,6 +328,8 @@ mod tests {
             driver: Some("intel_pstate".into()),
         };
         assert_eq!((found.frequency, found.turbo), (expected, Some(false)));
+        assert_eq!(last_level_cache(&root, 1), Some(32 << 20));
+        assert_eq!(last_level_cache(&root, 0), None, "its caches are not known");
         let nodes: Vec<_> = found
             .numa
             .iter()

@@ -8,6 +8,7 @@ use crate::plan::axes::{
 };
 use crate::plan::combine::{Combination, combine};
 use crate::plan::config::{StrategyConfig, TrialConfig};
+use crate::plan::profile::profile;
 use crate::plan::settings::{Settings, labels, settings};
 use crate::plan::unused::unused;
 use crate::plan::{LeftOut, Merged, Plan, Trial, identity};
@@ -30,6 +31,8 @@ pub struct Request {
     pub overrides: Vec<(String, String)>,
     /// Arguments of `--filter`.
     pub filters: Vec<String>,
+    /// Whether the scenario's models are to be profiled in its place.
+    pub profile: bool,
 }
 
 /// Builds the plan.
@@ -66,6 +69,10 @@ fn read_and_combine(
     // The file is read as written first, so that an override cannot hide what is wrong with it.
     let mut scenario: Scenario = read(&tree)?;
     sweep_is_not_empty(&tree)?;
+    if request.profile {
+        profile(&mut tree, &scenario)?;
+        scenario = read(&tree)?;
+    }
     let mut answer_is_set = false;
     for (source, (_, text)) in overrides.iter().zip(&request.overrides) {
         let assignment = keys::assignment(text, *source)?;
@@ -361,7 +368,10 @@ fn as_run(request: &Request, tree: &Node) -> Result<String> {
         .overrides
         .iter()
         .map(|(name, text)| format!("{name} {text}"));
-    let arguments: Vec<String> = arguments
+    let profile = request.profile.then(|| "--profile".to_owned());
+    let arguments: Vec<String> = profile
+        .into_iter()
+        .chain(arguments)
         .chain(
             request
                 .filters
@@ -372,7 +382,7 @@ fn as_run(request: &Request, tree: &Node) -> Result<String> {
     if arguments.is_empty() {
         return Ok(request.text.clone());
     }
-    let body = match request.overrides.is_empty() {
+    let body = match request.overrides.is_empty() && !request.profile {
         true => request.text.clone(),
         false => toml::to_string_pretty(&tree.to_toml()).map_err(|error| {
             CliError::failed(format!(

@@ -12,6 +12,9 @@ const START_UP: Duration = Duration::from_millis(300);
 /// Gating one trial, once.
 const GATE: Duration = Duration::from_millis(500);
 
+/// What the device, or two ranks, could do at best.
+const CEILINGS: Duration = Duration::from_secs(1);
+
 /// Checking and warming up one collective at one size.
 const CHECK: Duration = Duration::from_millis(30);
 
@@ -33,7 +36,9 @@ pub fn repeat(config: &TrialConfig) -> Duration {
     if let Work::Collectives(collectives) = &config.work {
         let cases = collectives.operations.len() * collectives.sizes_bytes.len();
         let case = Duration::from_nanos(collectives.min_time_ns).saturating_add(CHECK);
-        return START_UP.saturating_add(case.saturating_mul(cases as u32));
+        return START_UP
+            .saturating_add(CEILINGS)
+            .saturating_add(case.saturating_mul(cases as u32));
     }
     let measure = &config.measure;
     let window = Duration::from_nanos(measure.min_time_ns);
@@ -41,6 +46,7 @@ pub fn repeat(config: &TrialConfig) -> Duration {
     if config.work == Work::LayerCost {
         // The pass that times nodes is as long as the window.
         return START_UP
+            .saturating_add(CEILINGS)
             .saturating_add(Duration::from_nanos(measure.warmup_time_ns))
             .saturating_add(window.saturating_mul(2));
     }

@@ -4,9 +4,10 @@
 //! knows; the report has the charts and the file has every size.
 use comfy_table::{CellAlignment, Table, presets};
 use syncmark_record::rows::TrialRow;
+use syncmark_report::ceilings::floor_shares;
 use syncmark_report::chart::collectives::rows_of;
 use syncmark_report::chart::curves::binary_bytes;
-use syncmark_report::format::{bytes, milliseconds, or_dash};
+use syncmark_report::format::{bytes, milliseconds, or_dash, percent};
 use syncmark_report::run_data::RunData;
 use syncmark_report::stats::median;
 
@@ -21,7 +22,15 @@ pub fn summary(data: &RunData, width: Option<u16>) -> String {
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     fit(&mut table, width);
-    table.set_header(["trial", "collective", "size", "time", "busbw", "checked"]);
+    table.set_header([
+        "trial",
+        "collective",
+        "size",
+        "time",
+        "busbw",
+        "of floor",
+        "checked",
+    ]);
     let trials = data
         .trials
         .iter()
@@ -34,12 +43,15 @@ pub fn summary(data: &RunData, width: Option<u16>) -> String {
             notes.push_str(&format!("{}: {outcome}: {reason}\n", trial.label));
         }
     }
-    for column in 2..5 {
+    for column in 2..6 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    format!("{table}\n{notes}Medians over repeats; every size stands in collectives.csv.\n")
+    format!(
+        "{table}\n{notes}Medians over repeats; every size stands in collectives.csv. of floor: of what the transport carries between two \
+         ranks without a collective.\n"
+    )
 }
 
 fn add(table: &mut Table, data: &RunData, trial: &TrialRow) {
@@ -65,6 +77,7 @@ fn add(table: &mut Table, data: &RunData, trial: &TrialRow) {
             },
             or_dash(median(&times), milliseconds),
             or_dash(median(&speeds), |speed| format!("{}/s", bytes(speed))),
+            or_dash(median(&floor_shares(data, &trial.trial, &rows)), percent),
             match wrong {
                 0 => "exact".to_owned(),
                 wrong => format!("{wrong} wrong"),

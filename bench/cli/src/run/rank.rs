@@ -4,6 +4,7 @@
 //! ranks a thread each, pinned to their device's cores. The first failure of any rank ends the child: nobody waits for
 //! a rank that will not come.
 mod build;
+mod ceilings;
 mod collectives;
 mod data;
 mod gate;
@@ -16,6 +17,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use syncmark_engine::backend::BackendError;
+use syncmark_engine::ceiling::CeilingError;
 use syncmark_engine::program::BuildError;
 use syncmark_engine::strategy::StrategyError;
 
@@ -38,6 +40,9 @@ pub enum RankError {
     /// The model cannot be built; the plan should have said so.
     #[error("failed to build the model: {0}")]
     Model(String),
+    /// What the machine can do at best cannot be measured.
+    #[error("failed to measure a ceiling of this machine: {0}")]
+    Ceiling(#[from] CeilingError),
     /// The spool cannot be used.
     #[error(transparent)]
     Spool(#[from] SpoolError),
@@ -74,6 +79,7 @@ impl RankError {
         };
         match (self, device) {
             (Self::Diverged { .. }, _) => ErrorKind::Diverged,
+            (Self::Ceiling(CeilingError::Memory { .. }), _) => ErrorKind::OutOfMemory,
             (_, Some(BackendError::OutOfMemory { .. })) => ErrorKind::OutOfMemory,
             (_, Some(BackendError::Communication(_))) => ErrorKind::Aborted,
             _ => ErrorKind::Failed,
@@ -139,7 +145,12 @@ fn run_or_give_up(assignment: &Assignment, seat: build::Seat) {
 fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError> {
     if let Work::Collectives(config) = &assignment.trial.work {
         let witness = Witness::new(assignment, seat.rank as usize);
-        return collectives::run(config, Bench::build(assignment, seat)?, &witness);
+        return collectives::run(
+            assignment,
+            config,
+            Bench::build(assignment, seat)?,
+            &witness,
+        );
     }
     let mut participant = Participant::build(assignment, seat)?;
     if participant.first_rank {

@@ -2,6 +2,7 @@
 //!
 //! Contract: a pure fold over events, so that what a killed rank left is recorded exactly like what a finished one left:
 //! every finished step becomes a row, and a figure that needs all ranks (the window) stays empty unless all ranks have it.
+mod ceilings;
 mod collectives;
 mod comm;
 mod devices;
@@ -76,6 +77,7 @@ pub fn record(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRecord {
         learning: learning_rows(facts, ranks),
         collectives: collectives::collective_rows(facts, ranks),
         layers: layers::layer_rows(facts, ranks),
+        ceilings: ceilings::ceiling_rows(facts, ranks),
         compression: compression_rows(facts, ranks),
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{Mmap, MmapMut};
 
-pub use event::{CommEvent, Event};
+pub use event::{CeilingEvent, CommEvent, Event};
 
 /// First bytes of a spool.
 pub const MAGIC: [u8; 8] = *b"SMSPOOL1";
@@ -277,6 +277,15 @@ mod tests {
                 calls: 300,
                 time_ns: [1, 2, u64::MAX],
             },
+            Event::Ceiling(CeilingEvent {
+                ceiling: 3,
+                instructions: 0,
+                threads: 2,
+                windows: 12,
+                working_set_bytes: Some(1 << 27),
+                last_level_cache_bytes: None,
+                figures: [1.5, 2.5, -0.0, f64::MAX],
+            }),
             cores(None),
             cores(Some(7)),
         ]

@@ -1,89 +1,28 @@
 //! What each node of a model costs, forward and backward, as bars.
 //!
 //! Contract: the median over repeats of a repeat's median call; the share is that of all nodes together. The bars of a
-//! chart are the nodes of one model; what of a step they are says the table beside them.
-use std::collections::BTreeMap;
-
-use syncmark_record::rows::{LayerRow, TrialRow};
+//! chart are the nodes of one model; what of a step they are says the table beside them. Where ceilings were measured, the solid
+//! part of a bar is the time that the work would take at the ceiling; what took less is solid to its end, and its share is
+//! written all the same.
+use syncmark_record::rows::TrialRow;
 
 use super::{
     WIDTH,
     axis::tick_label,
     bars::{Bar, BarChart, Group, Segment},
     legend::{Entry, Sign},
-    palette::{Color, Fill},
+    palette::{Color, Fill, Hatch},
     series::alert,
 };
-use crate::{document::Figure, format, run_data::RunData, stats::median};
+use crate::{
+    document::Figure,
+    format,
+    nodes::{Held, NodeCost, nodes},
+    run_data::RunData,
+};
 
 /// Nodes that are drawn one by one; the cheapest of a longer model are one bar together.
 const SHOWN: usize = 40;
-
-/// Medians over repeats of one node.
-#[derive(Clone, Debug, Default)]
-pub struct NodeCost {
-    /// Position in the program.
-    pub node: u32,
-    /// `conv2d`, `batch-norm`, ...
-    pub layer: String,
-    /// Name in the model.
-    pub name: String,
-    /// Per-sample shape of its output.
-    pub output_shape: String,
-    /// Median of a forward call and its spread over repeats, in nanoseconds.
-    pub forward: Option<[f64; 3]>,
-    /// The same backward.
-    pub backward: Option<[f64; 3]>,
-    /// Floating-point operations of a forward call, by formula.
-    pub flops: Option<u64>,
-    /// Fewest bytes that a forward call reads and writes, by formula.
-    pub read_write_bytes: Option<u64>,
-}
-
-impl NodeCost {
-    /// Forward and backward together, in nanoseconds.
-    pub fn total(&self) -> f64 {
-        [self.forward, self.backward]
-            .iter()
-            .flatten()
-            .map(|time| time[0])
-            .sum()
-    }
-}
-
-/// The nodes of a trial in the order of the program.
-pub fn nodes(data: &RunData, trial: &TrialRow) -> Vec<NodeCost> {
-    let mut rows: BTreeMap<(u32, &str), Vec<&LayerRow>> = BTreeMap::new();
-    for row in data.layers.iter().filter(|row| row.trial == trial.trial) {
-        rows.entry((row.node, &row.direction))
-            .or_default()
-            .push(row);
-    }
-    let mut nodes: BTreeMap<u32, NodeCost> = BTreeMap::new();
-    for ((node, direction), rows) in rows {
-        let times: Vec<f64> = rows.iter().map(|row| row.time_ns_p50 as f64).collect();
-        let Some(value) = median(&times) else {
-            continue;
-        };
-        let low = times.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = times.iter().copied().fold(0.0, f64::max);
-        let cost = nodes.entry(node).or_insert_with(|| NodeCost {
-            node,
-            layer: rows[0].layer.clone(),
-            name: rows[0].name.clone(),
-            output_shape: rows[0].output_shape.clone(),
-            ..NodeCost::default()
-        });
-        if direction == "forward" {
-            cost.forward = Some([value, low, high]);
-            cost.flops = rows[0].flops;
-            cost.read_write_bytes = rows[0].read_write_bytes;
-        } else {
-            cost.backward = Some([value, low, high]);
-        }
-    }
-    nodes.into_values().collect()
-}
 
 /// What a trial of this kind is about: `resnet20, batch norm, 32 samples`.
 pub fn subject(trial: &TrialRow) -> String {
@@ -95,15 +34,6 @@ pub fn subject(trial: &TrialRow) -> String {
     format!("{}, {norm}, {samples}", trial.model)
 }
 
-/// Time of all nodes in milliseconds, by repeat: the sum of their median calls.
-pub fn node_sums(data: &RunData, trial: &TrialRow) -> BTreeMap<u32, f64> {
-    let mut sums = BTreeMap::new();
-    for row in data.layers.iter().filter(|row| row.trial == trial.trial) {
-        *sums.entry(row.repeat).or_default() += row.time_ns_p50 as f64 / 1e6;
-    }
-    sums
-}
-
 /// One figure a trial of kind `layer-cost`.
 pub fn layers(data: &RunData) -> Vec<Figure> {
     data.trials
@@ -113,39 +43,57 @@ pub fn layers(data: &RunData) -> Vec<Figure> {
         .collect()
 }
 
+/// What a caption says of shares.
+const SHARES: &str = " The solid part of a bar is what the work would take at the ceiling that bounds it (operations over the peak of \
+multiply-adds for conv2d and linear, fewest bytes over the bandwidth of memory for all others), the hatched part is beyond it. Shares behind \
+the bars are forward / backward; more than 100 %: the data came from a cache.";
+
 fn figure(data: &RunData, trial: &TrialRow) -> Option<Figure> {
     let mut costs = nodes(data, trial);
     let total: f64 = costs.iter().map(NodeCost::total).sum();
     if total <= 0.0 {
         return None;
     }
+    let held = costs.iter().any(|cost| cost.lost().is_some());
     let rest = cheapest(&mut costs);
     let mut groups: Vec<Group> = costs.iter().map(|cost| group(cost, total)).collect();
     if let Some((count, time)) = rest {
         groups.push(Group {
             label: format!("{count} cheaper nodes"),
             alert: String::new(),
-            bars: vec![bar(&[(time, Color::SILVER)], note(time, total))],
+            bars: vec![bar(
+                &[(time, Fill::solid(Color::SILVER))],
+                note(time, total),
+            )],
         });
     }
     let title = format!("Time by node, {}", trial.model);
     let subtitle = [subject(trial), trial.backend.clone(), alert(trial)];
     let words: Vec<String> = subtitle.into_iter().filter(|w| !w.is_empty()).collect();
+    let area = |fill, name: &str| Entry::new(Sign::Area(fill), name);
+    let (forward, backward) = (Color::SKY, Color::BLUE);
+    let mut legend = vec![
+        area(Fill::solid(forward), "forward"),
+        area(Fill::solid(backward), "backward"),
+    ];
+    if held {
+        let words = ["forward beyond its ceiling", "backward beyond its ceiling"];
+        legend.insert(1, area(beyond(forward), words[0]));
+        legend.push(area(beyond(backward), words[1]));
+    }
     let chart = BarChart {
         title: title.clone(),
         subtitle: words.join(" · "),
         axis: "time of a call (µs)".into(),
-        legend: vec![
-            Entry::new(Sign::Area(Fill::solid(Color::SKY)), "forward"),
-            Entry::new(Sign::Area(Fill::solid(Color::BLUE)), "backward"),
-        ],
+        legend,
         groups,
     };
     let (svg, height) = chart.draw(tick_label);
     let caption = format!(
         "Each node was timed within whole steps, in the order of the program: median call, median over {}, with the smallest and largest \
-         repeat in brackets and the share of all nodes. A time includes one reading of the clock.",
-        format::count(trial.repeats as usize, "repeat")
+         repeat in brackets and the share of all nodes. A time includes one reading of the clock.{}",
+        format::count(trial.repeats as usize, "repeat"),
+        if held { SHARES } else { "" }
     );
     Some(Figure {
         name: format!("layers-{}", super::series::slug(&trial.label)),
@@ -155,6 +103,11 @@ fn figure(data: &RunData, trial: &TrialRow) -> Option<Figure> {
         width: WIDTH,
         height,
     })
+}
+
+/// How the part of a bar is filled that a ceiling does not explain.
+fn beyond(color: Color) -> Fill {
+    Fill::hatched(color, Hatch::Rising)
 }
 
 /// Takes the cheapest nodes out of a long model: how many, and their time.
@@ -177,12 +130,25 @@ fn cheapest(costs: &mut Vec<NodeCost>) -> Option<(usize, f64)> {
     (count > 0).then_some((count, time))
 }
 
+/// A direction's time: what it would take at its ceiling, and what is beyond.
+fn parts(time: Option<[f64; 3]>, held: &Held, color: Color) -> Vec<(f64, Fill)> {
+    let ns = time.map_or(0.0, |time| time[0]);
+    match held.lost {
+        None => vec![(ns, Fill::solid(color))],
+        // Those that are executed within it are in what it lost, but not in its own bar.
+        Some(lost) => {
+            let lost = lost.clamp(0.0, ns);
+            vec![(ns - lost, Fill::solid(color)), (lost, beyond(color))]
+        }
+    }
+}
+
 fn group(cost: &NodeCost, total: f64) -> Group {
-    let time = |time: Option<[f64; 3]>| time.map_or(0.0, |time| time[0]);
     let segments = [
-        (time(cost.forward), Color::SKY),
-        (time(cost.backward), Color::BLUE),
-    ];
+        parts(cost.forward, &cost.held_forward, Color::SKY),
+        parts(cost.backward, &cost.held_backward, Color::BLUE),
+    ]
+    .concat();
     let ends = |index: usize| -> f64 {
         [cost.forward, cost.backward]
             .iter()
@@ -191,10 +157,11 @@ fn group(cost: &NodeCost, total: f64) -> Group {
             .sum()
     };
     let spread = format!(
-        "{} [{}, {}]",
+        "{} [{}, {}]{}",
         note(cost.total(), total),
         format::significant(ends(1) / 1e3, 3),
-        format::significant(ends(2) / 1e3, 3)
+        format::significant(ends(2) / 1e3, 3),
+        shares(cost)
     );
     Group {
         label: format!("{} {}", cost.node, cost.name),
@@ -203,14 +170,31 @@ fn group(cost: &NodeCost, total: f64) -> Group {
     }
 }
 
-fn bar(segments: &[(f64, Color)], note: String) -> Bar {
+/// `; 61 % / 48 % of ceiling`, forward and backward.
+fn shares(cost: &NodeCost) -> String {
+    if let Some(leader) = cost.within {
+        return format!("; in node {leader}");
+    }
+    let share =
+        |held: &Held| format::or_dash(held.share, |[share, ..]| format!("{:.0} %", share * 100.0));
+    match cost.lost() {
+        None => String::new(),
+        Some(_) => format!(
+            "; {} / {} of ceiling",
+            share(&cost.held_forward),
+            share(&cost.held_backward)
+        ),
+    }
+}
+
+fn bar(segments: &[(f64, Fill)], note: String) -> Bar {
     Bar {
         label: String::new(),
         segments: segments
             .iter()
-            .map(|(ns, color)| Segment {
+            .map(|(ns, fill)| Segment {
                 value: ns / 1e3,
-                fill: Fill::solid(*color),
+                fill: *fill,
             })
             .collect(),
         note,

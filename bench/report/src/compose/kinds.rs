@@ -4,12 +4,14 @@
 use syncmark_record::rows::{CollectiveRow, TrialRow};
 
 use crate::{
+    ceilings::{floor_shares, pooled},
     chart::{
         collectives::rows_of,
         compression::compressed,
         curves::binary_bytes,
         series::{Facet, name},
     },
+    compose::ceilings,
     document::{
         Alignment::{Left, Right},
         Block, Table,
@@ -31,6 +33,7 @@ pub(super) fn collectives(data: &RunData) -> Vec<Block> {
         .collectives
         .iter()
         .any(|row| row.measured_sent_bytes.is_some());
+    let held = !data.ceilings.is_empty();
     let mut columns = vec![
         ("trial", Left),
         ("collective", Left),
@@ -38,9 +41,11 @@ pub(super) fn collectives(data: &RunData) -> Vec<Block> {
         ("time", Right),
         ("algbw", Right),
         ("busbw", Right),
-        ("predicted", Right),
-        ("counted", Right),
     ];
+    if held {
+        columns.push(("busbw, share of the floor", Right));
+    }
+    columns.extend([("predicted", Right), ("counted", Right)]);
     if measured {
         columns.push(("measured", Right));
     }
@@ -52,16 +57,42 @@ pub(super) fn collectives(data: &RunData) -> Vec<Block> {
     for trial in data.trials.iter().filter(|t| t.kind == "collectives") {
         for ((collective, size), rows) in rows_of(data, trial) {
             if SIZES.contains(&size) || size == 0 {
-                table.push(collective_row(trial, collective, size, &rows, measured));
+                let floor =
+                    held.then(|| spread_over(floor_shares(data, &trial.trial, &rows), &percent));
+                table.push(collective_row(
+                    trial, collective, size, &rows, floor, measured,
+                ));
             }
         }
     }
-    vec![
+    let mut blocks = vec![
         Block::paragraph(
             "All sizes and percentiles stand in collectives.csv. A barrier has no payload, so it has a time and no bandwidth.",
         ),
         Block::Table(table),
-    ]
+    ];
+    if held {
+        blocks.push(Block::note(FLOOR_NOTE));
+        blocks.extend(ceilings::blocks(&pooled(data)));
+    }
+    blocks
+}
+
+/// What the column of floors means.
+const FLOOR_NOTE: &str = "The floor is what the transport carries without a collective, between the first two ranks' cores alone, measured before \
+the calls of each repeat: over TCP a raw loopback socket, one way or both ways at once as the collective needs it; in shared memory one core's copy \
+of 64 MiB that the other wrote. Reductions, checks and waiting are the collective's own. More than 100 %: the data came from a cache, as small messages do.";
+
+/// Median of values, with the smallest and largest where there are several.
+fn spread_over(mut values: Vec<f64>, show: &dyn Fn(f64) -> String) -> String {
+    values.sort_by(f64::total_cmp);
+    match (median(&values), values.first(), values.last()) {
+        (Some(middle), Some(low), Some(high)) if values.len() > 1 => {
+            format!("{} [{}, {}]", show(middle), show(*low), show(*high))
+        }
+        (Some(middle), ..) => show(middle),
+        _ => "–".into(),
+    }
 }
 
 fn collective_row(
@@ -69,18 +100,11 @@ fn collective_row(
     collective: &str,
     size: u64,
     rows: &[&CollectiveRow],
+    floor: Option<String>,
     measured: bool,
 ) -> Vec<String> {
     let spread = |column: &dyn Fn(&CollectiveRow) -> Option<f64>, show: &dyn Fn(f64) -> String| {
-        let mut values: Vec<f64> = rows.iter().filter_map(|row| column(row)).collect();
-        values.sort_by(f64::total_cmp);
-        match (median(&values), values.first(), values.last()) {
-            (Some(middle), Some(low), Some(high)) if values.len() > 1 => {
-                format!("{} [{}, {}]", show(middle), show(*low), show(*high))
-            }
-            (Some(middle), ..) => show(middle),
-            _ => "–".into(),
-        }
+        spread_over(rows.iter().filter_map(|row| column(row)).collect(), show)
     };
     let per_second = |value: f64| format!("{}/s", bytes(value));
     let bytes_of = |column: &dyn Fn(&CollectiveRow) -> Option<f64>| {
@@ -104,9 +128,10 @@ fn collective_row(
         spread(&|row| Some(row.time_ns_p50 as f64 / 1e6), &milliseconds),
         spread(&|row| row.algbw_bytes_per_s, &per_second),
         spread(&|row| row.busbw_bytes_per_s, &per_second),
-        bytes_of(&|row| row.predicted_sent_bytes),
-        bytes_of(&|row| Some(row.counted_sent_bytes)),
     ];
+    row.extend(floor);
+    row.push(bytes_of(&|row| row.predicted_sent_bytes));
+    row.push(bytes_of(&|row| Some(row.counted_sent_bytes)));
     if measured {
         row.push(bytes_of(&|row| row.measured_sent_bytes));
     }

@@ -1,19 +1,22 @@
 //! Cost by node in words and tables: every node, what the nodes of one kind cost together, and what of a step they cover.
 //!
 //! Contract: a repeat's sum is that of its nodes' median calls; it stands beside the repeat's step as any window measures
-//! it. What is missing to the step is not attributed to any node.
+//! it. What is missing to the step is not attributed to any node. Shares of ceilings stand where ceilings were measured.
 use std::collections::BTreeMap;
 
 use syncmark_record::rows::TrialRow;
 
 use crate::{
     analyse::{Blocks, paired, values},
-    chart::layers::{NodeCost, node_sums, nodes, subject},
+    ceilings::pooled,
+    chart::layers::subject,
+    compose::ceilings,
     document::{
         Alignment::{Left, Right},
         Block, Table,
     },
     format::{milliseconds, number, or_dash, percent, significant, with_spread},
+    nodes::{Held, NodeCost, arithmetic_floors, node_sums, nodes, worst},
     run_data::RunData,
     stats::{Estimate, estimate, estimate_ratio},
 };
@@ -23,6 +26,12 @@ const COVERED_NOTE: &str = "A step is the window's time over its steps, without 
 within whole steps in a pass of its own; what is missing to the step is the loss, the optimizer, loading and copying the batch, and calls slower than \
 the median. The clock's column is a step of that pass over a step of the window: what taking the time of every node costs.";
 
+/// What the columns of shares mean.
+const SHARE_NOTE: &str = "Rate and share: conv2d and linear by their operations, held against the peak of multiply-adds; all others by the \
+fewest bytes that they must read and write (METHODOLOGY.md has the table), held against the bandwidth of one stream in and one out of memory. More than \
+100 %: the data came from a cache, which that bandwidth knows nothing of. A dash: nothing to compute or to move by formula. Lost is the time of forward and backward \
+beyond what the work would take at its ceiling. Both ceilings were measured in the same repeat, on the same core.";
+
 /// A trial whose nodes were timed.
 struct Timed<'a> {
     trial: &'a TrialRow,
@@ -31,6 +40,8 @@ struct Timed<'a> {
     sum: Option<Estimate>,
     /// That over the step's, within repeats.
     share: Option<Estimate>,
+    /// Milliseconds of its products at the peak of arithmetic, and what of the step that is, within repeats.
+    floor: Option<[Estimate; 2]>,
 }
 
 fn timed(data: &RunData) -> Vec<Timed<'_>> {
@@ -38,11 +49,17 @@ fn timed(data: &RunData) -> Vec<Timed<'_>> {
         let nodes = nodes(data, trial);
         let sums = node_sums(data, trial);
         let steps = Blocks::of(&trial.trial, &data.repeats).step_ms;
+        let floors = arithmetic_floors(data, trial);
+        let floor = || {
+            let floor = estimate(&values(&floors)).filter(|floor| floor.value > 0.0)?;
+            Some([floor, estimate_ratio(&paired(&floors, &steps))?])
+        };
         (nodes.iter().map(NodeCost::total).sum::<f64>() > 0.0).then(|| Timed {
             trial,
             nodes,
             sum: estimate(&values(&sums)),
             share: estimate_ratio(&paired(&sums, &steps)),
+            floor: floor(),
         })
     };
     data.trials
@@ -114,8 +131,17 @@ fn sentence(timed: &Timed<'_>) -> Option<String> {
         (Some(low), Some(high)) => ends(milliseconds(low), milliseconds(high)),
         _ => String::new(),
     };
+    let floor = timed.floor.map_or(String::new(), |[floor, share]| {
+        format!(
+            " Its products alone would take {}{} at the peak that was measured beside it: {} of the step{}.",
+            milliseconds(floor.value),
+            ends(milliseconds(floor.low), milliseconds(floor.high)),
+            percent(share.value),
+            ends(percent(share.low), percent(share.high))
+        )
+    });
     Some(format!(
-        "{}: a step takes {}{of_step}, and its nodes are {} of it{}. Of the nodes' time, {}; the dearest is node {}, {}, with {}.",
+        "{}: a step takes {}{of_step}, and its nodes are {} of it{}. Of the nodes' time, {}; the dearest is node {}, {}, with {}.{floor}{}",
         subject(trial),
         milliseconds(trial.step_ms?),
         percent(share.value),
@@ -124,45 +150,76 @@ fn sentence(timed: &Timed<'_>) -> Option<String> {
         dearest.node,
         dearest.name,
         percent(dearest.total() / total),
+        worst_words(nodes)
     ))
+}
+
+/// Where most is left to be won.
+fn worst_words(nodes: &[NodeCost]) -> String {
+    let worst = worst(nodes);
+    let named = worst.iter().take(3).map(|node| {
+        let lost = node.lost().unwrap_or_default();
+        format!(
+            "node {}, {} ({})",
+            node.node,
+            node.name,
+            milliseconds(lost / 1e6)
+        )
+    });
+    match worst.len() {
+        0 => String::new(),
+        _ => format!(
+            " Most time beyond their ceilings: {}.",
+            named.collect::<Vec<_>>().join(", ")
+        ),
+    }
 }
 
 /// Steps beside the sums of their nodes.
 fn covered_table(timed: &[Timed<'_>]) -> Table {
-    let mut table = Table::new(
-        "Whole steps, and what of them their nodes are.",
-        &[
-            ("model", Left),
-            ("nodes", Right),
-            ("step (ms)", Right),
-            ("sum of nodes (ms)", Right),
-            ("share of the step", Right),
-            ("with the clock", Right),
-        ],
-    );
+    let held = timed.iter().any(|timed| timed.floor.is_some());
+    let mut columns = vec![
+        ("model", Left),
+        ("nodes", Right),
+        ("step (ms)", Right),
+        ("sum of nodes (ms)", Right),
+        ("share of the step", Right),
+        ("with the clock", Right),
+    ];
+    if held {
+        columns.push(("products at the peak (ms)", Right));
+        columns.push(("of the step", Right));
+    }
+    let mut table = Table::new("Whole steps, and what of them their nodes are.", &columns);
+    let spread = |e: Option<Estimate>, show: &dyn Fn(f64) -> String| {
+        with_spread(
+            e.map(|e| e.value),
+            e.map(|e| e.low),
+            e.map(|e| e.high),
+            show,
+        )
+    };
     for Timed {
         trial,
         nodes,
         sum,
         share,
+        floor,
     } in timed
     {
-        let spread = |e: &Option<Estimate>, show: &dyn Fn(f64) -> String| {
-            with_spread(
-                e.map(|e| e.value),
-                e.map(|e| e.low),
-                e.map(|e| e.high),
-                show,
-            )
-        };
-        table.push(vec![
+        let mut row = vec![
             subject(trial),
             nodes.len().to_string(),
             with_spread(trial.step_ms, trial.step_ms_low, trial.step_ms_high, number),
-            spread(sum, &number),
-            spread(share, &percent),
+            spread(*sum, &number),
+            spread(*share, &percent),
             or_dash(trial.tracing_slowdown, |slowdown| format!("{slowdown:.3}×")),
-        ]);
+        ];
+        if held {
+            row.push(spread(floor.map(|[floor, _]| floor), &number));
+            row.push(spread(floor.map(|[_, share]| share), &percent));
+        }
+        table.push(row);
     }
     table
 }
@@ -171,36 +228,46 @@ fn covered_table(timed: &[Timed<'_>]) -> Table {
 pub(super) fn layers(data: &RunData) -> Vec<Block> {
     let mut blocks = Vec::new();
     let timed: Vec<Timed<'_>> = timed(data);
-    if !timed.is_empty() {
-        blocks.push(Block::Table(covered_table(&timed)));
-        blocks.push(Block::note(COVERED_NOTE));
+    if timed.is_empty() {
+        return blocks;
     }
+    blocks.push(Block::Table(covered_table(&timed)));
+    blocks.push(Block::note(COVERED_NOTE));
+    blocks.extend(ceilings::blocks(&pooled(data)));
     for Timed { trial, nodes, .. } in &timed {
         let total: f64 = nodes.iter().map(NodeCost::total).sum();
         blocks.push(Block::Table(kinds_table(trial, nodes, total)));
-        let brackets = match trial.repeats {
-            1 => "one repeat",
-            _ => "medians over repeats, with the smallest and largest repeat in brackets",
-        };
-        let mut table = Table::new(
-            format!("{}: every node, {brackets}.", subject(trial)),
-            &[
-                ("node", Right),
-                ("layer", Left),
-                ("output", Left),
-                ("forward (µs)", Right),
-                ("backward (µs)", Right),
-                ("share", Right),
-                ("GFLOP/s forward", Right),
-                ("GB/s forward, at least", Right),
-            ],
-        );
-        for node in nodes {
-            table.push(node_row(node, total));
-        }
-        blocks.push(Block::Table(table));
+        blocks.push(Block::Table(every_node(trial, nodes, total)));
+    }
+    if timed.iter().any(|timed| timed.floor.is_some()) {
+        blocks.push(Block::note(SHARE_NOTE));
     }
     blocks
+}
+
+fn every_node(trial: &TrialRow, nodes: &[NodeCost], total: f64) -> Table {
+    let brackets = match trial.repeats {
+        1 => "one repeat",
+        _ => "medians over repeats, with the smallest and largest repeat in brackets",
+    };
+    let mut table = Table::new(
+        format!("{}: every node, {brackets}.", subject(trial)),
+        &[
+            ("node", Right),
+            ("layer", Left),
+            ("output", Left),
+            ("forward (µs)", Right),
+            ("forward: rate, share of its ceiling", Right),
+            ("backward (µs)", Right),
+            ("backward: rate, share of its ceiling", Right),
+            ("of all nodes", Right),
+            ("lost (µs)", Right),
+        ],
+    );
+    for node in nodes {
+        table.push(node_row(node, total));
+    }
+    table
 }
 
 fn node_row(node: &NodeCost, total: f64) -> Vec<String> {
@@ -208,25 +275,32 @@ fn node_row(node: &NodeCost, total: f64) -> Vec<String> {
         let [value, low, high] = [0, 1, 2].map(|index| time.map(|time| time[index] / 1e3));
         with_spread(value, low, high, |us| significant(us, 3))
     };
-    // Operations per nanosecond are gigaoperations per second, and so are bytes.
-    let rate = |amount: Option<u64>| {
-        let time = node.forward.map(|time| time[0]).filter(|ns| *ns > 0.0);
-        let rate = amount
-            .filter(|amount| *amount > 0)
-            .zip(time)
-            .map(|(amount, ns)| amount as f64 / ns);
-        or_dash(rate, |rate| significant(rate, 3))
+    let held = |held: &Held| match node.within {
+        Some(leader) => format!("in node {leader}"),
+        None => rate_and_share(node, held),
     };
     vec![
         node.node.to_string(),
         node.name.clone(),
         node.output_shape.clone(),
         micro(node.forward),
+        held(&node.held_forward),
         micro(node.backward),
+        held(&node.held_backward),
         percent(node.total() / total),
-        rate(node.flops),
-        rate(node.read_write_bytes),
+        or_dash(node.lost(), |ns| significant(ns / 1e3, 3)),
     ]
+}
+
+/// `41.2 GFLOP/s, 61.0 %`; without ceilings the rate alone.
+fn rate_and_share(node: &NodeCost, held: &Held) -> String {
+    let rate = or_dash(held.rate, |rate| {
+        format!("{} {}", significant(rate, 3), node.bound.unit())
+    });
+    match held.share {
+        Some([share, ..]) => format!("{rate}, {}", percent(share)),
+        None => rate,
+    }
 }
 
 /// The same by kind of layer: what a model's time goes into.

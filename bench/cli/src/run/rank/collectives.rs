@@ -15,8 +15,10 @@ use syncmark_engine::tensor::{Dtype, Span};
 
 use super::RankError;
 use super::build::Bench;
+use super::ceilings;
 use super::witness::Witness;
 use crate::plan::config::CollectivesConfig;
+use crate::run::protocol::Assignment;
 use crate::run::recorder::{ALGORITHMS, COLLECTIVES};
 use crate::run::spool::Event;
 
@@ -36,8 +38,22 @@ const ELEMENT: u64 = size_of::<f32>() as u64;
 ///
 /// # Errors
 /// The first failure of this rank.
-pub fn run(config: &CollectivesConfig, bench: Bench, witness: &Witness) -> Result<(), RankError> {
+pub fn run(
+    assignment: &Assignment,
+    config: &CollectivesConfig,
+    bench: Bench,
+    witness: &Witness,
+) -> Result<(), RankError> {
     let mut room = Room::new(bench, config)?;
+    // Before anyone watches for other load: the floor's threads are no rank's.
+    if room.rank() == 0 {
+        let floor = ceilings::between_ranks(assignment)?;
+        floor
+            .into_iter()
+            .for_each(|event| room.bench.spool.push(event));
+    }
+    room.bench.communicator.barrier()?;
+    room.bench.spool.beat(now_ns());
     let before = witness.look();
     for operation in &config.operations {
         let operation = operation.collective();

@@ -3,7 +3,8 @@
 //! Contract: nodes are timed within whole training steps, one after the other in the order of the program, forward and
 //! backward, then loss and optimizer: each finds the caches as in a step, and drift of the machine hits all of them alike.
 //! The pass stands before the window in every second repeat. What its clock costs shows as tracing's slowdown, because
-//! the pass is recorded as the traced one; its first steps leave spans of phases as well.
+//! the pass is recorded as the traced one; its first steps leave spans of phases as well. What the device could do at best
+//! is measured between the warm-up and the first pass.
 //! Reference: METHODOLOGY.md, "Cost by node".
 use syncmark_engine::probe::now_ns;
 use syncmark_engine::strategy::NodeTimes;
@@ -11,6 +12,7 @@ use syncmark_record::rows::Pass;
 
 use super::RankError;
 use super::build::Participant;
+use super::ceilings;
 use super::measure::{SpanBuffer, answered, asked, lead_in, memory, plan_window, timed_pass};
 use super::witness::Witness;
 use crate::run::protocol::Assignment;
@@ -27,6 +29,11 @@ const MOST_CALLS: u64 = 2000;
 pub fn run(assignment: &Assignment, mut participant: Participant) -> Result<(), RankError> {
     let steps = plan_window(assignment, &mut participant)?;
     let spans = assignment.trial.measure.trace_steps as u64;
+    // Each pass begins with steps that bring the caches back.
+    for event in ceilings::of_device(assignment)? {
+        participant.spool.push(event);
+    }
+    participant.spool.beat(now_ns());
     let witness = Witness::new(assignment, participant.device);
     if assignment.repeat % 2 == 1 {
         node_pass(&mut participant, steps, spans)?;

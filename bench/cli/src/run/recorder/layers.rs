@@ -52,6 +52,7 @@ pub(super) fn layer_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<L
             flops: work.flops,
             read_write_bytes: Some(work.read_write_bytes),
             parameters: layer.parameters as u64,
+            within: None,
         })
     };
     ranks.iter().flatten().filter_map(row).collect()

@@ -4,7 +4,7 @@ use crate::plan::config::{
     Backend, Batch, DataConfig, MeasureConfig, SourceConfig, StrategyConfig, Work,
 };
 use crate::run::mock::ddp;
-use crate::run::spool::CommEvent;
+use crate::run::spool::{CeilingEvent, CommEvent};
 use crate::scenario::file::{Launch, Optimizer, Scaling, Schedule, Sgd, Transport};
 use syncmark_engine::comm::Collective;
 use syncmark_engine::model::spec::{Features, LayerSpec, LinearSpec, ModelSpec, Norm};
@@ -356,4 +356,35 @@ fn losses_of_several_steps_are_a_learning_curve() {
         fold(&config(), &[vec![loss(3, 1.0)]]).learning.is_empty(),
         "one loss is no curve"
     );
+}
+
+#[test]
+fn ceilings_become_rows_with_their_names_and_units() {
+    let ceiling = |ceiling, instructions| {
+        Event::Ceiling(CeilingEvent {
+            ceiling,
+            instructions,
+            threads: 1,
+            windows: 12,
+            working_set_bytes: None,
+            last_level_cache_bytes: None,
+            figures: [2.0, 3.0, 1.0, 2.5],
+        })
+    };
+    // A ceiling of a later version is no row, and no error.
+    let events = vec![ceiling(0, 2), ceiling(5, 0), ceiling(200, 0), ceiling(0, 9)];
+    let rows = fold(&config(), &[events]).ceilings;
+    let told: Vec<_> = rows
+        .iter()
+        .map(|row| (&row.ceiling[..], row.instructions.as_deref(), &row.unit[..]))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("multiply-add", Some("avx2"), "flop/s"),
+            ("tcp-round-trip", None, "ns")
+        ]
+    );
+    assert_eq!((rows[0].median, rows[0].best), (2.0, 3.0));
+    assert_eq!((rows[0].p25, rows[0].p75, rows[0].repeat), (1.0, 2.5, 4));
 }

@@ -1,6 +1,9 @@
 //! The events of a spool and their 64 bytes, little-endian: bytes 0..8 hold the kind (u8) and small fields, words follow
 //! from byte 8 on. A kind keeps its number for ever; a reader skips kinds that it does not know.
+mod ceiling;
+
 use super::EVENT_BYTES;
+pub use ceiling::CeilingEvent;
 
 /// What an event says. Times are nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -99,6 +102,8 @@ pub enum Event {
         calls: u64,
         time_ns: [u64; 3],
     },
+    /// What the machine can do at best, measured beside the passes.
+    Ceiling(CeilingEvent),
 }
 
 /// Totals of one phase, collective, size and root on one device or rank, over the window.
@@ -316,6 +321,7 @@ impl Event {
                     .words(&[calls])
                     .words(&time_ns);
             }
+            Self::Ceiling(ceiling) => ceiling.encode(23, &mut f),
         }
     }
 
@@ -451,6 +457,7 @@ impl Event {
                     time_ns: std::array::from_fn(|_| f.u64()),
                 }
             }
+            23 => Self::Ceiling(CeilingEvent::decode(&mut f)),
             40 => {
                 f.at = 2;
                 let (device, cores) = (f.u16(), f.u16());

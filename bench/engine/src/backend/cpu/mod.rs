@@ -6,6 +6,7 @@
 //! of the `gemm` crate (see `matmul.rs`).
 mod average_pool;
 mod batch_norm;
+pub(crate) mod ceiling;
 pub(crate) mod columns;
 mod compression;
 pub(crate) mod conv;
