@@ -2,6 +2,7 @@
 //!
 //! Such a chain goes through memory once instead of two or three times, and what lies between its nodes is never written. The
 //! nodes stay in the model and in the records; those within a chain run nothing of their own.
+use crate::model::cost::{NodeCost, Work};
 use crate::model::{Model, Op};
 use crate::norm::Tail;
 
@@ -47,6 +48,33 @@ pub fn roles(model: &Model) -> Vec<Role> {
     roles
 }
 
+/// What each node of `model` costs with `batch` samples, and the node that it is run within. Of a node within another it is what it
+/// adds to that one's: a rectifier adds nothing, since its output is written in its input's place and where it was open can
+/// be computed again; an addition reads the shortcut, and backward, where the sum decides what passes, reads the sum and writes the
+/// shortcut's gradient.
+pub fn node_costs(model: &Model, batch: usize) -> Vec<(NodeCost, Option<usize>)> {
+    let costs = model.node_costs(batch).into_iter().zip(roles(model));
+    let cost = |(i, (mut cost, role)): (usize, (NodeCost, Role))| {
+        let Role::Within(head) = role else {
+            return (cost, None);
+        };
+        let node = &model.nodes[i];
+        let values = (node.output.elements() * batch * size_of::<f32>()) as u64;
+        let wanted = node.inputs.iter().any(|value| *value > 0 && *value != i);
+        let bytes = match node.op {
+            Op::Add if wanted => [values, 2 * values],
+            Op::Add => [values, values],
+            _ => [0, 0],
+        };
+        [cost.forward, cost.backward] = bytes.map(|read_write_bytes| Work {
+            flops: None,
+            read_write_bytes,
+        });
+        (cost, Some(head))
+    };
+    costs.enumerate().map(cost).collect()
+}
+
 /// The chain that begins with node `i`, whose values nobody else reads.
 fn head(model: &Model, uses: &[usize], i: usize) -> Option<Role> {
     let norm = matches!(
@@ -83,6 +111,10 @@ mod tests {
     use crate::model::{NormOptions, lower};
 
     fn roles_of(layers: &str) -> Vec<Role> {
+        roles(&model_of(layers))
+    }
+
+    fn model_of(layers: &str) -> Model {
         let layers: Vec<LayerSpec> = serde_json::from_str(layers).expect("layers");
         let spec = ModelSpec {
             name: String::new(),
@@ -91,7 +123,7 @@ mod tests {
             layers,
         };
         let model = lower(&spec, &[4, 4, 4], 2, Norm::None, &NormOptions::default());
-        roles(&model.expect("a model"))
+        model.expect("a model")
     }
 
     fn relu(last: usize) -> Role {
@@ -129,6 +161,32 @@ mod tests {
             last: 4,
         };
         assert_eq!(roles[2..], [chain, Role::Within(2), Role::Within(2)]);
+    }
+
+    #[test]
+    fn what_is_within_a_chain_costs_what_it_adds() {
+        let model = model_of(
+            r#"["relu",{"residual":{"body":["relu",{"batch-norm":{}}]}},"relu",{"group-norm":{}},"relu"]"#,
+        );
+        let (batch, values) = (3, 3 * 4 * 4 * 4 * 4);
+        let found: Vec<_> = node_costs(&model, batch)
+            .iter()
+            .map(|(cost, within)| {
+                let bytes =
+                    [&cost.forward, &cost.backward].map(|work| work.read_write_bytes / values);
+                (bytes, *within)
+            })
+            .collect();
+        assert_eq!(
+            found[2..],
+            [
+                ([3, 5], None),
+                ([1, 2], Some(2)),
+                ([0, 0], Some(2)),
+                ([2, 3], None),
+                ([0, 0], Some(5))
+            ]
+        );
     }
 
     #[test]

@@ -424,3 +424,34 @@ fn results_repeat_bit_by_bit() {
         assert_eq!(device.read(sums[0]), device.read(sums[1]));
     });
 }
+
+/// Whoever waits for the event may let go of the last other handle and end the process: what the task does when it is dropped
+/// (a communicator's good-bye) must not be left to the stream's thread.
+#[test]
+fn a_task_is_let_go_before_its_event() {
+    on_every_backend(|device| {
+        let backend = &mut *device.backend;
+        let (from, to) = (
+            backend
+                .allocate(Category::Workspace, Dtype::F32, 1)
+                .unwrap(),
+            backend
+                .allocate(Category::Workspace, Dtype::F32, 1)
+                .unwrap(),
+        );
+        let task = task(backend, 0);
+        for _ in 0..2000 {
+            let start = backend.record(Stream::Compute);
+            let start = backend.completion(start);
+            let end = backend
+                .enqueue_host(Stream::Communication, &start, &task, link(from, to))
+                .unwrap();
+            backend.completion(end).wait().unwrap();
+            assert_eq!(
+                Arc::strong_count(&task),
+                1,
+                "the stream still holds the task"
+            );
+        }
+    });
+}

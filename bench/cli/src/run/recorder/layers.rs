@@ -2,6 +2,7 @@
 //!
 //! Contract: what a node is, its shape and its sizes come from the configuration, never from the child.
 use syncmark_engine::model::{Model, resolve};
+use syncmark_engine::program::fuse::node_costs;
 use syncmark_engine::shape::Shape;
 use syncmark_record::rows::LayerRow;
 
@@ -17,7 +18,7 @@ pub(super) fn layer_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<L
         return Vec::new();
     };
     // The times are of one micro-batch, which is what the configuration's batch says.
-    let costs = model.node_costs(facts.config.batch.global);
+    let costs = node_costs(&model, facts.config.batch.global);
     let row = |event: &Event| {
         let Event::NodeTime {
             node,
@@ -28,7 +29,7 @@ pub(super) fn layer_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<L
         else {
             return None;
         };
-        let cost = costs.get(node as usize)?;
+        let (cost, within) = costs.get(node as usize)?;
         let (layer, work) = (
             &cost.facts,
             if backward {
@@ -52,7 +53,7 @@ pub(super) fn layer_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<L
             flops: work.flops,
             read_write_bytes: Some(work.read_write_bytes),
             parameters: layer.parameters as u64,
-            within: None,
+            within: within.map(|head| head as u32),
         })
     };
     ranks.iter().flatten().filter_map(row).collect()
