@@ -40,8 +40,10 @@ fn ceiling(trial: &str, repeat: u32, ceiling: &str, unit: &str, median: f64) -> 
     }
 }
 
-/// Nodes of the model: number, kind, and what one call of each direction takes, computes and moves.
-const NODES: [(u32, &str, [u64; 2], Option<u64>, u64, Option<u32>); 4] = [
+/// A node of the model: number, kind, what one call of each direction takes, what it computes and moves, and within which it is executed.
+type Node = (u32, &'static str, [u64; 2], Option<u64>, u64, Option<u32>);
+
+const NODES: [Node; 4] = [
     (0, "conv2d", [1_000, 4_000], Some(40_000), 100, None),
     (1, "batch-norm", [2_000, 2_000], None, 10_000, None),
     (2, "relu", [10, 10], None, 2_000, Some(1)),

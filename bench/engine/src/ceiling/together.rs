@@ -27,7 +27,7 @@ pub(super) trait Work {
 pub(super) fn windows(threads: usize) -> (usize, u64) {
     match threads {
         1 => (48, 16),
-        _ => (12, 2),
+        _ => (10, 4),
     }
 }
 
