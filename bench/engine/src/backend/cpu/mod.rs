@@ -1,7 +1,7 @@
 //! The CPU as a device: kernels run at once on the calling thread, communication on a progress thread of the device.
 //!
 //! Contract: [`crate::backend::Backend`]'s, where the compute stream is always empty. A device computes on the calling thread, which
-//! its owner pins with [`pin_to_cores`], and on as many others as it was made with, to which parts of each kernel go ([`crew`]);
+//! its owner pins with [`pin_to_cores`], and on as many others as it was made with, to which parts of each kernel go (`crew.rs`);
 //! the progress thread shares their cores. Kernels are deterministic (same input and number of threads, same bits) and allocate nothing, but for the packing buffers
 //! of the `gemm` crate (see `matmul.rs`).
 mod average_pool;
