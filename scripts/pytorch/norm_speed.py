@@ -4,7 +4,8 @@
 
 Contract: both sides normalize one batch of images again and again on one core, in training mode, with affine parameters, forward and
 backward to the input and the parameters. The images are larger than any cache: (64, 64, 112, 112) is 196 MiB and (64, 256, 28, 28)
-49 MiB. PyTorch's layout is the faster of contiguous and channels_last, found by a first round. Syncmark's time is that of the
+49 MiB. PyTorch's layout is the faster of contiguous and channels_last, its memory given back or kept, whichever is faster, found
+by a first round. Syncmark's time is that of the
 norm's node in a training step of a model that is little else (kind layer-cost); PyTorch's that of module and autograd.
 The last column is what the pass table of METHODOLOGY.md says must be moved, over syncmark's time. Below 1 syncmark is faster.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import statistics
@@ -24,7 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from paired import alternate
+from paired import SURROUNDINGS, alternate
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BATCH = 64
@@ -57,10 +59,13 @@ def time_pytorch(norm: str, shape: tuple[int, int, int], layout: str, seconds: f
     return statistics.median(times[2:]) * 1e3
 
 
-def run_pytorch(norm: str, shape: tuple[int, int, int], layout: str, seconds: float, core: int) -> float:
-    """The same in a new process."""
+def run_pytorch(norm: str, shape: tuple[int, int, int], peer: tuple[str, str], seconds: float, core: int) -> float:
+    """The same in a new process; the peer is a layout and its surroundings."""
+    layout, around = peer
     task = json.dumps([norm, shape, layout, seconds, core])
-    done = subprocess.run([sys.executable, __file__, "--task", task], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--task", task], capture_output=True, text=True, env=os.environ | SURROUNDINGS[around]
+    )
     if done.returncode:
         sys.exit(f"PyTorch failed with status {done.returncode}:\n{done.stderr}")
     return float(done.stdout)
@@ -109,17 +114,18 @@ def run_syncmark(norm: str, shape: tuple[int, int, int], seconds: float, binary:
 
 def compare(norm: str, shape: tuple[int, int, int], options: argparse.Namespace) -> None:
     """Print a row of the table."""
-    trials = {layout: run_pytorch(norm, shape, layout, options.seconds / 2, options.core) for layout in LAYOUTS}
-    layout = min(trials, key=trials.__getitem__)
+    peers = itertools.product(LAYOUTS, SURROUNDINGS)
+    trials = {peer: run_pytorch(norm, shape, peer, options.seconds / 2, options.core) for peer in peers}
+    peer = min(trials, key=trials.__getitem__)
     found = alternate(
         lambda: {"norm": run_syncmark(norm, shape, options.seconds, options.syncmark)},
-        lambda: {"norm": run_pytorch(norm, shape, layout, options.seconds, options.core)},
+        lambda: {"norm": run_pytorch(norm, shape, peer, options.seconds, options.core)},
         options.pairs,
     )["norm"]
     elements = BATCH * shape[0] * shape[1] * shape[2]
     rate = PASSES[norm] * elements * 4 / (found.ours * 1e-3) / 1e9
     where = "×".join(map(str, (BATCH, *shape)))
-    print(f"| {norm}, {where} | {layout} | {found.cells()} | {rate:.3g} |", flush=True)
+    print(f"| {norm}, {where} | {", ".join(filter(None, peer))} | {found.cells()} | {rate:.3g} |", flush=True)
 
 
 def main() -> None:

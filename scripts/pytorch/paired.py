@@ -15,6 +15,14 @@ from dataclasses import dataclass
 
 RESAMPLES = 10_000
 
+# What PyTorch's processes may run with besides nothing. Glibc gives every large tensor back to the kernel and takes new pages for the
+# next, which it has to clear: more than half of the time of a norm over large images. A peer at its fastest keeps its memory, in huge
+# pages, as syncmark does; and threads that wait for each other spin or sleep, whichever is faster here.
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 28), "THP_MEM_ALLOC_ENABLE": "1"}
+SLEEPING = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+SURROUNDINGS = {"": {}, "memory kept": MALLOC}
+SURROUNDINGS_OF_THREADS = SURROUNDINGS | {"threads sleep": SLEEPING, "memory kept, threads sleep": MALLOC | SLEEPING}
+
 
 @dataclass(frozen=True)
 class Paired:

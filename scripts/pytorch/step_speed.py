@@ -6,7 +6,8 @@ Contract: both sides train the same model file at the same batch with the same o
 for every measurement: one thread on one core, two threads on two, or two ranks of DistributedDataParallel with a core each,
 where PyTorch's talk through Gloo, syncmark's through shared memory, and the batch is that of a rank. A step is: copy the batch to where the model reads it, zero the gradients, forward, mean
 cross-entropy, backward, update; nobody reads the loss. PyTorch runs as it is fastest here: contiguous or channels_last,
-foreach or fused optimizer, gradients set to none; which one that is, a first round finds out and the table says. Ranks use
+foreach or fused optimizer, gradients set to none, its memory given back or kept, waiting threads spinning or asleep; which one that is,
+a first round finds out and the table says. Ranks use
 `gradient_as_bucket_view`, and otherwise the defaults of both. `torch.compile` is a row of its own (--compile). Below 1 syncmark is faster.
 
 Reference: METHODOLOGY.md, "Against PyTorch"; torch.optim.SGD's arguments foreach and fused.
@@ -27,7 +28,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from paired import alternate
+from paired import SURROUNDINGS, SURROUNDINGS_OF_THREADS, alternate
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WARM_UP_SECONDS = 1.0
@@ -77,11 +78,13 @@ class Peer:
     memory_format: str
     implementation: str
     compiled: bool = False
+    surroundings: str = ""
 
     @property
     def name(self) -> str:
         """Name it as in the table."""
-        return f"{self.memory_format}, {self.implementation}" + (", compiled" if self.compiled else "")
+        further = (", compiled" if self.compiled else "") + (f", {self.surroundings}" if self.surroundings else "")
+        return f"{self.memory_format}, {self.implementation}{further}"
 
 
 PEERS = [Peer(layout, how) for layout, how in itertools.product(("contiguous", "channels_last"), ("foreach", "fused"))]
@@ -168,6 +171,7 @@ def run_pytorch(work: Work, peer: Peer, seconds: float, core: int) -> float:
         subprocess.Popen(
             [sys.executable, __file__, "--task", json.dumps(task | {"rank": rank})],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | SURROUNDINGS_OF_THREADS[peer.surroundings],
         )  # fmt: skip
         for rank in range(work.ranks)
     ]
@@ -231,6 +235,8 @@ def run_syncmark(work: Work, seconds: float, binary: Path) -> float:
 def compare(work: Work, options: argparse.Namespace) -> None:
     """Print a row of the table."""
     peers = PEERS if work.model != "mlp" else PEERS[:2]
+    surroundings = SURROUNDINGS_OF_THREADS if work.threads > 1 else SURROUNDINGS
+    peers = [replace(peer, surroundings=around) for peer, around in itertools.product(peers, surroundings)]
     if options.compile:
         peers = [replace(peer, compiled=True) for peer in peers]
     trials = {peer: run_pytorch(work, peer, options.seconds / 2, options.core) for peer in peers}
