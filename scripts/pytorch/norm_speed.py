@@ -125,7 +125,8 @@ def compare(norm: str, shape: tuple[int, int, int], options: argparse.Namespace)
     elements = BATCH * shape[0] * shape[1] * shape[2]
     rate = PASSES[norm] * elements * 4 / (found.ours * 1e-3) / 1e9
     where = "×".join(map(str, (BATCH, *shape)))
-    print(f"| {norm}, {where} | {", ".join(filter(None, peer))} | {found.cells()} | {rate:.3g} |", flush=True)
+    name = ", ".join(filter(None, peer))
+    print(f"| {norm}, {where} | {name} | {found.cells()} | {rate:.3g} |", flush=True)
 
 
 def main() -> None:
