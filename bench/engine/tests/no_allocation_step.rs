@@ -205,9 +205,9 @@ impl Training {
         optimizer
             .step(device.backend.as_mut(), device.state)
             .expect("step");
-        optimizer
-            .zero_gradients(device.backend.as_mut(), &[device.program.gradients()])
-            .expect("zero");
+        let to = device.program.gradients();
+        let zero = Kernel::Fill { to, value: 0.0 };
+        device.backend.launch(Stream::Compute, zero).expect("zero");
         device.backend.synchronize().expect("synchronize");
         *step += 1;
     }

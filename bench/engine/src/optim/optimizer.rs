@@ -137,18 +137,6 @@ impl Optimizer {
         }
     }
 
-    /// Enqueues zeroing of `gradients`, which may be of others than its range, on the compute stream.
-    ///
-    /// # Errors
-    /// The backend's failure.
-    pub fn zero_gradients(&mut self, backend: &mut dyn Backend, gradients: &[Span]) -> Result<()> {
-        let mut zero = |to| backend.launch(Stream::Compute, Kernel::Fill { to, value: 0.0 });
-        gradients
-            .iter()
-            .filter(|span| !span.is_empty())
-            .try_for_each(|span| zero(*span))
-    }
-
     /// Its state by the parameters' names with a prefix: `momentum.0.conv2d.weight`, or `exp_avg.` and `exp_avg_sq.`. Blocks.
     /// The number of updates is the strategy's.
     ///

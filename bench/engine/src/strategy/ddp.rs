@@ -122,7 +122,6 @@ impl Ddp {
                 seed: settings.seed,
                 optimizer: settings.optimizer,
                 optimizes: true,
-                overwrites: true,
             },
         )?;
         let state = replica.counters();

@@ -57,7 +57,6 @@ impl Independent {
             seed: settings.seed,
             optimizer: settings.optimizer,
             optimizes: true,
-            overwrites: true,
         };
         Ok(Self {
             replica: Replica::new(backend, model, &replica)?,

@@ -13,6 +13,7 @@ use super::{Evaluation, Result, StrategyError};
 use crate::backend::{Backend, BackendError, Category, HostSlice, HostSliceMut, Stream};
 use crate::comm::Communicator;
 use crate::data::HostBatch;
+use crate::kernel::Kernel;
 use crate::layer::{Mode, State, Step};
 use crate::loss::Loss;
 use crate::model::Model;
@@ -44,8 +45,6 @@ pub(super) struct ReplicaSettings<'a> {
     pub(super) optimizer: OptimizerSettings,
     /// Whether it holds the optimizer's state: under DP only device 0 does.
     pub(super) optimizes: bool,
-    /// Whether a step's first backward may write over gradients. Under DP they are cleared by others.
-    pub(super) overwrites: bool,
 }
 
 /// One device with a whole copy of the model.
@@ -75,10 +74,9 @@ pub struct Replica {
     pub(super) summed_loss: Span,
     pub(super) trace: Trace,
     saved: Option<Saved>,
-    /// What is zeroed after an update: all gradients, or those that the next backward only adds to.
-    zeroed: Vec<Span>,
-    overwrites: bool,
-    /// Whether the next backward is the first since the last update.
+    /// The gradients that a backward only adds to: what clearing zeroes.
+    accumulated: Vec<Span>,
+    /// Whether the next backward is the first since the gradients were cleared.
     fresh: bool,
 }
 
@@ -128,15 +126,9 @@ impl Replica {
             _ => backend.allocate(Category::Workspace, Dtype::F32, 1)?,
         };
         let learning_rate = s.optimizer.learning_rate();
-        let zeroed = if s.overwrites {
-            program.accumulated_gradients()
-        } else {
-            vec![program.gradients()]
-        };
         let mut replica = Self {
-            zeroed,
-            overwrites: s.overwrites,
-            fresh: s.overwrites,
+            accumulated: program.accumulated_gradients(),
+            fresh: true,
             program,
             optimizers: Vec::new(),
             state,
@@ -366,15 +358,27 @@ impl Replica {
         Ok(())
     }
 
-    /// Zeroes the gradients, but for those that the next backward overwrites, and counts the step.
+    /// Clears the gradients, and counts the step.
     pub(super) fn end_update(&mut self) -> Result<()> {
-        if let Some(optimizer) = self.optimizers.first_mut() {
-            let opened = self.trace.open(&mut *self.backend);
-            optimizer.zero_gradients(&mut *self.backend, &self.zeroed)?;
-            self.fresh = self.overwrites;
-            self.trace.close(&mut *self.backend, Phase::Zero, opened);
+        if !self.optimizers.is_empty() {
+            self.clear_gradients()?;
         }
         self.step += 1;
+        Ok(())
+    }
+
+    /// Makes the next backward start from no gradients: zeroes those that it adds to, and lets it write over the others.
+    pub(super) fn clear_gradients(&mut self) -> std::result::Result<(), BackendError> {
+        let opened = self.trace.open(&mut *self.backend);
+        for to in &self.accumulated {
+            let zero = Kernel::Fill {
+                to: *to,
+                value: 0.0,
+            };
+            self.backend.launch(Stream::Compute, zero)?;
+        }
+        self.fresh = true;
+        self.trace.close(&mut *self.backend, Phase::Zero, opened);
         Ok(())
     }
 

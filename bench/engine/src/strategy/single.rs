@@ -62,7 +62,6 @@ impl Single {
             seed: settings.seed,
             optimizer: settings.optimizer,
             optimizes: true,
-            overwrites: true,
         };
         Ok(Self {
             replica: Replica::new(backend, model, &replica)?,

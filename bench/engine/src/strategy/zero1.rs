@@ -84,7 +84,6 @@ impl Zero1 {
             seed: settings.seed,
             optimizer: settings.optimizer,
             optimizes: false,
-            overwrites: true,
         };
         let replica = Replica::sharded(backend, model, &replica, world)?;
         let buckets = sharded_buckets(&replica.program, settings.bucket_caps, world);

@@ -44,6 +44,8 @@ pub struct Device {
     pub backend: Box<dyn Backend>,
     pub program: Program,
     pub state: State,
+    /// Whether backward may write over gradients.
+    pub fresh: bool,
 }
 
 impl Device {
@@ -57,6 +59,7 @@ impl Device {
             backend,
             program,
             state,
+            fresh: false,
         }
     }
 
@@ -82,7 +85,7 @@ impl Device {
             batch,
             chunks,
             state: self.state,
-            fresh: false,
+            fresh: self.fresh,
         };
         (&mut self.program, step)
     }

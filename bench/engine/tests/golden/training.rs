@@ -1,8 +1,9 @@
 //! Ten steps of the presets, with each optimizer, against PyTorch in f64, each step within a multiple of PyTorch's own f32 distance.
 use std::path::PathBuf;
 
-use syncmark_engine::backend::Backend;
+use syncmark_engine::backend::{Backend, Stream};
 use syncmark_engine::data::{Dataset, Digits, Split, Synthetic};
+use syncmark_engine::kernel::Kernel;
 use syncmark_engine::layer::Mode;
 use syncmark_engine::loss::Loss;
 use syncmark_engine::model::spec::ModelSpec;
@@ -188,9 +189,9 @@ impl<'a> Run<'a> {
         state.set_counters(backend, k as i32, 0).expect("upload");
         state.set_learning_rate(backend, rate).expect("upload");
         self.optimizer.step(backend, state).expect("step");
-        let gradients = self.device.program.gradients();
-        let zeroed = self.optimizer.zero_gradients(backend, &[gradients]);
-        zeroed.expect("zero");
+        let to = self.device.program.gradients();
+        let zero = Kernel::Fill { to, value: 0.0 };
+        backend.launch(Stream::Compute, zero).expect("zero");
     }
 
     /// Checks L2 norms. How far one norm is from its float64 value is luck, so the yardstick is the largest relative gap

@@ -6,7 +6,8 @@ mod state;
 
 use devices::Device;
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
-use syncmark_engine::backend::{BackendError, Category};
+use syncmark_engine::backend::{BackendError, Category, Stream};
+use syncmark_engine::kernel::Kernel;
 use syncmark_engine::layer::Mode;
 use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
 use syncmark_engine::model::{Model, NormOptions, lower};
@@ -237,6 +238,44 @@ fn a_smaller_batch_computes_what_a_program_for_it_computes() {
             assert_eq!(gradients(&mut larger), gradients(&mut exact), "{norm:?}");
             assert_eq!(export(&mut larger), export(&mut exact), "{norm:?}");
         }
+    }
+}
+
+/// Zeroes what [`Program::accumulated_gradients`] names; the rest stays as it is.
+fn clear(device: &mut Device) {
+    for to in device.program.accumulated_gradients() {
+        let zero = Kernel::Fill { to, value: 0.0 };
+        device.backend.launch(Stream::Compute, zero).expect("zero");
+    }
+}
+
+#[test]
+fn a_fresh_backward_writes_over_what_was_not_cleared_and_without_samples_leaves_nothing() {
+    for backend in devices::all() {
+        let mut device = build(backend, &model(NET, Norm::Batch), 2, 1);
+        pass(&mut device, &[2]);
+        let expected = gradients(&mut device);
+        let cleared: usize = device
+            .program
+            .accumulated_gradients()
+            .iter()
+            .map(|span| span.len())
+            .sum();
+        assert!(
+            cleared > 0 && cleared < expected.len(),
+            "{cleared} are zeroed"
+        );
+        device.fresh = true;
+        clear(&mut device);
+        pass(&mut device, &[2]);
+        assert_eq!(gradients(&mut device), expected);
+        clear(&mut device);
+        device.backward(Mode::Train, &[0]);
+        assert!(
+            gradients(&mut device)
+                .iter()
+                .all(|gradient| *gradient == 0.0)
+        );
     }
 }
 

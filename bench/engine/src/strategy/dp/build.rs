@@ -66,7 +66,6 @@ pub(super) fn replicas(
             seed: settings.seed,
             optimizer: settings.optimizer,
             optimizes: place == 0,
-            overwrites: false,
         };
         let mut replica = Replica::new(backend, model, &replica)?;
         let output = if index == output_device {

@@ -301,20 +301,9 @@ impl Device {
     /// Replicas are new at every forward in PyTorch, so their gradients begin at zero. Here they are cleared while the master
     /// optimizes, or is given the next micro-batch: off the step's critical path, as an allocation would be.
     fn zero(&mut self, after: &Completion) -> Done {
-        let Replica {
-            backend,
-            program,
-            trace,
-            ..
-        } = &mut self.replica;
-        backend.wait_for(Stream::Compute, after)?;
-        let opened = trace.open(&mut **backend);
-        let to = program.gradients();
-        if !to.is_empty() {
-            backend.launch(Stream::Compute, Kernel::Fill { to, value: 0.0 })?;
-        }
-        trace.close(&mut **backend, Phase::Zero, opened);
-        Ok(())
+        let replica = &mut self.replica;
+        replica.backend.wait_for(Stream::Compute, after)?;
+        replica.clear_gradients()
     }
 
     /// The output's gradient: a part of what the output device has, or the own loss's times the gradient of that loss.
