@@ -1,0 +1,99 @@
+//! What kernels have besides operands: how they write, shapes of windows, formulas, and what goes before or after them.
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::tensor::Span;
+
+/// Whether a gradient overwrites its destination (first writer) or adds to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Write {
+    /// First writer.
+    Overwrite,
+    /// Any later writer.
+    Accumulate,
+}
+
+/// Shape of a convolution or of a pooling window, per sample. Square kernel and equal padding on each side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Window {
+    /// Input height.
+    pub h: usize,
+    /// Input width.
+    pub w: usize,
+    /// Input channels.
+    pub c: usize,
+    /// Output height.
+    pub out_h: usize,
+    /// Output width.
+    pub out_w: usize,
+    /// Output channels; for pooling equal to `c`.
+    pub out_c: usize,
+    /// Side of the kernel.
+    pub kernel: usize,
+    /// Step of the window.
+    pub stride: usize,
+    /// Zeros (for max pooling: elements that never win; average pooling may leave them out) on each side.
+    pub padding: usize,
+}
+
+impl Window {
+    /// f32 elements of workspace that a convolution kernel may use.
+    pub fn workspace(&self) -> usize {
+        crate::backend::cpu::conv::workspace(self)
+    }
+}
+
+/// Formula of the Gaussian error linear unit, as PyTorch's `approximate` names them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Gelu {
+    /// y = x·Φ(x) with Φ(x) = (1 + erf(x/√2))/2.
+    #[default]
+    None,
+    /// y = x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))).
+    Tanh,
+}
+
+/// Extent of γ and β in group, layer and instance norm, and of γ in RMS norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Affine {
+    /// No γ and β (their spans are empty).
+    None,
+    /// One pair per channel.
+    Channel,
+    /// One pair per element of a sample, in memory order (NHWC).
+    Element,
+}
+
+/// What a norm's forward kernel does with its result before it writes it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Then {
+    /// Added; empty for nothing.
+    pub shortcut: Span,
+    /// Whether max(·, 0) comes last.
+    pub relu: bool,
+}
+
+impl Then {
+    /// Nothing.
+    pub const NOTHING: Self = Self {
+        shortcut: Span::EMPTY,
+        relu: false,
+    };
+}
+
+/// Where the rectifier that is part of a batch norm lets gradients through.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Gate {
+    /// There is none, or d_y has been through it.
+    Open,
+    /// Where γ·(x − mean)·rstd + β, computed again, is positive.
+    Again {
+        /// β; empty for none.
+        beta: Span,
+        /// γ; empty for none.
+        gamma: Span,
+        /// 1/sqrt(variance + eps).
+        rstd: Span,
+    },
+}
