@@ -1,7 +1,6 @@
 //! `syncmark verify SCENARIO...`: the gate and a few steps of every trial, no timing and no records.
 //!
 //! Contract: exit status 0 means that every trial of the scenarios runs here and trains like one device does.
-use comfy_table::{Table, presets};
 
 use crate::agent::crew::Crew;
 use crate::args::VerifyArgs;
@@ -12,7 +11,7 @@ use crate::error::{CliError, Result, Status};
 use crate::plan::Plan;
 use crate::run::progress::{Bar, outcome_name};
 use crate::run::signals::Signals;
-use crate::run::summary::{fit, terminal_width};
+use crate::run::summary::{bordered, terminal_width};
 use crate::run::supervise::Supervisor;
 use crate::run::verification::{Verified, verify};
 
@@ -72,9 +71,7 @@ fn status_of(plan: &Plan, verified: &[Verified]) -> Status {
 
 /// The table of what was found.
 fn describe(plan: &Plan, verified: &[Verified]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY);
-    fit(&mut table, terminal_width());
+    let mut table = bordered(terminal_width());
     table.set_header(["trial", "gate: largest error", "3 steps"]);
     for found in verified {
         table.add_row([

@@ -2,7 +2,7 @@
 //!
 //! Contract: pure; medians over repeats of the rows of `collectives.csv`, all-reduce first, at the sizes that a reader
 //! knows; the report has the charts and the file has every size.
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Table};
 use syncmark_record::rows::TrialRow;
 use syncmark_report::ceilings::floor_shares;
 use syncmark_report::chart::collectives::rows_of;
@@ -12,16 +12,14 @@ use syncmark_report::run_data::RunData;
 use syncmark_report::stats::median;
 
 use super::progress::outcome_name;
-use super::summary::fit;
+use super::summary::bordered;
 
 /// Latency, a small bucket, a middle one, bandwidth.
 const SIZES: [u64; 4] = [4, 4 << 10, 1 << 20, 64 << 20];
 
 /// One row for each trial, collective and size, in as many columns as the terminal has, if it is one.
 pub fn summary(data: &RunData, width: Option<u16>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY);
-    fit(&mut table, width);
+    let mut table = bordered(width);
     table.set_header([
         "trial",
         "collective",

@@ -2,22 +2,20 @@
 //!
 //! Contract: pure; figures of the rows of `layers.csv` and `ceilings.csv` as the report shows them. Nothing is shown of a trial
 //! whose outcome carries no figure, or beside which no ceiling was measured.
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Table};
 use syncmark_record::rows::TrialRow;
 use syncmark_report::format::{or_dash, percent, significant};
 use syncmark_report::nodes::{Held, NodeCost, nodes, worst};
 use syncmark_report::run_data::RunData;
 
-use super::summary::fit;
+use super::summary::bordered;
 
 /// Nodes of a trial that are shown.
 const SHOWN: usize = 6;
 
 /// A table of the worst nodes of all trials; nothing where there is none.
 pub fn summary(data: &RunData, width: Option<u16>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY);
-    fit(&mut table, width);
+    let mut table = bordered(width);
     table.set_header([
         "trial",
         "node",

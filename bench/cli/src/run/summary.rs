@@ -96,6 +96,14 @@ pub fn summary(trials: &[TrialRow], width: Option<u16>) -> String {
     text
 }
 
+/// An empty table within borders, no wider than `width`.
+pub fn bordered(width: Option<u16>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
+    fit(&mut table, width);
+    table
+}
+
 /// Lets a table break its lines at `width`; without one it has no need to.
 pub fn fit(table: &mut Table, width: Option<u16>) {
     table.set_content_arrangement(ContentArrangement::Disabled);

@@ -172,6 +172,20 @@ pub enum CeilingError {
     },
 }
 
+impl Measured {
+    /// What two threads reach between them, from windows of which the first warmed up.
+    fn between(ceiling: Ceiling, mut figures: Vec<f64>) -> Self {
+        figures.remove(0);
+        Self {
+            ceiling,
+            threads: 2,
+            instructions: None,
+            working_set_bytes: None,
+            spread: Spread::of(figures, ceiling.is_time()),
+        }
+    }
+}
+
 impl CeilingError {
     fn system(action: &'static str) -> impl Fn(std::io::Error) -> Self {
         move |source| Self::System { action, source }

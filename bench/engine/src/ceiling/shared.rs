@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::tcp::per_second;
-use super::{Ceiling, CeilingError, MESSAGE_BYTES, Measured, Result, Spread, WINDOWS};
+use super::{Ceiling, CeilingError, MESSAGE_BYTES, Measured, Result, WINDOWS};
 use crate::backend::cpu::pin_to_cores;
 use crate::probe::now_ns;
 
@@ -177,18 +177,7 @@ pub fn shared(cores: [&[usize]; 2]) -> Result<Vec<Measured>> {
         move || write(&to_copy, &returned),
         move || copy(&written, &to_write),
     )??;
-    let measured = |ceiling: Ceiling, mut figures: Vec<f64>| {
-        // The first one warmed up.
-        figures.remove(0);
-        Measured {
-            ceiling,
-            threads: 2,
-            instructions: None,
-            working_set_bytes: None,
-            spread: Spread::of(figures, ceiling.is_time()),
-        }
-    };
-    let mut ceilings = vec![measured(Ceiling::SharedCopy, copies)];
+    let mut ceilings = vec![Measured::between(Ceiling::SharedCopy, copies)];
     if apart(cores) {
         let lines = [Line(AtomicU64::new(0)), Line(AtomicU64::new(0))];
         let trips = between(
@@ -196,7 +185,7 @@ pub fn shared(cores: [&[usize]; 2]) -> Result<Vec<Measured>> {
             || answer(&lines[0], &lines[1]),
             || round_trips(&lines[1], &lines[0]),
         )?;
-        ceilings.push(measured(Ceiling::SharedRoundTrip, trips));
+        ceilings.push(Measured::between(Ceiling::SharedRoundTrip, trips));
     }
     Ok(ceilings)
 }

@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{
-    Ceiling, CeilingError, MESSAGE_BYTES, Measured, Result, SMALL_MESSAGE_BYTES, Spread, WINDOWS,
-};
+use super::{Ceiling, CeilingError, MESSAGE_BYTES, Measured, Result, SMALL_MESSAGE_BYTES, WINDOWS};
 use crate::backend::cpu::pin_to_cores;
 use crate::probe::now_ns;
 
@@ -236,20 +234,9 @@ pub(super) fn per_second(bytes: usize, ns: u64) -> f64 {
 /// # Errors
 /// When a thread cannot be pinned or started, and where this host cannot connect to itself.
 pub fn tcp(cores: [&[usize]; 2]) -> Result<[Measured; 3]> {
-    let measured = |ceiling: Ceiling, mut figures: Vec<f64>| {
-        // The first one warmed up.
-        figures.remove(0);
-        Measured {
-            ceiling,
-            threads: 2,
-            instructions: None,
-            working_set_bytes: None,
-            spread: Spread::of(figures, ceiling.is_time()),
-        }
-    };
     Ok([
-        measured(Ceiling::TcpOneWay, one_way(cores)?),
-        measured(Ceiling::TcpBothWays, both_ways(cores)?),
-        measured(Ceiling::TcpRoundTrip, round_trip(cores)?),
+        Measured::between(Ceiling::TcpOneWay, one_way(cores)?),
+        Measured::between(Ceiling::TcpBothWays, both_ways(cores)?),
+        Measured::between(Ceiling::TcpRoundTrip, round_trip(cores)?),
     ])
 }

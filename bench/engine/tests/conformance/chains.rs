@@ -191,6 +191,15 @@ fn batch_norm_with_what_follows() {
     });
 }
 
+/// Random values for γ or β of samples of `size` elements, or for their gradients; none without affine.
+fn learnable(device: &mut Device, affine: Affine, channels: usize, size: usize) -> Span {
+    match affine {
+        Affine::None => Span::EMPTY,
+        Affine::Channel => device.random(channels).span,
+        Affine::Element => device.random(size).span,
+    }
+}
+
 #[test]
 fn group_norm_with_what_follows() {
     on_every_backend(|device| {
@@ -203,20 +212,9 @@ fn group_norm_with_what_follows() {
         ] {
             let size = spatial * channels;
             let x = device.random(batch * size).span;
-            let len = match affine {
-                Affine::None => 0,
-                Affine::Channel => channels,
-                Affine::Element => size,
-            };
-            let mut span = |len: usize| {
-                if len == 0 {
-                    Span::EMPTY
-                } else {
-                    device.random(len).span
-                }
-            };
-            let [gamma, beta, d_gamma, d_beta] = [len; 4].map(&mut span);
-            let [mean, rstd] = [batch * groups; 2].map(span);
+            let [gamma, beta, d_gamma, d_beta] =
+                [(); 4].map(|()| learnable(device, affine, channels, size));
+            let [mean, rstd] = [(); 2].map(|()| device.random(batch * groups).span);
             let forward = |then, y| {
                 vec![Kernel::GroupNormForward {
                     x,
@@ -278,20 +276,8 @@ fn rms_norm_with_what_follows() {
         ] {
             let size = spatial * channels;
             let x = device.random(batch * size).span;
-            let len = match affine {
-                Affine::None => 0,
-                Affine::Channel => channels,
-                Affine::Element => size,
-            };
-            let mut span = |len: usize| {
-                if len == 0 {
-                    Span::EMPTY
-                } else {
-                    device.random(len).span
-                }
-            };
-            let [gamma, d_gamma] = [len; 2].map(&mut span);
-            let rstd = span(batch);
+            let [gamma, d_gamma] = [(); 2].map(|()| learnable(device, affine, channels, size));
+            let rstd = device.random(batch).span;
             let forward = |then, y| {
                 vec![Kernel::RmsNormForward {
                     x,

@@ -121,15 +121,15 @@ fn normalized([x]: [f32; 1], [mean, scale, beta]: [f32; 3]) -> f32 {
     (x - mean) * scale + beta
 }
 
-/// γ and β of a rectified norm, to compute again where its output was positive.
+/// A rectifier right behind a norm, with what it takes to compute again where the norm's output was positive.
 #[derive(Clone, Copy)]
-pub(super) struct Rectified<'a> {
+pub(super) struct Rectifier<'a> {
     pub(super) rstd: &'a [f32],
     pub(super) gamma: &'a [f32],
     pub(super) beta: &'a [f32],
 }
 
-impl Rectified<'_> {
+impl Rectifier<'_> {
     #[inline(always)]
     fn coefficients(self, mean: &[f32], c: usize) -> [f32; 3] {
         let scale = self.rstd[c] * affine(self.gamma, c, 1.0);
@@ -143,75 +143,50 @@ fn gated(y: f32, d_y: f32) -> f32 {
     if y > 0.0 { d_y } else { 0.0 }
 }
 
-widest! {
-    /// sums[..c] = Σ d_y, sums[c..] = Σ d_y·(x − mean).
-    pub(super) fn backward_reduce(x: &[f32], d_y: &[f32], mean: &[f32], sums: &mut [f32], rows: usize) {
-        let (d_beta, d_gamma) = sums.split_at_mut(mean.len());
-        reduce(
-            Columns::all(rows, mean.len()),
-            [x, d_y],
-            |c| [mean[c]],
-            |[x, d_y], [mean]| [d_y, d_y * (x - mean)],
-            |c, [first, second]| {
-                d_beta[c] = first as f32;
-                d_gamma[c] = second as f32;
-            },
-        );
+/// A number that sums in f64 end as: f32 for a kernel's result, f64 for a part of it.
+pub(super) trait Sum {
+    /// Rounded if it must be.
+    fn of(sum: f64) -> Self;
+}
+
+impl Sum for f32 {
+    #[inline(always)]
+    fn of(sum: f64) -> Self {
+        sum as f32
+    }
+}
+
+impl Sum for f64 {
+    #[inline(always)]
+    fn of(sum: f64) -> Self {
+        sum
     }
 }
 
 widest! {
-    /// As [`backward_reduce`], in f64: a part of sums over more rows.
-    pub(super) fn partial_sums(x: &[f32], d_y: &[f32], mean: &[f32], sums: &mut [f64], rows: usize) {
-        let (d_beta, d_gamma) = sums.split_at_mut(mean.len());
-        reduce(
-            Columns::all(rows, mean.len()),
-            [x, d_y],
-            |c| [mean[c]],
-            |[x, d_y], [mean]| [d_y, d_y * (x - mean)],
-            |c, sums| [d_beta[c], d_gamma[c]] = sums,
-        );
-    }
-}
-
-widest! {
-    /// As [`backward_reduce_again`], in f64: a part of sums over more rows.
-    pub(super) fn partial_sums_again(
-        x: &[f32], d_y: &[f32], mean: &[f32], again: Rectified<'_>, sums: &mut [f64], rows: usize,
+    /// sums[..c] = Σ d_y, sums[c..] = Σ d_y·(x − mean), of the d_y that pass the rectifier behind the norm, if there is one.
+    pub(super) fn backward_reduce<S: Sum>(
+        x: &[f32], d_y: &[f32], mean: &[f32], rectifier: Option<Rectifier<'_>>, sums: &mut [S], rows: usize,
     ) {
         let (d_beta, d_gamma) = sums.split_at_mut(mean.len());
-        reduce(
-            Columns::all(rows, mean.len()),
-            [x, d_y],
-            |c| again.coefficients(mean, c),
-            |[x, d_y], at| {
-                let d_y = gated(normalized([x], at), d_y);
-                [d_y, d_y * (x - at[0])]
-            },
-            |c, sums| [d_beta[c], d_gamma[c]] = sums,
-        );
-    }
-}
-
-widest! {
-    /// As [`backward_reduce`], of what passes the rectifier behind the norm.
-    pub(super) fn backward_reduce_again(
-        x: &[f32], d_y: &[f32], mean: &[f32], again: Rectified<'_>, sums: &mut [f32], rows: usize,
-    ) {
-        let (d_beta, d_gamma) = sums.split_at_mut(mean.len());
-        reduce(
-            Columns::all(rows, mean.len()),
-            [x, d_y],
-            |c| again.coefficients(mean, c),
-            |[x, d_y], at| {
-                let d_y = gated(normalized([x], at), d_y);
-                [d_y, d_y * (x - at[0])]
-            },
-            |c, [first, second]| {
-                d_beta[c] = first as f32;
-                d_gamma[c] = second as f32;
-            },
-        );
+        let columns = Columns::all(rows, mean.len());
+        let finish = |c: usize, [first, second]: [f64; 2]| {
+            d_beta[c] = S::of(first);
+            d_gamma[c] = S::of(second);
+        };
+        match rectifier {
+            None => reduce(columns, [x, d_y], |c| [mean[c]], |[x, d_y], [mean]| [d_y, d_y * (x - mean)], finish),
+            Some(rectifier) => reduce(
+                columns,
+                [x, d_y],
+                |c| rectifier.coefficients(mean, c),
+                |[x, d_y], at| {
+                    let d_y = gated(normalized([x], at), d_y);
+                    [d_y, d_y * (x - at[0])]
+                },
+                finish,
+            ),
+        }
     }
 }
 
@@ -229,39 +204,36 @@ pub(super) fn backward_affine(sums: &[f32], rstd: &[f32], d_gamma: &mut [f32], d
 }
 
 widest! {
-    /// dx (+)= γ·rstd·[d_y − sums[c]/n − (x − mean)·rstd²·sums[C+c]/n].
+    /// dx (+)= γ·rstd·[d_y − sums[c]/n − (x − mean)·rstd²·sums[C+c]/n], of the d_y that pass the rectifier behind the norm, if there is
+    /// one.
     pub(super) fn backward_input(
-        x: &[f32], d_y: &[f32], mean: &[f32], rstd: &[f32], gamma: &[f32], sums: &[f32], count: f32, d_x: &mut [f32],
-        rows: usize, write: Write,
+        x: &[f32], d_y: &[f32], mean: &[f32], rstd: &[f32], gamma: &[f32], rectifier: Option<Rectifier<'_>>, sums: &[f32],
+        count: f32, d_x: &mut [f32], rows: usize, write: Write,
     ) {
         let (first, second) = sums.split_at(mean.len());
-        let coefficients = |c: usize| {
-            let projection = rstd[c] * rstd[c] * (second[c] / count);
-            [mean[c], rstd[c] * affine(gamma, c, 1.0), first[c] / count, projection]
-        };
-        map(Columns::all(rows, mean.len()), [x, d_y], d_x, write, coefficients, |[x, d_y], [mean, scale, d_mean, projection]| {
-            scale * (d_y - d_mean - (x - mean) * projection)
-        });
-    }
-}
-
-widest! {
-    /// As [`backward_input`], of what passes the rectifier behind the norm.
-    pub(super) fn backward_input_again(
-        x: &[f32], d_y: &[f32], mean: &[f32], again: Rectified<'_>, sums: &[f32], count: f32, d_x: &mut [f32], rows: usize,
-        write: Write,
-    ) {
-        let (first, second) = sums.split_at(mean.len());
-        let coefficients = |c: usize| {
-            let projection = again.rstd[c] * again.rstd[c] * (second[c] / count);
-            let [mean, scale, beta] = again.coefficients(mean, c);
-            [mean, scale, beta, first[c] / count, projection]
-        };
         let columns = Columns::all(rows, mean.len());
-        map(columns, [x, d_y], d_x, write, coefficients, |[x, d_y], [mean, scale, beta, d_mean, projection]| {
-            let d_y = gated(normalized([x], [mean, scale, beta]), d_y);
-            scale * (d_y - d_mean - (x - mean) * projection)
-        });
+        let means = |c: usize| [first[c] / count, rstd[c] * rstd[c] * (second[c] / count)];
+        match rectifier {
+            None => {
+                let coefficients = |c: usize| {
+                    let [d_mean, projection] = means(c);
+                    [mean[c], rstd[c] * affine(gamma, c, 1.0), d_mean, projection]
+                };
+                map(columns, [x, d_y], d_x, write, coefficients, |[x, d_y], [mean, scale, d_mean, projection]| {
+                    scale * (d_y - d_mean - (x - mean) * projection)
+                });
+            }
+            Some(rectifier) => {
+                let coefficients = |c: usize| {
+                    let ([mean, scale, beta], [d_mean, projection]) = (rectifier.coefficients(mean, c), means(c));
+                    [mean, scale, beta, d_mean, projection]
+                };
+                map(columns, [x, d_y], d_x, write, coefficients, |[x, d_y], [mean, scale, beta, d_mean, projection]| {
+                    let d_y = gated(normalized([x], [mean, scale, beta]), d_y);
+                    scale * (d_y - d_mean - (x - mean) * projection)
+                });
+            }
+        }
     }
 }
 

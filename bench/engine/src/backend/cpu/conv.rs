@@ -10,6 +10,8 @@ mod pass;
 mod pixels;
 mod weight;
 
+use std::ops::Range;
+
 use crate::kernel::{Window, Write};
 use pass::{Pass, Taps};
 
@@ -90,7 +92,7 @@ pub(super) fn backward_input(
     }
 }
 
-/// d_weight += the weight gradient.
+/// d_weight += the weight gradient, for the weights of some output channels.
 pub(super) fn backward_weight(
     x: &[f32],
     d_y: &[f32],
@@ -98,19 +100,7 @@ pub(super) fn backward_weight(
     window: &Window,
     batch: usize,
     workspace: &mut [f32],
-) {
-    backward_weight_of(x, d_y, d_weight, window, batch, workspace, 0..window.out_c);
-}
-
-/// The same for some output channels: `d_weight` is theirs.
-pub(super) fn backward_weight_of(
-    x: &[f32],
-    d_y: &[f32],
-    d_weight: &mut [f32],
-    window: &Window,
-    batch: usize,
-    workspace: &mut [f32],
-    channels: std::ops::Range<usize>,
+    channels: Range<usize>,
 ) {
     weight::add(window, x, d_y, d_weight, batch, workspace, channels);
 }

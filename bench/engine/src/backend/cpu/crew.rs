@@ -43,6 +43,22 @@ struct Sums {
 // SAFETY: part `i` alone touches sums `i` while a kernel runs, and the caller alone between kernels.
 unsafe impl Sync for Sums {}
 
+/// `width` zeros in memory that is kept from kernel to kernel.
+///
+/// # Safety
+/// Nobody else uses the cell.
+#[allow(
+    clippy::mut_from_ref,
+    reason = "exclusive access is the caller's promise"
+)]
+unsafe fn zeroed<T: Copy + Default>(cell: &UnsafeCell<Vec<T>>, width: usize) -> &mut [T] {
+    // SAFETY: the caller's promise.
+    let sums = unsafe { &mut *cell.get() };
+    sums.clear();
+    sums.resize(width, T::default());
+    sums
+}
+
 impl Crew {
     pub(super) fn new(team: Team, smallest_part: Option<usize>) -> Self {
         let sums = (0..team.size()).map(|_| Sums::default()).collect();
@@ -90,9 +106,7 @@ impl Crew {
         let this = &*self;
         this.team.run(&|index| {
             // SAFETY: this part's own sums.
-            let sums = unsafe { &mut *this.sums[index].wide.get() };
-            sums.clear();
-            sums.resize(width, 0.0);
+            let sums = unsafe { zeroed(&this.sums[index].wide, width) };
             part(this.part(index, len, 1), sums);
         });
     }
@@ -117,9 +131,7 @@ impl Crew {
         let this = &*self;
         this.team.run(&|index| {
             // SAFETY: this part's own sums.
-            let sums = unsafe { &mut *this.sums[index].narrow.get() };
-            sums.clear();
-            sums.resize(width, 0.0);
+            let sums = unsafe { zeroed(&this.sums[index].narrow, width) };
             part(this.part(index, len, 1), sums);
         });
         for sums in &mut self.sums {

@@ -13,7 +13,7 @@ use crate::kernel::{Gate, Kernel, Then};
 use crate::tensor::{Dtype, Span};
 
 /// Panics when one of `outputs` overlaps another operand.
-fn disjoint(outputs: &[Span], inputs: &[Span]) {
+pub(super) fn disjoint(outputs: &[Span], inputs: &[Span]) {
     let overlap = |a: &Span, b: &Span| {
         a.arena() == b.arena() && a.start() < b.start() + b.len() && b.start() < a.start() + a.len()
     };
@@ -49,6 +49,25 @@ impl<'a> Operands<'a> {
         // SAFETY: the caller's promise.
         unsafe { self.0.write(span) }
     }
+}
+
+/// What a gate's kernel reads, which its output must not overlap.
+///
+/// # Safety
+/// As [`run`].
+pub(super) unsafe fn rectifier<'a>(
+    memory: &'a HostMemory,
+    gate: Gate,
+    output: Span,
+) -> Option<batch_norm::Rectifier<'a>> {
+    let Gate::Again { beta, gamma, rstd } = gate else {
+        return None;
+    };
+    disjoint(&[output], &[beta, gamma, rstd]);
+    let m = Operands(memory);
+    // SAFETY: the caller's promise.
+    let [rstd, gamma, beta] = unsafe { [m.r(rstd), m.r(gamma), m.r(beta)] };
+    Some(batch_norm::Rectifier { rstd, gamma, beta })
 }
 
 /// The gradient of a norm's output, with the rectified output if there is a rectifier.
@@ -223,7 +242,8 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
             }
             Kernel::Conv2dBackwardWeight { x, d_y, d_weight, window, batch, workspace } => {
                 disjoint(&[d_weight, workspace], &[x, d_y]);
-                conv::backward_weight(m.r(x), m.r(d_y), m.w(d_weight), &window, batch, m.w(workspace));
+                let (to, room) = (m.w(d_weight), m.w(workspace));
+                conv::backward_weight(m.r(x), m.r(d_y), to, &window, batch, room, 0..window.out_c);
             }
             Kernel::MaxPoolForward { x, y, index, window, batch } => {
                 disjoint(&[y, index], &[x]);
@@ -270,14 +290,9 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 let (mean, rstd, gamma, beta) = (m.r(mean), m.r(rstd), m.r(gamma), m.r(beta));
                 batch_norm::normalize(m.r(x), mean, rstd, gamma, beta, m.r(shortcut), relu, m.w(y), rows);
             }
-            Kernel::BatchBackwardReduce { x, d_y, mean, sums, rows, gate: Gate::Open } => {
+            Kernel::BatchBackwardReduce { x, d_y, mean, sums, rows, gate } => {
                 disjoint(&[sums], &[x, d_y, mean]);
-                batch_norm::backward_reduce(m.r(x), m.r(d_y), m.r(mean), m.w(sums), rows);
-            }
-            Kernel::BatchBackwardReduce { x, d_y, mean, sums, rows, gate: Gate::Again { beta, gamma, rstd } } => {
-                disjoint(&[sums], &[x, d_y, mean, beta, gamma, rstd]);
-                let again = batch_norm::Rectified { rstd: m.r(rstd), gamma: m.r(gamma), beta: m.r(beta) };
-                batch_norm::backward_reduce_again(m.r(x), m.r(d_y), m.r(mean), again, m.w(sums), rows);
+                batch_norm::backward_reduce(m.r(x), m.r(d_y), m.r(mean), rectifier(memory, gate, sums), m.w(sums), rows);
             }
             Kernel::BatchBackwardAffine { sums, rstd, d_gamma, d_beta } => {
                 disjoint(&[d_gamma, d_beta], &[sums, rstd]);
@@ -286,14 +301,8 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
             Kernel::BatchBackwardInput { x, d_y, mean, rstd, gamma, sums, count, d_x, rows, write, gate } => {
                 disjoint(&[d_x], &[x, d_y, mean, rstd, gamma, sums, count]);
                 let (mean, rstd, gamma, sums) = (m.r(mean), m.r(rstd), m.r(gamma), m.r(sums));
-                let count = m.r(count)[0];
-                if let Gate::Again { beta, .. } = gate {
-                    disjoint(&[d_x], &[beta]);
-                    let again = batch_norm::Rectified { rstd, gamma, beta: m.r(beta) };
-                    batch_norm::backward_input_again(m.r(x), m.r(d_y), mean, again, sums, count, m.w(d_x), rows, write);
-                } else {
-                    batch_norm::backward_input(m.r(x), m.r(d_y), mean, rstd, gamma, sums, count, m.w(d_x), rows, write);
-                }
+                let (x, d_y, count, gate) = (m.r(x), m.r(d_y), m.r(count)[0], rectifier(memory, gate, d_x));
+                batch_norm::backward_input(x, d_y, mean, rstd, gamma, gate, sums, count, m.w(d_x), rows, write);
             }
             Kernel::BatchBackwardEval { d_y, rstd, gamma, d_x, rows, write } => {
                 disjoint(&[d_x], &[d_y, rstd, gamma]);

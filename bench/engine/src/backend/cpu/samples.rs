@@ -47,16 +47,16 @@ impl Samples {
             return norm(&x[..batch * size], &mut y[..batch * size], all);
         }
         for sample in 0..batch {
-            let own = |values: &[f32]| sample * size..((sample + 1) * size).min(values.len());
-            let to = &mut y[sample * size..][..size];
+            let own = sample * size..(sample + 1) * size;
+            let to = &mut y[own.clone()];
             let part = kept
                 .each_mut()
                 .map(|kept| &mut kept[sample * each..][..each]);
-            norm(&x[own(x)], to, part);
+            norm(&x[own.clone()], to, part);
             let shortcut = if shortcut.is_empty() {
                 shortcut
             } else {
-                &shortcut[own(shortcut)]
+                &shortcut[own]
             };
             elementwise::finish(to, shortcut, relu);
         }

@@ -1,5 +1,6 @@
 //! Matrix products, and the gradient of a convolution's weights.
 use super::{Crew, LINE, PRODUCTS};
+use crate::backend::cpu::launch::disjoint;
 use crate::backend::cpu::memory::HostMemory;
 use crate::backend::cpu::{conv, matmul};
 use crate::kernel::Kernel;
@@ -17,6 +18,7 @@ impl Crew {
                 if !self.worthwhile(m * n * k / PRODUCTS) || longer < LINE * self.parts() {
                     return false;
                 }
+                disjoint(&[c], &[a, b]);
                 let product = matmul::Product { m, n, k, transpose_a, transpose_b };
                 // SAFETY: the caller's promise.
                 let (a, b, c) = unsafe { (memory.read(a), memory.read(b), memory.write::<f32>(c)) };
@@ -33,6 +35,7 @@ impl Crew {
                 if !self.has_room(&window, workspace) || window.out_c < self.parts() || !self.worthwhile(x.len()) {
                     return false;
                 }
+                disjoint(&[d_weight, workspace], &[x, d_y]);
                 let (each, size) = (window.workspace(), d_weight.len() / window.out_c);
                 self.team.run(&|part| {
                     let channels = self.part(part, window.out_c, 1);
@@ -40,7 +43,7 @@ impl Crew {
                     unsafe {
                         let to = memory.write(d_weight.slice(channels.start * size..channels.end * size));
                         let room = memory.write(workspace.slice(part * each..(part + 1) * each));
-                        conv::backward_weight_of(memory.read(x), memory.read(d_y), to, &window, batch, room, channels);
+                        conv::backward_weight(memory.read(x), memory.read(d_y), to, &window, batch, room, channels);
                     }
                 });
                 true

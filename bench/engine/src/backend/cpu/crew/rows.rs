@@ -2,9 +2,10 @@
 use std::ops::Range;
 
 use super::{Crew, LINE};
+use crate::backend::cpu::launch::{disjoint, rectifier};
 use crate::backend::cpu::memory::HostMemory;
 use crate::backend::cpu::{batch_norm, matmul};
-use crate::kernel::{Gate, Kernel, Then};
+use crate::kernel::{Kernel, Then};
 use crate::tensor::Span;
 
 #[rustfmt::skip]
@@ -34,6 +35,7 @@ impl Crew {
         unsafe {
             match *kernel {
                 Kernel::BatchStatistics { x, mean, variance, .. } => {
+                    disjoint(&[mean, variance], &[x]);
                     self.sum(rows, 2 * width, |range, sums| {
                         batch_norm::partial_statistics(memory.read(s(x, &range)), sums, range.len());
                     });
@@ -50,24 +52,19 @@ impl Crew {
                     variance.iter_mut().zip(squares).for_each(|(to, squares)| *to = (squares / rows as f64) as f32);
                 }
                 Kernel::BatchBackwardReduce { x, d_y, mean, sums, gate, .. } => {
+                    disjoint(&[sums], &[x, d_y, mean]);
+                    let gate = rectifier(memory, gate, sums);
                     let to = memory.write::<f32>(sums);
                     let mean = memory.read::<f32>(mean);
                     self.sum(rows, 2 * width, |range, sums| {
                         let (x, d_y) = (memory.read(s(x, &range)), memory.read(s(d_y, &range)));
-                        match gate {
-                            Gate::Open => batch_norm::partial_sums(x, d_y, mean, sums, range.len()),
-                            Gate::Again { beta, gamma, rstd } => {
-                                let again = batch_norm::Rectified {
-                                    rstd: memory.read(rstd), gamma: memory.read(gamma), beta: memory.read(beta),
-                                };
-                                batch_norm::partial_sums_again(x, d_y, mean, again, sums, range.len());
-                            }
-                        }
+                        batch_norm::backward_reduce(x, d_y, mean, gate, sums, range.len());
                     });
                     let total = self.merge(|_, total, own| total.iter_mut().zip(own).for_each(|(total, own)| *total += own));
                     to.iter_mut().zip(total).for_each(|(to, total)| *to = *total as f32);
                 }
                 Kernel::BiasBackward { d_y, d_bias, .. } => {
+                    disjoint(&[d_bias], &[d_y]);
                     let to = memory.write::<f32>(d_bias);
                     self.accumulate(rows, &mut [to], |range, sums| {
                         matmul::bias_backward(memory.read(s(d_y, &range)), sums, range.len());

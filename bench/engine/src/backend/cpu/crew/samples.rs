@@ -2,6 +2,7 @@
 use std::ops::Range;
 
 use super::Crew;
+use crate::backend::cpu::launch::disjoint;
 use crate::backend::cpu::memory::HostMemory;
 use crate::backend::cpu::{dropout, launch};
 use crate::kernel::{Kernel, Then, Window};
@@ -35,6 +36,7 @@ impl Crew {
             match *kernel {
                 Kernel::GroupNormBackward { .. } | Kernel::RmsNormBackward { .. } => self.norm_backward(memory, kernel, len),
                 Kernel::Dropout { x, y, p, seed, node, state, batch, write } => {
+                    disjoint(&[y], &[x, state]);
                     let state = memory.read::<i32>(state);
                     let (step, first_sample) = (state[0] as u32, state[1] as u32);
                     let size = x.len() / batch;
@@ -124,6 +126,7 @@ impl Crew {
                 Kernel::GroupNormBackward {
                     x, y, d_y, gamma, mean, rstd, d_x, d_gamma, d_beta, spatial, channels, groups, affine, write, ..
                 } => {
+                    disjoint(&[d_gamma, d_beta], &[x, y, d_y, gamma, mean, rstd, d_x]);
                     let width = d_gamma.len();
                     let mut to = [memory.write::<f32>(d_gamma), memory.write::<f32>(d_beta)];
                     self.accumulate(batch, &mut to, |range, sums| {
@@ -137,6 +140,7 @@ impl Crew {
                     });
                 }
                 Kernel::RmsNormBackward { x, y, d_y, gamma, rstd, d_x, d_gamma, spatial, channels, affine, write, .. } => {
+                    disjoint(&[d_gamma], &[x, y, d_y, gamma, rstd, d_x]);
                     let mut to = [memory.write::<f32>(d_gamma)];
                     self.accumulate(batch, &mut to, |range, d_gamma| {
                         let own = Kernel::RmsNormBackward {
