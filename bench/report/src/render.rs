@@ -5,14 +5,23 @@
 //! are gone, which could never be made again.
 use std::{
     fs,
+    num::NonZero,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
 };
 
 use syncmark_record::{RunFolder, rows::PhaseRow, table::Row};
 
 use crate::{
-    chart::raster::png, compose::compose, document::Document, error::ReportError, html::html,
-    markdown::markdown, run_data::RunData, trace::trace,
+    chart::raster::{RasterError, png},
+    compose::compose,
+    document::{Document, Figure},
+    error::ReportError,
+    html::html,
+    markdown::markdown,
+    run_data::RunData,
+    trace::trace,
 };
 
 /// What rendering gave.
@@ -42,8 +51,9 @@ pub fn render(folder: &Path) -> Result<Rendered, ReportError> {
         source,
     })?;
     remove_old_charts(&charts, &document, &data)?;
-    for figure in document.figures() {
-        let pixels = png(&figure.svg).map_err(|source| ReportError::Raster {
+    let figures: Vec<_> = document.figures().collect();
+    for (figure, pixels) in figures.iter().zip(pixels(&figures)) {
+        let pixels = pixels.map_err(|source| ReportError::Raster {
             name: figure.name.clone(),
             source,
         })?;
@@ -80,6 +90,32 @@ pub fn render(folder: &Path) -> Result<Rendered, ReportError> {
         data,
         files,
     })
+}
+
+/// The figures as PNG, in their order, drawn on as many cores as there are: nothing is measured any more.
+fn pixels(figures: &[&Figure]) -> Vec<Result<Vec<u8>, RasterError>> {
+    let workers = thread::available_parallelism().map_or(1, NonZero::get);
+    let next = AtomicUsize::new(0);
+    let draw = || {
+        let take = || {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let figure = figures.get(index)?;
+            Some((index, png(&figure.svg)))
+        };
+        std::iter::from_fn(take).collect::<Vec<_>>()
+    };
+    let mut drawn = thread::scope(|scope| {
+        let others: Vec<_> = (1..workers.min(figures.len()))
+            .map(|_| scope.spawn(draw))
+            .collect();
+        let mut drawn = draw();
+        for other in others {
+            drawn.extend(other.join().expect("drawing does not panic"));
+        }
+        drawn
+    });
+    drawn.sort_by_key(|(index, _)| *index);
+    drawn.into_iter().map(|(_, pixels)| pixels).collect()
 }
 
 fn write(files: &mut Vec<PathBuf>, path: PathBuf, bytes: &[u8]) -> Result<(), ReportError> {

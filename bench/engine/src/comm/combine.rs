@@ -7,6 +7,9 @@ use crate::backend::cpu::columns::widest;
 use crate::comm::Reduce;
 use crate::comm::number::Number;
 
+/// Elements that [`join_over`] copies at a time, on the stack: within the first-level cache.
+const BLOCK: usize = 512;
+
 /// What a reduction of one contribution leaves.
 pub(super) fn scale<T: Number>(reduce: Reduce, data: &mut [T]) {
     if let Reduce::ScaledSum(factor) = reduce
@@ -44,6 +47,32 @@ widest! {
             Reduce::Sum | Reduce::ScaledSum(_) => all.for_each(|(to, (a, b))| *to = a.add(*b)),
             Reduce::Max => all.for_each(|(to, (a, b))| *to = a.larger(*b)),
         }
+    }
+}
+
+/// Combines `came`, as it entered, with `own`, which the result replaces; `enter` copies the own contribution as it enters, and
+/// `first` says whether it comes first. Every rank runs [`join`] over the same operands, neither of which is its result, so
+/// that not even the payload of a NaN depends on the rank.
+pub(super) fn join_over<T: Number>(
+    reduce: Reduce,
+    first: bool,
+    came: &[T],
+    own: &mut [T],
+    enter: impl Fn(&[T], &mut [T]),
+) {
+    let Some(any) = own.first().copied() else {
+        return;
+    };
+    let mut block = [any; BLOCK];
+    for (own, came) in own.chunks_mut(BLOCK).zip(came.chunks(BLOCK)) {
+        let entered = &mut block[..own.len()];
+        enter(own, entered);
+        let (a, b) = if first {
+            (&*entered, came)
+        } else {
+            (came, &*entered)
+        };
+        join(reduce, a, b, own);
     }
 }
 
@@ -106,6 +135,32 @@ mod tests {
         assert_eq!(to, [0.5, 1.0, 1.5]);
         scale(half, &mut to);
         assert_eq!(to, [0.25, 0.5, 0.75]);
+    }
+
+    #[test]
+    fn ranks_that_join_over_their_own_get_the_same_bits() {
+        let values = |from: f32| (0..1300).map(|i| from + i as f32 / 7.0).collect::<Vec<_>>();
+        let reduce = Reduce::ScaledSum(0.3);
+        let entered = |own: &[f32]| {
+            let mut to = vec![0.0; own.len()];
+            enter(reduce, own, &mut to);
+            to
+        };
+        let [mut low, mut high] = [values(0.1), values(-3.0)];
+        low[7] = f32::NAN;
+        high[7] = -f32::NAN;
+        let [from_low, from_high] = [entered(&low), entered(&high)];
+        let mut expected = vec![0.0; 1300];
+        join(reduce, &from_low, &from_high, &mut expected);
+        join_over(reduce, true, &from_high, &mut low, |own, to| {
+            enter(reduce, own, to);
+        });
+        join_over(reduce, false, &from_low, &mut high, |own, to| {
+            enter(reduce, own, to);
+        });
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&low), bits(&expected));
+        assert_eq!(bits(&high), bits(&expected));
     }
 
     #[test]

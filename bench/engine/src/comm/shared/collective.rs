@@ -14,14 +14,14 @@ use super::exchange::Exchange;
 use super::rendezvous::announced;
 use crate::comm::algorithm::Algorithm;
 use crate::comm::chunk;
-use crate::comm::combine::{append, append_own, enter, join, scale};
+use crate::comm::combine::{append, append_own, enter, join_over, scale};
 use crate::comm::error::{CommError, invalid};
 use crate::comm::number::Number;
 
 /// Elements that are combined at a time, on the stack: they stay in the first-level cache from the first to the last rank.
 const BLOCK: usize = 512;
 /// Bytes that two ranks exchange at a time: what a rank touches between two meetings stays in its second-level cache.
-const PIECE_BYTES: usize = 128 << 10;
+const PIECE_BYTES: usize = 256 << 10;
 
 impl Exchange<'_> {
     /// Combines the contributions to one piece in rank order: those of others from element `at` of their slots, the
@@ -78,8 +78,11 @@ impl Exchange<'_> {
             }
             let to = &mut data[range(start)];
             self.received::<T>(peer, to.len());
-            let [first, second] = [0, 1].map(|rank| self.peek(rank, place, 0, to.len()));
-            join(self.call.reduce, first, second, to);
+            let (reduce, came) = (self.call.reduce, self.peek(peer, place, 0, to.len()));
+            // The own contribution from where it lies, which this rank's caches hold: its slot went to the other's.
+            join_over(reduce, peer == 1, came, to, |own, to| {
+                enter(reduce, own, to);
+            });
             if !next.is_empty() {
                 place = self.join()?;
             }

@@ -5,11 +5,8 @@
 //! Bytes are combined soon after they were sent and within a core's second-level cache of when they came.
 use super::ends::{Ends, MOST, bytes_of, bytes_of_mut, typed};
 use crate::comm::Reduce;
-use crate::comm::combine::{join, scale};
+use crate::comm::combine::{join_over, scale};
 use crate::comm::number::Number;
-
-/// Elements that are combined at a time, by way of the stack.
-const BLOCK: usize = 512;
 
 /// Both ends of one rank.
 pub(super) struct Pair<'a, T> {
@@ -45,25 +42,6 @@ impl<'a, T: Number> Pair<'a, T> {
     }
 }
 
-/// Combines `came` with `own`, which the result replaces. Every rank runs [`join`] over the same operands, neither of which
-/// is its result, so that not even the payload of a NaN depends on the rank.
-fn combine<T: Number>(reduce: Reduce, first: bool, came: &[T], own: &mut [T]) {
-    let Some(any) = own.first().copied() else {
-        return;
-    };
-    let mut block = [any; BLOCK];
-    for (own, came) in own.chunks_mut(BLOCK).zip(came.chunks(BLOCK)) {
-        let before = &mut block[..own.len()];
-        before.copy_from_slice(own);
-        let (a, b) = if first {
-            (&*before, came)
-        } else {
-            (came, &*before)
-        };
-        join(reduce, a, b, own);
-    }
-}
-
 impl<T: Number> Ends for Pair<'_, T> {
     fn ready(&mut self) -> &[u8] {
         let size = size_of::<T>();
@@ -91,7 +69,11 @@ impl<T: Number> Ends for Pair<'_, T> {
         let (filled, size) = (self.part + bytes, size_of::<T>());
         let whole = filled / size;
         let own = &mut self.data[self.combined..self.combined + whole];
-        combine(self.reduce, self.first, &self.staging[..whole], own);
+        // It was scaled when it was sent.
+        let came = &self.staging[..whole];
+        join_over(self.reduce, self.first, came, own, |own, to| {
+            to.copy_from_slice(own);
+        });
         bytes_of_mut(self.staging).copy_within(whole * size..filled, 0);
         self.part = filled - whole * size;
         self.combined += whole;
