@@ -142,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=int, default=60)
     parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--batch", type=int, default=32, help="of all ranks together")
+    parser.add_argument("--batch", type=int, default=32, help="of each rank")
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--syncmark", type=Path, default=ROOT / "target" / "release" / "syncmark")
     options = parser.parse_args()

@@ -2,9 +2,12 @@
 
     python scripts/pytorch/collective_speed.py [--pairs 10] [--ranks 2] [--transport shared] [--syncmark target/release/syncmark]
 
-Contract: both sides reduce the same number of float32 in place between processes pinned to a core each, back to back: time is
-the median of many calls, on the rank where it is longest. Gloo runs over its TCP pair on the loopback interface, which is the only
-transport of PyTorch's build. Below 1 syncmark is faster. Syncmark also checks every result; the check is not in its time.
+Contract: both sides reduce the same number of float32 in place, back to back. Syncmark's processes are pinned to a core each and have up to 64
+calls under way; time is that of all over their number, the median of such rounds on the rank where it is longest. Gloo has one call under
+way or as many, is pinned or not, and gives its memory back or keeps it, whichever is fastest at each size (a first round finds out).
+It runs over its TCP pair on the loopback interface, which is the only transport of PyTorch's build. Below 1 syncmark is faster. Syncmark also checks every result; the check is not in its time. The last
+column is the bus bandwidth of the largest size as a share of `tcp-both-ways` or `shared-copy`, as `syncmark ceilings` measured them
+before and after the pairs.
 
 Reference: METHODOLOGY.md, "Against PyTorch"; torch.distributed's backend gloo.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import os
 import socket
 import statistics
@@ -22,16 +26,21 @@ import tempfile
 import time
 from pathlib import Path
 
-from paired import alternate
+from paired import SURROUNDINGS, alternate, ceiling
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = {"4 KiB": 4 << 10, "1 MiB": 1 << 20, "64 MiB": 64 << 20}
 WARM_UP = 5
+# As many calls as syncmark has under way at most, unless their memory would be more than this.
+UNDER_WAY = 64
+LARGEST_UNDER_WAY = 64 << 20
 
 
-def rank_of_gloo(rank: int, ranks: int, port: int, seconds: float) -> None:
-    """Print seconds per call for each size, in the process of one rank."""
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % len(os.sched_getaffinity(0))]})
+def rank_of_gloo(rank: int, ranks: int, port: int, seconds: float, pinned: bool) -> None:
+    """Print seconds per call for each size, in the process of one rank: of single calls, or of several under way, whichever is less."""
+    if pinned:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
     import torch
     from torch import distributed
 
@@ -39,38 +48,48 @@ def rank_of_gloo(rank: int, ranks: int, port: int, seconds: float) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
     )
-    for size in SIZES.values():
-        values = torch.zeros(size // 4)
+
+    def several(tensors: list[torch.Tensor]) -> None:
+        for work in [distributed.all_reduce(values, async_op=True) for values in tensors]:
+            work.wait()
+
+    def seconds_per_call(tensors: list[torch.Tensor]) -> float:
         for _ in range(WARM_UP):
-            distributed.all_reduce(values)
+            several(tensors)
         # All ranks must make as many calls: rank 0's warm speed decides.
         begin = time.perf_counter()
-        distributed.all_reduce(values)
-        calls = torch.tensor([max(5, int(seconds / (time.perf_counter() - begin)))])
-        distributed.broadcast(calls, 0)
+        several(tensors)
+        rounds = torch.tensor([max(5, int(seconds / (time.perf_counter() - begin)))])
+        distributed.broadcast(rounds, 0)
         distributed.barrier()
         times = []
-        for _ in range(int(calls)):
+        for _ in range(int(rounds)):
             begin = time.perf_counter()
-            distributed.all_reduce(values)
-            times.append(time.perf_counter() - begin)
+            several(tensors)
+            times.append((time.perf_counter() - begin) / len(tensors))
         took = torch.tensor([statistics.median(times)], dtype=torch.float64)
         distributed.all_reduce(took, distributed.ReduceOp.MAX)
+        return took.item()
+
+    for size in SIZES.values():
+        under_way = (1, min(UNDER_WAY, max(1, LARGEST_UNDER_WAY // size)))
+        took = min(seconds_per_call([torch.zeros(size // 4) for _ in range(calls)]) for calls in under_way)
         if rank == 0:
-            print(took.item(), flush=True)
+            print(took, flush=True)
     distributed.destroy_process_group()
 
 
-def run_gloo(ranks: int, seconds: float) -> dict[str, float]:
-    """Microseconds per call by size."""
+def run_gloo(ranks: int, seconds: float, how: tuple[bool, str]) -> dict[str, float]:
+    """Microseconds per call by size; how: pinned or not, and the surroundings."""
+    pinned, around = how
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = [
         subprocess.Popen(
             [sys.executable, __file__, "--rank", str(rank), "--ranks", str(ranks), "--port", str(port),
-             "--seconds", str(seconds)],
-            stdout=subprocess.PIPE, text=True,
+             "--seconds", str(seconds), *(["--pinned"] if pinned else [])],
+            stdout=subprocess.PIPE, text=True, env=os.environ | SURROUNDINGS[around],
         )  # fmt: skip
         for rank in range(ranks)
     ]
@@ -78,6 +97,27 @@ def run_gloo(ranks: int, seconds: float) -> dict[str, float]:
     if any(child.returncode for child in children):
         sys.exit("a rank of PyTorch failed")
     return {name: float(line) * 1e6 for name, line in zip(SIZES, told[0].split(), strict=True)}
+
+
+class Gloo:
+    """Gloo as it is fastest at each size, which a first round finds."""
+
+    def __init__(self, ranks: int, seconds: float) -> None:
+        """Run the first round."""
+        self.ranks, self.seconds = ranks, seconds
+        hows = list(itertools.product((True, False), SURROUNDINGS))
+        found = {how: run_gloo(ranks, seconds, how) for how in hows}
+        self.hows = {size: min(hows, key=lambda how: found[how][size]) for size in SIZES}
+
+    def __call__(self) -> dict[str, float]:
+        """Microseconds by size."""
+        found = {how: run_gloo(self.ranks, self.seconds, how) for how in set(self.hows.values())}
+        return {size: found[how][size] for size, how in self.hows.items()}
+
+    def name(self, size: str) -> str:
+        """What the peer of a row is."""
+        pinned, around = self.hows[size]
+        return ", ".join(filter(None, ("gloo", "pinned" if pinned else "not pinned", around)))
 
 
 SCENARIO = """
@@ -133,16 +173,23 @@ def main() -> None:
     parser.add_argument("--syncmark", type=Path, default=ROOT / "target" / "release" / "syncmark")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--pinned", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank is not None:
-        rank_of_gloo(options.rank, options.ranks, options.port, options.seconds)
+        rank_of_gloo(options.rank, options.ranks, options.port, options.seconds, options.pinned)
         return
-    print("| all-reduce | peer | syncmark / PyTorch | µs | PyTorch's µs |\n|---|---|---:|---:|---:|", flush=True)
-    found = alternate(
-        lambda: run_syncmark(options), lambda: run_gloo(options.ranks, options.seconds), options.pairs
-    )
+    print("| all-reduce | peer | syncmark / PyTorch | µs | PyTorch's µs | of the ceiling |\n|---|---|---:|---:|---:|---:|", flush=True)
+    floor = {"shared": "shared-copy", "tcp": "tcp-both-ways"}[options.transport]
+    bandwidth = [ceiling(options.syncmark, floor, 2)]
+    gloo = Gloo(options.ranks, options.seconds)
+    found = alternate(lambda: run_syncmark(options), gloo, options.pairs)
+    bandwidth.append(ceiling(options.syncmark, floor, 2))
     for size, figures in found.items():
-        print(f"| {options.transport}, {options.ranks} ranks, {size} | gloo | {figures.cells()} |", flush=True)
+        # Each rank sends (and receives) this many bytes: nccl-tests' bus bandwidth is these over time.
+        moved = 2 * (options.ranks - 1) / options.ranks * SIZES[size]
+        rate = moved / (figures.ours * 1e-6)
+        share = f"{rate / statistics.mean(bandwidth):.0%}" if size == max(SIZES, key=SIZES.__getitem__) else ""
+        print(f"| {options.transport}, {options.ranks} ranks, {size} | {gloo.name(size)} | {figures.cells()} | {share} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,42 @@
 """Two sides measured in turn: the median of their paired ratios and its interval.
 
 Contract: side A and side B run one right after the other, in the other order every second time, so that a machine whose speed
-drifts drifts for both. The interval is the 95 % percentile bootstrap over pairs, from a fixed seed.
+drifts drifts for both. The interval is the 95 % expanded percentile bootstrap over pairs that reports use too, from a fixed seed; of fewer
+than six pairs it is their range.
 
 Reference: METHODOLOGY.md, "Against PyTorch".
 """
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import statistics
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from scipy.stats import norm, t
 
 RESAMPLES = 10_000
+FEWEST_FOR_INTERVAL = 6
 
 # What PyTorch's processes may run with besides nothing. Glibc gives every large tensor back to the kernel and takes new pages for the
 # next, which it has to clear: more than half of the time of a norm over large images. A peer at its fastest keeps its memory, in huge
 # pages, as syncmark does; and threads that wait for each other spin or sleep, whichever is faster here.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 28), "THP_MEM_ALLOC_ENABLE": "1"}
 SLEEPING = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}
-SURROUNDINGS = {"": {}, "memory kept": MALLOC}
-SURROUNDINGS_OF_THREADS = SURROUNDINGS | {"threads sleep": SLEEPING, "memory kept, threads sleep": MALLOC | SLEEPING}
+BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "threads"}
+SURROUNDINGS = {"memory kept": MALLOC, "": {}}
+SURROUNDINGS_OF_THREADS = SURROUNDINGS | {
+    "memory kept, threads bound": MALLOC | BOUND,
+    "memory kept, threads sleep": MALLOC | SLEEPING,
+    "threads bound": BOUND,
+    "threads sleep": SLEEPING,
+}
 
 
 @dataclass(frozen=True)
@@ -39,18 +54,40 @@ class Paired:
         return f"{self.ratio:.3g} [{self.low:.3g}, {self.high:.3g}] | {self.ours:.4g} | {self.theirs:.4g}"
 
 
+def ceiling(binary: Path, name: str, threads: int) -> float:
+    """What this machine can do at best right now, as `syncmark ceilings` measures it: per second, of all threads together."""
+    done = subprocess.run([binary, "ceilings", "--json", "--devices", str(max(2, threads))], check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)["ceilings"]
+    (median,) = (row["median"] for row in found if (row["ceiling"], row["threads"]) == (name, threads))
+    return float(median)
+
+
 def paired(pairs: list[tuple[float, float]]) -> Paired:
     """Compare pairs of (ours, theirs)."""
     ratios = [ours / theirs for ours, theirs in pairs]
-    source = random.Random(0)
-    medians = sorted(statistics.median(source.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
+    low, high = min(ratios), max(ratios)
+    if (n := len(ratios)) >= FEWEST_FOR_INTERVAL:
+        source = random.Random(0)
+        medians = sorted(statistics.median(source.choices(ratios, k=n)) for _ in range(RESAMPLES))
+        tail = norm.cdf(-t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1)))
+        low, high = medians[int(tail * RESAMPLES)], medians[int((1 - tail) * RESAMPLES)]
     return Paired(
         ratio=statistics.median(ratios),
-        low=medians[int(0.025 * RESAMPLES)],
-        high=medians[int(0.975 * RESAMPLES)],
+        low=low,
+        high=high,
         ours=statistics.median(ours for ours, _ in pairs),
         theirs=statistics.median(theirs for _, theirs in pairs),
     )
+
+
+Peer = TypeVar("Peer")
+
+
+def fastest(peers: Iterable[Peer], run: Callable[[Peer], float]) -> Peer:
+    """The peer that takes least; the two that took least in one run have a second one each, because one run is noisy."""
+    times = {peer: run(peer) for peer in peers}
+    best = sorted(times, key=times.__getitem__)[:2]
+    return min(best, key=lambda peer: min(times[peer], run(peer)))
 
 
 def alternate(

@@ -4,11 +4,15 @@
 
 Contract: both sides train the same model file at the same batch with the same optimizer on the same cores, in processes of their own
 for every measurement: one thread on one core, two threads on two, or two ranks of DistributedDataParallel with a core each,
-where PyTorch's talk through Gloo, syncmark's through shared memory, and the batch is that of a rank. A step is: copy the batch to where the model reads it, zero the gradients, forward, mean
-cross-entropy, backward, update; nobody reads the loss. PyTorch runs as it is fastest here: contiguous or channels_last,
-foreach or fused optimizer, gradients set to none, its memory given back or kept, waiting threads spinning or asleep; which one that is,
-a first round finds out and the table says. Ranks use
-`gradient_as_bucket_view`, and otherwise the defaults of both. `torch.compile` is a row of its own (--compile). Below 1 syncmark is faster.
+where PyTorch's talk through Gloo, syncmark's through shared memory (or TCP as Gloo does, with --transport tcp), and the batch
+is that of a rank. A step is: copy the batch to where the model reads it, zero the gradients, forward, mean
+cross-entropy, backward, update; nobody reads the loss. PyTorch has its inputs in its own layout, replaces what a ReLU reads, and runs as it
+is fastest here: contiguous or channels_last, foreach or fused optimizer, gradients set to none, its memory given back or kept, threads
+bound or not, spinning or asleep. A first round finds the layout and the optimizer, a second one the rest, and the table says which.
+Ranks use `gradient_as_bucket_view`, a static graph where that is faster, and otherwise the defaults of both. With --compile the peer is `torch.compile` of the same.
+PyTorch trains on one batch that stays where it is, syncmark on the next of as many as fit 256 MiB. Below 1 syncmark is faster.
+The last column is the rate of syncmark's multiplications and additions in convolutions and linear layers over the whole step's time (counted by
+PyTorch's FlopCounterMode) as a share of `multiply-add`, as `syncmark ceilings` measured it before and after the pairs.
 
 Reference: METHODOLOGY.md, "Against PyTorch"; torch.optim.SGD's arguments foreach and fused.
 """
@@ -21,6 +25,7 @@ import itertools
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,11 +33,13 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from paired import SURROUNDINGS, SURROUNDINGS_OF_THREADS, alternate
+from paired import SURROUNDINGS, SURROUNDINGS_OF_THREADS, alternate, ceiling, fastest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WARM_UP_SECONDS = 1.0
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = 2
+# Of a window, where its seconds hold fewer.
+LEAST_STEPS = 3
 LEARNING_RATE = 0.01
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
@@ -79,11 +86,13 @@ class Peer:
     implementation: str
     compiled: bool = False
     surroundings: str = ""
+    static_graph: bool = False
 
     @property
     def name(self) -> str:
         """Name it as in the table."""
         further = (", compiled" if self.compiled else "") + (f", {self.surroundings}" if self.surroundings else "")
+        further += ", static graph" if self.static_graph else ""
         return f"{self.memory_format}, {self.implementation}{further}"
 
 
@@ -92,35 +101,44 @@ PEERS = [Peer(layout, how) for layout, how in itertools.product(("contiguous", "
 
 def time_pytorch(work: Work, peer: Peer, seconds: float, core: int, rank: int, port: int) -> float:
     """Milliseconds of a step of PyTorch in this process, which is its own; of the slowest rank, on rank 0."""
-    os.sched_setaffinity(0, range(core + rank, core + rank + work.threads))
+    mask = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, mask[core + rank : core + rank + work.threads])
     import torch  # after the affinity, which its thread pools inherit
     from torch import distributed
     from torch.nn import functional
 
     from model import build, preset
-    from training import Source, initialize
 
     torch.set_num_threads(work.threads)
     torch.set_num_interop_threads(1)
+    # Values don't matter here, and those that syncmark draws take seconds to make.
+    torch.manual_seed(rank)
     spec = preset(work.model)
     model = build(spec, work.norm)
-    initialize(model, 0)
     layout = torch.channels_last if peer.memory_format == "channels_last" else torch.contiguous_format
     shape = tuple(spec["input"])
     images = len(shape) == 3
     if images:
         model = model.to(memory_format=layout)
+    # Nobody else reads what a ReLU of these models replaces.
+    for module in model.modules():
+        if isinstance(module, torch.nn.ReLU):
+            module.inplace = True
     model.train()
     if work.ranks > 1:
         address = f"tcp://127.0.0.1:{port}"
         distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=work.ranks)
-        model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        model = torch.nn.parallel.DistributedDataParallel(
+            model, gradient_as_bucket_view=True, static_graph=peer.static_graph
+        )
     optimizer = torch.optim.SGD(
         model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
         foreach=peer.implementation == "foreach", fused=peer.implementation == "fused",
     )  # fmt: skip
-    inputs, labels = Source("synthetic", shape, spec["classes"]).batch(rank * work.batch, work.batch)
-    here = torch.empty_like(inputs, memory_format=layout) if images else torch.empty_like(inputs)
+    inputs, labels = torch.randn(work.batch, *shape), torch.randint(spec["classes"], (work.batch,))
+    if images:
+        inputs = inputs.to(memory_format=layout)
+    here = torch.empty_like(inputs)
     forward = torch.compile(model) if peer.compiled else model
 
     def step() -> None:
@@ -136,9 +154,12 @@ def time_pytorch(work: Work, peer: Peer, seconds: float, core: int, rank: int, p
             steps += 1
         return (time.perf_counter() - begin) / steps * 1e3
 
+    # Before the clock of the warm-up starts: compilation is no warm-up.
+    for _ in range(WARM_UP_STEPS):
+        step()
     if work.ranks == 1:
-        window(WARM_UP_SECONDS, WARM_UP_STEPS)
-        return window(seconds, 5)
+        window(WARM_UP_SECONDS, 0)
+        return window(seconds, LEAST_STEPS)
 
     def agreed(value: float, how: distributed.ReduceOp) -> float:
         told = torch.tensor([value], dtype=torch.float64)
@@ -146,15 +167,29 @@ def time_pytorch(work: Work, peer: Peer, seconds: float, core: int, rank: int, p
         return float(told)
 
     # All ranks make as many steps: those that the slowest would take for each window.
-    for _ in range(WARM_UP_STEPS):
-        step()
     pace = agreed(window(0.0, 2), distributed.ReduceOp.MAX)
     window(0.0, max(1, int(WARM_UP_SECONDS * 1e3 / pace)))
+    pace = agreed(window(0.0, 2), distributed.ReduceOp.MAX)
     distributed.barrier()
-    took = window(0.0, max(5, int(seconds * 1e3 / pace)))
+    took = window(0.0, max(LEAST_STEPS, int(seconds * 1e3 / pace)))
     slowest = agreed(took, distributed.ReduceOp.MAX)
     distributed.destroy_process_group()
     return slowest
+
+
+def operations(work: Work) -> int:
+    """Multiplications and additions of matrix products and convolutions in a step of all ranks, forward and backward."""
+    import torch
+    from torch.nn import functional
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from model import build, preset
+
+    spec = preset(work.model)
+    inputs, labels = torch.randn(work.batch, *spec["input"]), torch.randint(spec["classes"], (work.batch,))
+    with FlopCounterMode(display=False) as counter:
+        functional.cross_entropy(build(spec, work.norm).train()(inputs), labels).backward()
+    return counter.get_total_flops() * work.ranks
 
 
 def free_port() -> int:
@@ -198,10 +233,11 @@ optimizer = {{ sgd = {{ learning_rate = {learning_rate}, momentum = {momentum}, 
 strategy = "{strategy}"
 devices = {ranks}
 threads = {threads}
+{exchange}
 [measure]
 smoke = true
 repeats = 1
-steps = 5
+steps = {steps}
 min_time = "{seconds}s"
 warmup_steps = {warm_up_steps}
 warmup_time = "{warm_up_seconds}s"
@@ -211,15 +247,16 @@ timeout = "10m"
 """
 
 
-def run_syncmark(work: Work, seconds: float, binary: Path) -> float:
+def run_syncmark(work: Work, seconds: float, binary: Path, transport: str) -> float:
     """Milliseconds of a step of syncmark."""
     with tempfile.TemporaryDirectory() as folder:
         scenario = Path(folder) / "step-speed.toml"
         scenario.write_text(
             SCENARIO.format(
                 model=work.model, norm=work.norm, batch=work.batch, seconds=seconds, learning_rate=LEARNING_RATE,
-                momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, warm_up_steps=WARM_UP_STEPS, warm_up_seconds=WARM_UP_SECONDS,
+                momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, warm_up_steps=WARM_UP_STEPS, warm_up_seconds=WARM_UP_SECONDS, steps=LEAST_STEPS,
                 strategy="ddp" if work.ranks > 1 else "single", ranks=work.ranks, threads=work.threads,
+                exchange=f'launch = "processes"\ntransport = "{transport}"' if work.ranks > 1 else "",
             )  # fmt: skip
         )
         out = Path(folder) / "out"
@@ -235,18 +272,22 @@ def run_syncmark(work: Work, seconds: float, binary: Path) -> float:
 def compare(work: Work, options: argparse.Namespace) -> None:
     """Print a row of the table."""
     peers = PEERS if work.model != "mlp" else PEERS[:2]
+    peers = [replace(peer, compiled=options.compile, surroundings="memory kept") for peer in peers]
+    run = lambda peer: run_pytorch(work, peer, options.seconds / 2, options.core)  # noqa: E731
     surroundings = SURROUNDINGS_OF_THREADS if work.threads > 1 else SURROUNDINGS
-    peers = [replace(peer, surroundings=around) for peer, around in itertools.product(peers, surroundings)]
-    if options.compile:
-        peers = [replace(peer, compiled=True) for peer in peers]
-    trials = {peer: run_pytorch(work, peer, options.seconds / 2, options.core) for peer in peers}
-    peer = min(trials, key=trials.__getitem__)
+    peer = fastest(peers, run)
+    peer = fastest([replace(peer, surroundings=around) for around in surroundings], run)
+    if work.ranks > 1:
+        peer = fastest([replace(peer, static_graph=static) for static in (False, True)], run)
+    peak = [ceiling(options.syncmark, "multiply-add", work.threads * work.ranks)]
     found = alternate(
-        lambda: {"step": run_syncmark(work, options.seconds, options.syncmark)},
+        lambda: {"step": run_syncmark(work, options.seconds, options.syncmark, options.transport)},
         lambda: {"step": run_pytorch(work, peer, options.seconds, options.core)},
         options.pairs,
     )
-    print(f"| {work.name} | {peer.name} | {found['step'].cells()} |", flush=True)
+    peak.append(ceiling(options.syncmark, "multiply-add", work.threads * work.ranks))
+    share = operations(work) / (found["step"].ours * 1e-3) / statistics.mean(peak)
+    print(f"| {work.name} | {peer.name} | {found['step'].cells()} | {share:.0%} |", flush=True)
 
 
 def main() -> None:
@@ -256,6 +297,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each window")
     parser.add_argument("--core", type=int, default=0, help="where PyTorch runs; syncmark takes the first of its affinity mask")
+    parser.add_argument("--transport", choices=["shared", "tcp"], default="shared", help="of syncmark's ranks")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--syncmark", type=Path, default=ROOT / "target" / "release" / "syncmark")
     parser.add_argument("--task", help=argparse.SUPPRESS)
@@ -265,7 +307,7 @@ def main() -> None:
         work, peer = Work(**task["work"]), Peer(**task["peer"])
         print(time_pytorch(work, peer, task["seconds"], task["core"], task["rank"], task["port"]))
         return
-    print("| step | PyTorch | syncmark / PyTorch | ms | PyTorch's ms |\n|---|---|---:|---:|---:|", flush=True)
+    print("| step | PyTorch | syncmark / PyTorch | ms | PyTorch's ms | of the peak |\n|---|---|---:|---:|---:|---:|", flush=True)
     for name in options.works or WORKS:
         compare(WORKS[name], options)
 

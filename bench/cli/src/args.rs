@@ -1,7 +1,7 @@
 //! The arguments of the command line.
 //!
 //! Contract: this file says what can be asked for; `cmd` does it. Each verb has a struct of its own.
-//! The verbs are those of "Command line" in ARCHITECTURE.md.
+//! The verbs are those of "Commands" in README.md.
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};

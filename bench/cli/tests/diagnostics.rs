@@ -108,6 +108,7 @@ cases! {
     fraction: replaced("batch_size = 8", "batch_size = 8.5");
     table_in_place_of_a_value: replaced("devices = 2", "devices = { n = 2 }");
     unknown_kind: replaced("\"train\"", "\"trian\"");
+    no_kind: replaced("kind = \"train\"\n", "");
     unknown_strategy: replaced("\"ddp\"", "\"dpp\"");
     unknown_norm: replaced("preset = \"convnet\"", "preset = \"convnet\"\nnorm = \"bach\"");
     unknown_preset: replaced("\"convnet\"", "\"convnets\"");

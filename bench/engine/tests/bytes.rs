@@ -1,4 +1,4 @@
-//! Counted bytes equal, to the byte, what SEMANTICS and the algorithm say, written out here independently: every
+//! Counted bytes equal, to the byte, what METHODOLOGY.md and the algorithm say, written out here independently: every
 //! collective, DP and DDP, 1 to 4 ranks, odd sizes. And what one rank says it sent, the others have read.
 mod ranks;
 mod trials;

@@ -25,7 +25,7 @@ pub mod trace;
 pub use analyse::summarise;
 pub use document::Document;
 pub use error::ReportError;
-pub use render::{Rendered, render};
+pub use render::{Rendered, render, render_beside};
 
 /// DejaVu Sans, the font of every chart; its licence stands in `fonts/LICENSE`.
 pub const SANS_FONT: &[u8] = include_bytes!("../fonts/DejaVuSans.ttf");

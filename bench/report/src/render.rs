@@ -42,15 +42,48 @@ pub struct Rendered {
 /// [`ReportError::Folder`] when the folder is missing, empty or has a bad row; [`ReportError::Write`] when a file
 /// cannot be written.
 pub fn render(folder: &Path) -> Result<Rendered, ReportError> {
+    render_beside(folder, |_| ()).map(|(rendered, ())| rendered)
+}
+
+/// As [`render`], on a core of its own, while `other` makes something else of the document, such as a PDF. That may be an error of
+/// its own: the files are written even so.
+///
+/// # Errors
+/// As [`render`].
+pub fn render_beside<T>(
+    folder: &Path,
+    other: impl FnOnce(&Document) -> T,
+) -> Result<(Rendered, T), ReportError> {
     let data = RunData::load(&RunFolder::open(folder)?)?;
     let document = compose(&data);
+    let (files, made) = thread::scope(|scope| {
+        // The other stays on this thread: a typesetter may need the whole of its stack.
+        let files = scope.spawn(|| write_files(folder, &document, &data));
+        let made = other(&document);
+        let panicked = |panic| std::panic::resume_unwind(panic);
+        (files.join().unwrap_or_else(panicked), made)
+    });
+    let rendered = Rendered {
+        files: files?,
+        document,
+        data,
+    };
+    Ok((rendered, made))
+}
+
+/// Writes charts, HTML, Markdown and trace.
+fn write_files(
+    folder: &Path,
+    document: &Document,
+    data: &RunData,
+) -> Result<Vec<PathBuf>, ReportError> {
     let mut files = Vec::new();
     let charts = folder.join("charts");
     fs::create_dir_all(&charts).map_err(|source| ReportError::Write {
         path: charts.clone(),
         source,
     })?;
-    remove_old_charts(&charts, &document, &data)?;
+    remove_old_charts(&charts, document, data)?;
     let figures: Vec<_> = document.figures().collect();
     for (figure, pixels) in figures.iter().zip(pixels(&figures)) {
         let pixels = pixels.map_err(|source| ReportError::Raster {
@@ -71,25 +104,21 @@ pub fn render(folder: &Path) -> Result<Rendered, ReportError> {
     write(
         &mut files,
         folder.join("report.html"),
-        html(&document).as_bytes(),
+        html(document).as_bytes(),
     )?;
     write(
         &mut files,
         folder.join("report.md"),
-        markdown(&document).as_bytes(),
+        markdown(document).as_bytes(),
     )?;
     if !data.gaps.lacks(PhaseRow::FILE) {
         write(
             &mut files,
             folder.join("trace.json"),
-            trace(&data).as_bytes(),
+            trace(data).as_bytes(),
         )?;
     }
-    Ok(Rendered {
-        document,
-        data,
-        files,
-    })
+    Ok(files)
 }
 
 /// The figures as PNG, in their order, drawn on as many cores as there are: nothing is measured any more.

@@ -62,13 +62,17 @@ pub fn render(folder: &Path, pdf: Pdf) -> Result<Vec<PathBuf>> {
         Pdf::Typeset(Some(path)) => Some(read_template(path)?),
         _ => None,
     };
-    let rendered = syncmark_report::render(folder).map_err(from_report)?;
+    let (rendered, pdf) = syncmark_report::render_beside(folder, |document| match pdf {
+        Pdf::Typeset(path) => Some(typeset(document, template.as_deref(), path)),
+        Pdf::Leave => None,
+    })
+    .map_err(from_report)?;
     let mut files = rendered.files;
     for words in rendered.data.gaps.words() {
         eprintln!("warning: {words}");
     }
-    if let Pdf::Typeset(path) = pdf {
-        let bytes = typeset(&rendered.document, template.as_deref(), path)?;
+    if let Some(bytes) = pdf {
+        let bytes = bytes?;
         RunFolder::open(folder)
             .and_then(|folder| folder.replace(PDF, &bytes))
             .map_err(|error| {

@@ -1,8 +1,8 @@
 //! From one effective scenario to a trial, or to the reason why it means nothing.
 //!
 //! Contract: keys that the combination does not use do not reach the configuration, so equal work is an equal
-//! configuration. What means nothing is named, never silently dropped. Reference: SEMANTICS.md 1, 2 and 6 as
-//! summarised under "Strategies" in METHODOLOGY.md.
+//! configuration. What means nothing is named, never silently dropped. Reference: "What is compared" in
+//! METHODOLOGY.md.
 use crate::plan::config::{
     Backend, Batch, DataConfig, DdpConfig, DpConfig, MeasureConfig, PROTOCOL_VERSION, SourceConfig,
     StrategyConfig, TrialConfig, Work, Zero1Config,

@@ -75,6 +75,11 @@ pub enum Kind {
     LayerCost,
 }
 
+impl Kind {
+    /// What can be written.
+    pub const NAMES: [&'static str; 3] = ["train", "collectives", "layer-cost"];
+}
+
 /// `[collectives]`: which operations are timed at which sizes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -307,5 +312,22 @@ impl Default for Measure {
             unsynchronized: true,
             smoke: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_kinds_are_those_that_are_read() {
+        let error = serde_json::from_str::<Kind>("\"none\"")
+            .unwrap_err()
+            .to_string();
+        let expected = Kind::NAMES.map(|name| format!("`{name}`")).join(", ");
+        assert!(
+            error.contains(&format!("expected one of {expected} at")),
+            "{error}"
+        );
     }
 }

@@ -7,6 +7,7 @@ use std::fmt;
 
 use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
 
+use crate::scenario::file::Kind;
 use crate::scenario::tree::{Place, Segment};
 
 /// Something wrong with a scenario.
@@ -113,6 +114,10 @@ impl Problem {
             ProblemKind::MissingKey(key) if self.path.is_empty() && key == "data" => {
                 Some("add a section [data] with a source and a batch_size".to_owned())
             }
+            ProblemKind::MissingKey(key) if self.path.is_empty() && key == "kind" => Some(format!(
+                "add `kind = \"{}\"`, what the scenario measures",
+                Kind::NAMES.join("\"`, `\"")
+            )),
             ProblemKind::MissingKey(key) => Some(format!("add `{key} = ...`")),
             ProblemKind::Syntax(_) | ProblemKind::WrongType { .. } | ProblemKind::Other(_) => None,
         }

@@ -1,9 +1,9 @@
 //! What each node of a model costs by formula: arithmetic, and the fewest bytes that have to move.
 //!
-//! These are what measured times are held against (METHODOLOGY.md, figures per layer); nothing here is measured. Arithmetic is that of
+//! These are what measured times are held against (METHODOLOGY.md, "Cost by node"); nothing here is measured. Arithmetic is that of
 //! matrix products and convolutions, two operations per multiplication and addition; biases, norms and elementwise layers
 //! are bound by memory and have none. Bytes count every operand once, however often a kernel really goes over it or reads
-//! what it adds to; norms count the passes that their formulas need (SEMANTICS.md 7). All values are f32.
+//! what it adds to; norms count the passes that their formulas need (METHODOLOGY.md, "Cost by node"). All values are f32.
 use super::facts::{LayerFacts, layer_facts};
 use super::node::{Node, Op};
 use super::resolve::Model;

@@ -10,9 +10,9 @@ use crate::shape::Shape;
 pub struct ModelFacts {
     /// Trainable elements.
     pub parameters: usize,
-    /// Bytes of the parameters, which are f32: P of SEMANTICS.md.
+    /// Bytes of the parameters, which are f32: P of METHODOLOGY.md.
     pub parameter_bytes: usize,
-    /// Bytes of running means, variances (f32) and `num_batches_tracked` (i64): F of SEMANTICS.md.
+    /// Bytes of running means, variances (f32) and `num_batches_tracked` (i64): F of METHODOLOGY.md.
     pub buffer_bytes: usize,
     /// Elements of all values of one sample: what forward keeps for backward.
     pub activations: usize,

@@ -1,6 +1,6 @@
 //! What one layer of a model file becomes, given the shape of its input: its settings checked, its geometry worked out.
 //!
-//! The defaults are PyTorch's, or those of SEMANTICS.md 3 (group norm's G); `scripts/pytorch/layers.py` has the same rules.
+//! The defaults are PyTorch's, or those of METHODOLOGY.md, Norms (group norm's G); `scripts/pytorch/layers.py` has the same rules.
 use super::error::ModelError;
 use super::node::{GroupKind, Node, Op};
 use super::spec::{

@@ -1,7 +1,7 @@
 //! Normalization layers: batch, batch over all ranks, group (layer norm is the case of one group, instance norm that of a
 //! group per channel), and RMS.
 //!
-//! What each computes is in SEMANTICS.md 3. Batch norm takes its statistics per chunk of the step's chunk list; the
+//! What each computes is in METHODOLOGY.md, "Norms". Batch norm takes its statistics per chunk of the step's chunk list; the
 //! others do not look at it.
 pub mod batch;
 pub mod group;

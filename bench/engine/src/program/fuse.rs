@@ -94,6 +94,10 @@ fn head(model: &Model, uses: &[usize], i: usize) -> Option<Role> {
         }),
         Op::Add if own(i + 1) && model.nodes.get(i + 2)?.op == Op::Relu => {
             let shortcut = next.inputs.iter().find(|value| **value != i + 1)?;
+            // What the norm itself reads has two gradients to take, one of which is not its chain's to hand over.
+            if model.nodes[i].inputs.contains(shortcut) {
+                return None;
+            }
             Some(Role::Head {
                 tail: Tail::AddRelu,
                 shortcut: Some(*shortcut),
@@ -199,5 +203,8 @@ mod tests {
             r#"["relu",{"residual":{"body":[{"batch-norm":{}}]}},{"residual":{"body":["relu"]}}]"#,
         );
         assert_eq!(roles, [Role::Alone; 5]);
+        // So is what the norm reads, where it is the shortcut as well.
+        let roles = roles_of(r#"["relu",{"residual":{"body":[{"batch-norm":{}}]}},"relu"]"#);
+        assert_eq!(roles, [Role::Alone; 4]);
     }
 }

@@ -241,6 +241,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_norm_and_its_shortcut_both_read_gets_both_gradients() {
+        for norm in ["batch-norm", "group-norm", "rms-norm"] {
+            let model = model(&format!(
+                r#"["relu",{{"residual":{{"body":[{{"{norm}":{{}}}}]}}}},"relu"]"#
+            ));
+            let roles = roles(&model);
+            let plan = plan(&model, &roles, false);
+            play(&model, &roles, &plan);
+            // The addition hands its gradient to the shortcut as it is, and to the norm, which adds its own.
+            assert_eq!(plan.writes[1], [Some(Write::Accumulate)]);
+        }
+    }
+
+    #[test]
     fn what_is_added_in_a_chain_takes_its_gradient_over() {
         let model = model(
             r#"["relu",{"residual":{"body":[{"conv2d":{"channels":4,"kernel":1}},{"batch-norm":{}}]}},"relu"]"#,

@@ -195,7 +195,7 @@ fn batch_norm_forward_and_backward() {
     });
 }
 
-/// SEMANTICS' vector: n = 2 and half-gap d give x̂ = ±d/sqrt(d² + eps) and, for upstream ±1, |dx| = eps/(d² + eps)^1.5.
+/// The known vector: n = 2 and half-gap d give x̂ = ±d/sqrt(d² + eps) and, for upstream ±1, |dx| = eps/(d² + eps)^1.5.
 #[test]
 fn batch_norm_of_two_samples() {
     on_every_backend(|device| {

@@ -291,6 +291,12 @@ pub const CASES: &[Case] = &[
         &[3],
     ),
     train(
+        "residual of a norm of the input alone, before a rectifier",
+        r#"[{"residual":{"body":[{"rms-norm":{}}]}},"relu"]"#,
+        &[2, 3, 3],
+        &[3],
+    ),
+    train(
         "residual with a projection",
         r#"[{"residual":{"body":[{"conv2d":{"channels":3,"kernel":3,"stride":2,"padding":1}},{"batch-norm":{}}],
             "shortcut":[{"conv2d":{"channels":3,"kernel":1,"stride":2}},{"group-norm":{"groups":1}}]}}]"#,

@@ -119,19 +119,42 @@ pub fn median_of_ratios(pairs: &[(f64, f64)]) -> Vec<f64> {
         .collect()
 }
 
-/// Medians of `resamples` samples with replacement, sorted.
+/// Medians of `resamples` samples with replacement, sorted. A draw is counted by rank instead of sorted: its median lies where
+/// half of the counts do.
 pub fn resampled_medians(blocks: &[f64], resamples: usize, seed: u64) -> Vec<f64> {
     let mut random = SplitMix64::new(seed);
-    let mut draw = vec![0.0; blocks.len()];
+    let mut order: Vec<usize> = (0..blocks.len()).collect();
+    order.sort_by(|a, b| blocks[*a].total_cmp(&blocks[*b]));
+    let sorted: Vec<f64> = order.iter().map(|index| blocks[*index]).collect();
+    let mut rank_of = vec![0; blocks.len()];
+    for (rank, index) in order.into_iter().enumerate() {
+        rank_of[index] = rank;
+    }
+    let mut counts = vec![0_u32; blocks.len()];
     let mut medians = Vec::with_capacity(resamples);
     for _ in 0..resamples {
-        draw.iter_mut()
-            .for_each(|slot| *slot = blocks[random.below(blocks.len())]);
-        draw.sort_by(f64::total_cmp);
-        medians.extend(quantile_of_sorted(&draw, 0.5));
+        counts.fill(0);
+        for _ in 0..blocks.len() {
+            counts[rank_of[random.below(blocks.len())]] += 1;
+        }
+        medians.extend(median_of_counts(&sorted, &counts));
     }
-    medians.sort_by(f64::total_cmp);
+    medians.sort_unstable_by(f64::total_cmp);
     medians
+}
+
+/// The median of a sample that has `counts[i]` times `sorted[i]`.
+fn median_of_counts(sorted: &[f64], counts: &[u32]) -> Option<f64> {
+    let len: u32 = counts.iter().sum();
+    let at = |position: u32| {
+        let mut below = 0;
+        let reaches = |count: &u32| {
+            below += count;
+            below > position
+        };
+        counts.iter().position(reaches).map(|rank| sorted[rank])
+    };
+    quantile_of_sorted(&[at(len.checked_sub(1)? / 2)?, at(len / 2)?], 0.5)
 }
 
 /// The interval described at the top of this file, for at least two blocks.
@@ -240,6 +263,27 @@ mod tests {
             let e = estimate(&blocks).unwrap();
             assert!(e.low <= e.value && e.value <= e.high);
             assert!(blocks.iter().any(|&b| b <= e.low) && blocks.iter().any(|&b| b >= e.high));
+        }
+    }
+
+    #[test]
+    fn counted_medians_are_those_of_sorted_draws() {
+        let mut random = SplitMix64::new(9);
+        for n in 1..=21 {
+            let blocks: Vec<f64> = (0..n).map(|_| (random.normal() * 4.0).round()).collect();
+            let mut source = SplitMix64::new(SEED);
+            let mut expected: Vec<f64> = (0..500)
+                .map(|_| {
+                    let draw: Vec<f64> = (0..n).map(|_| blocks[source.below(n)]).collect();
+                    median(&draw).unwrap()
+                })
+                .collect();
+            expected.sort_by(f64::total_cmp);
+            assert_eq!(
+                resampled_medians(&blocks, 500, SEED),
+                expected,
+                "{n} blocks"
+            );
         }
     }
 

@@ -331,6 +331,7 @@ fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, Ran
     Ok(Box::new(CpuBackend::new(CpuDevice {
         cores,
         spin: spins(assignment),
+        oversubscribed: assignment.oversubscribed,
         threads: assignment.trial.threads,
         ..CpuDevice::default()
     })?))

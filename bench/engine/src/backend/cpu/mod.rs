@@ -58,6 +58,8 @@ pub struct CpuDevice {
     pub cores: Vec<usize>,
     /// Whether waiting may spin before it parks: only with more than one core, and no more devices than cores.
     pub spin: bool,
+    /// Whether its cores serve other devices too: then its compute threads do not spin.
+    pub oversubscribed: bool,
     /// Threads that compute, the caller's with them; 0 is one. The others are pinned to the cores from the second on, as many as
     /// there are.
     pub threads: usize,
@@ -194,7 +196,7 @@ impl CpuBackend {
             let core = |thread| device.cores.get(thread).copied();
             let others: Vec<Option<usize>> = (1..device.threads).map(core).collect();
             // A core for each thread, so that who spins is in nobody's way.
-            let spin = device.cores.len() >= device.threads;
+            let spin = !device.oversubscribed && device.cores.len() >= device.threads;
             Some(Crew::new(Team::start(&others, spin)?, device.smallest_part))
         } else {
             None

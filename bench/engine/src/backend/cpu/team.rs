@@ -168,13 +168,11 @@ impl Team {
             }
             shared.busy.wait_while(busy, shared.spin, &shared.waiting);
         }
+        let other = shared.panicked.swap(false, Ordering::Relaxed);
         if let Err(panic) = own {
             std::panic::resume_unwind(panic);
         }
-        assert!(
-            !shared.panicked.swap(false, Ordering::Relaxed),
-            "a compute thread of the device panicked"
-        );
+        assert!(!other, "a compute thread of the device panicked");
     }
 }
 

@@ -5,7 +5,8 @@
 use super::DpSettings;
 use super::device::Device;
 use super::output::Output;
-use crate::backend::Backend;
+use crate::backend::cpu::pin_to_cores;
+use crate::backend::{Backend, BackendError};
 use crate::model::Model;
 use crate::strategy::replica::{Replica, ReplicaSettings};
 use crate::strategy::{Result, StrategyError};
@@ -45,38 +46,69 @@ pub(super) fn replicas(
     share: usize,
 ) -> Result<Vec<Option<Box<Device>>>> {
     let mut backends: Vec<Option<Box<dyn Backend>>> = backends.into_iter().map(Some).collect();
-    let output_device = settings.output_device.unwrap_or(order[0]);
-    let mut devices = Vec::with_capacity(order.len());
-    for (place, index) in order.iter().copied().enumerate() {
+    let build = |(place, index): (usize, usize)| {
         let backend = backends[index].take().expect("each device comes once");
-        let loss_batch = if index == output_device {
-            settings.max_batch
-        } else {
-            share
+        let build = || device(backend, model, settings, order, (place, share));
+        let built = match settings.cores.get(index) {
+            Some(cores) if place > 0 && !cores.is_empty() => near(index, cores, build),
+            _ => build(),
         };
-        let replica = ReplicaSettings {
-            device: index,
-            max_batch: share,
-            loss_batch,
-            accumulation: settings.accumulation,
-            sample_offset: 0,
-            global_batch: None,
-            chunks: &[],
-            world_size: 1,
-            seed: settings.seed,
-            optimizer: settings.optimizer,
-            optimizes: place == 0,
-        };
-        let mut replica = Replica::new(backend, model, &replica)?;
-        let output = if index == output_device {
-            let (most, count) = (settings.max_batch, order.len());
-            Some(Output::new(&mut replica, most, count, settings.loss)?)
-        } else {
-            None
-        };
-        let numbers = [index, place, order[0]];
-        let device = Device::new(replica, numbers, settings.loss, output)?;
-        devices.push(Some(Box::new(device)));
-    }
-    Ok(devices)
+        built.map(|device| Some(Box::new(device)))
+    };
+    order.iter().copied().enumerate().map(build).collect()
+}
+
+/// The device at `place` of `order`, for chunks of up to `share` samples.
+fn device(
+    backend: Box<dyn Backend>,
+    model: &Model,
+    settings: &DpSettings,
+    order: &[usize],
+    (place, share): (usize, usize),
+) -> Result<Device> {
+    let index = order[place];
+    let outputs = index == settings.output_device.unwrap_or(order[0]);
+    let replica = ReplicaSettings {
+        device: index,
+        max_batch: share,
+        loss_batch: if outputs { settings.max_batch } else { share },
+        accumulation: settings.accumulation,
+        sample_offset: 0,
+        global_batch: None,
+        chunks: &[],
+        world_size: 1,
+        seed: settings.seed,
+        optimizer: settings.optimizer,
+        optimizes: place == 0,
+    };
+    let mut replica = Replica::new(backend, model, &replica)?;
+    let output = if outputs {
+        let (most, count) = (settings.max_batch, order.len());
+        Some(Output::new(&mut replica, most, count, settings.loss)?)
+    } else {
+        None
+    };
+    Device::new(replica, [index, place, order[0]], settings.loss, output)
+}
+
+/// Builds a device on its own cores: memory that is touched first there is near them, as it is under strategies whose ranks build
+/// their own devices. The master's are the caller's.
+fn near(
+    device: usize,
+    cores: &[usize],
+    build: impl FnOnce() -> Result<Device> + Send,
+) -> Result<Device> {
+    let failed = |source| StrategyError::Device { device, source };
+    let body = || {
+        pin_to_cores(cores).map_err(failed)?;
+        build()
+    };
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name(format!("building {device}"))
+            .spawn_scoped(scope, body)
+            .map_err(|error| failed(BackendError::Thread(error.to_string())))?
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }

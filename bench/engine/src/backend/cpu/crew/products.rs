@@ -2,6 +2,8 @@
 use super::{Crew, LINE, PRODUCTS};
 use crate::backend::cpu::launch::disjoint;
 use crate::backend::cpu::memory::HostMemory;
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::narrow;
 use crate::backend::cpu::{conv, matmul};
 use crate::kernel::Kernel;
 
@@ -20,6 +22,18 @@ impl Crew {
                 }
                 disjoint(&[c], &[a, b]);
                 let product = matmul::Product { m, n, k, transpose_a, transpose_b };
+                #[cfg(target_arch = "x86_64")]
+                if narrow::applies(product) {
+                    // As one thread does it, on rows of its own.
+                    self.team.run(&|part| {
+                        let rows = self.part(part, m, LINE);
+                        let own = matmul::Product { m: rows.len(), ..product };
+                        let [a, c] = [(a, k), (c, n)].map(|(span, width)| span.slice(rows.start * width..rows.end * width));
+                        // SAFETY: the caller's promise; parts have rows of c of their own.
+                        unsafe { matmul::matmul(own, memory.read(a), memory.read(b), memory.write(c), write) }
+                    });
+                    return true;
+                }
                 // SAFETY: the caller's promise.
                 let (a, b, c) = unsafe { (memory.read(a), memory.read(b), memory.write::<f32>(c)) };
                 let whole = matmul::Whole::new(product, a, b, c);
