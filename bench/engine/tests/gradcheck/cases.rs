@@ -291,8 +291,8 @@ pub const CASES: &[Case] = &[
         &[3],
     ),
     train(
-        "residual of a norm of the input alone, before a rectifier",
-        r#"[{"residual":{"body":[{"rms-norm":{}}]}},"relu"]"#,
+        "residual of a norm alone, before a rectifier",
+        r#"["flatten",{"residual":{"body":[{"rms-norm":{}}]}},"relu"]"#,
         &[2, 3, 3],
         &[3],
     ),
