@@ -92,6 +92,8 @@ def sample(run: subprocess.Popen[bytes]) -> dict[int, list[dict[str, int]]]:
 
 def slope(values: list[float], per_hour: float) -> str:
     """A slope an hour with its interval; `per_hour` values make an hour."""
+    if len(values) < 3:
+        return "too short to tell"
     found = theilslopes(values)
     return f"{found.slope * per_hour:+.3g} [{found.low_slope * per_hour:+.3g}, {found.high_slope * per_hour:+.3g}]"
 
@@ -121,6 +123,7 @@ def report_memory(samples: dict[int, list[dict[str, int]]]) -> None:
 def report_steps(ranks: dict[int, dict[int, list[float]]]) -> None:
     """Print each rank's step times by ten minutes, and their drift."""
     print("\n| rank | minutes | steps | ms, median of steps | lowest and highest minute |\n|---|---|---:|---:|---:|")
+    drifts = []
     for rank, minutes in sorted(ranks.items()):
         # The last minute is not whole.
         whole = sorted(minutes)[:-1]
@@ -134,7 +137,8 @@ def report_steps(ranks: dict[int, dict[int, list[float]]]) -> None:
                 f"{min(of):.3f} to {max(of):.3f} |"
             )
         relative = [medians[minute] / statistics.median(medians.values()) * 100 for minute in whole[1:]]
-        print(f"\nrank {rank}: {slope(relative, 60)} % of the median step an hour\n")
+        drifts.append(f"rank {rank}, drift in % of the median step an hour: {slope(relative, 60)}")
+    print("\n" + "\n".join(drifts))
 
 
 def main() -> None:

@@ -97,7 +97,8 @@ impl Ledger {
     fn add(&mut self, key: Key, tally: &Tally, [wait, transfer]: [u64; 2]) {
         let found = self.entries.iter().position(|entry| entry.key == key);
         let index = found.unwrap_or_else(|| {
-            let ring = || vec![0; SAMPLES].into_boxed_slice();
+            // Not zeros: their pages would come one by one, as steps write to them.
+            let ring = || vec![u64::MAX; SAMPLES].into_boxed_slice();
             let entry = Entry {
                 key,
                 calls: 0,
