@@ -15,50 +15,22 @@ Reference: METHODOLOGY.md, "An hour of steps"; Sen 1968, https://doi.org/10.1080
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 
 from scipy.stats import theilslopes
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent / "pytorch"))
+
+from syncmark import BINARY, ran, rows, training  # noqa: E402
+
 KINDS = ("RssAnon", "RssShmem", "RssFile")
 SAMPLING_SECONDS = 10.0
 NS_PER_MINUTE = 60_000_000_000
-
-SCENARIO = """
-name = "steady"
-question = "Does an hour of steps grow or slow down?"
-kind = "train"
-[model]
-preset = "{model}"
-norm = "batch"
-[data]
-source = "synthetic"
-batch_size = {batch}
-[train]
-optimizer = {{ sgd = {{ learning_rate = 0.01, momentum = 0.9, weight_decay = 1e-4 }} }}
-[parallel]
-strategy = "{strategy}"
-devices = {devices}
-{launch}
-[measure]
-smoke = true
-repeats = 1
-steps = 5
-min_time = "{seconds}s"
-warmup_steps = 5
-warmup_time = "2s"
-trace_steps = 0
-unsynchronized = false
-timeout = "{timeout}s"
-"""
-
 
 def children(parent: int) -> list[int]:
     """The processes that `parent` started."""
@@ -76,18 +48,13 @@ def held(process: int) -> dict[str, int]:
     return {kind: int(found[kind].split()[0]) for kind in KINDS if kind in found}
 
 
-def sample(run: subprocess.Popen[bytes]) -> dict[int, list[dict[str, int]]]:
-    """What every rank held, every ten seconds until the run ends."""
-    samples: dict[int, list[dict[str, int]]] = defaultdict(list)
+def sample(run: subprocess.Popen[str], samples: dict[int, list[dict[str, int]]]) -> None:
+    """Add what every rank holds, every ten seconds until the run ends."""
     while run.poll() is None:
         for process in children(run.pid):
             if now := held(process):
                 samples[process].append(now)
         time.sleep(SAMPLING_SECONDS)
-    if run.returncode:
-        sys.exit(f"syncmark ended with status {run.returncode}")
-    # Processes that end within a minute are no ranks of this measurement: gates, for example.
-    return {process: of for process, of in samples.items() if len(of) > 60 / SAMPLING_SECONDS}
 
 
 def slope(values: list[float], per_hour: float) -> str:
@@ -101,11 +68,10 @@ def slope(values: list[float], per_hour: float) -> str:
 def minutes_of(table: Path) -> dict[int, dict[int, list[float]]]:
     """Milliseconds of all steps by rank and minute."""
     found: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with table.open() as file:
-        for row in csv.DictReader(file):
-            if row["pass"] == "window":
-                minute = int(row["start_ns"]) // NS_PER_MINUTE
-                found[int(row["rank"])][minute].append(int(row["step_ns"]) / 1e6)
+    for row in rows(table):
+        if row["pass"] == "window":
+            minute = int(row["start_ns"]) // NS_PER_MINUTE
+            found[int(row["rank"])][minute].append(int(row["step_ns"]) / 1e6)
     return found
 
 
@@ -113,7 +79,8 @@ def report_memory(samples: dict[int, list[dict[str, int]]]) -> None:
     """Print what each rank held and how that grew."""
     skip = int(60 / SAMPLING_SECONDS)
     print("\n| rank | memory | KiB after a minute | KiB at the end | growth, KiB an hour |\n|---|---|---:|---:|---:|")
-    for rank, of in enumerate(samples.values()):
+    # Processes that end within a minute are no ranks of this measurement: gates, for example.
+    for rank, of in enumerate(of for of in samples.values() if len(of) > skip):
         for kind in KINDS:
             values = [float(now[kind]) for now in of[skip:-1]]
             growth = slope(values, 3600 / SAMPLING_SECONDS)
@@ -148,24 +115,16 @@ def main() -> None:
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--batch", type=int, default=32, help="of each rank")
     parser.add_argument("--devices", type=int, default=2)
-    parser.add_argument("--syncmark", type=Path, default=ROOT / "target" / "release" / "syncmark")
+    parser.add_argument("--syncmark", type=Path, default=BINARY)
     options = parser.parse_args()
-    seconds = options.minutes * 60
-    alone = options.devices == 1
-    scenario = SCENARIO.format(
-        model=options.model, batch=options.batch, devices=options.devices, seconds=seconds, timeout=seconds + 600,
-        strategy="single" if alone else "ddp", launch="" if alone else 'launch = "processes"',
+    scenario = training(
+        "steady", options.model, "batch", options.batch, options.minutes * 60, ranks=options.devices,
+        steps=5, warm_up_steps=5, warm_up_seconds=2,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        path, out = Path(folder) / "steady.toml", Path(folder) / "out"
-        path.write_text(scenario)
+    samples: dict[int, list[dict[str, int]]] = defaultdict(list)
+    subprocess.run([options.syncmark, "ceilings"], check=True)
+    with ran(options.syncmark, scenario, "steps.csv", lambda run: sample(run, samples)) as table:
         subprocess.run([options.syncmark, "ceilings"], check=True)
-        run = subprocess.Popen(
-            [options.syncmark, "run", "--quiet", "--out", out, path], stdout=subprocess.DEVNULL
-        )
-        samples = sample(run)
-        subprocess.run([options.syncmark, "ceilings"], check=True)
-        (table,) = out.glob("*/steps.csv")
         report_memory(samples)
         report_steps(minutes_of(table))
 

@@ -15,20 +15,17 @@ Reference: METHODOLOGY.md, "Against PyTorch"; torch.distributed's backend gloo.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from paired import SURROUNDINGS, alternate, ceiling
+from paired import SURROUNDINGS, alternate, beside, free_port, told_by
+from syncmark import BINARY, ceiling, ran, rows
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = {"4 KiB": 4 << 10, "1 MiB": 1 << 20, "64 MiB": 64 << 20}
 WARM_UP = 5
 # As many calls as syncmark has under way at most, unless their memory would be more than this.
@@ -82,21 +79,16 @@ def rank_of_gloo(rank: int, ranks: int, port: int, seconds: float, pinned: bool)
 def run_gloo(ranks: int, seconds: float, how: tuple[bool, str]) -> dict[str, float]:
     """Microseconds per call by size; how: pinned or not, and the surroundings."""
     pinned, around = how
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = [
         subprocess.Popen(
             [sys.executable, __file__, "--rank", str(rank), "--ranks", str(ranks), "--port", str(port),
              "--seconds", str(seconds), *(["--pinned"] if pinned else [])],
-            stdout=subprocess.PIPE, text=True, env=os.environ | SURROUNDINGS[around],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | SURROUNDINGS[around],
         )  # fmt: skip
         for rank in range(ranks)
     ]
-    told = [child.communicate()[0] for child in children]
-    if any(child.returncode for child in children):
-        sys.exit("a rank of PyTorch failed")
-    return {name: float(line) * 1e6 for name, line in zip(SIZES, told[0].split(), strict=True)}
+    return {name: float(line) * 1e6 for name, line in zip(SIZES, told_by(children).split(), strict=True)}
 
 
 class Gloo:
@@ -145,22 +137,15 @@ timeout = "5m"
 
 def run_syncmark(options: argparse.Namespace) -> dict[str, float]:
     """Microseconds per call by size."""
-    with tempfile.TemporaryDirectory() as folder:
-        scenario, out = Path(folder) / "collective-speed.toml", Path(folder) / "out"
-        scenario.write_text(
-            SCENARIO.format(
-                ranks=options.ranks, transport=options.transport, seconds=options.seconds, factor=4, warm_up=WARM_UP
-            )
-        )
-        subprocess.run(
-            [options.syncmark, "run", "--quiet", "--out", out, scenario], check=True, capture_output=True, text=True
-        )
-        (table,) = out.glob("*/collectives.csv")
-        by_size = {int(row["size_bytes"]): row for row in csv.DictReader(table.open())}
-        for row in by_size.values():
-            if row["checked"] != "true" or row["wrong_elements"] != "0":
-                sys.exit(f"a result was wrong: {row}")
-        return {name: float(by_size[size]["time_ns_p50"]) / 1e3 for name, size in SIZES.items()}
+    scenario = SCENARIO.format(
+        ranks=options.ranks, transport=options.transport, seconds=options.seconds, factor=4, warm_up=WARM_UP
+    )
+    with ran(options.syncmark, scenario, "collectives.csv") as table:
+        by_size = {int(row["size_bytes"]): row for row in rows(table)}
+    for row in by_size.values():
+        if row["checked"] != "true" or row["wrong_elements"] != "0":
+            sys.exit(f"a result was wrong: {row}")
+    return {name: float(by_size[size]["time_ns_p50"]) / 1e3 for name, size in SIZES.items()}
 
 
 def main() -> None:
@@ -170,7 +155,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each size")
     parser.add_argument("--transport", choices=["shared", "tcp"], default="shared")
-    parser.add_argument("--syncmark", type=Path, default=ROOT / "target" / "release" / "syncmark")
+    parser.add_argument("--syncmark", type=Path, default=BINARY)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--pinned", action="store_true", help=argparse.SUPPRESS)
@@ -180,15 +165,16 @@ def main() -> None:
         return
     print("| all-reduce | peer | syncmark / PyTorch | µs | PyTorch's µs | of the ceiling |\n|---|---|---:|---:|---:|---:|", flush=True)
     floor = {"shared": "shared-copy", "tcp": "tcp-both-ways"}[options.transport]
-    bandwidth = [ceiling(options.syncmark, floor, 2)]
     gloo = Gloo(options.ranks, options.seconds)
-    found = alternate(lambda: run_syncmark(options), gloo, options.pairs)
-    bandwidth.append(ceiling(options.syncmark, floor, 2))
+    found, bandwidth = beside(
+        lambda: ceiling(options.syncmark, floor, 2),
+        lambda: alternate(lambda: run_syncmark(options), gloo, options.pairs),
+    )
     for size, figures in found.items():
         # Each rank sends (and receives) this many bytes: nccl-tests' bus bandwidth is these over time.
         moved = 2 * (options.ranks - 1) / options.ranks * SIZES[size]
         rate = moved / (figures.ours * 1e-6)
-        share = f"{rate / statistics.mean(bandwidth):.0%}" if size == max(SIZES, key=SIZES.__getitem__) else ""
+        share = f"{rate / bandwidth:.0%}" if size == max(SIZES, key=SIZES.__getitem__) else ""
         print(f"| {options.transport}, {options.ranks} ranks, {size} | {gloo.name(size)} | {figures.cells()} | {share} |", flush=True)
 
 

@@ -18,20 +18,18 @@ Reference: METHODOLOGY.md, "Against PyTorch" and "Cost by node".
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from paired import SURROUNDINGS, alternate, ceiling, fastest
+from paired import SURROUNDINGS, alternate, beside, fastest
+from syncmark import BINARY, ceiling, ran, rows
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 BATCH = 64
 SHAPES = ((64, 112, 112), (256, 28, 28))
 PASSES = {"batch": 8, "layer": 5, "instance": 5, "group": 5, "rms": 5}
@@ -106,19 +104,12 @@ timeout = "10m"
 
 def run_syncmark(norm: str, shape: tuple[int, int, int], seconds: float, binary: Path) -> float:
     """Milliseconds of the norm's node, forward and backward."""
-    with tempfile.TemporaryDirectory() as folder:
-        scenario, out = Path(folder) / "norm-speed.toml", Path(folder) / "out"
-        scenario.write_text(SCENARIO.format(norm=norm, shape=list(shape), batch=BATCH, seconds=seconds / 2))
-        done = subprocess.run(
-            [binary, "run", "--quiet", "--out", out, scenario], capture_output=True, text=True
-        )
-        if done.returncode:
-            sys.exit(f"syncmark failed with status {done.returncode}:\n{done.stderr}")
-        (table,) = out.glob("*/layers.csv")
-        nodes = [row for row in csv.DictReader(table.open()) if row["node"] == "1"]
-        if {row["direction"] for row in nodes} != {"forward", "backward"}:
-            sys.exit(f"the norm's node was not timed in both directions: {nodes}")
-        return sum(int(row["time_ns_p50"]) for row in nodes) / 1e6
+    scenario = SCENARIO.format(norm=norm, shape=list(shape), batch=BATCH, seconds=seconds / 2)
+    with ran(binary, scenario, "layers.csv") as table:
+        nodes = [row for row in rows(table) if row["node"] == "1"]
+    if {row["direction"] for row in nodes} != {"forward", "backward"}:
+        sys.exit(f"the norm's node was not timed in both directions: {nodes}")
+    return sum(int(row["time_ns_p50"]) for row in nodes) / 1e6
 
 
 def compare(norm: str, shape: tuple[int, int, int], options: argparse.Namespace) -> None:
@@ -127,18 +118,19 @@ def compare(norm: str, shape: tuple[int, int, int], options: argparse.Namespace)
     peers = itertools.product(MODULES.get(norm, ("",)), LAYOUTS, ("memory kept",))
     how, layout, _ = fastest(peers, run)
     peer = fastest([(how, layout, around) for around in SURROUNDINGS], run)
-    bandwidth = [ceiling(options.syncmark, "memory-read-write", 1)]
-    found = alternate(
-        lambda: {"norm": run_syncmark(norm, shape, options.seconds, options.syncmark)},
-        lambda: {"norm": run_pytorch(norm, shape, peer, options.seconds, options.core)},
-        options.pairs,
-    )["norm"]
-    bandwidth.append(ceiling(options.syncmark, "memory-read-write", 1))
+    found, bandwidth = beside(
+        lambda: ceiling(options.syncmark, "memory-read-write", 1),
+        lambda: alternate(
+            lambda: {"norm": run_syncmark(norm, shape, options.seconds, options.syncmark)},
+            lambda: {"norm": run_pytorch(norm, shape, peer, options.seconds, options.core)},
+            options.pairs,
+        )["norm"],
+    )
     elements = BATCH * shape[0] * shape[1] * shape[2]
     rate = PASSES[norm] * elements * 4 / (found.ours * 1e-3) / 1e9
     where = "×".join(map(str, (BATCH, *shape)))
     name = ", ".join(filter(None, peer))
-    share = rate * 1e9 / statistics.mean(bandwidth)
+    share = rate * 1e9 / bandwidth
     print(f"| {norm}, {where} | {name} | {found.cells()} | {rate:.3g} | {share:.0%} |", flush=True)
 
 
@@ -149,7 +141,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each side of a pair")
     parser.add_argument("--core", type=int, default=0, help="where PyTorch runs; syncmark takes the first of its affinity mask")
-    parser.add_argument("--syncmark", type=Path, default=ROOT / "target" / "release" / "syncmark")
+    parser.add_argument("--syncmark", type=Path, default=BINARY)
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:

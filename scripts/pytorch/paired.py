@@ -9,14 +9,14 @@ Reference: METHODOLOGY.md, "Against PyTorch".
 
 from __future__ import annotations
 
-import json
 import math
 import random
+import socket
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from scipy.stats import norm, t
@@ -54,14 +54,6 @@ class Paired:
         return f"{self.ratio:.3g} [{self.low:.3g}, {self.high:.3g}] | {self.ours:.4g} | {self.theirs:.4g}"
 
 
-def ceiling(binary: Path, name: str, threads: int) -> float:
-    """What this machine can do at best right now, as `syncmark ceilings` measures it: per second, of all threads together."""
-    done = subprocess.run([binary, "ceilings", "--json", "--devices", str(max(2, threads))], check=True, capture_output=True, text=True)
-    found = json.loads(done.stdout)["ceilings"]
-    (median,) = (row["median"] for row in found if (row["ceiling"], row["threads"]) == (name, threads))
-    return float(median)
-
-
 def paired(pairs: list[tuple[float, float]]) -> Paired:
     """Compare pairs of (ours, theirs)."""
     ratios = [ours / theirs for ours, theirs in pairs]
@@ -81,6 +73,7 @@ def paired(pairs: list[tuple[float, float]]) -> Paired:
 
 
 Peer = TypeVar("Peer")
+Compared = TypeVar("Compared")
 
 
 def fastest(peers: Iterable[Peer], run: Callable[[Peer], float]) -> Peer:
@@ -88,6 +81,22 @@ def fastest(peers: Iterable[Peer], run: Callable[[Peer], float]) -> Peer:
     times = {peer: run(peer) for peer in peers}
     best = sorted(times, key=times.__getitem__)[:2]
     return min(best, key=lambda peer: min(times[peer], run(peer)))
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def told_by(ranks: list[subprocess.Popen[str]]) -> str:
+    """What rank 0 printed, once all ranks have ended well."""
+    told = [rank.communicate() for rank in ranks]
+    for rank, (_, error) in zip(ranks, told, strict=True):
+        if rank.returncode:
+            sys.exit(f"PyTorch failed with status {rank.returncode}:\n{error}")
+    return told[0][0]
 
 
 def alternate(
@@ -103,3 +112,10 @@ def alternate(
             first = theirs()
             found.append((ours(), first))
     return {name: paired([(a[name], b[name]) for a, b in found]) for name in found[0][0]}
+
+
+def beside(ceiling: Callable[[], float], measure: Callable[[], Compared]) -> tuple[Compared, float]:
+    """What was measured, and the mean of a ceiling measured right before and right after."""
+    before = ceiling()
+    found = measure()
+    return found, (before + ceiling()) / 2

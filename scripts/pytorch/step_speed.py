@@ -20,26 +20,23 @@ Reference: METHODOLOGY.md, "Against PyTorch"; torch.optim.SGD's arguments foreac
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import os
-import socket
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from paired import SURROUNDINGS, SURROUNDINGS_OF_THREADS, alternate, ceiling, fastest
+from paired import SURROUNDINGS, SURROUNDINGS_OF_THREADS, alternate, beside, fastest, free_port, told_by
+from syncmark import BINARY, ceiling, ran, rows, training
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 WARM_UP_SECONDS = 1.0
 WARM_UP_STEPS = 2
 # Of a window, where its seconds hold fewer.
 LEAST_STEPS = 3
+# Those of the scenario.
 LEARNING_RATE = 0.01
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
@@ -192,13 +189,6 @@ def operations(work: Work) -> int:
     return counter.get_total_flops() * work.ranks
 
 
-def free_port() -> int:
-    """Find a port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def run_pytorch(work: Work, peer: Peer, seconds: float, core: int) -> float:
     """The same in new processes."""
     task = {"work": asdict(work), "peer": asdict(peer), "seconds": seconds, "core": core, "port": free_port()}
@@ -210,63 +200,20 @@ def run_pytorch(work: Work, peer: Peer, seconds: float, core: int) -> float:
         )  # fmt: skip
         for rank in range(work.ranks)
     ]
-    told = [rank.communicate() for rank in ranks]
-    for rank, (_, error) in zip(ranks, told, strict=True):
-        if rank.returncode:
-            sys.exit(f"PyTorch failed with status {rank.returncode}:\n{error}")
-    return float(told[0][0])
-
-
-SCENARIO = """
-name = "step-speed"
-question = "How long does a step take?"
-kind = "train"
-[model]
-preset = "{model}"
-norm = "{norm}"
-[data]
-source = "synthetic"
-batch_size = {batch}
-[train]
-optimizer = {{ sgd = {{ learning_rate = {learning_rate}, momentum = {momentum}, weight_decay = {weight_decay} }} }}
-[parallel]
-strategy = "{strategy}"
-devices = {ranks}
-threads = {threads}
-{exchange}
-[measure]
-smoke = true
-repeats = 1
-steps = {steps}
-min_time = "{seconds}s"
-warmup_steps = {warm_up_steps}
-warmup_time = "{warm_up_seconds}s"
-trace_steps = 0
-unsynchronized = false
-timeout = "10m"
-"""
+    return float(told_by(ranks))
 
 
 def run_syncmark(work: Work, seconds: float, binary: Path, transport: str) -> float:
     """Milliseconds of a step of syncmark."""
-    with tempfile.TemporaryDirectory() as folder:
-        scenario = Path(folder) / "step-speed.toml"
-        scenario.write_text(
-            SCENARIO.format(
-                model=work.model, norm=work.norm, batch=work.batch, seconds=seconds, learning_rate=LEARNING_RATE,
-                momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, warm_up_steps=WARM_UP_STEPS, warm_up_seconds=WARM_UP_SECONDS, steps=LEAST_STEPS,
-                strategy="ddp" if work.ranks > 1 else "single", ranks=work.ranks, threads=work.threads,
-                exchange=f'launch = "processes"\ntransport = "{transport}"' if work.ranks > 1 else "",
-            )  # fmt: skip
-        )
-        out = Path(folder) / "out"
-        command = [str(binary), "run", "--quiet", "--out", str(out), str(scenario)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        (table,) = out.glob("*/repeats.csv")
-        (row,) = csv.DictReader(table.open())
-        if row["outcome"] not in ("passed", "unsteady", "disturbed"):
-            sys.exit(f"syncmark: {work.name} {row['outcome']}: {row['reason']}")
-        return int(row["window_ns"]) / int(row["steps"]) / 1e6
+    scenario = training(
+        "step-speed", work.model, work.norm, work.batch, seconds, ranks=work.ranks, threads=work.threads, transport=transport,
+        steps=LEAST_STEPS, warm_up_steps=WARM_UP_STEPS, warm_up_seconds=WARM_UP_SECONDS,
+    )  # fmt: skip
+    with ran(binary, scenario, "repeats.csv") as table:
+        (row,) = rows(table)
+    if row["outcome"] not in ("passed", "unsteady", "disturbed"):
+        sys.exit(f"syncmark: {work.name} {row['outcome']}: {row['reason']}")
+    return int(row["window_ns"]) / int(row["steps"]) / 1e6
 
 
 def compare(work: Work, options: argparse.Namespace) -> None:
@@ -279,14 +226,15 @@ def compare(work: Work, options: argparse.Namespace) -> None:
     peer = fastest([replace(peer, surroundings=around) for around in surroundings], run)
     if work.ranks > 1:
         peer = fastest([replace(peer, static_graph=static) for static in (False, True)], run)
-    peak = [ceiling(options.syncmark, "multiply-add", work.threads * work.ranks)]
-    found = alternate(
-        lambda: {"step": run_syncmark(work, options.seconds, options.syncmark, options.transport)},
-        lambda: {"step": run_pytorch(work, peer, options.seconds, options.core)},
-        options.pairs,
+    found, peak = beside(
+        lambda: ceiling(options.syncmark, "multiply-add", work.threads * work.ranks),
+        lambda: alternate(
+            lambda: {"step": run_syncmark(work, options.seconds, options.syncmark, options.transport)},
+            lambda: {"step": run_pytorch(work, peer, options.seconds, options.core)},
+            options.pairs,
+        ),
     )
-    peak.append(ceiling(options.syncmark, "multiply-add", work.threads * work.ranks))
-    share = operations(work) / (found["step"].ours * 1e-3) / statistics.mean(peak)
+    share = operations(work) / (found["step"].ours * 1e-3) / peak
     print(f"| {work.name} | {peer.name} | {found['step'].cells()} | {share:.0%} |", flush=True)
 
 
@@ -299,7 +247,7 @@ def main() -> None:
     parser.add_argument("--core", type=int, default=0, help="where PyTorch runs; syncmark takes the first of its affinity mask")
     parser.add_argument("--transport", choices=["shared", "tcp"], default="shared", help="of syncmark's ranks")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
-    parser.add_argument("--syncmark", type=Path, default=ROOT / "target" / "release" / "syncmark")
+    parser.add_argument("--syncmark", type=Path, default=BINARY)
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:

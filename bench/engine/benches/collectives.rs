@@ -6,9 +6,7 @@
 //! once; for TCP, two threads that send as much as they receive, into memory that is used again. Throughput is of payload, not of
 //! bytes sent: an all-reduce's share of its floor is the quotient of the two. Run with
 //! `cargo bench -p syncmark-engine --bench collectives` on an idle machine.
-use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::net::TcpStream;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,9 +15,9 @@ use criterion::measurement::WallTime;
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
-use rustix::event::{PollFd, PollFlags, poll};
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice, pin_to_cores};
 use syncmark_engine::backend::{Backend, Category, Stream};
+use syncmark_engine::ceiling::{exchange, socket_pair};
 use syncmark_engine::comm::shared::{SharedCommunicator, Waiting};
 use syncmark_engine::comm::tcp::TcpCommunicator;
 use syncmark_engine::comm::{Collective, CollectiveCall, Communicator, Reduce, chunk};
@@ -29,8 +27,6 @@ use syncmark_engine::tensor::{Dtype, Span};
 const ELEMENTS: [usize; 2] = [256, 256 << 10];
 /// Those of an all-reduce and of its floor besides.
 const MORE_ELEMENTS: [usize; 2] = [1 << 10, 16 << 20];
-/// Looks of the floor over TCP before it sleeps.
-const SPINS: u32 = 100;
 /// A send is timed together with its receive.
 const COLLECTIVES: [Collective; 9] = [
     Collective::Broadcast,
@@ -174,7 +170,7 @@ fn collectives(criterion: &mut Criterion) {
             let id = BenchmarkId::new("floor_of_all_reduce", 4 * len);
             // What a floor works with is made here: criterion calls its closure for each sample.
             if transport == "tcp" {
-                let mut ends = raw_pair();
+                let mut ends = socket_pair().expect("the loopback interface");
                 group.bench_function(id, |bencher| {
                     bencher.iter_custom(|calls| time_sockets(&mut ends, 4 * len, calls));
                 });
@@ -249,69 +245,23 @@ fn time_memory(data: &mut [Vec<f32>; 2], calls: u64) -> Duration {
     })
 }
 
-/// Two ends of a connection over the loopback interface.
-fn raw_pair() -> [TcpStream; 2] {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback interface");
-    let address = listener.local_addr().expect("an address");
-    let first = TcpStream::connect(address).expect("a connection");
-    let (second, _) = listener.accept().expect("a connection");
-    for end in [&first, &second] {
-        end.set_nodelay(true).expect("an option");
-        end.set_nonblocking(true).expect("an option");
-    }
-    [first, second]
-}
-
 /// Time in which two threads exchange `bytes` each way, so many times.
 fn time_sockets(ends: &mut [TcpStream; 2], bytes: usize, calls: u64) -> Duration {
-    let exchange = |rank: usize, end: &mut TcpStream| {
+    let rank = |rank: usize, end: &mut TcpStream| {
         pin_to_cores(&core(rank)).expect("a core of its own");
-        let (data, mut staging) = (vec![1; bytes], vec![0; bytes.min(256 << 10)]);
+        let (data, mut room) = (vec![1; bytes], vec![0; bytes.min(256 << 10)]);
+        let mut both_ways = || exchange(end, &data, &mut room).expect("the other end answers");
         // The first one waits for the other thread.
-        both_ways(end, &data, &mut staging);
+        both_ways();
         let begin = Instant::now();
-        (0..calls).for_each(|_| both_ways(end, &data, &mut staging));
+        (0..calls).for_each(|_| both_ways());
         begin.elapsed()
     };
     let [first, second] = ends;
     std::thread::scope(|scope| {
-        scope.spawn(|| exchange(1, second));
-        exchange(0, first)
+        scope.spawn(|| rank(1, second));
+        rank(0, first)
     })
-}
-
-/// Sends `data` and receives as much.
-fn both_ways(end: &mut TcpStream, data: &[u8], staging: &mut [u8]) {
-    let moved = |result: std::io::Result<usize>| match result {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
-        Err(error) => panic!("the connection broke: {error}"),
-    };
-    let (mut sent, mut came, mut idle) = (0, 0, 0);
-    while sent < data.len() || came < data.len() {
-        let most = data.len().min(sent + (1 << 20));
-        let out = if sent < most {
-            moved(end.write(&data[sent..most]))
-        } else {
-            0
-        };
-        let room = staging.len().min(data.len() - came);
-        let into = if room > 0 {
-            moved(end.read(&mut staging[..room]))
-        } else {
-            0
-        };
-        (sent, came) = (sent + out, came + into);
-        idle = if out + into == 0 { idle + 1 } else { 0 };
-        // Looking again takes less than sleeping, where the other end answers soon.
-        if idle > SPINS {
-            let mut flags = PollFlags::empty();
-            flags.set(PollFlags::OUT, sent < data.len());
-            flags.set(PollFlags::IN, came < data.len());
-            let mut fds = [PollFd::from_borrowed_fd(end.as_fd(), flags)];
-            poll(&mut fds, None).expect("poll");
-        }
-    }
 }
 
 criterion_group!(benches, collectives);

@@ -6,6 +6,7 @@
 use std::{
     fs,
     num::NonZero,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
@@ -60,8 +61,7 @@ pub fn render_beside<T>(
         // The other stays on this thread: a typesetter may need the whole of its stack.
         let files = scope.spawn(|| write_files(folder, &document, &data));
         let made = other(&document);
-        let panicked = |panic| std::panic::resume_unwind(panic);
-        (files.join().unwrap_or_else(panicked), made)
+        (files.join().unwrap_or_else(|p| resume_unwind(p)), made)
     });
     let rendered = Rendered {
         files: files?,
@@ -139,7 +139,7 @@ fn pixels(figures: &[&Figure]) -> Vec<Result<Vec<u8>, RasterError>> {
             .collect();
         let mut drawn = draw();
         for other in others {
-            drawn.extend(other.join().expect("drawing does not panic"));
+            drawn.extend(other.join().unwrap_or_else(|p| resume_unwind(p)));
         }
         drawn
     });

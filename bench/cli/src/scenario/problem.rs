@@ -114,10 +114,10 @@ impl Problem {
             ProblemKind::MissingKey(key) if self.path.is_empty() && key == "data" => {
                 Some("add a section [data] with a source and a batch_size".to_owned())
             }
-            ProblemKind::MissingKey(key) if self.path.is_empty() && key == "kind" => Some(format!(
-                "add `kind = \"{}\"`, what the scenario measures",
-                Kind::NAMES.join("\"`, `\"")
-            )),
+            ProblemKind::MissingKey(key) if self.path.is_empty() && key == "kind" => {
+                let names = Kind::NAMES.join(", ");
+                Some(format!("add `kind = ...`; allowed values: {names}"))
+            }
             ProblemKind::MissingKey(key) => Some(format!("add `{key} = ...`")),
             ProblemKind::Syntax(_) | ProblemKind::WrongType { .. } | ProblemKind::Other(_) => None,
         }

@@ -13,7 +13,7 @@ mod together;
 pub use arithmetic::arithmetic;
 pub use memory::{UNKNOWN_CACHE_BYTES, memory, working_set};
 pub use shared::shared;
-pub use tcp::tcp;
+pub use tcp::{exchange, socket_pair, tcp};
 
 use crate::backend::BackendError;
 use crate::backend::cpu::instructions::Instructions;

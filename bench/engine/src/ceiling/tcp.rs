@@ -30,8 +30,11 @@ fn failed(error: std::io::Error) -> CeilingError {
     CeilingError::system("use the loopback interface")(error)
 }
 
-/// Two ends of a connection.
-fn pair() -> std::io::Result<[TcpStream; 2]> {
+/// Two ends of a connection over the loopback interface.
+///
+/// # Errors
+/// Where this host cannot connect to itself.
+pub fn socket_pair() -> std::io::Result<[TcpStream; 2]> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let near = TcpStream::connect(listener.local_addr()?)?;
     let (far, _) = listener.accept()?;
@@ -73,7 +76,7 @@ fn between(
     near: impl FnOnce(TcpStream) -> Result<Vec<f64>> + Send,
     far: impl FnOnce(TcpStream) -> Result<()> + Send,
 ) -> Result<Vec<f64>> {
-    let [near_end, far_end] = pair().map_err(failed)?;
+    let [near_end, far_end] = socket_pair().map_err(failed)?;
     std::thread::scope(|scope| {
         let named = std::thread::Builder::new().name("ceiling".to_owned());
         let far = named.spawn_scoped(scope, move || {
@@ -158,7 +161,10 @@ fn both_ways(cores: [&[usize]; 2]) -> Result<Vec<f64>> {
 
 /// Sends one message and receives another of its length, whichever of the two can go on. `room` takes what comes, from its
 /// start again whenever it is full.
-fn exchange(end: &mut TcpStream, own: &[u8], room: &mut [u8]) -> std::io::Result<()> {
+///
+/// # Errors
+/// A broken connection, or an end that hears nothing for ten seconds.
+pub fn exchange(end: &mut TcpStream, own: &[u8], room: &mut [u8]) -> std::io::Result<()> {
     end.set_nonblocking(true)?;
     let (mut sent, mut received, mut idle) = (0, 0, 0);
     while sent < own.len() || received < own.len() {
