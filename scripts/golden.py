@@ -25,6 +25,7 @@ import fixtures_layers  # noqa: E402
 import fixtures_norms  # noqa: E402
 import fixtures_parallel  # noqa: E402
 import fixtures_schedules  # noqa: E402
+import fixtures_tokens  # noqa: E402
 import fixtures_training  # noqa: E402
 import fixtures_values  # noqa: E402
 import fixtures_zero  # noqa: E402
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Callable[[], Iterator[Fixture]]] = {
     "norms": fixtures_norms.fixtures,
     "values": fixtures_values.fixtures,
     "training": fixtures_training.fixtures,
+    "tokens": fixtures_tokens.fixtures,
     "imagenet": fixtures_imagenet.fixtures,
     "parallel": fixtures_parallel.fixtures,
     "schedules": fixtures_schedules.fixtures,

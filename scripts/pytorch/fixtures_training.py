@@ -1,8 +1,8 @@
 """Fixtures of training on one device: ten steps of the preset models.
 
-Contract: step k's batch is samples k·batch..(k+1)·batch of the source; the initial parameters are philox.py's at metadata
+Contract: dropout is off, whatever the preset says; step k's batch is samples k·batch..(k+1)·batch of the source; the initial parameters are philox.py's at metadata
 `seed`, and are not stored. Tensors: `losses` (steps,) of the float64 run, `losses_fp32` of PyTorch's float32 run, `labels`
-(steps, batch), `input_head` (the first 16 elements of step 0's input, to check the data), `initial_norm.<name>`,
+(steps, batch), of tokens (steps, batch, length), `input_head` (the first 16 elements of step 0's input, to check the data), `initial_norm.<name>`,
 `first_gradient_norm.<name>` (of step 0, without weight decay) and `final_norm.<name>` (L2 norms, scalars, float64 run) and, of
 convnet, `final.<name>` in full. Metadata: `model`, `norm`, `source`, `seed`, `source_seed`, `input_shape`, `classes`, `batch`,
 `steps_trained`, the optimizer's settings, `schedule` unless constant, and `fp32_gap`.
@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,14 +53,25 @@ class Run:
     schedule: Schedule = "constant"
     keep_final: bool = False
     jitter: int = 0
+    # Of the layer that `norm` stands for.
+    norm_settings: tuple[tuple[str, str], ...] = ()
 
     def model(self, dtype: torch.dtype) -> nn.Module:
         """Make the model with its initial parameters, in training mode; `jitter` moves them by one unit in the last place."""
-        made = model.build(model.preset(self.preset), self.norm, self.source.shape, self.source.classes)
+        spec = without_dropout(model.preset(self.preset))
+        made = model.build(spec, self.norm, self.source.shape, self.source.classes, dict(self.norm_settings))
         training.initialize(made, self.seed)
         if self.jitter:
             move_by_one_unit(made, self.jitter)
         return made.to(dtype).train()
+
+    def tokens(self) -> dict[str, str]:
+        """Describe what only runs on tokens have, and the norm's settings."""
+        own = {"norm_settings": json.dumps(dict(self.norm_settings))} if self.norm_settings else {}
+        if self.source.name != "synthetic-tokens":
+            return own
+        source = self.source
+        return own | {"shortest": str(source.shortest), "share": str(source.share), "hidden_only": json.dumps(source.hidden_only)}
 
     def metadata(self) -> dict[str, str]:
         """Describe the run as the Rust side reads it."""
@@ -74,7 +86,17 @@ class Run:
             "classes": str(self.source.classes),
             "batch": str(self.batch),
             "steps_trained": str(self.steps),
-        } | self.optimizer.metadata() | ({} if self.schedule == "constant" else {"schedule": json.dumps(self.schedule)})
+        } | self.tokens() | self.optimizer.metadata() | ({} if self.schedule == "constant" else {"schedule": json.dumps(self.schedule)})
+
+
+def without_dropout(layers: Any) -> Any:
+    """Return a model file with dropout's probabilities at 0, where both sides compute the same."""
+    if isinstance(layers, list):
+        return [without_dropout(layer) for layer in layers]
+    if not isinstance(layers, dict):
+        return layers
+    changed = {key: without_dropout(value) for key, value in layers.items() if key != "dropout" or isinstance(value, dict)}
+    return changed | ({"p": 0.0} if "p" in changed else {})
 
 
 # The trainer of a run: takes the run, the type and the memory format; returns `losses` and `final.<name>`.
@@ -104,7 +126,9 @@ def train(run: Run, dtype: torch.dtype, memory: torch.memory_format) -> Arrays:
     first: Arrays = {}
     for k in range(run.steps):
         inputs, labels = run.source.batch(k * run.batch, run.batch)
-        losses.append(training.step(net, optimizer, inputs.to(dtype, memory_format=memory), labels))
+        # Only images have a format.
+        inputs = inputs.to(dtype, memory_format=memory) if inputs.dim() == 4 else inputs.to(dtype)
+        losses.append(training.step(net, optimizer, inputs, labels))
         scheduler.step()
         first = first or gradients(net)
     return {"losses": np.array(losses)} | norms(first, "", "first_gradient_norm.") | finals(net)

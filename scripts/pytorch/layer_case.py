@@ -5,7 +5,8 @@ float32; outputs and gradients are float64 results from exactly those values. Te
 `d_input`, `param.<name>`, `d_param.<name>`, `buffer_before.<name>`, `buffer_after.<name>`, the names as in
 model.named_tensors. With more than one step, input, upstream, output and d_input have a leading step axis, parameters stay
 as they are, and d_param is the sum over the steps. Metadata `fp32_gap` holds, per result, the largest difference of
-PyTorch's own float32 result: the yardstick for tolerances.
+PyTorch's own float32 result: the yardstick for tolerances. Of layers for tokens, the layer is an embedding and what follows it; the
+input is tokens, each sample filled up with 0 from a length of its own on, and has no gradient; outputs are stored as (D, T).
 
 Reference: SEMANTICS 6 for chunks: each chunk has its own statistics, and chunk 0's are stored.
 """
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 import model
 import philox
 from fixture import Arrays, Fixture, gaps
-from layers import Shape
+from layers import Embedding, Positions, Shape
 from training import fan_in
 
 
@@ -66,10 +67,29 @@ def draw(seed: int, stream: int, shape: Shape, bound: float = math.sqrt(3.0)) ->
     return philox.symmetric(seed, stream, philox.Purpose.INPUT, 0, math.prod(shape), bound).reshape(shape)
 
 
+class FeaturesFirst(nn.Module):
+    """(N, T, D) to (N, D, T)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transpose."""
+        return x.transpose(1, 2)
+
+
+def tokens(case: Case, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn values within ±√3 into tokens, all but the first sample filled up with 0."""
+    vocabulary = case.layer["repeat"]["layers"][0]["embedding"]["vocabulary"]
+    found = np.minimum(np.floor((values / np.float32(math.sqrt(12.0)) + np.float32(0.5)) * vocabulary), vocabulary - 1)
+    (length,) = case.shape
+    lengths = length - (2 * np.arange(case.batch) + 2 * np.arange(case.steps)[:, None]) % length
+    return np.where(np.arange(length) < lengths[..., None], found, 0.0).astype(np.float32)
+
+
 def inputs(case: Case) -> NDArray[np.float32]:
     """Return the input, shape (steps, batch, *shape), filled as the case says."""
     shape = (case.steps, case.batch, *case.shape)
     values = draw(case.seed, 0, shape)
+    if case.fill == "tokens":
+        return tokens(case, values)
     channel = np.arange(case.shape[0], dtype=np.float32).reshape(-1, *(1,) * (len(case.shape) - 1))
     match case.fill:
         case "uniform":
@@ -84,7 +104,7 @@ def inputs(case: Case) -> NDArray[np.float32]:
             return values * np.float32(2.0**-12)
         case "levels":  # Five levels with exact zeros, so that maxima tie and ReLU sits on its kink.
             return np.floor(values * np.float32(1.4)) * np.float32(0.5) + np.float32(0.5)
-    raise ValueError(f"{case.name}: fill {case.fill!r} is unknown: write uniform, shifted, far, wide, tiny or levels")
+    raise ValueError(f"{case.name}: fill {case.fill!r} is unknown: write uniform, shifted, far, wide, tiny, levels or tokens")
 
 
 @torch.no_grad()
@@ -94,7 +114,7 @@ def fill_tensors(module: nn.Module, case: Case) -> None:
     for index, (name, tensor) in enumerate(model.named_tensors(module).items()):
         values = draw(case.seed, 100 + index, tuple(tensor.shape), 1.0)
         owner = owners.get(id(tensor))
-        if isinstance(owner, nn.Linear | nn.Conv2d):
+        if isinstance(owner, nn.Linear | nn.Conv2d | Embedding | Positions):
             tensor.copy_(torch.from_numpy(values * np.float32(fan_in(owner) ** -0.5)))
         elif name.endswith(("weight", "running_var")) and (owner or case.mode == "eval"):
             tensor.copy_(torch.from_numpy(np.float32(1.0) + np.float32(0.5) * values))
@@ -135,9 +155,9 @@ def evaluate(module: nn.Module, case: Case, x: NDArray[np.float32], upstream: ND
         output = chunked_forward(module, leaf, case.chunks or (case.batch,))
         output.backward(torch.from_numpy(upstream_step).to(dtype))
         outputs.append(output.detach().numpy())
-        gradients.append(leaf.grad.numpy())
+        gradients += [] if leaf.grad is None else [leaf.grad.numpy()]
     stack = np.stack if case.steps > 1 else lambda arrays: arrays[0]
-    results: Arrays = {"output": stack(outputs), "d_input": stack(gradients)}
+    results: Arrays = {"output": stack(outputs)} | ({"d_input": stack(gradients)} if gradients else {})
     results |= {f"d_param.{name}": p.grad.numpy() for name, p in parameters(module).items()}
     return results | buffers(module, "buffer_after.")
 
@@ -152,6 +172,8 @@ def run(case: Case) -> Fixture:
     """Make the fixture of a case."""
     spec = {"layers": [case.layer], "classes": 10, "input": case.shape}
     module = model.build(spec, "none")
+    if case.fill == "tokens":
+        module = nn.Sequential(module, FeaturesFirst())
     fill_tensors(module, case)
     x = inputs(case)
     upstream = draw(case.seed, 1, (case.steps, case.batch, *output_shape(module, case)))

@@ -6,6 +6,7 @@ Contract: it mirrors the engine's lowering rules.
   with learnable parameters (also RMS norm, which has no bias: a preset has the same convolutions with every norm).
 - Tensors are named by the execution order of the lowered layers that have parameters or buffers, from zero:
   `0.conv2d.weight`, `1.batch-norm.running_mean`. In a residual the body counts before the shortcut.
+- Behind an embedding, values are (N, T, D), their shape is carried as (D, T), and norms that know no batch take each position by itself.
 
 Reference: bench/engine/src/model/spec.rs defines the format and its defaults.
 """
@@ -21,12 +22,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from layers import (
+    Attention,
     ChannelLayerNorm,
     ChannelRmsNorm,
+    Embedding,
     GlobalAveragePool,
     ModelError,
+    Positions,
     Residual,
     Shape,
+    TiedLinear,
+    TokenBatchNorm,
+    TokenGroupNorm,
+    TokenInstanceNorm,
+    Tokens,
     default_groups,
     image,
     positions,
@@ -121,8 +130,9 @@ class Builder:
         self.norm = norm
         self.norm_settings = norm_settings
         self.classes = classes
+        self.tokens: Tokens | None = None
         self.makers: dict[str, Callable[[Spec, Shape, str, bool], tuple[nn.Module, Shape]]] = {
-            "linear": self.linear, "conv2d": self.conv2d, "relu": self.relu, "gelu": self.gelu, "max-pool": self.max_pool,
+            "linear": self.linear, "embedding": self.embedding, "positions": self.learned_positions, "attention": self.attention, "conv2d": self.conv2d, "relu": self.relu, "gelu": self.gelu, "max-pool": self.max_pool,
             "average-pool": self.average_pool,
             "global-average-pool": self.global_average_pool, "flatten": self.flatten, "dropout": self.dropout,
             "batch-norm": self.batch_norm, "sync-batch-norm": self.sync_batch_norm, "layer-norm": self.layer_norm,
@@ -151,12 +161,46 @@ class Builder:
         return lowered, shape
 
     def linear(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
-        """y = x·Wᵀ + b on (features,)."""
-        settings(values, where, ("features",), ("bias",))
-        if len(shape) != 1:
+        """y = x·Wᵀ + b on (features,), or on each position of tokens."""
+        settings(values, where, ("features",), ("bias", "tied"))
+        if len(shape) != 1 and self.tokens is None:
             raise ModelError(f"{where} needs [features], got {list(shape)}: put a flatten before it")
         features = self.classes if values["features"] == "classes" else values["features"]
-        return nn.Linear(shape[0], features, bias=values.get("bias", bias)), (features,)
+        with_bias = values.get("bias", bias)
+        if not values.get("tied", False):
+            return nn.Linear(shape[0], features, bias=with_bias), (features, *shape[1:])
+        tokens = self.embedded(where)
+        if tokens.embedding.weight.shape != (features, shape[0]):
+            raise ModelError(f"{where}: tied to a table of {tuple(tokens.embedding.weight.shape)}, not ({features}, {shape[0]})")
+        return TiedLinear(tokens, with_bias), (features, *shape[1:])
+
+    def embedding(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """(length,) tokens to (features, length)."""
+        settings(values, where, ("vocabulary", "features"), ("padding",))
+        vocabulary = self.classes if values["vocabulary"] == "classes" else values["vocabulary"]
+        module = Embedding(vocabulary, values["features"], values.get("padding"))
+        self.tokens = module.tokens[0]
+        return module, (values["features"], shape[0])
+
+    def embedded(self, where: str) -> Tokens:
+        """Return what the embedding knows, or raise ModelError where there is none."""
+        if self.tokens is None:
+            raise ModelError(f"{where} needs tokens: put an embedding first")
+        return self.tokens
+
+    def learned_positions(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """x + a learned vector for each position."""
+        settings(values, where)
+        self.embedded(where)
+        return Positions(shape[1], shape[0]), shape
+
+    def attention(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
+        """Multi-head self-attention with its projections."""
+        settings(values, where, ("heads",), ("dropout", "bias"))
+        if shape[0] % values["heads"]:
+            raise ModelError(f"{where}: {values['heads']} heads do not divide {shape[0]} features: write a divisor")
+        tokens = self.embedded(where)
+        return Attention(shape[0], values["heads"], values.get("dropout", 0.0), values.get("bias", True), tokens), shape
 
     def conv2d(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
         """Cross-correlation with square kernels."""
@@ -213,6 +257,9 @@ class Builder:
 
     def batch_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
         """BatchNorm1d on (features,) and (channels, length), BatchNorm2d on images."""
+        if self.tokens is not None and len(shape) == 2:
+            masked = values.get("padding", "counted") == "masked"
+            return TokenBatchNorm(shape[0], masked, self.tokens, **batch_settings(values, where)), shape
         of_rank = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
         return of_rank(shape[0], **batch_settings(values, where)), shape
 
@@ -223,6 +270,8 @@ class Builder:
     def layer_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
         """LayerNorm over all per-sample dimensions."""
         eps, affine = extent(values, where, 1e-5)
+        if self.tokens is not None:
+            return nn.LayerNorm(shape[0], eps, elementwise_affine=affine != "none"), shape
         if affine == "channel":
             return ChannelLayerNorm(shape, eps), shape
         return nn.LayerNorm(shape, eps, elementwise_affine=affine == "element"), shape
@@ -230,6 +279,8 @@ class Builder:
     def rms_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
         """RMSNorm over all per-sample dimensions."""
         eps, affine = extent(values, where, RMS_EPS)
+        if self.tokens is not None:
+            return nn.RMSNorm(shape[0], eps, elementwise_affine=affine != "none"), shape
         if affine == "channel":
             return ChannelRmsNorm(shape, eps), shape
         return nn.RMSNorm(shape, eps, elementwise_affine=affine == "element"), shape
@@ -240,6 +291,8 @@ class Builder:
         if math.prod(positions(shape, where)[1:]) == 1:
             raise ModelError(f"{where}: {list(shape)} has one position per channel: put it where there are more")
         of_rank = nn.InstanceNorm2d if len(shape) == 3 else nn.InstanceNorm1d
+        if self.tokens is not None:
+            of_rank = TokenInstanceNorm
         return of_rank(shape[0], values.get("eps", 1e-5), affine=values.get("affine", True)), shape
 
     def group_norm(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
@@ -248,7 +301,8 @@ class Builder:
         groups = values.get("groups", default_groups(shape[0]))
         if shape[0] % groups:
             raise ModelError(f"{where}: {groups} groups do not divide {shape[0]} channels: write a divisor")
-        return nn.GroupNorm(groups, shape[0], values.get("eps", 1e-5)), shape
+        of_kind = nn.GroupNorm if self.tokens is None else TokenGroupNorm
+        return of_kind(groups, shape[0], values.get("eps", 1e-5)), shape
 
     def residual(self, values: Spec, shape: Shape, where: str, bias: bool) -> tuple[nn.Module, Shape]:
         """body(x) + shortcut(x)."""
@@ -280,7 +334,7 @@ def extent(values: Spec, where: str, eps: float) -> tuple[float, str]:
 
 def batch_settings(values: Spec, where: str) -> Spec:
     """Translate the settings of BatchNorm and SyncBatchNorm; a cumulative momentum is PyTorch's None."""
-    settings(values, where, (), ("eps", "momentum", "affine"))
+    settings(values, where, (), ("eps", "momentum", "affine", "padding"))
     momentum = values.get("momentum", 0.1)
     return {
         "eps": values.get("eps", 1e-5),

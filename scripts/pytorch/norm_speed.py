@@ -1,6 +1,6 @@
 """How long a norm takes forward and backward in syncmark and in PyTorch: alternating runs, paired ratios.
 
-    python scripts/pytorch/norm_speed.py [NORM ...] [--pairs 10] [--seconds 2] [--syncmark target/release/syncmark]
+    python scripts/pytorch/norm_speed.py [NORM ...] [--channels 64] [--pairs 10] [--seconds 2] [--syncmark target/release/syncmark]
 
 Contract: both sides normalize one batch of images again and again on one core, in training mode, with affine parameters, forward and
 backward to the input and the parameters. The images are large: (64, 64, 112, 112) is 196 MiB and (64, 256, 28, 28)
@@ -139,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("norms", nargs="*", choices=[*PASSES, []], help="rows; all unless given")
     parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--channels", type=int, choices=[shape[0] for shape in SHAPES], help="only the images of so many")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each side of a pair")
     parser.add_argument("--core", type=int, default=0, help="where PyTorch runs; syncmark takes the first of its affinity mask")
     parser.add_argument("--syncmark", type=Path, default=BINARY)
@@ -149,7 +150,7 @@ def main() -> None:
         print(time_pytorch(norm, tuple(shape), layout, how, seconds, core))
         return
     print("| norm | PyTorch | syncmark / PyTorch | ms | PyTorch's ms | GB/s | of the ceiling |\n|---|---|---:|---:|---:|---:|---:|", flush=True)
-    for shape in SHAPES:
+    for shape in (shape for shape in SHAPES if options.channels in (None, shape[0])):
         for norm in options.norms or PASSES:
             compare(norm, shape, options)
 

@@ -8,12 +8,16 @@ inputs and labels, and large models need no stored weights:
 - Counter: (low 32 bits of the block, high 32 bits of the block, stream, purpose).
 - One block of four words makes four consecutive elements: element i is word i % 4 of block i / 4.
 - Uniform in [0, 1): (word >> 8) · 2⁻²⁴, exact in float32.
-- Purposes: 0 parameter initialisation, 1 dropout, 2 data and synthetic inputs, 3 shuffles, 4 synthetic labels, 5 first factors of compressed gradients.
+- Purposes: 0 parameter initialisation, 1 dropout, 2 data and synthetic inputs, 3 shuffles, 4 synthetic labels, 5 first factors of compressed gradients,
+  6 synthetic tokens.
 - Parameters: purpose 0; stream = index of the trainable tensor in execution order, from zero, buffers not counted; elements in
   PyTorch's order (OIHW, OI). Weight and bias of linear and conv2d: (2u − 1) · bound in float32, where bound = 1/sqrt(fan_in)
-  rounded to float32 (PyTorch's default distribution). Norms: γ = 1, β = 0, drawing nothing but counting as streams.
+  rounded to float32 (PyTorch's default distribution); of embeddings and positions, fan_in is the number of features. Norms: γ = 1, β = 0, drawing nothing but counting as streams.
 - Synthetic inputs: purpose 2, stream 0; element e of sample s is element s · elements_per_sample + e; its value is
   (2u − 1) · sqrt(3) in float32, which has variance 1.
+- Synthetic tokens: purpose 6. Sample s has shortest + word % (length − shortest + 1) words, by element s of stream 1. Its word t is
+  2 + word % (vocabulary − 2), by element s · length + t of stream 0; the rest is padding, 0. Word t is hidden, replaced by 1, where
+  u < share by that element of stream 2, and where t = word % (its words) by element s of stream 3.
 - Synthetic labels: purpose 4, stream 0; the label of sample s is word % classes of element s.
 
 Reference: Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011; known answers from
@@ -52,6 +56,7 @@ class Purpose(IntEnum):
     INPUT = 2
     SHUFFLE = 3
     LABEL = 4
+    TOKENS = 6
 
 
 def philox4x32(counters: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint32]:
@@ -111,3 +116,20 @@ def synthetic_inputs(seed: int, first: int, count: int, shape: tuple[int, ...]) 
 def synthetic_labels(seed: int, first: int, count: int, classes: int) -> NDArray[np.int64]:
     """Return the labels of samples first..first+count, shape (count,)."""
     return (words(seed, 0, Purpose.LABEL, first, count) % np.uint32(classes)).astype(np.int64)
+
+
+def synthetic_tokens(seed: int, first: int, count: int, length: int, shortest: int, vocabulary: int) -> NDArray[np.int64]:
+    """Return the words of samples first..first+count, shape (count, length), filled up with 0."""
+    lengths = shortest + words(seed, 1, Purpose.TOKENS, first, count) % np.uint32(length - shortest + 1)
+    drawn = words(seed, 0, Purpose.TOKENS, first * length, count * length).reshape(count, length)
+    found = 2 + (drawn % np.uint32(vocabulary - 2)).astype(np.int64)
+    return np.where(np.arange(length) < lengths[:, None], found, 0)
+
+
+def hidden_tokens(seed: int, first: int, tokens: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+    """Say which words of samples first.. are hidden; padding, 0, never is."""
+    count, length = tokens.shape
+    drawn = uniform(seed, 2, Purpose.TOKENS, first * length, count * length).reshape(count, length)
+    always = words(seed, 3, Purpose.TOKENS, first, count) % (tokens != 0).sum(axis=1).astype(np.uint32)
+    hidden = (drawn < np.float32(share)) | (np.arange(length) == always[:, None])
+    return hidden & (tokens != 0)

@@ -10,7 +10,8 @@ cross-entropy, backward, update; nobody reads the loss. PyTorch has its inputs i
 is fastest here: contiguous or channels_last, foreach or fused optimizer, gradients set to none, its memory given back or kept, threads
 bound or not, spinning or asleep. A first round finds the layout and the optimizer, a second one the rest, and the table says which.
 Ranks use `gradient_as_bucket_view`, a static graph where that is faster, and otherwise the defaults of both. With --compile the peer is `torch.compile` of the same.
-PyTorch trains on one batch that stays where it is, syncmark on the next of as many as fit 256 MiB. Below 1 syncmark is faster.
+PyTorch trains on one batch that stays where it is, syncmark on the next of as many as fit 256 MiB. Models of tokens predict every position of
+sequences without padding, so PyTorch's attention gets no mask. Below 1 syncmark is faster.
 The last column is the rate of syncmark's multiplications and additions in convolutions and linear layers over the whole step's time (counted by
 PyTorch's FlopCounterMode) as a share of `multiply-add`, as `syncmark ceilings` measured it before and after the pairs.
 
@@ -28,9 +29,13 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from paired import SURROUNDINGS, SURROUNDINGS_OF_THREADS, alternate, beside, fastest, free_port, told_by
 from syncmark import BINARY, ceiling, ran, rows, training
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WARM_UP_SECONDS = 1.0
 WARM_UP_STEPS = 2
@@ -53,6 +58,11 @@ class Work:
     ranks: int = 1
 
     @property
+    def tokens(self) -> bool:
+        """Say whether the model reads tokens."""
+        return self.model.startswith("bert")
+
+    @property
     def name(self) -> str:
         """Name it as on the command line."""
         threads = f"-{self.threads}-threads" if self.threads > 1 else ""
@@ -64,6 +74,7 @@ ALONE = (
     Work("resnet20", "batch", 64),
     Work("resnet20", "group", 64),
     Work("resnet18", "batch", 8),
+    Work("bert-mini", "layer", 8),
 )
 WORKS = {
     work.name: work
@@ -102,9 +113,10 @@ def time_pytorch(work: Work, peer: Peer, seconds: float, core: int, rank: int, p
     os.sched_setaffinity(0, mask[core + rank : core + rank + work.threads])
     import torch  # after the affinity, which its thread pools inherit
     from torch import distributed
-    from torch.nn import functional
 
+    from layers import Embedding
     from model import build, preset
+    from training import loss_of
 
     torch.set_num_threads(work.threads)
     torch.set_num_interop_threads(1)
@@ -121,6 +133,9 @@ def time_pytorch(work: Work, peer: Peer, seconds: float, core: int, rank: int, p
     for module in model.modules():
         if isinstance(module, torch.nn.ReLU):
             module.inplace = True
+        if isinstance(module, Embedding):
+            # There is no padding in these batches, and without any PyTorch needs no mask.
+            module.padding_idx = None
     model.train()
     if work.ranks > 1:
         address = f"tcp://127.0.0.1:{port}"
@@ -132,7 +147,7 @@ def time_pytorch(work: Work, peer: Peer, seconds: float, core: int, rank: int, p
         model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
         foreach=peer.implementation == "foreach", fused=peer.implementation == "fused",
     )  # fmt: skip
-    inputs, labels = torch.randn(work.batch, *shape), torch.randint(spec["classes"], (work.batch,))
+    inputs, labels = random_batch(work, spec)
     if images:
         inputs = inputs.to(memory_format=layout)
     here = torch.empty_like(inputs)
@@ -141,7 +156,7 @@ def time_pytorch(work: Work, peer: Peer, seconds: float, core: int, rank: int, p
     def step() -> None:
         here.copy_(inputs)
         optimizer.zero_grad(set_to_none=True)
-        functional.cross_entropy(forward(here), labels).backward()
+        loss_of(forward(here), labels).backward()
         optimizer.step()
 
     def window(least_seconds: float, least_steps: int) -> float:
@@ -174,18 +189,27 @@ def time_pytorch(work: Work, peer: Peer, seconds: float, core: int, rank: int, p
     return slowest
 
 
+def random_batch(work: Work, spec: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of a batch; of tokens, words at every position."""
+    import torch
+
+    shape, classes = (work.batch, *spec["input"]), spec["classes"]
+    if work.tokens:
+        return torch.randint(2, classes, shape), torch.randint(2, classes, shape)
+    return torch.randn(shape), torch.randint(classes, (work.batch,))
+
+
 def operations(work: Work) -> int:
     """Multiplications and additions of matrix products and convolutions in a step of all ranks, forward and backward."""
-    import torch
-    from torch.nn import functional
     from torch.utils.flop_counter import FlopCounterMode
 
     from model import build, preset
+    from training import loss_of
 
     spec = preset(work.model)
-    inputs, labels = torch.randn(work.batch, *spec["input"]), torch.randint(spec["classes"], (work.batch,))
+    inputs, labels = random_batch(work, spec)
     with FlopCounterMode(display=False) as counter:
-        functional.cross_entropy(build(spec, work.norm).train()(inputs), labels).backward()
+        loss_of(build(spec, work.norm).train()(inputs), labels).backward()
     return counter.get_total_flops() * work.ranks
 
 
@@ -207,7 +231,8 @@ def run_syncmark(work: Work, seconds: float, binary: Path, transport: str) -> fl
     """Milliseconds of a step of syncmark."""
     scenario = training(
         "step-speed", work.model, work.norm, work.batch, seconds, ranks=work.ranks, threads=work.threads, transport=transport,
-        steps=LEAST_STEPS, warm_up_steps=WARM_UP_STEPS, warm_up_seconds=WARM_UP_SECONDS,
+        data='predict = "all"' if work.tokens else "", steps=LEAST_STEPS, warm_up_steps=WARM_UP_STEPS,
+        warm_up_seconds=WARM_UP_SECONDS,
     )  # fmt: skip
     with ran(binary, scenario, "repeats.csv") as table:
         (row,) = rows(table)
@@ -218,7 +243,7 @@ def run_syncmark(work: Work, seconds: float, binary: Path, transport: str) -> fl
 
 def compare(work: Work, options: argparse.Namespace) -> None:
     """Print a row of the table."""
-    peers = PEERS if work.model != "mlp" else PEERS[:2]
+    peers = PEERS if work.model != "mlp" and not work.tokens else PEERS[:2]
     peers = [replace(peer, compiled=options.compile, surroundings="memory kept") for peer in peers]
     run = lambda peer: run_pytorch(work, peer, options.seconds / 2, options.core)  # noqa: E731
     surroundings = SURROUNDINGS_OF_THREADS if work.threads > 1 else SURROUNDINGS

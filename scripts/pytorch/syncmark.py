@@ -30,6 +30,7 @@ norm = "{norm}"
 [data]
 source = "synthetic"
 batch_size = {batch}
+{data}
 [train]
 optimizer = {{ sgd = {{ learning_rate = 0.01, momentum = 0.9, weight_decay = 1e-4 }} }}
 [parallel]
@@ -51,12 +52,12 @@ timeout = "{timeout}s"
 
 def training(
     name: str, model: str, norm: str, batch: int, seconds: float, *, ranks: int = 1, threads: int = 1, transport: str = "shared",
-    steps: int, warm_up_steps: int, warm_up_seconds: float,
+    data: str = "", steps: int, warm_up_steps: int, warm_up_seconds: float,
 ) -> str:  # fmt: skip
     """The text of such a scenario: DDP of process ranks, or `single` for one."""
     strategy = f'strategy = "ddp"\nlaunch = "processes"\ntransport = "{transport}"' if ranks > 1 else 'strategy = "single"'
     return TRAINING.format(
-        name=name, model=model, norm=norm, batch=batch, ranks=ranks, threads=threads, strategy=strategy, steps=steps,
+        name=name, model=model, norm=norm, batch=batch, data=data, ranks=ranks, threads=threads, strategy=strategy, steps=steps,
         seconds=seconds, warm_up_steps=warm_up_steps, warm_up_seconds=warm_up_seconds, timeout=int(seconds) + 600,
     )  # fmt: skip
 

@@ -20,11 +20,13 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, SequentialLR, StepLR
 
 import philox
-from layers import Shape
+from layers import Embedding, Positions, Shape, TiedLinear
 from model import named_tensors
 
 DATA = Path(__file__).resolve().parent.parent.parent / "scenarios" / "data"
 DIGITS_LARGEST = 16.0
+# PyTorch's default ignore_index.
+UNLABELLED = -100
 
 
 @dataclass(frozen=True)
@@ -96,16 +98,25 @@ def warm_up(optimizer: torch.optim.Optimizer, steps: int, start: float) -> LRSch
 
 @dataclass(frozen=True)
 class Source:
-    """Where samples come from: "digits" (first samples first, pixels / 16) or "synthetic" (philox.py)."""
+    """Where samples come from: "digits" (first samples first, pixels / 16), "synthetic" or "synthetic-tokens" (philox.py)."""
 
     name: str
     shape: Shape
     classes: int
     seed: int = 0
+    # Of tokens: fewest words of a sample, which share of them is hidden, and whether only those are to be predicted.
+    shortest: int = 0
+    share: float = 0.15
+    hidden_only: bool = True
 
     def batch(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return samples first..first+count as float32 (count, *shape) and their labels as int64 (count,)."""
-        if self.name == "digits":
+        """Return samples first..first+count as float32 (count, *shape) and their labels as int64 (count,), or of tokens (count, length)."""
+        if self.name == "synthetic-tokens":
+            tokens = philox.synthetic_tokens(self.seed, first, count, self.shape[0], self.shortest, self.classes)
+            hidden = philox.hidden_tokens(self.seed, first, tokens, self.share)
+            inputs = np.where(hidden, 1, tokens).astype(np.float32)
+            chosen = np.where(hidden if self.hidden_only else tokens != 0, tokens, UNLABELLED)
+        elif self.name == "digits":
             images, labels = digits()
             inputs = images[first : first + count].astype(np.float32)[:, None] / np.float32(DIGITS_LARGEST)
             chosen = labels[first : first + count].astype(np.int64)
@@ -131,7 +142,9 @@ def digits() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def fan_in(module: nn.Module) -> int:
-    """Return how many inputs one output of a linear or conv2d layer sums over."""
+    """Return how many inputs one output of a linear or conv2d layer sums over; of embeddings and positions, the features."""
+    if isinstance(module, TiedLinear):
+        return fan_in(module.tokens[0].embedding)
     return math.prod(module.weight.shape[1:])
 
 
@@ -143,7 +156,7 @@ def initialize(model: nn.Module, seed: int) -> None:
         if hasattr(module, "reset_running_stats"):
             module.reset_running_stats()
         for name, tensor in module.named_parameters(recurse=False):
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear | nn.Conv2d | Embedding | Positions | TiedLinear):
                 values = philox.parameter(seed, stream, tuple(tensor.shape), fan_in(module))
                 tensor.copy_(torch.from_numpy(values))
             else:
@@ -151,10 +164,18 @@ def initialize(model: nn.Module, seed: int) -> None:
             stream += 1
 
 
+def loss_of(output: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy; of tokens over a sample's labels first, then over samples."""
+    if labels.dim() == 1:
+        return functional.cross_entropy(output, labels)
+    each = functional.cross_entropy(output.transpose(1, 2), labels, ignore_index=UNLABELLED, reduction="none")
+    return (each.sum(1) / (labels != UNLABELLED).sum(1).clamp(min=1)).mean()
+
+
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor) -> float:
     """Take one step on a batch and return its mean loss before the update."""
     optimizer.zero_grad(set_to_none=True)
-    loss = functional.cross_entropy(model(inputs), labels)
+    loss = loss_of(model(inputs), labels)
     loss.backward()
     optimizer.step()
     return loss.item()

@@ -12,7 +12,7 @@ mod settings;
 
 use crate::tensor::Span;
 
-pub use settings::{Affine, Gate, Gelu, Then, Window, Write};
+pub use settings::{Affine, Gate, Gelu, Heads, Then, Window, Write};
 
 /// Everything a device can be asked to compute. Families stand together; each has its file in `backend/cpu`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,6 +71,51 @@ pub enum Kernel {
         state: Span,
         batch: usize,
         write: Write,
+    },
+
+    // --- tokens: whole numbers in f32, `[batch, length]` ---
+    /// y[r,:] = table[tokens[r],:].
+    EmbeddingForward {
+        tokens: Span,
+        table: Span,
+        y: Span,
+        features: usize,
+    },
+    /// d_table[tokens[r],:] += d_y[r,:], but for the row of `padding`.
+    EmbeddingBackward {
+        tokens: Span,
+        d_y: Span,
+        d_table: Span,
+        features: usize,
+        padding: Option<usize>,
+    },
+    /// Of each sample and head, with queries Q, keys K and values V beside each other in each row of `qkv`:
+    /// y = drop(softmax(Q·Kᵀ/√size))·V over the keys that are not padding, 0 where all are. `kept` `[batch, heads, length]` is the
+    /// logarithm of each row's Σ exp. `state` as in [`Kernel::Dropout`]; `first`: the batch's sample that is first here.
+    /// `workspace` at least [`Heads::workspace`] elements.
+    AttentionForward {
+        qkv: Span,
+        tokens: Span,
+        y: Span,
+        kept: Span,
+        heads: Heads,
+        state: Span,
+        first: usize,
+        batch: usize,
+        workspace: Span,
+    },
+    /// The gradients of Q, K and V; d_qkv is overwritten.
+    AttentionBackward {
+        qkv: Span,
+        tokens: Span,
+        kept: Span,
+        d_y: Span,
+        d_qkv: Span,
+        heads: Heads,
+        state: Span,
+        first: usize,
+        batch: usize,
+        workspace: Span,
     },
 
     // --- compression of gradients ---
@@ -217,7 +262,7 @@ pub enum Kernel {
         eps: f32,
     },
     /// rm ← (1−m)·rm + m·mean; rv ← (1−m)·rv + m·variance·n/(n−1); tracked (i64) += 1. `momentum` none: m = 1/tracked.
-    /// `count` (f32, 1 element on the device) is n.
+    /// `count` (f32, 1 element on the device) is n; where it is 0, nothing happens.
     UpdateRunning {
         mean: Span,
         variance: Span,
@@ -289,12 +334,72 @@ pub enum Kernel {
         rstd: Span,
         count: Span,
     },
-    /// packed = [mean(C), rstd(C), rows as f32].
+    /// packed = [mean(C), rstd(C), count]; all 0 where `count` (f32, 1 element on the device) is.
     SyncPack {
         mean: Span,
         rstd: Span,
-        rows: usize,
+        count: Span,
         packed: Span,
+    },
+
+    // --- batch norm over the rows whose token is not `padding` ---
+    /// As [`Kernel::BatchStatistics`]; count[0] = such rows. Without any, mean and variance are 0.
+    MaskedStatistics {
+        x: Span,
+        tokens: Span,
+        padding: usize,
+        mean: Span,
+        variance: Span,
+        count: Span,
+        rows: usize,
+    },
+    /// As [`Kernel::BatchNormalize`] with nothing behind it; y = 0 in the other rows.
+    MaskedNormalize {
+        x: Span,
+        tokens: Span,
+        padding: usize,
+        mean: Span,
+        rstd: Span,
+        gamma: Span,
+        beta: Span,
+        y: Span,
+        rows: usize,
+    },
+    /// As [`Kernel::BatchBackwardReduce`] without a gate.
+    MaskedBackwardReduce {
+        x: Span,
+        d_y: Span,
+        tokens: Span,
+        padding: usize,
+        mean: Span,
+        sums: Span,
+        rows: usize,
+    },
+    /// As [`Kernel::BatchBackwardInput`] without a gate; the other rows' gradient is 0.
+    MaskedBackwardInput {
+        x: Span,
+        d_y: Span,
+        tokens: Span,
+        padding: usize,
+        mean: Span,
+        rstd: Span,
+        gamma: Span,
+        sums: Span,
+        count: Span,
+        d_x: Span,
+        rows: usize,
+        write: Write,
+    },
+    /// As [`Kernel::BatchBackwardEval`]; the other rows' gradient is 0.
+    MaskedBackwardEval {
+        d_y: Span,
+        tokens: Span,
+        padding: usize,
+        rstd: Span,
+        gamma: Span,
+        d_x: Span,
+        rows: usize,
+        write: Write,
     },
 
     // --- group norm (layer norm is one group, instance norm a group per channel) ---
@@ -366,7 +471,9 @@ pub enum Kernel {
     },
 
     // --- loss ---
-    /// Softmax cross-entropy with `labels` (i32): losses[b] per sample; loss[0] = scale·Σ losses (in order); d_logits = scale·(softmax − onehot).
+    /// Softmax cross-entropy with `labels` (i32), `positions` of each sample, of which negative ones are none: losses[b] = the mean over a
+    /// sample's labels, 0 without any; loss[0] = scale·Σ losses (in order); d_logits = scale·(softmax − onehot)/(a sample's labels),
+    /// 0 where there is no label.
     SoftmaxCrossEntropy {
         logits: Span,
         labels: Span,
@@ -374,15 +481,16 @@ pub enum Kernel {
         loss: Span,
         d_logits: Span,
         batch: usize,
+        positions: usize,
         classes: usize,
         scale: f32,
     },
-    /// errors[0] (i32) = samples whose largest logit is not their label.
+    /// errors[0] (i32) = rows whose largest logit is not their label; errors[1] = rows with a label.
     CountErrors {
         logits: Span,
         labels: Span,
         errors: Span,
-        batch: usize,
+        rows: usize,
         classes: usize,
     },
 

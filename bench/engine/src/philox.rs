@@ -26,6 +26,8 @@ pub enum Purpose {
     Labels = 4,
     /// The first factors of compressed gradients; the second word of the counter is the step.
     Compression = 5,
+    /// Synthetic tokens, and which are hidden.
+    Tokens = 6,
 }
 
 /// The key that belongs to a seed.

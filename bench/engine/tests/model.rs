@@ -59,6 +59,31 @@ fn presets_have_the_sizes_that_are_known_of_them() {
         ("resnet18", Norm::Batch, 11_689_512, 8 * 4800 + 8 * 20),
         ("resnet50", Norm::Batch, 25_557_032, 8 * 26_560 + 8 * 53),
         ("resnet50", Norm::Group, 25_557_032, 0),
+        // Google's BERT-mini with its head has 11,171,074 in its encoder, pooler and segments, which this has not; its body is
+        // 4·(12·256² + 13·256), and there is an embedding, positions, a norm, the head's transform and norm, and the head.
+        (
+            "bert-mini",
+            Norm::Layer,
+            4 * (12 * 65_536 + 13 * 256)
+                + (30_522 + 128 + 2) * 256
+                + (65_536 + 3 * 256)
+                + 30_522 * 257,
+            0,
+        ),
+        (
+            "bert-mini-tied",
+            Norm::Layer,
+            4 * (12 * 65_536 + 13 * 256) + (30_522 + 128 + 2) * 256 + (65_536 + 3 * 256) + 30_522,
+            0,
+        ),
+        // BertForMaskedLM of bert-base-uncased has 109,514,298, with 2·768 for segments.
+        ("bert-base", Norm::Layer, 109_514_298 - 2 * 768, 0),
+        (
+            "char-encoder",
+            Norm::Rms,
+            2 * (12 * 4096 + 9 * 64 + 2 * 64) + (28 + 16 + 1) * 64 + 28 * 65,
+            0,
+        ),
         // Without norms the three convolutions have biases, and neither γ nor β.
         ("convnet", Norm::None, 24_058 - 112, 0),
     ] {
@@ -71,7 +96,15 @@ fn presets_have_the_sizes_that_are_known_of_them() {
             "{name} with {norm:?}"
         );
         assert_eq!(facts.parameter_bytes, 4 * parameters);
-        assert_eq!(facts.output, Shape::Features(spec.classes));
+        assert_eq!(facts.output.channels(), spec.classes);
+        assert_eq!(
+            facts.output.spatial(),
+            if name.contains("bert") || name == "char-encoder" {
+                spec.input[0]
+            } else {
+                1
+            }
+        );
         assert_eq!(
             facts
                 .layers
@@ -426,6 +459,91 @@ fn every_mistake_names_its_layer_and_what_to_write_instead() {
         ),
     ] {
         assert_eq!(message(layers, norm), expected);
+    }
+}
+
+#[test]
+fn mistakes_with_tokens_name_their_layer_too() {
+    let embedding = r#"{"embedding":{"vocabulary":9,"features":6,"padding":0}}"#;
+    for (layers, expected) in [
+        (
+            r#"["relu",{"embedding":{"vocabulary":9,"features":6}}]"#.to_owned(),
+            "layers[1] (embedding): its input is [5], not the model's tokens: put it first, and write `input = [length]`",
+        ),
+        (
+            r#"[{"embedding":{"vocabulary":9,"features":6,"padding":9}}]"#.to_owned(),
+            "layers[0] (embedding): padding 9 is not one of 9 tokens: write at most 8",
+        ),
+        (
+            r#"[{"embedding":{"vocabulary":9,"features":0}}]"#.to_owned(),
+            "layers[0] (embedding): features is 0: write at least 1",
+        ),
+        (
+            r#"[{"embedding":{"vocabulary":99999999,"features":6}}]"#.to_owned(),
+            "layers[0] (embedding): the vocabulary is larger than 16777216 tokens: write fewer",
+        ),
+        (
+            r#"["positions"]"#.to_owned(),
+            "layers[0] (positions): needs tokens: put { embedding = { vocabulary = \"classes\", features = ... } } first",
+        ),
+        (
+            r#"[{"attention":{"heads":2}}]"#.to_owned(),
+            "layers[0] (attention): needs tokens: put { embedding = { vocabulary = \"classes\", features = ... } } first",
+        ),
+        (
+            format!(r#"[{embedding},{{"attention":{{"heads":4}}}}]"#),
+            "layers[1] (attention): 4 heads do not divide 6 features: write one of 1, 2, 3 or 6",
+        ),
+        (
+            format!(r#"[{embedding},{{"attention":{{"heads":0}}}}]"#),
+            "layers[1] (attention): heads is 0: write at least 1",
+        ),
+        (
+            format!(r#"[{embedding},{{"attention":{{"heads":2,"dropout":1.5}}}}]"#),
+            "layers[1] (attention): dropout = 1.5 is out of range: write 0 to 1",
+        ),
+        (
+            format!(r#"[{embedding},{{"linear":{{"features":7,"tied":true}}}}]"#),
+            "layers[1] (linear): the weight is tied to a table of 9 tokens by 6, but it must be 7 by 6: make `features` the vocabulary \
+             and the input as wide as the embedding, or write `tied = false`",
+        ),
+        (
+            r#"[{"embedding":{"vocabulary":9,"features":6}},{"batch-norm":{"padding":"masked"}}]"#
+                .to_owned(),
+            "layers[1] (batch-norm): padding = \"masked\", but the embedding has no padding: write which token it is there, or leave \
+             it out here",
+        ),
+    ] {
+        let spec = ModelSpec {
+            input: vec![5],
+            ..spec(&layers)
+        };
+        let found = lower(&spec, &[5], 9, Norm::None, &NormOptions::default()).expect_err(&layers);
+        assert_eq!(found.to_string(), expected);
+    }
+}
+
+#[test]
+fn tokens_go_through_norms_position_by_position() {
+    let layers = r#"[{"embedding":{"vocabulary":9,"features":8,"padding":0}},"norm",{"linear":{"features":"classes"}}]"#;
+    for (norm, each) in [
+        (Norm::Layer, true),
+        (Norm::Rms, true),
+        (Norm::Group, true),
+        (Norm::Instance, false),
+    ] {
+        let spec = ModelSpec {
+            input: vec![5],
+            ..spec(layers)
+        };
+        let model = resolve(&spec, &[5], 9, norm, &NormOptions::default()).expect(layers);
+        assert_eq!((model.vocabulary, model.labels_per_sample()), (Some(9), 5));
+        match model.nodes[1].op {
+            Op::GroupNorm { each_position, .. } | Op::RmsNorm { each_position, .. } => {
+                assert_eq!(each_position, each, "{norm:?}")
+            }
+            ref other => panic!("{other:?}"),
+        }
     }
 }
 

@@ -148,7 +148,7 @@ impl Training {
             Program::build(b, &model, BATCH, 2, 1, 0).expect("enough memory")
         });
         let backend = device.backend.as_mut();
-        let loss = Loss::new(backend, 10, BATCH).expect("enough memory");
+        let loss = Loss::new(backend, 10, 1, BATCH).expect("enough memory");
         let optimizer = Optimizer::new(backend, &device.program, settings).expect("enough memory");
         // Two batches an epoch, so that the counted steps begin a new one.
         let data = Synthetic {

@@ -3,15 +3,18 @@
 //! Contract: keys that the combination does not use do not reach the configuration, so equal work is an equal
 //! configuration. What means nothing is named, never silently dropped. Reference: "What is compared" in
 //! METHODOLOGY.md.
+use syncmark_engine::data::tokens::FIRST_WORD;
+use syncmark_engine::model::spec::ModelSpec;
+
 use crate::plan::config::{
-    Backend, Batch, DataConfig, DdpConfig, DpConfig, MeasureConfig, PROTOCOL_VERSION, SourceConfig,
-    StrategyConfig, TrialConfig, Work, Zero1Config,
+    Backend, Batch, DataConfig, DdpConfig, DpConfig, MaskingConfig, MeasureConfig,
+    PROTOCOL_VERSION, SourceConfig, StrategyConfig, TrialConfig, Work, Zero1Config,
 };
 use crate::plan::{collectives, model};
 use crate::scenario::check::{Checker, check};
 use crate::scenario::file::{
-    BUCKET_CAP, BackendChoice, FIRST_BUCKET_CAP, Kind, Parallel, Scaling, Scenario, Source,
-    Strategy,
+    BUCKET_CAP, BackendChoice, FIRST_BUCKET_CAP, HIDDEN, Kind, Parallel, Predict, Scaling,
+    Scenario, Source, Strategy,
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Node;
@@ -59,6 +62,7 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
         return Ok(Combination::LeftOut { why, instead });
     }
     let batch = batch(scenario);
+    let data = data(scenario, &spec, &checker)?;
     let parameters = model::parameters(&spec, norm, &batch, &checker)?;
     let strategy = strategy(scenario);
     let mut notes = notes(scenario, &batch);
@@ -71,7 +75,8 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
         model: spec,
         norm: norm.0,
         norm_groups: norm.1,
-        data: data(scenario),
+        norm_padding: norm.2,
+        data,
         optimizer: scenario.train.optimizer.clone(),
         schedule: scenario.train.schedule.clone(),
         accumulation: scenario.train.accumulation,
@@ -209,8 +214,16 @@ fn batch(scenario: &Scenario) -> Batch {
     Batch { global, chunks }
 }
 
-fn data(scenario: &Scenario) -> DataConfig {
+/// Where samples come from, which the model's input may say.
+fn data(scenario: &Scenario, spec: &ModelSpec, checker: &Checker) -> Result<DataConfig, Problem> {
+    let tokens = model::takes_tokens(spec);
     let source = match scenario.data.source {
+        Source::Synthetic if tokens => synthetic_tokens(scenario, spec, checker)?,
+        _ if tokens => {
+            let message = "the model has an embedding, and this data set has images";
+            let help = "write source = \"synthetic\", or another model";
+            return Err(checker.problem("data.source", message, help));
+        }
         Source::Digits => SourceConfig::Digits,
         Source::FashionMnist => SourceConfig::FashionMnist {
             path: scenario.data.path.clone(),
@@ -220,10 +233,61 @@ fn data(scenario: &Scenario) -> DataConfig {
         },
         Source::Synthetic => SourceConfig::Synthetic,
     };
-    DataConfig {
+    let given = [
+        ("data.shortest", scenario.data.shortest.is_some()),
+        ("data.hidden", scenario.data.hidden.is_some()),
+        ("data.predict", scenario.data.predict.is_some()),
+        ("model.norm_padding", scenario.model.norm_padding.is_some()),
+    ];
+    // A sweep over models may carry what only some of them use.
+    let swept = checker.0.entry("sweep").is_some() || checker.0.entry("variant").is_some();
+    for (key, _) in given
+        .iter()
+        .filter(|(_, given)| *given && !tokens && !swept)
+    {
+        let message = format!("`{key}` is about tokens, and the model has none");
+        let help =
+            "leave it out, or write a model with an embedding, such as preset = \"char-encoder\"";
+        return Err(checker.problem(key, message, help));
+    }
+    Ok(DataConfig {
         source,
         seed: scenario.data.seed,
+    })
+}
+
+fn synthetic_tokens(
+    scenario: &Scenario,
+    spec: &ModelSpec,
+    checker: &Checker,
+) -> Result<SourceConfig, Problem> {
+    let [length] = spec.input[..] else {
+        let message = format!("a sample of tokens is [length], not {:?}", spec.input);
+        let help = "write one number, such as shape = [128]";
+        return Err(checker.problem("data.shape", message, help));
+    };
+    if spec.classes <= FIRST_WORD {
+        let message = format!("a vocabulary of {}", spec.classes);
+        let help = "write at least 3: padding, mask and a word";
+        return Err(checker.problem("data.classes", message, help));
     }
+    let shortest = scenario.data.shortest.unwrap_or(length);
+    if shortest == 0 || shortest > length {
+        let message = format!("the shortest of sequences of {length} has {shortest} words");
+        let help =
+            format!("write 1 to {length}: a sequence of padding alone has nothing to learn from");
+        return Err(checker.problem("data.shortest", message, help));
+    }
+    let share = scenario.data.hidden.unwrap_or(HIDDEN);
+    if !(0.0..=1.0).contains(&share) {
+        let message = format!("`data.hidden` is {share}");
+        return Err(checker.problem("data.hidden", message, "write a share from 0 to 1"));
+    }
+    let predict = scenario.data.predict.unwrap_or(Predict::Hidden);
+    Ok(SourceConfig::SyntheticTokens {
+        shortest,
+        masking: MaskingConfig { share, predict },
+    })
 }
 
 pub(super) fn measure(scenario: &Scenario) -> MeasureConfig {

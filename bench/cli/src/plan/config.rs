@@ -5,10 +5,11 @@
 //! The child protocol carries it verbatim; see "The runner" in ARCHITECTURE.md.
 use serde::{Deserialize, Serialize};
 use syncmark_engine::model::NormOptions;
-use syncmark_engine::model::spec::{GroupNormSpec, ModelSpec, Norm};
+use syncmark_engine::model::spec::{BatchNormSpec, GroupNormSpec, ModelSpec, Norm, Padding};
 
 use crate::scenario::file::{
-    Compression, DpLoss, Launch, Operation, Optimizer, PowerSgd, Scaling, Schedule, Transport,
+    Compression, DpLoss, Launch, Operation, Optimizer, PowerSgd, Predict, Scaling, Schedule,
+    Transport,
 };
 
 /// Version of [`TrialConfig`]'s JSON; a child refuses any other.
@@ -34,6 +35,9 @@ pub struct TrialConfig {
     pub norm: Norm,
     /// Groups of `norm = "group"`; `None` is min(32, channels / 4).
     pub norm_groups: Option<usize>,
+    /// Whether padding counts in batch statistics; none where it is not said or means nothing, and then it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm_padding: Option<Padding>,
     /// Where samples come from.
     pub data: DataConfig,
     /// The optimizer and its settings.
@@ -135,6 +139,23 @@ pub enum SourceConfig {
     },
     /// Random samples of `model.input` in `model.classes` classes.
     Synthetic,
+    /// Sequences of `model.input` random tokens out of `model.classes`.
+    SyntheticTokens {
+        /// Fewest words; the rest is padding.
+        shortest: usize,
+        /// How words are hidden.
+        masking: MaskingConfig,
+    },
+}
+
+/// How tokens are hidden, with the data's seed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MaskingConfig {
+    /// The share of them.
+    pub share: f32,
+    /// What has a label.
+    pub predict: Predict,
 }
 
 /// Samples and their order.
@@ -438,7 +459,7 @@ impl Backend {
 impl TrialConfig {
     /// Settings of the layers that the model's `norm` stands for.
     pub fn norm_options(&self) -> NormOptions {
-        norm_options(self.norm_groups)
+        norm_options(self.norm_groups, self.norm_padding)
     }
 
     /// Processes that one repeat starts: N for process ranks, one for everything else.
@@ -468,9 +489,13 @@ impl TrialConfig {
     }
 }
 
-/// Settings of the layers that `norm` stands for: PyTorch's defaults, but for the groups that a scenario can set.
-pub fn norm_options(groups: Option<usize>) -> NormOptions {
+/// Settings of the layers that `norm` stands for: PyTorch's defaults, but for what a scenario can set.
+pub fn norm_options(groups: Option<usize>, padding: Option<Padding>) -> NormOptions {
     NormOptions {
+        batch: BatchNormSpec {
+            padding: padding.unwrap_or_default(),
+            ..BatchNormSpec::default()
+        },
         group: GroupNormSpec {
             groups,
             ..GroupNormSpec::default()

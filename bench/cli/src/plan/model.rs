@@ -3,7 +3,7 @@
 //! Contract: what the engine refuses is shown at the layer in the user's file, or at the preset's name. The
 //! engine's `model` needs no device, so shapes are checked before anything runs.
 use syncmark_engine::data::{cifar10, fashion_mnist};
-use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
+use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm, Padding};
 use syncmark_engine::model::{ModelError, resolve};
 
 use crate::plan::config::{Batch, norm_options};
@@ -82,8 +82,18 @@ pub fn spec(scenario: &Scenario, checker: &Checker) -> Result<ModelSpec, Problem
     })
 }
 
-/// What the model's `norm` layers become, and their groups: none where there are no such layers.
-pub fn norm(scenario: &Scenario, spec: &ModelSpec) -> (Norm, Option<usize>) {
+/// Whether the model's input is tokens.
+pub fn takes_tokens(spec: &ModelSpec) -> bool {
+    any(&spec.layers, &|layer| {
+        matches!(layer, LayerSpec::Embedding(_))
+    })
+}
+
+/// What the model's `norm` layers become, their groups, and whether padding counts in them: none where that means nothing.
+pub type NormOfModel = (Norm, Option<usize>, Option<Padding>);
+
+/// What the model's `norm` layers become.
+pub fn norm(scenario: &Scenario, spec: &ModelSpec) -> NormOfModel {
     let norm = match any(&spec.layers, &|layer| *layer == LayerSpec::Norm) {
         true => scenario.model.norm,
         false => Norm::None,
@@ -91,6 +101,10 @@ pub fn norm(scenario: &Scenario, spec: &ModelSpec) -> (Norm, Option<usize>) {
     (
         norm,
         scenario.model.norm_groups.filter(|_| norm == Norm::Group),
+        scenario
+            .model
+            .norm_padding
+            .filter(|_| takes_tokens(spec) && matches!(norm, Norm::Batch | Norm::SyncBatch)),
     )
 }
 
@@ -129,12 +143,12 @@ fn any(layers: &[LayerSpec], is: &impl Fn(&LayerSpec) -> bool) -> bool {
 /// Shapes that do not chain, groups that do not divide, batch statistics of a single element.
 pub fn parameters(
     spec: &ModelSpec,
-    norm: (Norm, Option<usize>),
+    norm: NormOfModel,
     batch: &Batch,
     checker: &Checker,
 ) -> Result<u64, Problem> {
-    let (norm, groups) = norm;
-    let options = norm_options(groups);
+    let (norm, groups, padding) = norm;
+    let options = norm_options(groups, padding);
     let check = || {
         let model = resolve(spec, &spec.input, spec.classes, norm, &options)?;
         model.check_chunk(batch.chunks.iter().copied().min().unwrap_or(0))?;

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::plan::config::{CollectivesConfig, DpConfig, TrialConfig, Work, compression_name};
+use crate::plan::config::{
+    CollectivesConfig, DpConfig, SourceConfig, TrialConfig, Work, compression_name,
+};
 use crate::scenario::file::{Scenario, Source};
 use crate::scenario::keys::WHOLE_RUN;
 use crate::scenario::size::ByteSize;
@@ -44,12 +46,36 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
     let norm = serde_json::to_value(config.norm).unwrap_or_default();
     let (dp, ddp) = (config.strategy.dp(), config.strategy.ddp());
     let caps = config.strategy.bucket_caps();
+    let tokens = match &config.data.source {
+        SourceConfig::SyntheticTokens { shortest, masking } => Some((shortest, masking)),
+        _ => None,
+    };
     settings.retain(|key, _| !key.starts_with("parallel.compression"));
     let effective = [
         ("model.norm", Some(word(&norm))),
         (
             "model.norm_groups",
             config.norm_groups.map(|groups| groups.to_string()),
+        ),
+        (
+            "model.norm_padding",
+            config
+                .norm_padding
+                .map(|padding| word(&serde_json::to_value(padding).unwrap_or_default())),
+        ),
+        (
+            "data.shortest",
+            tokens.map(|(shortest, _)| shortest.to_string()),
+        ),
+        (
+            "data.hidden",
+            tokens.map(|(_, masking)| masking.share.to_string()),
+        ),
+        (
+            "data.predict",
+            tokens.map(|(_, masking)| {
+                word(&serde_json::to_value(masking.predict).unwrap_or_default())
+            }),
         ),
         ("parallel.backend", Some(config.backend.name().to_owned())),
         (

@@ -60,7 +60,9 @@ impl DataSet {
                 Some((Self::FashionMnist, path.as_deref().map(Path::new)))
             }
             SourceConfig::Cifar10 { path } => Some((Self::Cifar10, path.as_deref().map(Path::new))),
-            SourceConfig::Digits | SourceConfig::Synthetic => None,
+            SourceConfig::Digits
+            | SourceConfig::Synthetic
+            | SourceConfig::SyntheticTokens { .. } => None,
         }
     }
 

@@ -40,6 +40,7 @@ pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
         },
         norm: Norm::None,
         norm_groups: None,
+        norm_padding: None,
         data: DataConfig {
             source: SourceConfig::Synthetic,
             seed: 0,

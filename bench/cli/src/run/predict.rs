@@ -71,7 +71,7 @@ fn data_parallel(config: &TrialConfig, model: &Model, dp: &DpConfig) -> Vec<Expe
     }
     let facts = model.facts();
     let (label, input) = (
-        size_of::<i32>() as u64,
+        (size_of::<i32>() * model.labels_per_sample()) as u64,
         (model.input.elements() * size_of::<f32>()) as u64,
     );
     let output = (facts.output.elements() * size_of::<f32>()) as u64;

@@ -117,6 +117,6 @@ fn source_name(source: &SourceConfig) -> &'static str {
         SourceConfig::Digits => "digits",
         SourceConfig::FashionMnist { .. } => "fashion-mnist",
         SourceConfig::Cifar10 { .. } => "cifar10",
-        SourceConfig::Synthetic => "synthetic",
+        SourceConfig::Synthetic | SourceConfig::SyntheticTokens { .. } => "synthetic",
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use syncmark_engine::comm::Collective;
-use syncmark_engine::model::spec::{LayerSpec, Norm};
+use syncmark_engine::model::spec::{LayerSpec, Norm, Padding};
 
 use crate::scenario::size::ByteSize;
 
@@ -175,7 +175,7 @@ pub enum Metric {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    /// Name of a model file: mlp, convnet, resnet20, resnet18, resnet50.
+    /// Name of a model file: mlp, convnet, resnet20, resnet18, resnet50, char-encoder, bert-mini, bert-mini-tied, bert-base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
     /// Layers in place of a preset, in order of execution.
@@ -193,7 +193,14 @@ pub struct Model {
     /// Groups of `norm = "group"`; must divide the channels. Default: min(32, channels / 4).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub norm_groups: Option<usize>,
+    /// Whether padding counts in the statistics of `norm = "batch"` and `"sync-batch"` over sequences of tokens. Default: it does,
+    /// as in PyTorch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm_padding: Option<Padding>,
 }
+
+/// Share of tokens that is hidden by default: Devlin et al. 2018, 3.1.
+pub const HIDDEN: f32 = 0.15;
 
 /// `[data]`: where samples come from and how many a step takes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -204,12 +211,21 @@ pub struct Data {
     /// Folder of the files of `fashion-mnist` or `cifar10`; default: SYNCMARK_DATA, then the known places.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// Per-sample shape of `synthetic`; default: the model's input.
+    /// Per-sample shape of `synthetic`; default: the model's input. Of tokens `[length]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<Vec<usize>>,
-    /// Classes of `synthetic`; default: the model's.
+    /// Classes of `synthetic`; default: the model's. Of tokens the vocabulary, with padding (0) and mask (1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classes: Option<usize>,
+    /// Of tokens: fewest words of a synthetic sequence, the rest of which is padding. Default: no padding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shortest: Option<usize>,
+    /// Of tokens: the share that is hidden, from 0 to 1; one in each sequence always is. Default: 0.15.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<f32>,
+    /// Of tokens: what is predicted. Default: what is hidden.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predict: Option<Predict>,
     /// Samples per step: per device with `scaling = "weak"`, over all devices with `"strong"`.
     pub batch_size: usize,
     /// Loader workers per device; only 0 (the training thread loads) is supported now.
@@ -218,6 +234,16 @@ pub struct Data {
     /// Seed of the sampler's permutation and of synthetic samples.
     #[serde(default)]
     pub seed: u64,
+}
+
+/// Which tokens have a label, over which the loss is averaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Predict {
+    /// Those that are hidden.
+    Hidden,
+    /// All but padding.
+    All,
 }
 
 /// Where samples come from.
@@ -230,7 +256,7 @@ pub enum Source {
     FashionMnist,
     /// CIFAR-10: 50,000 images of 3×32×32 in 10 classes, from files of the user.
     Cifar10,
-    /// Random samples of any shape.
+    /// Random samples of any shape; for a model with an embedding, sequences of random tokens.
     Synthetic,
 }
 
@@ -277,6 +303,9 @@ impl Default for Data {
             path: None,
             shape: None,
             classes: None,
+            shortest: None,
+            hidden: None,
+            predict: None,
             batch_size: 1,
             workers: 0,
             seed: 0,

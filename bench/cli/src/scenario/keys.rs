@@ -8,17 +8,21 @@ use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Place, Value};
 
 /// Every key that a sweep or variant can set.
-pub const SETTINGS: [&str; 75] = [
+pub const SETTINGS: [&str; 79] = [
     "model.preset",
     "model.layers",
     "model.input",
     "model.classes",
     "model.norm",
     "model.norm_groups",
+    "model.norm_padding",
     "data.source",
     "data.path",
     "data.shape",
     "data.classes",
+    "data.shortest",
+    "data.hidden",
+    "data.predict",
     "data.batch_size",
     "data.workers",
     "data.seed",

@@ -13,7 +13,7 @@ use crate::scenario::read::read;
 use crate::scenario::tree::Node;
 
 /// Names and texts of the model presets.
-pub const MODELS: [(&str, &str); 5] = [
+pub const MODELS: [(&str, &str); 9] = [
     ("mlp", include_str!("../../../../scenarios/models/mlp.toml")),
     (
         "convnet",
@@ -30,6 +30,22 @@ pub const MODELS: [(&str, &str); 5] = [
     (
         "resnet50",
         include_str!("../../../../scenarios/models/resnet50.toml"),
+    ),
+    (
+        "char-encoder",
+        include_str!("../../../../scenarios/models/char-encoder.toml"),
+    ),
+    (
+        "bert-mini",
+        include_str!("../../../../scenarios/models/bert-mini.toml"),
+    ),
+    (
+        "bert-mini-tied",
+        include_str!("../../../../scenarios/models/bert-mini-tied.toml"),
+    ),
+    (
+        "bert-base",
+        include_str!("../../../../scenarios/models/bert-base.toml"),
     ),
 ];
 

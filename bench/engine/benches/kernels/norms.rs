@@ -79,7 +79,7 @@ fn batch(o: &Operands, rows: usize, channels: usize, sync: bool) -> [Vec<Kernel>
             Kernel::SyncPack {
                 mean: o.mean,
                 rstd: o.rstd,
-                rows,
+                count: o.count,
                 packed: o.gathered.first(2 * channels + 1),
             },
             Kernel::SyncMerge {

@@ -68,7 +68,7 @@ impl Loader {
             position: 0,
             order: Vec::new(),
             inputs: vec![0.0; batch_size * elements],
-            labels: vec![0; batch_size],
+            labels: vec![0; batch_size * dataset.labels_per_sample()],
             dataset,
             sampler,
             batch_size,
@@ -139,19 +139,20 @@ impl Loader {
     fn load(&mut self) -> HostBatch<'_> {
         let len = self.remaining();
         let elements = self.inputs.len() / self.batch_size;
+        let per_sample = self.labels.len() / self.batch_size;
         let indices = &self.order[self.position..self.position + len];
-        for ((index, input), label) in indices
+        for ((index, input), labels) in indices
             .iter()
             .zip(self.inputs.chunks_exact_mut(elements))
-            .zip(&mut self.labels)
+            .zip(self.labels.chunks_exact_mut(per_sample))
         {
             self.dataset.write(*index, input);
-            *label = self.dataset.label(*index);
+            self.dataset.write_labels(*index, labels);
         }
         self.position += len;
         HostBatch {
             inputs: &self.inputs[..len * elements],
-            labels: &self.labels[..len],
+            labels: &self.labels[..len * per_sample],
             len,
         }
     }

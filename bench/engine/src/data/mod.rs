@@ -11,6 +11,7 @@ pub mod pixels;
 pub mod resident;
 pub mod sampler;
 pub mod synthetic;
+pub mod tokens;
 
 use crate::shape::Shape;
 
@@ -22,6 +23,7 @@ pub use pixels::Pixels;
 pub use resident::Resident;
 pub use sampler::{Distributed, Random, RankOrder, Sampler, Sequential};
 pub use synthetic::Synthetic;
+pub use tokens::{Masking, Predict, SyntheticTokens};
 
 /// Labelled samples.
 pub trait Dataset: Send + Sync {
@@ -40,16 +42,32 @@ pub trait Dataset: Send + Sync {
     /// # Panics
     /// When there is no such sample or `to` has the wrong length: bugs of the caller.
     fn write(&self, index: usize, to: &mut [f32]);
-    /// Label of sample `index`, from 0 to classes − 1.
-    fn label(&self, index: usize) -> i32;
+    /// Labels of a sample: 1, or one for each position of a sequence of tokens.
+    fn labels_per_sample(&self) -> usize {
+        1
+    }
+    /// Writes the labels of sample `index`: from 0 to classes − 1, or [`crate::loss::UNLABELLED`] for a position that is not to be predicted.
+    ///
+    /// # Panics
+    /// As [`Dataset::write`].
+    fn write_labels(&self, index: usize, to: &mut [i32]);
+    /// The label of sample `index`, where it has one.
+    ///
+    /// # Panics
+    /// As [`Dataset::write`], or when it has several.
+    fn label(&self, index: usize) -> i32 {
+        let mut label = [0];
+        self.write_labels(index, &mut label);
+        label[0]
+    }
 }
 
 /// A batch in host memory.
 #[derive(Clone, Copy, Debug)]
 pub struct HostBatch<'a> {
-    /// `[len, h, w, c]` or `[len, features]`.
+    /// `[len, h, w, c]` or `[len, features]`; tokens `[len, length]`.
     pub inputs: &'a [f32],
-    /// `[len]`.
+    /// `[len]`, or of tokens `[len, length]`.
     pub labels: &'a [i32],
     /// Samples.
     pub len: usize,
@@ -61,10 +79,11 @@ impl<'a> HostBatch<'a> {
     /// # Panics
     /// When there are no such samples: a bug of the caller.
     pub fn part(&self, range: std::ops::Range<usize>) -> HostBatch<'a> {
-        let elements = self.inputs.len().checked_div(self.len).unwrap_or(0);
+        let each = |all: usize| all.checked_div(self.len).unwrap_or(0);
+        let (elements, labels) = (each(self.inputs.len()), each(self.labels.len()));
         HostBatch {
             inputs: &self.inputs[range.start * elements..range.end * elements],
-            labels: &self.labels[range.clone()],
+            labels: &self.labels[range.start * labels..range.end * labels],
             len: range.len(),
         }
     }

@@ -58,7 +58,7 @@ impl Dataset for Pixels {
             .zip(image)
             .for_each(|(value, pixel)| *value = f32::from(*pixel) * self.scale);
     }
-    fn label(&self, index: usize) -> i32 {
-        i32::from(self.labels[index])
+    fn write_labels(&self, index: usize, to: &mut [i32]) {
+        to[0] = i32::from(self.labels[index]);
     }
 }

@@ -9,6 +9,7 @@ use crate::shape::Shape;
 pub struct Resident {
     shape: Shape,
     classes: usize,
+    labels_per_sample: usize,
     inputs: Vec<f32>,
     labels: Vec<i32>,
 }
@@ -21,10 +22,15 @@ impl Resident {
         for (index, input) in inputs.chunks_exact_mut(elements).enumerate() {
             source.write(index, input);
         }
-        let labels = (0..source.len()).map(|index| source.label(index)).collect();
+        let labels_per_sample = source.labels_per_sample();
+        let mut labels = vec![0; source.len() * labels_per_sample];
+        for (index, labels) in labels.chunks_exact_mut(labels_per_sample).enumerate() {
+            source.write_labels(index, labels);
+        }
         Self {
             shape: source.shape(),
             classes: source.classes(),
+            labels_per_sample,
             inputs,
             labels,
         }
@@ -33,7 +39,7 @@ impl Resident {
 
 impl Dataset for Resident {
     fn len(&self) -> usize {
-        self.labels.len()
+        self.labels.len() / self.labels_per_sample
     }
     fn shape(&self) -> Shape {
         self.shape
@@ -45,8 +51,12 @@ impl Dataset for Resident {
         let elements = self.shape.elements();
         to.copy_from_slice(&self.inputs[index * elements..(index + 1) * elements]);
     }
-    fn label(&self, index: usize) -> i32 {
-        self.labels[index]
+    fn labels_per_sample(&self) -> usize {
+        self.labels_per_sample
+    }
+    fn write_labels(&self, index: usize, to: &mut [i32]) {
+        let each = self.labels_per_sample;
+        to.copy_from_slice(&self.labels[index * each..(index + 1) * each]);
     }
 }
 

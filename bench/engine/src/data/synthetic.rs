@@ -60,7 +60,8 @@ impl Dataset for Synthetic {
             }
         }
     }
-    fn label(&self, index: usize) -> i32 {
-        (philox::word(self.seed, Purpose::Labels, 0, index as u64) % self.classes as u32) as i32
+    fn write_labels(&self, index: usize, to: &mut [i32]) {
+        to[0] = (philox::word(self.seed, Purpose::Labels, 0, index as u64) % self.classes as u32)
+            as i32;
     }
 }

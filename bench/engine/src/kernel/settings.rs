@@ -43,6 +43,32 @@ impl Window {
     }
 }
 
+/// Heads of an attention over sequences of tokens, and what they leave out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// Positions of a sequence.
+    pub length: usize,
+    /// Heads.
+    pub count: usize,
+    /// Elements of a query, of a key and of a value.
+    pub size: usize,
+    /// The token that nobody looks at; none: everybody looks at everything.
+    pub padding: Option<usize>,
+    /// Probability that a weight is zeroed; 0 in evaluation.
+    pub dropout: f32,
+    /// The trial's seed, for dropout.
+    pub seed: u64,
+    /// Index of the node in its program, for dropout.
+    pub node: u32,
+}
+
+impl Heads {
+    /// f32 elements of workspace that an attention kernel uses: two matrices of scores, and two numbers a position.
+    pub const fn workspace(&self) -> usize {
+        2 * self.length * self.length + 2 * self.length
+    }
+}
+
 /// Formula of the Gaussian error linear unit, as PyTorch's `approximate` names them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -1,15 +1,17 @@
-//! y = x·Wᵀ + b on `[features]`; W is `[out, in]`, as in PyTorch's `nn.Linear`.
+//! y = x·Wᵀ + b on `[features]`, or on each position of a sequence; W is `[out, in]`, as in PyTorch's `nn.Linear`.
 use super::{Layer, Result, Step, Wires};
 use crate::kernel::{Kernel, Write};
 use crate::tensor::Span;
 
 /// A fully connected layer.
 pub struct Linear {
-    /// Features of a sample of x.
+    /// Features of a row of x.
     pub inputs: usize,
-    /// Features of a sample of y.
+    /// Features of a row of y.
     pub outputs: usize,
-    /// `[out, in]`.
+    /// Rows of a sample: 1, or its positions.
+    pub positions: usize,
+    /// `[out, in]`; an embedding's table, if that is tied.
     pub weight: Span,
     /// Its gradient.
     pub d_weight: Span,
@@ -19,10 +21,10 @@ pub struct Linear {
 
 impl Layer for Linear {
     fn forward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
-        let rows = step.batch;
+        let rows = step.batch * self.positions;
         let (a, y) = (
-            wires.cut(wires.inputs[0], rows),
-            wires.cut(wires.output, rows),
+            wires.cut(wires.inputs[0], step.batch),
+            wires.cut(wires.output, step.batch),
         );
         // y[rows, out] = x[rows, in] · Wᵀ
         step.launch(Kernel::Matmul {
@@ -43,10 +45,10 @@ impl Layer for Linear {
     }
 
     fn backward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
-        let rows = step.batch;
+        let rows = step.batch * self.positions;
         let (x, d_y) = (
-            wires.cut(wires.inputs[0], rows),
-            wires.cut(wires.d_output, rows),
+            wires.cut(wires.inputs[0], step.batch),
+            wires.cut(wires.d_output, step.batch),
         );
         // dW[out, in] (+)= dyᵀ · x: it is most of what a linear model has, and zeroing it would be a pass through memory.
         step.launch(Kernel::Matmul {
@@ -67,7 +69,7 @@ impl Layer for Linear {
         if let Some((_, d_bias)) = self.bias {
             step.launch(Kernel::BiasBackward { d_y, d_bias, rows })?;
         }
-        let Some((d_x, write)) = wires.d_input(rows) else {
+        let Some((d_x, write)) = wires.d_input(step.batch) else {
             return Ok(());
         };
         // dx[rows, in] = dy[rows, out] · W

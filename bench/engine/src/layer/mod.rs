@@ -2,14 +2,17 @@
 //!
 //! A layer is built once, for a maximum batch, by [`crate::program`]; every call cuts its spans to the batch at hand. It
 //! allocates on the device only when it is built. The norms are in [`crate::norm`].
+pub mod attention;
 pub mod average_pool;
 pub mod conv2d;
 pub mod dropout;
+pub mod embedding;
 pub mod flatten;
 pub mod gelu;
 pub mod global_average_pool;
 pub mod linear;
 pub mod max_pool;
+pub mod positions;
 pub mod relu;
 pub mod residual;
 pub mod within;

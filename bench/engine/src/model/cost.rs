@@ -82,7 +82,9 @@ fn sizes(node: &Node, batch: usize) -> [u128; 3] {
 /// Operations of one product over the batch: forward, or one of the two gradients.
 fn product(node: &Node, batch: usize) -> Option<u128> {
     let terms = match &node.op {
-        Op::Linear { .. } => node.input.elements(),
+        Op::Linear { .. } => node.input.channels(),
+        // Every position looks at every other twice: scores, and what they weigh.
+        Op::Attention { .. } => 2 * node.output.spatial(),
         Op::Conv2d { window: w, .. } => w.c * w.kernel * w.kernel,
         _ => return None,
     };
@@ -93,7 +95,11 @@ fn product(node: &Node, batch: usize) -> Option<u128> {
 fn forward(node: &Node, batch: usize) -> Work {
     let [x, y, parameters] = sizes(node, batch);
     let elements = match &node.op {
-        Op::Linear { .. } | Op::Conv2d { .. } => x + y + parameters,
+        Op::Linear { tied, .. } => x + y + parameters + shared(node, *tied),
+        Op::Conv2d { .. } | Op::Attention { .. } => x + y + parameters,
+        // A row of the table for each token.
+        Op::Embedding { .. } => x + 2 * y,
+        Op::Positions => x + y + parameters,
         // y and the winners' offsets, which are as wide.
         Op::MaxPool { .. } => x + 2 * y,
         Op::Relu
@@ -115,7 +121,16 @@ fn backward(node: &Node, flows: &Flows, batch: usize) -> Work {
     let wanted = flows.wanted;
     let elements = match &node.op {
         // dW from x and dy; dx from dy and W.
-        Op::Linear { .. } | Op::Conv2d { .. } => x + y + parameters + wanted * (x + weight(node)),
+        Op::Linear { tied, .. } => {
+            let shared = shared(node, *tied);
+            x + y + parameters + shared + wanted * (x + weight(node))
+        }
+        Op::Conv2d { .. } => x + y + parameters + wanted * (x + weight(node)),
+        // Adds to rows of the table's gradient.
+        Op::Embedding { .. } => x + 3 * y,
+        Op::Positions => y + parameters + wanted * x,
+        // Queries, keys and values, the output's gradient, and theirs.
+        Op::Attention { .. } => x + y + wanted * x,
         // dy, and x or y, or the winners.
         Op::Relu | Op::Gelu { .. } | Op::MaxPool { .. } => wanted * (2 * y + x),
         Op::AveragePool { .. } | Op::GlobalAveragePool | Op::Flatten | Op::Dropout { .. } => {
@@ -139,11 +154,20 @@ fn backward(node: &Node, flows: &Flows, batch: usize) -> Work {
     work(products, elements)
 }
 
-/// Elements of the weight of a linear or conv2d.
+/// Elements of the weight of a linear or conv2d, its own or not.
 fn weight(node: &Node) -> u128 {
-    node.parameters()
-        .first()
-        .map_or(0, |weight| weight.elements() as u128)
+    match &node.op {
+        Op::Linear { .. } => node.input.channels() as u128 * node.output.channels() as u128,
+        _ => node
+            .parameters()
+            .first()
+            .map_or(0, |weight| weight.elements() as u128),
+    }
+}
+
+/// Elements of a weight that another node owns.
+fn shared(node: &Node, tied: Option<usize>) -> u128 {
+    if tied.is_some() { weight(node) } else { 0 }
 }
 
 fn work(flops: Option<u128>, elements: u128) -> Work {

@@ -150,6 +150,74 @@ pub enum ModelError {
         /// Classes of the data.
         classes: usize,
     },
+    /// An embedding elsewhere than at the start.
+    #[error(
+        "{path}: its input is {input}, not the model's tokens: put it first, and write `input = [length]`"
+    )]
+    NotTokens {
+        /// The embedding.
+        path: String,
+        /// Its input.
+        input: Shape,
+    },
+    /// A layer for tokens in a model without an embedding.
+    #[error(
+        "{path}: needs tokens: put {{ embedding = {{ vocabulary = \"classes\", features = ... }} }} first"
+    )]
+    NeedsTokens {
+        /// The layer.
+        path: String,
+    },
+    /// More tokens than f32 can tell apart.
+    #[error("{path}: the vocabulary is larger than 16777216 tokens: write fewer")]
+    Vocabulary {
+        /// The embedding.
+        path: String,
+    },
+    /// Padding that is no token.
+    #[error("{path}: padding {padding} is not one of {vocabulary} tokens: write at most {}", vocabulary.saturating_sub(1))]
+    Padding {
+        /// The embedding.
+        path: String,
+        /// As written.
+        padding: usize,
+        /// Tokens.
+        vocabulary: usize,
+    },
+    /// Padding that is to be left out where the embedding knows none.
+    #[error(
+        "{path}: padding = \"masked\", but the embedding has no padding: write which token it is there, or leave it out here"
+    )]
+    NoPadding {
+        /// The norm.
+        path: String,
+    },
+    /// Heads that don't divide the features.
+    #[error("{path}: {heads} heads do not divide {features} features: write one of {}", divisors(*features))]
+    Heads {
+        /// The attention.
+        path: String,
+        /// As written.
+        heads: usize,
+        /// Features of each position.
+        features: usize,
+    },
+    /// A tied weight of another shape.
+    #[error(
+        "{path}: the weight is tied to a table of {vocabulary} tokens by {table}, but it must be {outputs} by {inputs}: make `features` the vocabulary and the input as wide as the embedding, or write `tied = false`"
+    )]
+    Tied {
+        /// The layer.
+        path: String,
+        /// Rows of the table.
+        vocabulary: usize,
+        /// Features of the table.
+        table: usize,
+        /// Output features.
+        outputs: usize,
+        /// Input features.
+        inputs: usize,
+    },
     /// Batch statistics of one element, in training.
     #[error(
         "{path}: {samples} sample of {input} is one element per channel, which has no variance: write a batch of at least 2 per device (or per normalization chunk), or another norm"

@@ -4,8 +4,9 @@
 use super::error::ModelError;
 use super::node::{GroupKind, Node, Op};
 use super::spec::{
-    AveragePoolSpec, BatchNormSpec, Conv2dSpec, GroupNormSpec, InstanceNormSpec, LayerNormAffine,
-    LayerNormSpec, LayerSpec, Momentum, PoolSpec, RmsNormSpec,
+    AttentionSpec, AveragePoolSpec, BatchNormSpec, Conv2dSpec, EmbeddingSpec, Features,
+    GroupNormSpec, InstanceNormSpec, LayerNormAffine, LayerNormSpec, LayerSpec, Momentum, Padding,
+    PoolSpec, RmsNormSpec,
 };
 use crate::kernel::{Affine, Window};
 use crate::shape::Shape;
@@ -20,7 +21,9 @@ pub(super) fn weight_fits(node: &Node) -> bool {
     };
     let fits = |factors: &[usize]| product(factors).is_some_and(|elements| elements <= limit);
     match &node.op {
-        Op::Linear { .. } => fits(&[node.input.elements(), node.output.elements()]),
+        Op::Linear { .. } => fits(&[node.input.channels(), node.output.channels()]),
+        Op::Embedding { vocabulary, .. } => fits(&[*vocabulary, node.output.channels()]),
+        Op::Attention { .. } => fits(&[2, node.input.spatial(), node.input.spatial()]),
         Op::Conv2d { window: w, .. } => {
             fits(&[w.out_c, w.c, w.kernel, w.kernel])
                 && fits(&[2, w.out_h, w.out_w, w.kernel, w.kernel, w.c])
@@ -232,7 +235,13 @@ pub(super) fn average_pool(
     ))
 }
 
-pub(super) fn batch_norm(spec: &BatchNormSpec, sync: bool, here: &str) -> Result<Op, ModelError> {
+/// Batch norm, whose `tokens` are those of the model's embedding.
+pub(super) fn batch_norm(
+    spec: &BatchNormSpec,
+    sync: bool,
+    tokens: Option<Tokens>,
+    here: &str,
+) -> Result<Op, ModelError> {
     let kind = if sync {
         "sync-batch-norm"
     } else {
@@ -249,36 +258,56 @@ pub(super) fn batch_norm(spec: &BatchNormSpec, sync: bool, here: &str) -> Result
             "0 to 1",
         )?),
     };
+    let padding = match (spec.padding, tokens) {
+        (Padding::Counted, _) | (Padding::Masked, None) => None,
+        (Padding::Masked, Some(tokens)) => Some(
+            tokens
+                .padding
+                .ok_or_else(|| ModelError::NoPadding { path: path() })?,
+        ),
+    };
     Ok(Op::BatchNorm {
         sync,
         eps: epsilon(spec.eps, path())?,
         momentum,
         affine: spec.affine,
+        padding,
     })
 }
 
-pub(super) fn layer_norm(spec: &LayerNormSpec, here: &str) -> Result<Op, ModelError> {
+pub(super) fn layer_norm(
+    spec: &LayerNormSpec,
+    each_position: bool,
+    here: &str,
+) -> Result<Op, ModelError> {
     let eps = epsilon(spec.eps, format!("{here} (layer-norm)"))?;
     Ok(Op::GroupNorm {
         kind: GroupKind::Layer,
         groups: 1,
         eps,
-        affine: extent(spec.affine),
+        affine: extent(spec.affine, each_position),
+        each_position,
     })
 }
 
-fn extent(affine: LayerNormAffine) -> Affine {
+/// The elements of one position are its channels.
+fn extent(affine: LayerNormAffine, each_position: bool) -> Affine {
     match affine {
-        LayerNormAffine::Channel => Affine::Channel,
-        LayerNormAffine::Element => Affine::Element,
+        LayerNormAffine::Element if !each_position => Affine::Element,
+        LayerNormAffine::Channel | LayerNormAffine::Element => Affine::Channel,
         LayerNormAffine::None => Affine::None,
     }
 }
 
-pub(super) fn rms_norm(spec: &RmsNormSpec, here: &str) -> Result<Op, ModelError> {
+pub(super) fn rms_norm(
+    spec: &RmsNormSpec,
+    each_position: bool,
+    here: &str,
+) -> Result<Op, ModelError> {
     Ok(Op::RmsNorm {
         eps: epsilon(spec.eps, format!("{here} (rms-norm)"))?,
-        affine: extent(spec.affine),
+        affine: extent(spec.affine, each_position),
+        each_position,
     })
 }
 
@@ -299,10 +328,16 @@ pub(super) fn instance_norm(
             true => Affine::Channel,
             false => Affine::None,
         },
+        each_position: false,
     })
 }
 
-pub(super) fn group_norm(spec: &GroupNormSpec, input: Shape, here: &str) -> Result<Op, ModelError> {
+pub(super) fn group_norm(
+    spec: &GroupNormSpec,
+    input: Shape,
+    each_position: bool,
+    here: &str,
+) -> Result<Op, ModelError> {
     let path = format!("{here} (group-norm)");
     let channels = input.channels();
     let groups = spec.groups.unwrap_or((channels / 4).clamp(1, 32));
@@ -325,5 +360,88 @@ pub(super) fn group_norm(spec: &GroupNormSpec, input: Shape, here: &str) -> Resu
         groups,
         eps,
         affine: Affine::Channel,
+        each_position,
     })
+}
+
+/// The embedding of a model of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tokens {
+    /// Its node.
+    pub(super) node: usize,
+    pub(super) vocabulary: usize,
+    pub(super) features: usize,
+    pub(super) padding: Option<usize>,
+}
+
+/// An embedding of the model's input, which is `value` 0; `classes` are those of the data.
+pub(super) fn embedding(
+    spec: &EmbeddingSpec,
+    value: usize,
+    input: Shape,
+    classes: usize,
+    here: &str,
+) -> Result<(Op, Shape), ModelError> {
+    let path = format!("{here} (embedding)");
+    let Shape::Features(length) = input else {
+        return Err(ModelError::NotTokens { path, input });
+    };
+    if value != 0 {
+        return Err(ModelError::NotTokens { path, input });
+    }
+    let vocabulary = match spec.vocabulary {
+        Features::Classes => classes,
+        Features::Count(count) => count,
+    };
+    for (key, value) in [("vocabulary", vocabulary), ("features", spec.features)] {
+        if value == 0 {
+            return Err(ModelError::Zero { path, key });
+        }
+    }
+    // Tokens travel as f32, which holds whole numbers up to 2²⁴.
+    if vocabulary > 1 << 24 {
+        return Err(ModelError::Vocabulary { path });
+    }
+    if let Some(padding) = spec.padding.filter(|padding| *padding >= vocabulary) {
+        return Err(ModelError::Padding {
+            path,
+            padding,
+            vocabulary,
+        });
+    }
+    let output = Shape::Sequence {
+        c: spec.features,
+        length,
+    };
+    let padding = spec.padding;
+    Ok((
+        Op::Embedding {
+            vocabulary,
+            padding,
+        },
+        output,
+    ))
+}
+
+/// The heads of an attention over `features`, and its dropout.
+pub(super) fn attention(
+    spec: &AttentionSpec,
+    features: usize,
+    here: &str,
+) -> Result<(usize, f32), ModelError> {
+    let path = format!("{here} (attention)");
+    let heads = spec.heads;
+    if heads == 0 {
+        return Err(ModelError::Zero { path, key: "heads" });
+    }
+    if !features.is_multiple_of(heads) {
+        return Err(ModelError::Heads {
+            path,
+            heads,
+            features,
+        });
+    }
+    let p = spec.dropout;
+    let dropout = in_range(p, (0.0..=1.0).contains(&p), path, "dropout", "0 to 1")?;
+    Ok((heads, dropout))
 }

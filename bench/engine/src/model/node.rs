@@ -24,10 +24,30 @@ pub struct Node {
 /// What a node computes, with everything resolved.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// y = x·Wᵀ + b.
+    /// y = x·Wᵀ + b, of each position if there are any.
     Linear {
         /// Whether there is a b.
         bias: bool,
+        /// The node whose table is W, if it is not its own.
+        tied: Option<usize>,
+    },
+    /// A row of a table for each token.
+    Embedding {
+        /// Rows of the table.
+        vocabulary: usize,
+        /// The token whose row gets no gradient.
+        padding: Option<usize>,
+    },
+    /// A learned vector for each position, added.
+    Positions,
+    /// Scaled dot-product attention of heads over queries, keys and values that lie side by side. Its second input is the tokens.
+    Attention {
+        /// Heads.
+        heads: usize,
+        /// Probability that a weight is zeroed.
+        dropout: f32,
+        /// The token that nobody looks at.
+        padding: Option<usize>,
     },
     /// Cross-correlation.
     Conv2d {
@@ -74,6 +94,8 @@ pub enum Op {
         momentum: Option<f32>,
         /// Learnable γ and β.
         affine: bool,
+        /// The token that is left out; its second input is then the tokens.
+        padding: Option<usize>,
     },
     /// Group norm; layer norm as one group, instance norm as a group per channel.
     GroupNorm {
@@ -85,6 +107,8 @@ pub enum Op {
         eps: f32,
         /// Extent of γ and β.
         affine: Affine,
+        /// Whether each position is normalized by itself.
+        each_position: bool,
     },
     /// RMS norm.
     RmsNorm {
@@ -92,6 +116,8 @@ pub enum Op {
         eps: f32,
         /// Extent of γ.
         affine: Affine,
+        /// Whether each position is normalized by itself.
+        each_position: bool,
     },
     /// a + b.
     Add,
@@ -151,9 +177,22 @@ impl Node {
     /// Its parameters, in PyTorch's order.
     pub fn parameters(&self) -> Vec<ParameterSlot> {
         match &self.op {
-            Op::Linear { bias } => {
-                let (outputs, inputs) = (self.output.elements(), self.input.elements());
-                weight_and_bias(vec![outputs, inputs], Layout::Same, *bias, inputs)
+            Op::Linear { bias, tied } => {
+                let (outputs, inputs) = (self.output.channels(), self.input.channels());
+                let mut slots = weight_and_bias(vec![outputs, inputs], Layout::Same, *bias, inputs);
+                if tied.is_some() {
+                    slots.remove(0);
+                }
+                slots
+            }
+            // Within ±1/√features: about as wide as BERT's normal distribution of deviation 0.02 is at 768.
+            Op::Embedding { vocabulary, .. } => {
+                let features = self.output.channels();
+                weight_and_bias(vec![*vocabulary, features], Layout::Same, false, features)
+            }
+            Op::Positions => {
+                let (features, length) = (self.output.channels(), self.output.spatial());
+                weight_and_bias(vec![length, features], Layout::Same, false, features)
             }
             Op::Conv2d { window: w, bias } => {
                 let layout = Layout::convolution(w.out_c, w.c, w.kernel);
@@ -236,6 +275,9 @@ impl Op {
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Linear { .. } => "linear",
+            Self::Embedding { .. } => "embedding",
+            Self::Positions => "positions",
+            Self::Attention { .. } => "attention",
             Self::Conv2d { .. } => "conv2d",
             Self::Relu => "relu",
             Self::Gelu { .. } => "gelu",

@@ -6,13 +6,13 @@
 //! in memory (one channel, or one pixel) becomes no node.
 use super::error::ModelError;
 use super::layers::{
-    average_pool, batch_norm, conv2d, group_norm, in_range, instance_norm, is_affine, layer_norm,
-    max_pool, rms_norm, spatial, weight_fits,
+    Tokens, attention, average_pool, batch_norm, conv2d, embedding, group_norm, in_range,
+    instance_norm, is_affine, layer_norm, max_pool, rms_norm, spatial, weight_fits,
 };
 use super::node::{Node, Op};
 use super::spec::{
-    BatchNormSpec, Features, GroupNormSpec, InstanceNormSpec, LayerNormSpec, LayerSpec, LinearSpec,
-    ModelSpec, Norm, RepeatSpec, ResidualSpec, RmsNormSpec,
+    AttentionSpec, BatchNormSpec, Features, GroupNormSpec, InstanceNormSpec, LayerNormSpec,
+    LayerSpec, LinearSpec, ModelSpec, Norm, RepeatSpec, ResidualSpec, RmsNormSpec,
 };
 use crate::layout::Layout;
 use crate::shape::Shape;
@@ -27,14 +27,23 @@ pub struct Model {
     pub name: String,
     /// Shape of a sample.
     pub input: Shape,
-    /// Shape of the output: `[classes]` for models that were made by [`resolve`].
+    /// Shape of the output: `[classes]` for models that were made by [`resolve`], or `[classes, length]` for those of tokens.
     pub output: Shape,
     /// Classes of the data.
     pub classes: usize,
+    /// The vocabulary, where the model's input is tokens.
+    pub vocabulary: Option<usize>,
     /// What `norm` layers became.
     pub norm: Norm,
     /// In order of execution.
     pub nodes: Vec<Node>,
+}
+
+impl Model {
+    /// Labels of a sample: 1, or of tokens one for each position of the output.
+    pub fn labels_per_sample(&self) -> usize {
+        self.output.spatial()
+    }
 }
 
 /// Settings of the layers that `norm` stands for.
@@ -64,7 +73,12 @@ pub fn resolve(
     options: &NormOptions,
 ) -> Result<Model, ModelError> {
     let model = lower(spec, input, classes, norm, options)?;
-    if model.output != Shape::Features(classes) {
+    let fits = match model.output {
+        Shape::Features(features) => features == classes,
+        Shape::Sequence { c, .. } => c == classes && model.vocabulary.is_some(),
+        Shape::Image { .. } => false,
+    };
+    if !fits {
         return Err(ModelError::Output {
             output: model.output,
             classes,
@@ -92,6 +106,7 @@ pub fn lower(
         norm,
         options,
         nodes: Vec::new(),
+        tokens: None,
     };
     let end = lowering.list(&spec.layers, Value { id: 0, shape }, "layers")?;
     let (name, nodes) = (spec.name.clone(), lowering.nodes);
@@ -100,6 +115,7 @@ pub fn lower(
         input: shape,
         output: end.shape,
         classes,
+        vocabulary: lowering.tokens.map(|tokens| tokens.vocabulary),
         norm,
         nodes,
     })
@@ -117,6 +133,8 @@ struct Lowering<'a> {
     norm: Norm,
     options: &'a NormOptions,
     nodes: Vec<Node>,
+    /// Known from the embedding on.
+    tokens: Option<Tokens>,
 }
 
 impl Lowering<'_> {
@@ -145,6 +163,7 @@ impl Lowering<'_> {
             value = match layer {
                 LayerSpec::Residual(residual) => self.residual(residual, value, &here)?,
                 LayerSpec::Repeat(repeat) => self.repeat(repeat, value, &here)?,
+                LayerSpec::Attention(attention) => self.attention(attention, value, &here)?,
                 layer => self.simple(layer, value, here, bias)?,
             };
         }
@@ -227,8 +246,31 @@ impl Lowering<'_> {
         bias: bool,
     ) -> Result<Value, ModelError> {
         let input = value.shape;
+        let mut inputs = vec![value.id];
+        // What an embedding has made are sequences, and norms that know no batch take each position by itself.
+        let each_position = matches!(input, Shape::Sequence { .. }) && self.tokens.is_some();
         let (op, output) = match layer {
             LayerSpec::Linear(spec) => self.linear(spec, input, bias, &here)?,
+            LayerSpec::Embedding(spec) => {
+                let (op, output) = embedding(spec, value.id, input, self.classes, &here)?;
+                if let Op::Embedding {
+                    vocabulary,
+                    padding,
+                } = op
+                {
+                    self.tokens = Some(Tokens {
+                        node: self.nodes.len(),
+                        vocabulary,
+                        features: output.channels(),
+                        padding,
+                    });
+                }
+                (op, output)
+            }
+            LayerSpec::Positions => {
+                self.tokens(input, &here, "positions")?;
+                (Op::Positions, input)
+            }
             LayerSpec::Conv2d(spec) => conv2d(spec, input, bias, &here)?,
             LayerSpec::Relu => (Op::Relu, input),
             LayerSpec::Gelu(spec) => (
@@ -260,18 +302,81 @@ impl Lowering<'_> {
                     input,
                 )
             }
-            LayerSpec::BatchNorm(spec) => (batch_norm(spec, false, &here)?, input),
-            LayerSpec::SyncBatchNorm(spec) => (batch_norm(spec, true, &here)?, input),
-            LayerSpec::LayerNorm(spec) => (layer_norm(spec, &here)?, input),
+            LayerSpec::BatchNorm(spec) => (self.batch_norm(spec, false, input, &here)?, input),
+            LayerSpec::SyncBatchNorm(spec) => (self.batch_norm(spec, true, input, &here)?, input),
+            LayerSpec::LayerNorm(spec) => (layer_norm(spec, each_position, &here)?, input),
             LayerSpec::InstanceNorm(spec) => (instance_norm(spec, input, &here)?, input),
-            LayerSpec::GroupNorm(spec) => (group_norm(spec, input, &here)?, input),
-            LayerSpec::RmsNorm(spec) => (rms_norm(spec, &here)?, input),
-            LayerSpec::Norm | LayerSpec::Residual(_) | LayerSpec::Repeat(_) => {
-                unreachable!("`list` replaces norms and takes residuals and repeats itself")
+            LayerSpec::GroupNorm(spec) => (group_norm(spec, input, each_position, &here)?, input),
+            LayerSpec::RmsNorm(spec) => (rms_norm(spec, each_position, &here)?, input),
+            LayerSpec::Norm
+            | LayerSpec::Residual(_)
+            | LayerSpec::Repeat(_)
+            | LayerSpec::Attention(_) => {
+                unreachable!("`list` replaces norms and takes layers of several nodes itself")
             }
         };
+        if matches!(
+            op,
+            Op::BatchNorm {
+                padding: Some(_),
+                ..
+            }
+        ) {
+            inputs.push(0);
+        }
         let path = format!("{here} ({})", op.kind());
-        self.push(op, vec![value.id], input, output, path)
+        self.push(op, inputs, input, output, path)
+    }
+
+    /// The embedding, for a layer that needs what comes of it.
+    fn tokens(&self, input: Shape, here: &str, kind: &str) -> Result<Tokens, ModelError> {
+        self.tokens
+            .filter(|_| matches!(input, Shape::Sequence { .. }))
+            .ok_or_else(|| ModelError::NeedsTokens {
+                path: format!("{here} ({kind})"),
+            })
+    }
+
+    /// Batch norm; padding can only be left out of sequences.
+    fn batch_norm(
+        &self,
+        spec: &BatchNormSpec,
+        sync: bool,
+        input: Shape,
+        here: &str,
+    ) -> Result<Op, ModelError> {
+        let sequence = matches!(input, Shape::Sequence { .. });
+        batch_norm(spec, sync, self.tokens.filter(|_| sequence), here)
+    }
+
+    /// Queries, keys and values side by side from one product, attention, and the product of its output.
+    fn attention(
+        &mut self,
+        spec: &AttentionSpec,
+        value: Value,
+        here: &str,
+    ) -> Result<Value, ModelError> {
+        let tokens = self.tokens(value.shape, here, "attention")?;
+        let (features, length) = (value.shape.channels(), value.shape.spatial());
+        let (heads, dropout) = attention(spec, features, here)?;
+        let path = || format!("{here} (attention)");
+        let wide = Shape::Sequence {
+            c: features.saturating_mul(3),
+            length,
+        };
+        let linear = Op::Linear {
+            bias: spec.bias,
+            tied: None,
+        };
+        let projected = self.push(linear.clone(), vec![value.id], value.shape, wide, path())?;
+        let op = Op::Attention {
+            heads,
+            dropout,
+            padding: tokens.padding,
+        };
+        // The tokens, value 0, say where padding is.
+        let mixed = self.push(op, vec![projected.id, 0], wide, value.shape, path())?;
+        self.push(linear, vec![mixed.id], value.shape, value.shape, path())
     }
 
     fn linear(
@@ -286,21 +391,40 @@ impl Lowering<'_> {
             Features::Classes => self.classes,
             Features::Count(features) => features,
         };
-        match input {
-            Shape::Image { .. } | Shape::Sequence { .. } => {
-                Err(ModelError::NeedsFeatures { path, input })
-            }
-            Shape::Features(_) if features == 0 => Err(ModelError::Zero {
-                path,
-                key: "features",
-            }),
-            Shape::Features(_) => Ok((
-                Op::Linear {
-                    bias: spec.bias.unwrap_or(bias),
-                },
-                Shape::Features(features),
-            )),
+        if features == 0 {
+            let key = "features";
+            return Err(ModelError::Zero { path, key });
         }
+        let output = match input {
+            Shape::Features(_) => Shape::Features(features),
+            Shape::Sequence { length, .. } if self.tokens.is_some() => Shape::Sequence {
+                c: features,
+                length,
+            },
+            Shape::Image { .. } | Shape::Sequence { .. } => {
+                return Err(ModelError::NeedsFeatures { path, input });
+            }
+        };
+        let tied = match (spec.tied, self.tokens) {
+            (false, _) => None,
+            (true, None) => return Err(ModelError::NeedsTokens { path }),
+            (true, Some(tokens)) => {
+                let (vocabulary, table, inputs) =
+                    (tokens.vocabulary, tokens.features, input.channels());
+                if (vocabulary, table) != (features, inputs) {
+                    return Err(ModelError::Tied {
+                        path,
+                        vocabulary,
+                        table,
+                        outputs: features,
+                        inputs,
+                    });
+                }
+                Some(tokens.node)
+            }
+        };
+        let bias = spec.bias.unwrap_or(bias);
+        Ok((Op::Linear { bias, tied }, output))
     }
 
     fn push(

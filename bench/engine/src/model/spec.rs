@@ -13,7 +13,8 @@ use crate::kernel::Gelu;
 pub struct ModelSpec {
     /// Name used in tables.
     pub name: String,
-    /// Per-sample input shape, NCHW without N: `[features]`, `[channels, length]` or `[channels, height, width]`.
+    /// Per-sample input shape, NCHW without N: `[features]`, `[channels, length]` or `[channels, height, width]`; of tokens
+    /// `[length]`.
     pub input: Vec<usize>,
     /// Classes when the data source leaves them open.
     pub classes: usize,
@@ -25,8 +26,14 @@ pub struct ModelSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LayerSpec {
-    /// y = x·Wᵀ + b on `[features]`.
+    /// y = x·Wᵀ + b on `[features]`, or on each position of a sequence of tokens.
     Linear(LinearSpec),
+    /// A learned vector for each token: `[length]` to `[features, length]`. Must come first.
+    Embedding(EmbeddingSpec),
+    /// A learned vector for each position, added.
+    Positions,
+    /// Multi-head self-attention, with its projections, on a sequence of tokens.
+    Attention(AttentionSpec),
     /// Cross-correlation on `[channels, height, width]`.
     Conv2d(Conv2dSpec),
     /// max(x, 0).
@@ -49,13 +56,14 @@ pub enum LayerSpec {
     BatchNorm(BatchNormSpec),
     /// SyncBatchNorm, whatever `[model] norm` says.
     SyncBatchNorm(BatchNormSpec),
-    /// LayerNorm over all per-sample dimensions with per-channel affine, whatever `[model] norm` says.
+    /// LayerNorm over all per-sample dimensions with per-channel affine, or behind an embedding over the features of each position,
+    /// whatever `[model] norm` says.
     LayerNorm(LayerNormSpec),
     /// InstanceNorm, whatever `[model] norm` says.
     InstanceNorm(InstanceNormSpec),
-    /// GroupNorm, whatever `[model] norm` says.
+    /// GroupNorm; behind an embedding over groups of features of each position; whatever `[model] norm` says.
     GroupNorm(GroupNormSpec),
-    /// RMSNorm over all per-sample dimensions with per-channel affine, whatever `[model] norm` says.
+    /// RMSNorm over what LayerNorm is over, whatever `[model] norm` says.
     RmsNorm(RmsNormSpec),
     /// body(x) + shortcut(x); an empty shortcut is the identity.
     Residual(ResidualSpec),
@@ -82,6 +90,36 @@ pub struct LinearSpec {
     /// Default: yes, unless a norm with learnable parameters follows directly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bias: Option<bool>,
+    /// Whether the weight is the embedding's table, as heads that predict tokens may have it.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub tied: bool,
+}
+
+/// Settings of an embedding.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EmbeddingSpec {
+    /// Tokens that there are, or `"classes"`: as many as the data has, which then predicts tokens.
+    pub vocabulary: Features,
+    /// Elements of a token's vector.
+    pub features: usize,
+    /// The token that fills sequences up, whose vector gets no gradient and that attention does not look at; absent: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding: Option<usize>,
+}
+
+/// Settings of self-attention.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionSpec {
+    /// Heads; must divide the features.
+    pub heads: usize,
+    /// Probability that a weight of attention is zeroed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropout: f32,
+    /// Whether the projections have a b.
+    #[serde(default = "yes")]
+    pub bias: bool,
 }
 
 /// Settings of a convolution with square kernels.
@@ -161,6 +199,19 @@ pub struct BatchNormSpec {
     pub momentum: Momentum,
     /// Learnable γ and β.
     pub affine: bool,
+    /// What padding of sequences of tokens does to the statistics.
+    pub padding: Padding,
+}
+
+/// What padding does to the statistics of a batch norm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Padding {
+    /// It counts like everything else, as in PyTorch.
+    #[default]
+    Counted,
+    /// It is left out, and the norm's output is zero there.
+    Masked,
 }
 
 /// Settings of LayerNorm.
@@ -275,6 +326,7 @@ impl Default for BatchNormSpec {
             eps: 1e-5,
             momentum: Momentum::Exponential(0.1),
             affine: true,
+            padding: Padding::Counted,
         }
     }
 }
@@ -312,6 +364,14 @@ fn one() -> usize {
 
 fn yes() -> bool {
     true
+}
+
+fn is_no(value: &bool) -> bool {
+    !value
+}
+
+fn is_zero(value: &f32) -> bool {
+    *value == 0.0
 }
 
 impl Serialize for Features {

@@ -3,9 +3,11 @@
 //! Every chunk is normalized by itself and keeps its own mean and reciprocal deviation for backward; running statistics
 //! come from chunk 0 alone, as DataParallel keeps those of replica 0. Running variances are stored unbiased.
 //! Reference: Ioffe and Szegedy 2015; PyTorch's `nn.BatchNorm2d`.
+use std::ops::Range;
+
 use super::Tail;
 use crate::backend::{Backend, BackendError, Category};
-use crate::kernel::{Gate, Kernel, Then};
+use crate::kernel::{Gate, Kernel};
 use crate::layer::{Layer, Mode, Result, Step, Wires};
 use crate::tensor::{Dtype, Span};
 
@@ -49,6 +51,8 @@ pub struct Settings {
     pub running_variance: Span,
     /// i64, one element.
     pub tracked: Span,
+    /// The token whose positions are left out; the layer's second input is then the tokens, and there is no tail.
+    pub padding: Option<usize>,
     /// What it does of the nodes behind it.
     pub tail: Tail,
 }
@@ -127,28 +131,12 @@ impl BatchNorm {
                 samples,
             });
         }
-        let x = wires.part(wires.inputs[0], start..start + samples);
-        let y = wires.part(wires.output, start..start + samples);
-        step.launch(Kernel::BatchStatistics {
-            x,
-            mean: kept.mean,
-            variance: kept.variance,
-            rows,
-        })?;
-        step.launch(Kernel::ReciprocalDeviation {
-            variance: kept.variance,
-            rstd: kept.rstd,
-            eps: s.eps,
-        })?;
-        step.launch(Kernel::Fill {
-            to: kept.count,
-            value: rows as f32,
-        })?;
+        let samples = start..start + samples;
+        s.take_statistics(step, wires, &kept, samples.clone())?;
         if chunk == 0 {
             step.launch(s.update_running(&kept))?;
         }
-        let then = s.tail.then(wires, start..start + samples);
-        step.launch(s.normalize(x, kept.mean, kept.rstd, y, rows, then))
+        step.launch(s.normalize(wires, samples, [kept.mean, kept.rstd]))
     }
 
     fn train_chunk_backward(
@@ -160,42 +148,18 @@ impl BatchNorm {
     ) -> Result<()> {
         let (s, kept) = (&self.settings, self.chunks[chunk]);
         let samples = start..start + step.chunks[chunk];
-        let rows = samples.len() * s.spatial;
-        let x = wires.part(wires.inputs[0], samples.clone());
-        let d_y = wires.part(wires.d_output, samples.clone());
-        step.launch(Kernel::BatchBackwardReduce {
-            x,
-            d_y,
-            mean: kept.mean,
-            sums: kept.sums,
-            rows,
-            gate: s.gate(kept.rstd),
-        })?;
+        step.launch(s.backward_reduce(
+            wires,
+            samples.clone(),
+            kept.mean,
+            &kept,
+            s.gate(kept.rstd),
+        ))?;
         s.accumulate_affine(step, &kept)?;
-        let Some((d_x, write)) = wires.d_inputs[0] else {
-            return Ok(());
-        };
-        let d_x = wires.part(d_x, samples);
-        let Statistics {
-            mean,
-            rstd,
-            sums,
-            count,
-            ..
-        } = kept;
-        step.launch(Kernel::BatchBackwardInput {
-            x,
-            d_y,
-            mean,
-            rstd,
-            gamma: s.gamma.value,
-            sums,
-            count,
-            d_x,
-            rows,
-            write,
-            gate: s.gate(rstd),
-        })
+        match s.backward_input(wires, samples, &kept) {
+            Some(kernel) => step.launch(kernel),
+            None => Ok(()),
+        }
     }
 }
 
@@ -213,26 +177,169 @@ impl Settings {
         }
     }
 
-    /// The kernel y = γ·(x − mean)·rstd + β.
+    /// Enqueues mean, variance, reciprocal deviation and count of some samples.
+    pub(super) fn take_statistics(
+        &self,
+        step: &mut Step<'_>,
+        wires: &Wires,
+        to: &Statistics,
+        samples: Range<usize>,
+    ) -> Result<()> {
+        let rows = samples.len() * self.spatial;
+        let x = wires.part(wires.inputs[0], samples.clone());
+        let Statistics {
+            mean,
+            variance,
+            rstd,
+            count,
+            ..
+        } = *to;
+        match self.padding {
+            None => {
+                step.launch(Kernel::BatchStatistics {
+                    x,
+                    mean,
+                    variance,
+                    rows,
+                })?;
+                step.launch(Kernel::Fill {
+                    to: count,
+                    value: rows as f32,
+                })?;
+            }
+            Some(padding) => step.launch(Kernel::MaskedStatistics {
+                x,
+                tokens: wires.part(wires.inputs[1], samples),
+                padding,
+                mean,
+                variance,
+                count,
+                rows,
+            })?,
+        }
+        step.launch(Kernel::ReciprocalDeviation {
+            variance,
+            rstd,
+            eps: self.eps,
+        })
+    }
+
+    /// The kernel y = γ·(x − mean)·rstd + β of some samples, and what comes behind it.
     pub(super) fn normalize(
         &self,
-        x: Span,
-        mean: Span,
-        rstd: Span,
-        y: Span,
-        rows: usize,
-        then: Then,
+        wires: &Wires,
+        samples: Range<usize>,
+        [mean, rstd]: [Span; 2],
     ) -> Kernel {
-        Kernel::BatchNormalize {
-            x,
+        let rows = samples.len() * self.spatial;
+        let [x, y] = [wires.inputs[0], wires.output].map(|span| wires.part(span, samples.clone()));
+        let (gamma, beta) = (self.gamma.value, self.beta.value);
+        match self.padding {
+            None => Kernel::BatchNormalize {
+                x,
+                mean,
+                rstd,
+                gamma,
+                beta,
+                y,
+                rows,
+                then: self.tail.then(wires, samples),
+            },
+            Some(padding) => Kernel::MaskedNormalize {
+                x,
+                tokens: wires.part(wires.inputs[1], samples),
+                padding,
+                mean,
+                rstd,
+                gamma,
+                beta,
+                y,
+                rows,
+            },
+        }
+    }
+
+    /// The kernel that sums dy and dy·(x − mean) over some samples.
+    pub(super) fn backward_reduce(
+        &self,
+        wires: &Wires,
+        samples: Range<usize>,
+        mean: Span,
+        to: &Statistics,
+        gate: Gate,
+    ) -> Kernel {
+        let (rows, sums) = (samples.len() * self.spatial, to.sums);
+        let [x, d_y] =
+            [wires.inputs[0], wires.d_output].map(|span| wires.part(span, samples.clone()));
+        match self.padding {
+            None => Kernel::BatchBackwardReduce {
+                x,
+                d_y,
+                mean,
+                sums,
+                rows,
+                gate,
+            },
+            Some(padding) => Kernel::MaskedBackwardReduce {
+                x,
+                d_y,
+                tokens: wires.part(wires.inputs[1], samples),
+                padding,
+                mean,
+                sums,
+                rows,
+            },
+        }
+    }
+
+    /// The kernel of the input's gradient of some samples, if anybody needs it.
+    pub(super) fn backward_input(
+        &self,
+        wires: &Wires,
+        samples: Range<usize>,
+        kept: &Statistics,
+    ) -> Option<Kernel> {
+        let (d_x, write) = wires.d_inputs[0]?;
+        let rows = samples.len() * self.spatial;
+        let [x, d_y, d_x] =
+            [wires.inputs[0], wires.d_output, d_x].map(|span| wires.part(span, samples.clone()));
+        let Statistics {
             mean,
             rstd,
-            gamma: self.gamma.value,
-            beta: self.beta.value,
-            y,
-            rows,
-            then,
-        }
+            sums,
+            count,
+            ..
+        } = *kept;
+        let gamma = self.gamma.value;
+        Some(match self.padding {
+            None => Kernel::BatchBackwardInput {
+                x,
+                d_y,
+                mean,
+                rstd,
+                gamma,
+                sums,
+                count,
+                d_x,
+                rows,
+                write,
+                gate: self.gate(rstd),
+            },
+            Some(padding) => Kernel::MaskedBackwardInput {
+                x,
+                d_y,
+                tokens: wires.part(wires.inputs[1], samples),
+                padding,
+                mean,
+                rstd,
+                gamma,
+                sums,
+                count,
+                d_x,
+                rows,
+                write,
+            },
+        })
     }
 
     /// How backward's kernels find out what passes a rectifier right behind the norm. With an addition between them they cannot:
@@ -272,23 +379,12 @@ impl Settings {
 
     /// Evaluation: the running statistics, which do not depend on the chunks.
     pub(super) fn eval(&self, step: &mut Step<'_>, wires: &Wires, kept: &Statistics) -> Result<()> {
-        let (x, y) = (
-            wires.cut(wires.inputs[0], step.batch),
-            wires.cut(wires.output, step.batch),
-        );
         step.launch(Kernel::ReciprocalDeviation {
             variance: self.running_variance,
             rstd: kept.rstd,
             eps: self.eps,
         })?;
-        step.launch(self.normalize(
-            x,
-            self.running_mean,
-            kept.rstd,
-            y,
-            step.batch * self.spatial,
-            self.tail.then(wires, 0..step.batch),
-        ))
+        step.launch(self.normalize(wires, 0..step.batch, [self.running_mean, kept.rstd]))
     }
 
     /// Backward of [`Settings::eval`]: the statistics are constants.
@@ -301,31 +397,35 @@ impl Settings {
         let rows = step.batch * self.spatial;
         self.tail.gate(step, wires)?;
         self.tail.pass_on(step, wires)?;
-        let (x, d_y) = (
-            wires.cut(wires.inputs[0], step.batch),
-            wires.cut(wires.d_output, step.batch),
-        );
+        let d_y = wires.cut(wires.d_output, step.batch);
         if !self.gamma.value.is_empty() {
-            step.launch(Kernel::BatchBackwardReduce {
-                x,
-                d_y,
-                mean: self.running_mean,
-                sums: kept.sums,
-                rows,
-                gate: Gate::Open,
-            })?;
+            let whole = 0..step.batch;
+            step.launch(self.backward_reduce(wires, whole, self.running_mean, kept, Gate::Open))?;
             self.accumulate_affine(step, kept)?;
         }
         let Some((d_x, write)) = wires.d_input(step.batch) else {
             return Ok(());
         };
-        step.launch(Kernel::BatchBackwardEval {
-            d_y,
-            rstd: kept.rstd,
-            gamma: self.gamma.value,
-            d_x,
-            rows,
-            write,
+        let (rstd, gamma) = (kept.rstd, self.gamma.value);
+        step.launch(match self.padding {
+            None => Kernel::BatchBackwardEval {
+                d_y,
+                rstd,
+                gamma,
+                d_x,
+                rows,
+                write,
+            },
+            Some(padding) => Kernel::MaskedBackwardEval {
+                d_y,
+                tokens: wires.cut(wires.inputs[1], step.batch),
+                padding,
+                rstd,
+                gamma,
+                d_x,
+                rows,
+                write,
+            },
         })
     }
 }

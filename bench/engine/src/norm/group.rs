@@ -1,8 +1,8 @@
 //! Group norm: per sample over the channels of a group and all positions; layer norm is the case of one group, instance norm
 //! that of a group per channel.
 //!
-//! It looks at one sample at a time, so neither batch nor chunks change its result. γ and β are per channel, or per
-//! element for layer norm as PyTorch's `normalized_shape` has it. Reference: Wu and He 2018; PyTorch's `nn.GroupNorm`.
+//! It looks at one sample at a time, or in sequences of tokens at one position, so neither batch nor chunks change its result. γ and β
+//! are per channel, or per element for layer norm as PyTorch's `normalized_shape` has it. Reference: Wu and He 2018; PyTorch's `nn.GroupNorm`.
 use super::Tail;
 use super::batch::Learnable;
 use crate::backend::{Backend, Category};
@@ -15,8 +15,10 @@ use crate::tensor::{Dtype, Span};
 pub struct Settings {
     /// Channels C.
     pub channels: usize,
-    /// Positions per sample and channel.
+    /// Positions per sample and channel that are normalized together.
     pub spatial: usize,
+    /// Parts of a sample that are normalized each by itself: 1, or its positions.
+    pub parts: usize,
     /// Groups G; divides C.
     pub groups: usize,
     /// Added to the variance.
@@ -48,7 +50,7 @@ impl GroupNorm {
     /// # Errors
     /// Out of memory.
     pub fn new(backend: &mut dyn Backend, settings: Settings, max_batch: usize) -> Result<Self> {
-        let each = max_batch * settings.groups;
+        let each = max_batch * settings.parts * settings.groups;
         let kept = backend.allocate(Category::Activations, Dtype::F32, 2 * each)?;
         Ok(Self {
             settings,
@@ -68,7 +70,7 @@ impl Layer for GroupNorm {
             y: wires.cut(wires.output, batch),
             mean: wires.cut(self.mean, batch),
             rstd: wires.cut(self.rstd, batch),
-            batch,
+            batch: batch * s.parts,
             spatial: s.spatial,
             channels: s.channels,
             groups: s.groups,
@@ -96,7 +98,7 @@ impl Layer for GroupNorm {
             d_x,
             d_gamma: s.gamma.gradient,
             d_beta: s.beta.gradient,
-            batch,
+            batch: batch * s.parts,
             spatial: s.spatial,
             channels: s.channels,
             groups: s.groups,

@@ -1,6 +1,6 @@
 //! RMS norm: each sample over the root of the mean of its squares; no mean is taken away and there is no β.
 //!
-//! It looks at one sample at a time, so neither batch nor chunks change its result. γ is per channel, or per element as PyTorch's
+//! It looks at one sample at a time, or in sequences of tokens at one position, so neither batch nor chunks change its result. γ is per channel, or per element as PyTorch's
 //! `normalized_shape` has it. Reference: Zhang and Sennrich 2019; PyTorch's `nn.RMSNorm`.
 use super::Tail;
 use super::batch::Learnable;
@@ -14,8 +14,10 @@ use crate::tensor::{Dtype, Span};
 pub struct Settings {
     /// Channels C.
     pub channels: usize,
-    /// Positions per sample and channel.
+    /// Positions per sample and channel that are normalized together.
     pub spatial: usize,
+    /// Parts of a sample that are normalized each by itself: 1, or its positions.
+    pub parts: usize,
     /// Added to the mean of the squares.
     pub eps: f32,
     /// Extent of γ.
@@ -29,7 +31,7 @@ pub struct Settings {
 /// RMS norm.
 pub struct RmsNorm {
     settings: Settings,
-    /// `[max_batch]`.
+    /// `[max_batch, parts]`.
     rstd: Span,
 }
 
@@ -39,7 +41,8 @@ impl RmsNorm {
     /// # Errors
     /// Out of memory.
     pub fn new(backend: &mut dyn Backend, settings: Settings, max_batch: usize) -> Result<Self> {
-        let rstd = backend.allocate(Category::Activations, Dtype::F32, max_batch)?;
+        let len = max_batch * settings.parts;
+        let rstd = backend.allocate(Category::Activations, Dtype::F32, len)?;
         Ok(Self { settings, rstd })
     }
 }
@@ -52,7 +55,7 @@ impl Layer for RmsNorm {
             gamma: s.gamma.value,
             y: wires.cut(wires.output, batch),
             rstd: wires.cut(self.rstd, batch),
-            batch,
+            batch: batch * s.parts,
             spatial: s.spatial,
             channels: s.channels,
             affine: s.affine,
@@ -79,7 +82,7 @@ impl Layer for RmsNorm {
             rstd: wires.cut(self.rstd, batch),
             d_x,
             d_gamma: s.gamma.gradient,
-            batch,
+            batch: batch * s.parts,
             spatial: s.spatial,
             channels: s.channels,
             affine: s.affine,

@@ -68,45 +68,27 @@ impl SyncBatchNorm {
     }
 
     /// This rank's block of the all-gather.
-    fn pack(&self, step: &mut Step<'_>, x: Span, rows: usize) -> Result<()> {
-        if rows == 0 {
+    fn pack(&self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
+        if step.batch == 0 {
             return step.launch(Kernel::Fill {
                 to: self.packed,
                 value: 0.0,
             });
         }
-        let Statistics {
-            mean,
-            variance,
-            rstd,
-            ..
-        } = self.local;
-        step.launch(Kernel::BatchStatistics {
-            x,
-            mean,
-            variance,
-            rows,
-        })?;
-        step.launch(Kernel::ReciprocalDeviation {
-            variance,
-            rstd,
-            eps: self.settings.eps,
-        })?;
+        let samples = 0..step.batch;
+        self.settings
+            .take_statistics(step, wires, &self.local, samples)?;
         step.launch(Kernel::SyncPack {
-            mean,
-            rstd,
-            rows,
+            mean: self.local.mean,
+            rstd: self.local.rstd,
+            count: self.local.count,
             packed: self.packed,
         })
     }
 
     fn forward_over_ranks(&self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
-        let (s, rows) = (&self.settings, step.batch * self.settings.spatial);
-        let (x, y) = (
-            wires.cut(wires.inputs[0], step.batch),
-            wires.cut(wires.output, step.batch),
-        );
-        self.pack(step, x, rows)?;
+        let s = &self.settings;
+        self.pack(step, wires)?;
         let packed = step.backend.record(Stream::Compute);
         let Some(group) = step.group.as_deref_mut() else {
             return Ok(());
@@ -139,41 +121,26 @@ impl SyncBatchNorm {
             count,
         })?;
         step.launch(s.update_running(&self.global))?;
-        if rows == 0 {
+        if step.batch == 0 {
             return Ok(());
         }
-        let then = s.tail.then(wires, 0..step.batch);
-        step.launch(s.normalize(x, mean, rstd, y, rows, then))
+        step.launch(s.normalize(wires, 0..step.batch, [mean, rstd]))
     }
 
     fn backward_over_ranks(&self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
-        let (s, rows) = (&self.settings, step.batch * self.settings.spatial);
+        let (s, samples) = (&self.settings, 0..step.batch);
         let Statistics {
-            mean,
-            rstd,
-            sums,
-            count,
-            ..
+            mean, rstd, sums, ..
         } = self.global;
-        let (x, d_y) = (
-            wires.cut(wires.inputs[0], step.batch),
-            wires.cut(wires.d_output, step.batch),
-        );
-        if rows == 0 {
+        if step.batch == 0 {
             step.launch(Kernel::Fill {
                 to: sums,
                 value: 0.0,
             })?;
         } else {
             s.pass_shortcut(step, wires)?;
-            step.launch(Kernel::BatchBackwardReduce {
-                x,
-                d_y,
-                mean,
-                sums,
-                rows,
-                gate: s.gate(rstd),
-            })?;
+            let whole = samples.clone();
+            step.launch(s.backward_reduce(wires, whole, mean, &self.global, s.gate(rstd)))?;
             // Before the all-reduce, which is in place: dγ and dβ are of this rank's sums.
             s.accumulate_affine(step, &self.global)?;
         }
@@ -189,25 +156,13 @@ impl SyncBatchNorm {
             reduced,
         )?;
         step.backend.wait(Stream::Compute, done)?;
-        let Some((d_x, write)) = wires.d_input(step.batch) else {
-            return Ok(());
-        };
-        if rows == 0 {
+        if step.batch == 0 {
             return Ok(());
         }
-        step.launch(Kernel::BatchBackwardInput {
-            x,
-            d_y,
-            mean,
-            rstd,
-            gamma: s.gamma.value,
-            sums,
-            count,
-            d_x,
-            rows,
-            write,
-            gate: s.gate(rstd),
-        })
+        match s.backward_input(wires, samples, &self.global) {
+            Some(kernel) => step.launch(kernel),
+            None => Ok(()),
+        }
     }
 }
 

@@ -5,16 +5,19 @@ use super::table::{self, Buffer, BufferKind, Buffers, Parameter};
 use super::values::Values;
 use super::{BuildError, Node, Program, ProgramSettings};
 use crate::backend::{Backend, Category, HostSlice, Stream};
-use crate::kernel::{Affine, Window};
+use crate::kernel::{Heads, Window};
 use crate::layer::Layer;
+use crate::layer::attention::Attention;
 use crate::layer::average_pool::AveragePool;
 use crate::layer::conv2d::Conv2d;
 use crate::layer::dropout::Dropout;
+use crate::layer::embedding::Embedding;
 use crate::layer::flatten::Flatten;
 use crate::layer::gelu::Gelu;
 use crate::layer::global_average_pool::GlobalAveragePool;
 use crate::layer::linear::Linear;
 use crate::layer::max_pool::MaxPool;
+use crate::layer::positions::Positions;
 use crate::layer::relu::Relu;
 use crate::layer::residual::Residual;
 use crate::layer::within::Within;
@@ -114,13 +117,38 @@ pub(super) fn allocate(
     }
 }
 
-/// The largest workspace that a convolution asks for on one thread.
+/// The largest workspace that a node asks for on one thread.
 fn workspace(model: &Model) -> usize {
-    let convolution = |node: &model::Node| match &node.op {
+    let asked = |(i, node): (usize, &model::Node)| match &node.op {
         Op::Conv2d { window, .. } => window.workspace(),
+        Op::Attention { .. } => heads(node, i, 0).workspace(),
         _ => 0,
     };
-    model.nodes.iter().map(convolution).max().unwrap_or(0)
+    model.nodes.iter().enumerate().map(asked).max().unwrap_or(0)
+}
+
+/// The heads of node `i`.
+///
+/// # Panics
+/// When it is no attention.
+fn heads(node: &model::Node, i: usize, seed: u64) -> Heads {
+    let Op::Attention {
+        heads,
+        dropout,
+        padding,
+    } = node.op
+    else {
+        unreachable!("the caller has looked")
+    };
+    Heads {
+        length: node.output.spatial(),
+        count: heads,
+        size: node.output.channels() / heads,
+        padding,
+        dropout,
+        seed,
+        node: i as u32,
+    }
 }
 
 /// Uploads the first values of all parameters: functions of the seed, and of the parameter's index in execution order.
@@ -187,6 +215,15 @@ fn buffers(backend: &mut dyn Backend, table: Vec<Buffer>) -> Result<Buffers> {
     })
 }
 
+/// Positions that are normalized together, and how many such parts a sample has.
+fn split(positions: usize, each_position: bool) -> [usize; 2] {
+    if each_position {
+        [1, positions]
+    } else {
+        [positions, 1]
+    }
+}
+
 struct Builder<'a> {
     backend: &'a mut dyn Backend,
     model: &'a Model,
@@ -216,7 +253,28 @@ impl Builder<'_> {
         }
         let (channels, spatial) = (node.input.channels(), node.input.spatial());
         Ok(match &node.op {
-            Op::Linear { .. } => Box::new(self.linear(i, node)),
+            Op::Linear { tied, .. } => Box::new(self.linear(i, node, *tied)),
+            Op::Embedding { padding, .. } => {
+                let table = self.learnable(i, 0);
+                Box::new(Embedding {
+                    features: node.output.channels(),
+                    padding: *padding,
+                    table: table.value,
+                    d_table: table.gradient,
+                })
+            }
+            Op::Positions => {
+                let weight = self.learnable(i, 0);
+                Box::new(Positions {
+                    weight: weight.value,
+                    d_weight: weight.gradient,
+                })
+            }
+            Op::Attention { .. } => {
+                let heads = heads(node, i, self.settings.seed);
+                let (workspace, max_batch) = (self.workspace, self.settings.max_batch);
+                Box::new(Attention::new(self.backend, heads, workspace, max_batch)?)
+            }
             Op::Conv2d { window, .. } => Box::new(self.conv2d(i, *window)),
             Op::Relu => Box::new(Relu),
             Op::Gelu { formula } => Box::new(Gelu { formula: *formula }),
@@ -244,22 +302,18 @@ impl Builder<'_> {
                 seed: self.settings.seed,
                 node: i as u32,
             }),
-            Op::BatchNorm {
-                sync,
-                eps,
-                momentum,
-                ..
-            } => self.batch_norm(i, node, *sync, *eps, *momentum)?,
-            Op::GroupNorm {
-                kind: _,
-                groups,
+            Op::BatchNorm { .. } => self.batch_norm(i, node)?,
+            Op::GroupNorm { .. } => self.group_norm(i, node)?,
+            Op::RmsNorm {
                 eps,
                 affine,
-            } => self.group_norm(i, node, *groups, *eps, *affine)?,
-            Op::RmsNorm { eps, affine } => {
+                each_position,
+            } => {
+                let [spatial, parts] = split(spatial, *each_position);
                 let settings = rms::Settings {
                     channels,
                     spatial,
+                    parts,
                     eps: *eps,
                     affine: *affine,
                     gamma: self.learnable(i, 0),
@@ -295,18 +349,19 @@ impl Builder<'_> {
             })
     }
 
-    fn linear(&self, i: usize, node: &model::Node) -> Linear {
+    fn linear(&self, i: usize, node: &model::Node, tied: Option<usize>) -> Linear {
+        // A tied weight is the first parameter of another node, and the bias then the first of this one.
         let Learnable {
             value: weight,
             gradient: d_weight,
-        } = self.learnable(i, 0);
-        let (inputs, outputs) = (node.input.elements(), node.output.elements());
+        } = self.learnable(tied.unwrap_or(i), 0);
         Linear {
-            inputs,
-            outputs,
+            inputs: node.input.channels(),
+            outputs: node.output.channels(),
+            positions: node.output.spatial(),
             weight,
             d_weight,
-            bias: self.parameter(i, 1),
+            bias: self.parameter(i, usize::from(tied.is_none())),
         }
     }
 
@@ -324,14 +379,17 @@ impl Builder<'_> {
         }
     }
 
-    fn batch_norm(
-        &mut self,
-        i: usize,
-        node: &model::Node,
-        sync: bool,
-        eps: f32,
-        momentum: Option<f32>,
-    ) -> Result<Box<dyn Layer>> {
+    fn batch_norm(&mut self, i: usize, node: &model::Node) -> Result<Box<dyn Layer>> {
+        let Op::BatchNorm {
+            sync,
+            eps,
+            momentum,
+            padding,
+            ..
+        } = node.op
+        else {
+            unreachable!("the caller has looked")
+        };
         let buffers = self.buffers;
         let buffer = |kind| {
             buffers
@@ -356,6 +414,7 @@ impl Builder<'_> {
             running_mean: place(BufferKind::RunningMean, buffers.floats),
             running_variance: place(BufferKind::RunningVariance, buffers.floats),
             tracked: place(BufferKind::Tracked, buffers.integers),
+            padding,
             tail: self.tail(i),
         };
         let ProgramSettings {
@@ -375,17 +434,22 @@ impl Builder<'_> {
         })
     }
 
-    fn group_norm(
-        &mut self,
-        i: usize,
-        node: &model::Node,
-        groups: usize,
-        eps: f32,
-        affine: Affine,
-    ) -> Result<Box<dyn Layer>> {
+    fn group_norm(&mut self, i: usize, node: &model::Node) -> Result<Box<dyn Layer>> {
+        let Op::GroupNorm {
+            groups,
+            eps,
+            affine,
+            each_position,
+            ..
+        } = node.op
+        else {
+            unreachable!("the caller has looked")
+        };
+        let [spatial, parts] = split(node.input.spatial(), each_position);
         let settings = group::Settings {
             channels: node.input.channels(),
-            spatial: node.input.spatial(),
+            spatial,
+            parts,
             groups,
             eps,
             affine,

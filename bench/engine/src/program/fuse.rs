@@ -77,9 +77,10 @@ pub fn node_costs(model: &Model, batch: usize) -> Vec<(NodeCost, Option<usize>)>
 
 /// The chain that begins with node `i`, whose values nobody else reads.
 fn head(model: &Model, uses: &[usize], i: usize) -> Option<Role> {
+    // One that leaves padding out stays alone.
     let norm = matches!(
         model.nodes[i].op,
-        Op::BatchNorm { .. } | Op::GroupNorm { .. } | Op::RmsNorm { .. }
+        Op::BatchNorm { padding: None, .. } | Op::GroupNorm { .. } | Op::RmsNorm { .. }
     );
     let own = |node: usize| uses[node + 1] == 1;
     let next = model.nodes.get(i + 1)?;

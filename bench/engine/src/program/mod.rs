@@ -53,7 +53,7 @@ pub struct ProgramSettings {
     pub world_size: usize,
     /// Seed of initial parameters and dropout masks.
     pub seed: u64,
-    /// Whether the gradient of the model's input is wanted; training does not need it.
+    /// Whether the gradient of the model's input is wanted; training does not need it, and tokens have none.
     pub input_gradient: bool,
     /// Parts of equal size that parameters and gradients can be cut into: ZeRO's shards. Their arenas are padded for it.
     pub shards: usize,
@@ -120,7 +120,7 @@ impl Program {
         build::build(backend, model, settings)
     }
 
-    /// f32 input of the maximum batch, NHWC: upload a batch into its first samples.
+    /// f32 input of the maximum batch, NHWC, or tokens as whole numbers: upload a batch into its first samples.
     pub fn input(&self) -> Span {
         self.input
     }

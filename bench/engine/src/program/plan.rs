@@ -27,6 +27,8 @@ pub fn plan(model: &Model, roles: &[Role], input_gradient: bool) -> GradientPlan
         matches!(node.op, Op::GroupNorm { .. }) && node.inputs.contains(&0)
     };
     let input_gradient = input_gradient || model.nodes.iter().any(grouped);
+    // Tokens have none.
+    let input_gradient = input_gradient && model.vocabulary.is_none();
     let uses = uses(model);
     let mut planner = Planner {
         slots: Vec::new(),

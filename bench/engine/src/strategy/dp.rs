@@ -111,6 +111,7 @@ impl Dp {
         let first = devices[0].as_mut().expect("there is at least one device");
         let elements = first.replica.input_elements();
         let parameters = first.replica.program.parameters().len();
+        let positions = first.replica.loss.positions();
         let backend = &mut *first.replica.backend;
         let mut allocate = |dtype, len: usize| match len {
             0 => Ok(Span::EMPTY),
@@ -122,7 +123,7 @@ impl Dp {
         let labels = allocate(
             Dtype::I32,
             if settings.loss == DpLoss::Replica {
-                others
+                others * positions
             } else {
                 0
             },

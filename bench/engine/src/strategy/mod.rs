@@ -131,8 +131,10 @@ pub struct Evaluation {
     pub samples: usize,
     /// Their mean loss.
     pub loss: f64,
-    /// Samples whose largest logit is not their label.
+    /// Labels that are not the largest logit.
     pub errors: usize,
+    /// All labels: the samples, or of tokens the positions that are to be predicted.
+    pub labels: usize,
 }
 
 /// A way of training on one or several devices; under DDP one rank of it.

@@ -15,7 +15,7 @@ use crate::comm::Communicator;
 use crate::data::HostBatch;
 use crate::kernel::Kernel;
 use crate::layer::{Mode, State, Step};
-use crate::loss::Loss;
+use crate::loss::{Errors, Loss};
 use crate::model::Model;
 use crate::optim::{Optimizer, OptimizerSettings, Schedule};
 use crate::probe::Phase;
@@ -119,7 +119,8 @@ impl Replica {
             shards,
         };
         let program = Program::with_settings(&mut *backend, model, program)?;
-        let loss = Loss::new(&mut *backend, model.classes, s.loss_batch)?;
+        let positions = model.labels_per_sample();
+        let loss = Loss::new(&mut *backend, model.classes, positions, s.loss_batch)?;
         let state = State::allocate(&mut *backend)?;
         let summed_loss = match s.accumulation {
             1 => Span::EMPTY,
@@ -192,10 +193,12 @@ impl Replica {
             format!("1 to {} samples", most * count)
         } else if !len.is_multiple_of(count) {
             format!("a multiple of {count} samples, one part for each micro-batch")
-        } else if inputs != len * self.input_elements() || labels != len {
+        } else if inputs != len * self.input_elements() || labels != len * self.loss.positions() {
             format!(
-                "{} input elements and one label per sample",
-                self.input_elements()
+                "{} input elements and {} label{} per sample",
+                self.input_elements(),
+                self.loss.positions(),
+                if self.loss.positions() == 1 { "" } else { "s" }
             )
         } else if whole != 0 && whole != len {
             let each = if count > 1 {
@@ -411,7 +414,7 @@ impl Replica {
     }
 
     pub(super) fn evaluate(&mut self, batch: HostBatch<'_>) -> Result<Evaluation> {
-        let (mut total, mut errors) = (0.0, 0);
+        let (mut total, mut errors) = (0.0, Errors::default());
         let mut losses = vec![0.0; self.max_batch];
         for start in (0..batch.len).step_by(self.max_batch) {
             let part = batch.part(start..(start + self.max_batch).min(batch.len));
@@ -432,12 +435,15 @@ impl Replica {
                 .iter()
                 .map(|loss| f64::from(*loss))
                 .sum::<f64>();
-            errors += self.loss.errors(&mut *self.backend, logits, part.len)?;
+            let found = self.loss.errors(&mut *self.backend, logits, part.len)?;
+            errors.wrong += found.wrong;
+            errors.labels += found.labels;
         }
         Ok(Evaluation {
             samples: batch.len,
             loss: total / batch.len as f64,
-            errors,
+            errors: errors.wrong,
+            labels: errors.labels,
         })
     }
 }

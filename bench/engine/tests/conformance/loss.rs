@@ -40,6 +40,7 @@ fn check(device: &mut Device, values: &[f32], labels: &[i32], classes: usize, sh
         loss,
         d_logits,
         batch,
+        positions: 1,
         classes,
         scale,
     });
@@ -66,6 +67,7 @@ fn check(device: &mut Device, values: &[f32], labels: &[i32], classes: usize, sh
         loss,
         d_logits,
         batch,
+        positions: 1,
         classes,
         scale,
     });
@@ -104,17 +106,17 @@ fn errors_are_counted() {
         ];
         let logits = device.given(rows.as_flattened()).span;
         let labels = device.given_i32(&[1, 0, 1, 0, 0]);
-        let errors = device.given_i32(&[77]);
+        let errors = device.given_i32(&[77, 77]);
         device.launch(Kernel::CountErrors {
             logits,
             labels,
             errors,
-            batch: 5,
+            rows: 5,
             classes: 3,
         });
         assert_eq!(
             device.read_i32(errors),
-            [3],
+            [3, 5],
             "the tie goes to the first class, NaN is an error"
         );
     });

@@ -15,6 +15,7 @@ mod pooling;
 mod products;
 mod rms;
 mod streams;
+mod tokens;
 
 #[test]
 fn all_of_this_holds_with_other_instructions() {

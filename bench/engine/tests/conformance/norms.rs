@@ -316,10 +316,11 @@ fn merged_statistics_are_those_of_all_rows() {
                     eps: EPS,
                 });
             }
+            let count = device.given(&[rows as f32]).span;
             device.launch(Kernel::SyncPack {
                 mean,
                 rstd,
-                rows,
+                count,
                 packed: block,
             });
             first += rows;

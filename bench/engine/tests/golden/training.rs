@@ -2,11 +2,11 @@
 use std::path::PathBuf;
 
 use syncmark_engine::backend::{Backend, Stream};
-use syncmark_engine::data::{Dataset, Digits, Split, Synthetic};
+use syncmark_engine::data::{Dataset, Digits, Masking, Predict, Split, Synthetic, SyntheticTokens};
 use syncmark_engine::kernel::Kernel;
 use syncmark_engine::layer::Mode;
 use syncmark_engine::loss::Loss;
-use syncmark_engine::model::spec::ModelSpec;
+use syncmark_engine::model::spec::{LayerSpec, ModelSpec};
 use syncmark_engine::model::{NormOptions, resolve};
 use syncmark_engine::optim::{Optimizer, OptimizerSettings};
 use syncmark_engine::program::{NamedTensor, Program};
@@ -58,7 +58,41 @@ pub fn source(fixture: &Fixture) -> Box<dyn Dataset> {
                 seed,
             })
         }
+        "synthetic-tokens" => {
+            let [length] = fixture.json("input_shape");
+            let predict = match fixture.json("hidden_only") {
+                true => Predict::Hidden,
+                false => Predict::All,
+            };
+            Box::new(SyntheticTokens {
+                len: batch * steps,
+                length,
+                shortest: fixture.json("shortest"),
+                vocabulary: fixture.json("classes"),
+                masking: Masking {
+                    share: fixture.json("share"),
+                    predict,
+                    seed: fixture.json("source_seed"),
+                },
+            })
+        }
         other => panic!("{}: source {other}", fixture.name),
+    }
+}
+
+/// The layers with dropout's probabilities at 0, where both sides compute the same.
+fn without_dropout(layers: &mut [LayerSpec]) {
+    for layer in layers {
+        match layer {
+            LayerSpec::Dropout(dropout) => dropout.p = 0.0,
+            LayerSpec::Attention(attention) => attention.dropout = 0.0,
+            LayerSpec::Residual(residual) => {
+                without_dropout(&mut residual.body);
+                without_dropout(&mut residual.shortcut);
+            }
+            LayerSpec::Repeat(repeat) => without_dropout(&mut repeat.layers),
+            _ => {}
+        }
     }
 }
 
@@ -102,16 +136,21 @@ impl<'a> Run<'a> {
     pub fn new(fixture: &'a Fixture, backend: Box<dyn Backend>) -> Self {
         let data = source(fixture);
         let norm = serde_json::from_value(fixture.text("norm").into()).expect("a norm");
-        let spec = preset(fixture.text("model"));
+        let mut spec = preset(fixture.text("model"));
+        without_dropout(&mut spec.layers);
+        let mut options = NormOptions::default();
+        if fixture.says("norm_settings") {
+            options.batch = fixture.json("norm_settings");
+        }
         let input = data.shape().dimensions();
-        let model = resolve(&spec, &input, data.classes(), norm, &NormOptions::default())
-            .expect("a preset");
+        let model = resolve(&spec, &input, data.classes(), norm, &options).expect("a preset");
         let (batch, seed) = (fixture.json("batch"), fixture.json("seed"));
         let mut device = Device::new(backend, |backend| {
             Program::build(backend, &model, batch, 1, 1, seed).expect("enough memory")
         });
         let backend = device.backend.as_mut();
-        let loss = Loss::new(backend, data.classes(), batch).expect("enough memory");
+        let loss = Loss::new(backend, data.classes(), data.labels_per_sample(), batch)
+            .expect("enough memory");
         let settings = optimizer(fixture);
         let optimizer = Optimizer::new(backend, &device.program, settings).expect("enough memory");
         Self {
@@ -135,15 +174,17 @@ impl<'a> Run<'a> {
             ..
         } = self;
         let elements = data.shape().elements();
-        let (mut inputs, mut labels) = (vec![0.0; *batch * elements], vec![0; *batch]);
+        let each = data.labels_per_sample();
+        let (mut inputs, mut labels) = (vec![0.0; *batch * elements], vec![0; *batch * each]);
         for sample in 0..*batch {
             data.write(
                 k * *batch + sample,
                 &mut inputs[sample * elements..(sample + 1) * elements],
             );
-            labels[sample] = data.label(k * *batch + sample);
+            let own = &mut labels[sample * each..(sample + 1) * each];
+            data.write_labels(k * *batch + sample, own);
         }
-        let expected = &fixture.tensor("labels").values[k * *batch..(k + 1) * *batch];
+        let expected = &fixture.tensor("labels").values[k * *batch * each..(k + 1) * *batch * each];
         assert_eq!(
             labels.iter().map(|l| f64::from(*l)).collect::<Vec<_>>(),
             expected,

@@ -3,7 +3,7 @@ use serde::Deserialize;
 use syncmark_engine::backend::{Backend, Category, HostSlice, HostSliceMut, Stream};
 use syncmark_engine::data::{Dataset, Synthetic};
 use syncmark_engine::layout::Layout;
-use syncmark_engine::loss::Loss;
+use syncmark_engine::loss::{Errors, Loss};
 use syncmark_engine::model::{NormOptions, resolve};
 use syncmark_engine::philox::{self, Purpose};
 use syncmark_engine::program::Program;
@@ -27,7 +27,7 @@ fn softmax_cross_entropy_agrees_with_pytorch() {
 fn loss(fixture: &Fixture, backend: &mut dyn Backend) {
     let input = fixture.tensor("input");
     let (batch, classes) = (input.shape[0], input.shape[1]);
-    let loss = Loss::new(backend, classes, batch).expect("enough memory");
+    let loss = Loss::new(backend, classes, 1, batch).expect("enough memory");
     let logits = backend
         .allocate(Category::Activations, Dtype::F32, batch * classes)
         .expect("enough memory");
@@ -63,7 +63,10 @@ fn loss(fixture: &Fixture, backend: &mut dyn Backend) {
         });
     assert_eq!(
         loss.errors(backend, logits, batch).expect("errors"),
-        wrong.count(),
+        Errors {
+            wrong: wrong.count(),
+            labels: batch,
+        },
         "{}",
         fixture.name
     );

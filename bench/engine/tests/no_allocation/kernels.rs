@@ -305,7 +305,7 @@ pub fn batch_norm(spans: &mut Spans) -> Vec<Kernel> {
         Kernel::SyncPack {
             mean,
             rstd,
-            rows,
+            count,
             packed: gathered.first(2 * CHANNELS + 1),
         },
         Kernel::SyncMerge {
@@ -414,7 +414,7 @@ pub fn loss_and_optimizer(spans: &mut Spans) -> Vec<Kernel> {
         spans.f32(batch),
         spans.f32(1),
         spans.i32(batch),
-        spans.i32(1),
+        spans.i32(2),
     );
     let [parameter, gradient, buffer, square] = [(); 4].map(|()| spans.f32(1000));
     let rates = spans.f32(1);
@@ -427,6 +427,7 @@ pub fn loss_and_optimizer(spans: &mut Spans) -> Vec<Kernel> {
             loss,
             d_logits,
             batch,
+            positions: 1,
             classes,
             scale: 0.1,
         },
@@ -434,7 +435,7 @@ pub fn loss_and_optimizer(spans: &mut Spans) -> Vec<Kernel> {
             logits,
             labels,
             errors,
-            batch,
+            rows: batch,
             classes,
         },
         Kernel::Sgd {

@@ -6,14 +6,15 @@
 use std::sync::Arc;
 
 use syncmark_engine::data::{
-    Dataset, Digits, Distributed, Loader, RankOrder, Resident, Sampler, Sequential, Split,
-    Synthetic, cifar10, fashion_mnist,
+    Dataset, Digits, Distributed, Loader, Masking, Predict, RankOrder, Resident, Sampler,
+    Sequential, Split, Synthetic, SyntheticTokens, cifar10, fashion_mnist,
 };
 use syncmark_engine::shape::Shape;
 
 use super::RankError;
 use crate::plan::config::{SourceConfig, StrategyConfig, TrialConfig};
 use crate::run::data_folder::DataSet;
+use crate::scenario::file;
 
 const DIGITS_IMAGES: &[u8] =
     include_bytes!("../../../../../scenarios/data/digits.images.idx3-ubyte");
@@ -50,22 +51,43 @@ pub fn dataset(config: &TrialConfig) -> Result<Arc<dyn Dataset>, RankError> {
         SourceConfig::FashionMnist { .. } | SourceConfig::Cifar10 { .. } => {
             unreachable!("read from files above")
         }
+        SourceConfig::SyntheticTokens { shortest, masking } => {
+            let length = config.model.input.iter().product();
+            let labels = 2 * length * size_of::<f32>();
+            Resident::of(&SyntheticTokens {
+                len: synthetic_samples(config, labels),
+                length,
+                shortest,
+                vocabulary: config.model.classes,
+                masking: Masking {
+                    share: masking.share,
+                    predict: match masking.predict {
+                        file::Predict::Hidden => Predict::Hidden,
+                        file::Predict::All => Predict::All,
+                    },
+                    seed: config.data.seed,
+                },
+            })
+        }
         SourceConfig::Synthetic => {
             let input = &config.model.input;
             let shape = Shape::from_dimensions(input)
                 .ok_or_else(|| RankError::Model(format!("{input:?} is no shape of a sample")))?;
-            let fitting = SYNTHETIC_BYTES / (shape.elements() * size_of::<f32>());
-            let len = SYNTHETIC_SAMPLES
-                .min(fitting)
-                .max(2 * config.step_samples());
             Resident::of(&Synthetic {
-                len,
+                len: synthetic_samples(config, shape.elements() * size_of::<f32>()),
                 shape,
                 classes: config.model.classes,
                 seed: config.data.seed,
             })
         }
     }))
+}
+
+/// How many synthetic samples of `bytes` are held.
+fn synthetic_samples(config: &TrialConfig, bytes: usize) -> usize {
+    SYNTHETIC_SAMPLES
+        .min(SYNTHETIC_BYTES / bytes)
+        .max(2 * config.step_samples())
 }
 
 /// Batches of `rank` for a timed trial.

@@ -27,6 +27,7 @@ fn config() -> TrialConfig {
         },
         norm: Norm::None,
         norm_groups: None,
+        norm_padding: None,
         data: DataConfig {
             source: SourceConfig::Synthetic,
             seed: 0,

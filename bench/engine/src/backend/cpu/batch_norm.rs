@@ -69,8 +69,9 @@ pub(super) struct Running<'a> {
     pub(super) tracked: &'a mut i64,
 }
 
-/// Exponential (or, without `momentum`, cumulative) averages; the variance is stored unbiased. A `count` of 1 or less has
-/// no unbiased variance: the biased one is stored then (building a model refuses such batches).
+/// Exponential (or, without `momentum`, cumulative) averages; the variance is stored unbiased. A `count` of 1 has
+/// no unbiased variance: the biased one is stored then (building a model refuses such batches). A `count` of 0, where all was padding,
+/// changes nothing.
 pub(super) fn update_running(
     mean: &[f32],
     variance: &[f32],
@@ -78,6 +79,9 @@ pub(super) fn update_running(
     running: Running<'_>,
     momentum: Option<f32>,
 ) {
+    if count == 0.0 {
+        return;
+    }
     *running.tracked += 1;
     let m = momentum.unwrap_or_else(|| (1.0 / *running.tracked as f64) as f32);
     let unbiased = if count > 1.0 {
@@ -245,12 +249,15 @@ widest! {
     }
 }
 
-/// packed = [mean, rstd, rows].
-pub(super) fn sync_pack(mean: &[f32], rstd: &[f32], rows: usize, packed: &mut [f32]) {
+/// packed = [mean, rstd, count], or zeros where nothing was counted.
+pub(super) fn sync_pack(mean: &[f32], rstd: &[f32], count: f32, packed: &mut [f32]) {
     let channels = mean.len();
+    if count == 0.0 {
+        return packed.fill(0.0);
+    }
     packed[..channels].copy_from_slice(mean);
     packed[channels..2 * channels].copy_from_slice(rstd);
-    packed[2 * channels] = rows as f32;
+    packed[2 * channels] = count;
 }
 
 /// What [`sync_merge`] writes.

@@ -22,6 +22,35 @@ pub(super) struct Mask {
 }
 
 widest! {
+    /// mask/(1 − p) of the elements from `first` on of the batch's sample `sample`.
+    pub(super) fn factors(mask: Mask, sample: usize, first: usize, to: &mut [f32]) {
+        let scale = if mask.p < 1.0 { 1.0 / (1.0 - mask.p) } else { 0.0 };
+        let sample = mask.first_sample.wrapping_add(sample as u32);
+        let draw = |block: usize| {
+            let counter = philox::dropout_counter(block as u32, sample, mask.step, mask.node);
+            philox::block(philox::key(mask.seed), counter)
+                .map(|word| if philox::uniform(word) >= mask.p { scale } else { 0.0 })
+        };
+        // Up to the first whole block, whole blocks, and the rest.
+        let (head, rest) = to.split_at_mut(first.next_multiple_of(4).saturating_sub(first).min(to.len()));
+        if !head.is_empty() {
+            head.copy_from_slice(&draw(first / 4)[first % 4..][..head.len()]);
+        }
+        let block = first.div_ceil(4);
+        let mut fours = rest.chunks_exact_mut(4);
+        let mut next = block;
+        for four in &mut fours {
+            four.copy_from_slice(&draw(next));
+            next += 1;
+        }
+        let tail = fours.into_remainder();
+        if !tail.is_empty() {
+            tail.copy_from_slice(&draw(next)[..tail.len()]);
+        }
+    }
+}
+
+widest! {
     /// y (+)= x·mask/(1 − p).
     pub(super) fn dropout(x: &[f32], y: &mut [f32], mask: Mask, batch: usize, write: Write) {
         let scale = if mask.p < 1.0 { 1.0 / (1.0 - mask.p) } else { 0.0 };

@@ -1,35 +1,13 @@
 //! The Gaussian error linear unit, exact and in the tanh approximation, and the functions that it needs.
 //!
-//! Contract: elementwise; NaN stays NaN. `exp` and `erf` are polynomials that LLVM makes vector code of, good to about two units in
-//! the last place where their results are neither denormal nor infinite; so every machine computes the same bits, which a
-//! system's libm does not promise. The approximation is x·σ(2u), the same as x/2·(1 + tanh u) without its cancellation.
+//! Contract: elementwise; NaN stays NaN. `erf` is a polynomial that LLVM makes vector code of, as [`super::exp`] is, good to about two
+//! units in the last place; so every machine computes the same bits, which a system's libm does not promise. The approximation is x·σ(2u), the same as x/2·(1 + tanh u) without its cancellation.
 //! Reference: Hendrycks and Gimpel, *Gaussian error linear units*, 2016; PyTorch's `nn.GELU`.
-use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LOG2_E};
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use crate::backend::cpu::columns::widest;
+use crate::backend::cpu::exp::exp;
 use crate::kernel::{Gelu, Write};
-
-/// eˣ for x within ±87, and its values there beyond.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    /// ln 2 in two parts: the first has so few digits that its multiples are exact.
-    const LN_2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];
-    /// 1.5·2²³: adding it rounds to a whole number.
-    const ROUND: f32 = 12_582_912.0;
-    let x = x.clamp(-87.0, 87.0);
-    let shifted = x * LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = (x - n * LN_2[0]) - n * LN_2[1];
-    // Taylor's series to r⁷ over |r| ≤ ln 2/2: what is left is 5e-9 of eʳ.
-    let mut p = 1.0 / 5040.0;
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5] {
-        p = p * r + coefficient;
-    }
-    let e = (p * r) * r + r + 1.0;
-    // The whole number lies in the low bits of `shifted`; |n| ≤ 126, so 2ⁿ is a normal number.
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));
-    e * power
-}
 
 /// erf(x): an odd polynomial near 0, 1 − e^polynomial beyond.
 #[inline(always)]

@@ -6,10 +6,10 @@
 use crate::backend::cpu::memory::HostMemory;
 use crate::backend::cpu::samples::{Gated, Samples};
 use crate::backend::cpu::{
-    average_pool, batch_norm, compression, conv, dropout, elementwise, gelu, group_norm, loss,
-    matmul, optimizer, pool, rms_norm,
+    attention, average_pool, batch_norm, compression, conv, dropout, elementwise, embedding, gelu,
+    group_norm, loss, masked_norm, matmul, optimizer, pool, rms_norm,
 };
-use crate::kernel::{Gate, Kernel, Then};
+use crate::kernel::{Gate, Heads, Kernel, Then};
 use crate::tensor::{Dtype, Span};
 
 /// Panics when one of `outputs` overlaps another operand.
@@ -85,6 +85,17 @@ unsafe fn gated<'a>(m: Operands<'a>, y: Span, d_y: Span) -> Gated<'a> {
             y: m.r(y),
             d_y: m.w(d_y),
         }
+    }
+}
+
+/// Whose dropout an attention has, from the device-side `state` of the step and the sample that is first in this call.
+pub(super) fn attention_mask(heads: &Heads, state: &[i32], first: usize) -> dropout::Mask {
+    dropout::Mask {
+        p: heads.dropout,
+        seed: heads.seed,
+        node: heads.node,
+        step: state[0] as u32,
+        first_sample: (state[1] as u32).wrapping_add(first as u32),
     }
 }
 
@@ -191,6 +202,25 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 let state = memory.read::<i32>(state);
                 let (step, first_sample) = (state[0] as u32, state[1] as u32);
                 dropout::dropout(m.r(x), m.w(y), dropout::Mask { p, seed, node, step, first_sample }, batch, write);
+            }
+            Kernel::EmbeddingForward { tokens, table, y, features } => {
+                disjoint(&[y], &[tokens, table]);
+                embedding::forward(m.r(tokens), m.r(table), m.w(y), features);
+            }
+            Kernel::EmbeddingBackward { tokens, d_y, d_table, features, padding } => {
+                disjoint(&[d_table], &[tokens, d_y]);
+                embedding::backward(m.r(tokens), m.r(d_y), m.w(d_table), features, padding);
+            }
+            Kernel::AttentionForward { qkv, tokens, y, kept, heads, state, first, batch, workspace } => {
+                disjoint(&[y, kept, workspace], &[qkv, tokens, state]);
+                let mask = attention_mask(&heads, memory.read(state), first);
+                attention::forward(m.r(qkv), m.r(tokens), m.w(y), m.w(kept), &heads, mask, batch, m.w(workspace));
+            }
+            Kernel::AttentionBackward { qkv, tokens, kept, d_y, d_qkv, heads, state, first, batch, workspace } => {
+                disjoint(&[d_qkv, workspace], &[qkv, tokens, kept, d_y, state]);
+                let mask = attention_mask(&heads, memory.read(state), first);
+                let (qkv, tokens, kept, d_y) = (m.r(qkv), m.r(tokens), m.r(kept), m.r(d_y));
+                attention::backward(qkv, tokens, kept, d_y, m.w(d_qkv), &heads, mask, batch, m.w(workspace));
             }
             Kernel::Narrow { from, to, divisor } => {
                 disjoint(&[to], &[from]);
@@ -314,9 +344,36 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 let (mean, variance, rstd, count) = (m.w(mean), m.w(variance), m.w(rstd), m.w(count));
                 batch_norm::sync_merge(gathered, channels, eps, batch_norm::Merged { mean, variance, rstd, count });
             }
-            Kernel::SyncPack { mean, rstd, rows, packed } => {
-                disjoint(&[packed], &[mean, rstd]);
-                batch_norm::sync_pack(m.r(mean), m.r(rstd), rows, m.w(packed));
+            Kernel::SyncPack { mean, rstd, count, packed } => {
+                disjoint(&[packed], &[mean, rstd, count]);
+                batch_norm::sync_pack(m.r(mean), m.r(rstd), m.r(count)[0], m.w(packed));
+            }
+            Kernel::MaskedStatistics { x, tokens, padding, mean, variance, count, .. } => {
+                disjoint(&[mean, variance, count], &[x, tokens]);
+                let rows = masked_norm::Rows { tokens: m.r(tokens), padding };
+                masked_norm::statistics(m.r(x), rows, m.w(mean), m.w(variance), m.w(count));
+            }
+            Kernel::MaskedNormalize { x, tokens, padding, mean, rstd, gamma, beta, y, .. } => {
+                disjoint(&[y], &[x, tokens, mean, rstd, gamma, beta]);
+                let rows = masked_norm::Rows { tokens: m.r(tokens), padding };
+                masked_norm::normalize(m.r(x), rows, [mean, rstd, gamma, beta].map(|span| m.r(span)), m.w(y));
+            }
+            Kernel::MaskedBackwardReduce { x, d_y, tokens, padding, mean, sums, .. } => {
+                disjoint(&[sums], &[x, d_y, tokens, mean]);
+                let rows = masked_norm::Rows { tokens: m.r(tokens), padding };
+                masked_norm::backward_reduce(m.r(x), m.r(d_y), rows, m.r(mean), m.w(sums));
+            }
+            Kernel::MaskedBackwardInput { x, d_y, tokens, padding, mean, rstd, gamma, sums, count, d_x, write, .. } => {
+                disjoint(&[d_x], &[x, d_y, tokens, mean, rstd, gamma, sums, count]);
+                let rows = masked_norm::Rows { tokens: m.r(tokens), padding };
+                let [mean, rstd, gamma, sums] = [mean, rstd, gamma, sums].map(|span| m.r(span));
+                let kept = masked_norm::Kept { mean, rstd, gamma, sums, count: m.r(count)[0] };
+                masked_norm::backward_input(m.r(x), m.r(d_y), rows, kept, m.w(d_x), write);
+            }
+            Kernel::MaskedBackwardEval { d_y, tokens, padding, rstd, gamma, d_x, write, .. } => {
+                disjoint(&[d_x], &[d_y, tokens, rstd, gamma]);
+                let rows = masked_norm::Rows { tokens: m.r(tokens), padding };
+                masked_norm::backward_eval(m.r(d_y), rows, [m.r(rstd), m.r(gamma)], m.w(d_x), write);
             }
             Kernel::GroupNormForward {
                 x,
@@ -369,16 +426,19 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 disjoint(&[d_gamma], &[x, y, d_y, gamma, rstd]);
                 norm_backward(memory, kernel, m.w(d_gamma), &mut []);
             }
-            Kernel::SoftmaxCrossEntropy { logits, labels, losses, loss, d_logits, batch, classes, scale } => {
+            Kernel::SoftmaxCrossEntropy { logits, labels, losses, loss, d_logits, batch, positions, classes, scale } => {
                 disjoint(&[losses, loss, d_logits], &[logits, labels]);
-                let logits = m.r(logits.first(batch * classes));
-                let (losses, loss, d_logits) = (m.w(losses), m.w(loss), m.w(d_logits));
-                loss::softmax_cross_entropy(logits, memory.read(labels), losses, loss, d_logits, classes, scale);
+                let logits = m.r(logits.first(batch * positions * classes));
+                let (losses, loss) = (m.w(losses), m.w(loss));
+                loss::softmax_cross_entropy(logits, memory.read(labels), losses, m.w(d_logits), positions, classes, scale);
+                if let Some(loss) = loss.first_mut() {
+                    *loss = loss::total(losses, scale);
+                }
             }
-            Kernel::CountErrors { logits, labels, errors, batch, classes } => {
+            Kernel::CountErrors { logits, labels, errors, rows, classes } => {
                 disjoint(&[errors], &[logits, labels]);
-                let logits = m.r(logits.first(batch * classes));
-                memory.write::<i32>(errors)[0] = loss::count_errors(logits, memory.read(labels), classes);
+                let logits = m.r(logits.first(rows * classes));
+                memory.write::<i32>(errors).copy_from_slice(&loss::count_errors(logits, memory.read(labels), classes));
             }
             Kernel::Sgd { parameter, gradient, buffer, rates, momentum, weight_decay, nesterov } => {
                 disjoint(&[parameter, buffer], &[gradient, rates]);

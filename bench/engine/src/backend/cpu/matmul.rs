@@ -107,6 +107,93 @@ impl Whole {
     }
 }
 
+/// A matrix within a larger one, by its strides.
+#[derive(Clone, Copy)]
+pub(super) struct Strided<'a> {
+    from: &'a [f32],
+    row: usize,
+    column: usize,
+}
+
+impl<'a> Strided<'a> {
+    /// Rows that begin `row` elements apart.
+    pub(super) fn rows(from: &'a [f32], row: usize) -> Self {
+        let column = 1;
+        Self { from, row, column }
+    }
+
+    /// The same elements, with rows for columns.
+    pub(super) fn transposed(self) -> Self {
+        Self {
+            row: self.column,
+            column: self.row,
+            ..self
+        }
+    }
+
+    /// Whether a matrix of so many rows and columns lies inside.
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        (rows - 1) * self.row + (columns - 1) * self.column < self.from.len()
+    }
+}
+
+/// As [`Strided`], to be written.
+pub(super) struct StridedMut<'a> {
+    to: &'a mut [f32],
+    row: usize,
+}
+
+impl<'a> StridedMut<'a> {
+    /// Rows that begin `row` elements apart.
+    pub(super) fn rows(to: &'a mut [f32], row: usize) -> Self {
+        Self { to, row }
+    }
+}
+
+/// c (+)= factor·a·b for [m, n, k].
+///
+/// # Panics
+/// When a matrix is not inside its slice, or one of m, n and k is 0.
+pub(super) fn product(
+    [m, n, k]: [usize; 3],
+    factor: f32,
+    a: Strided<'_>,
+    b: Strided<'_>,
+    c: StridedMut<'_>,
+    write: Write,
+) {
+    assert!(
+        m > 0 && n > 0 && k > 0 && a.holds(m, k) && b.holds(k, n),
+        "[{m}, {n}, {k}] does not fit its operands"
+    );
+    assert!(n <= c.row && (m - 1) * c.row + n <= c.to.len());
+    // SAFETY: the matrices lie inside their slices, and c is exclusively borrowed.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.to.as_mut_ptr(),
+            1,
+            c.row as isize,
+            write == Write::Accumulate,
+            a.from.as_ptr(),
+            a.column as isize,
+            a.row as isize,
+            b.from.as_ptr(),
+            b.column as isize,
+            b.row as isize,
+            // The crate computes alpha·c + beta·a·b.
+            1.0,
+            factor,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
 widest! {
     /// y[r,c] += bias[c].
     pub(super) fn add_bias(y: &mut [f32], bias: &[f32], rows: usize) {

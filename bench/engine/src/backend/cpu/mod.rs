@@ -4,6 +4,7 @@
 //! its owner pins with [`pin_to_cores`], and on as many others as it was made with, to which parts of each kernel go (`crew.rs`);
 //! the progress thread shares their cores. Kernels are deterministic (same input and number of threads, same bits) and allocate nothing, but for the packing buffers
 //! of the `gemm` crate (see `matmul.rs`).
+mod attention;
 mod average_pool;
 mod batch_norm;
 pub(crate) mod ceiling;
@@ -13,12 +14,15 @@ pub(crate) mod conv;
 mod crew;
 mod dropout;
 mod elementwise;
+mod embedding;
+mod exp;
 mod gelu;
 mod group_norm;
 mod group_runs;
 pub mod instructions;
 mod launch;
 mod loss;
+mod masked_norm;
 mod matmul;
 pub(crate) mod memory;
 mod moments;

@@ -192,14 +192,13 @@ impl Device {
             program.buffers().floats,
             program.buffers().integers,
         ];
-        let own_labels = self.replica.loss.labels();
+        let own_labels = self.replica.loss.labels(self.len);
 
         let opened = self.replica.trace.open(&mut *self.replica.backend);
         let master = self.master;
         self.fetch(links, after, Phase::Scatter, (master, inputs), input)?;
         if !labels.is_empty() {
-            let to = own_labels.first(self.len);
-            self.fetch(links, after, Phase::Scatter, (master, labels), to)?;
+            self.fetch(links, after, Phase::Scatter, (master, labels), own_labels)?;
         }
         self.replica
             .trace

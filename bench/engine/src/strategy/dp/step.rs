@@ -56,7 +56,7 @@ impl Dp {
         if loss == DpLoss::Replica {
             first.loss.upload_labels(&mut *first.backend, own.labels)?;
             if rest.len > 0 {
-                let to = labels.first(rest.len);
+                let to = labels.first(rest.labels.len());
                 first
                     .backend
                     .upload(Stream::Compute, HostSlice::I32(rest.labels), to)?;
@@ -91,6 +91,7 @@ impl Dp {
         let after = self.first_completion();
         let first = self.first();
         let elements = first.input_elements();
+        let positions = first.loss.positions();
         let program = &first.program;
         let model = [
             program.parameters(),
@@ -109,7 +110,7 @@ impl Dp {
                 labels: if labels.is_empty() {
                     labels
                 } else {
-                    labels.slice(staged)
+                    labels.slice(staged.start * positions..staged.end * positions)
                 },
                 model,
             };

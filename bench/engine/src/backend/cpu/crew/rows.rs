@@ -3,6 +3,7 @@ use std::ops::Range;
 
 use super::{Crew, LINE};
 use crate::backend::cpu::launch::{disjoint, rectifier};
+use crate::backend::cpu::masked_norm::{self, Rows};
 use crate::backend::cpu::memory::HostMemory;
 use crate::backend::cpu::{batch_norm, matmul};
 use crate::kernel::{Kernel, Then};
@@ -20,6 +21,9 @@ impl Crew {
             Kernel::BatchBackwardReduce { x, rows, .. } | Kernel::BatchBackwardInput { x, rows, .. } => (x, rows),
             Kernel::BatchBackwardEval { d_y, rows, .. } | Kernel::BiasBackward { d_y, rows, .. } => (d_y, rows),
             Kernel::AddBias { y, rows, .. } => (y, rows),
+            Kernel::MaskedStatistics { x, rows, .. } | Kernel::MaskedNormalize { x, rows, .. } => (x, rows),
+            Kernel::MaskedBackwardReduce { x, rows, .. } | Kernel::MaskedBackwardInput { x, rows, .. } => (x, rows),
+            Kernel::MaskedBackwardEval { d_y, rows, .. } => (d_y, rows),
             _ => return false,
         };
         if rows < self.parts() || !self.worthwhile(x.len()) {
@@ -62,6 +66,60 @@ impl Crew {
                     });
                     let total = self.merge(|_, total, own| total.iter_mut().zip(own).for_each(|(total, own)| *total += own));
                     to.iter_mut().zip(total).for_each(|(to, total)| *to = *total as f32);
+                }
+                Kernel::MaskedStatistics { x, tokens, padding, mean, variance, count, .. } => {
+                    disjoint(&[mean, variance, count], &[x, tokens]);
+                    let of = |range: &Range<usize>| Rows { tokens: memory.read(tokens.slice(range.clone())), padding };
+                    // Twice: what is kept, and room for one run.
+                    self.sum(rows, 4 * width, |range, sums| {
+                        let (kept, room) = sums.split_at_mut(2 * width);
+                        masked_norm::partial_statistics(memory.read(s(x, &range)), of(&range), kept, room);
+                    });
+                    let parts = self.parts();
+                    let of = |part: usize| of(&(rows * part / parts..rows * (part + 1) / parts)).count();
+                    let mut done = of(0);
+                    let merged = self.merge(|part, merged, own| {
+                        let more = of(part);
+                        if done == 0 {
+                            merged.copy_from_slice(own);
+                        } else {
+                            batch_norm::merge_statistics(&mut merged[..2 * width], done, &own[..2 * width], more);
+                        }
+                        done += more;
+                    });
+                    masked_norm::finish(&merged[..2 * width], done, memory.write(mean), memory.write(variance));
+                    memory.write::<f32>(count)[0] = done as f32;
+                }
+                Kernel::MaskedBackwardReduce { x, d_y, tokens, padding, mean, sums, .. } => {
+                    disjoint(&[sums], &[x, d_y, tokens, mean]);
+                    let to = memory.write::<f32>(sums);
+                    let mean = memory.read::<f32>(mean);
+                    self.sum(rows, 4 * width, |range, sums| {
+                        let (x, d_y) = (memory.read(s(x, &range)), memory.read(s(d_y, &range)));
+                        let of = Rows { tokens: memory.read(tokens.slice(range)), padding };
+                        let (sums, room) = sums.split_at_mut(2 * width);
+                        masked_norm::partial_backward_reduce(x, d_y, of, mean, sums, room);
+                    });
+                    let total = self.merge(|_, total, own| total.iter_mut().zip(own).for_each(|(total, own)| *total += own));
+                    to.iter_mut().zip(total).for_each(|(to, total)| *to = *total as f32);
+                }
+                Kernel::MaskedNormalize { x, tokens, padding, mean, rstd, gamma, beta, y, .. } => {
+                    self.each(memory, rows, unit, |_, range| Kernel::MaskedNormalize {
+                        x: s(x, &range), tokens: tokens.slice(range.clone()), padding, mean, rstd, gamma, beta, y: s(y, &range),
+                        rows: range.len(),
+                    });
+                }
+                Kernel::MaskedBackwardInput { x, d_y, tokens, padding, mean, rstd, gamma, sums, count, d_x, write, .. } => {
+                    self.each(memory, rows, unit, |_, range| Kernel::MaskedBackwardInput {
+                        x: s(x, &range), d_y: s(d_y, &range), tokens: tokens.slice(range.clone()), padding, mean, rstd, gamma, sums, count,
+                        d_x: s(d_x, &range), rows: range.len(), write,
+                    });
+                }
+                Kernel::MaskedBackwardEval { d_y, tokens, padding, rstd, gamma, d_x, write, .. } => {
+                    self.each(memory, rows, unit, |_, range| Kernel::MaskedBackwardEval {
+                        d_y: s(d_y, &range), tokens: tokens.slice(range.clone()), padding, rstd, gamma, d_x: s(d_x, &range),
+                        rows: range.len(), write,
+                    });
                 }
                 Kernel::BiasBackward { d_y, d_bias, .. } => {
                     disjoint(&[d_bias], &[d_y]);

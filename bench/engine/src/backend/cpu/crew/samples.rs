@@ -1,10 +1,10 @@
 //! Kernels that look at one sample at a time.
 use std::ops::Range;
 
-use super::Crew;
+use super::{Crew, PRODUCTS};
 use crate::backend::cpu::launch::disjoint;
 use crate::backend::cpu::memory::HostMemory;
-use crate::backend::cpu::{dropout, launch};
+use crate::backend::cpu::{dropout, launch, loss};
 use crate::kernel::{Kernel, Then, Window};
 use crate::tensor::Span;
 
@@ -26,6 +26,15 @@ impl Crew {
             Kernel::GroupNormForward { x, batch, .. } | Kernel::RmsNormForward { x, batch, .. } => (batch, x.len()),
             Kernel::GroupNormBackward { x, batch, .. } | Kernel::RmsNormBackward { x, batch, .. } => (batch, x.len()),
             Kernel::Dropout { x, batch, .. } => (batch, x.len()),
+            // As long as the product that each score is.
+            Kernel::AttentionForward { heads, batch, workspace, .. } | Kernel::AttentionBackward { heads, batch, workspace, .. }
+                if workspace.len() >= heads.workspace() * self.parts() =>
+            {
+                (batch, batch * heads.count * heads.length * heads.length * heads.size / PRODUCTS)
+            }
+            Kernel::SoftmaxCrossEntropy { logits, batch, positions, classes, .. } if logits.len() == batch * positions * classes => {
+                (batch, logits.len())
+            }
             _ => return false,
         };
         if !self.worthwhile(elements) || len < self.parts() {
@@ -47,6 +56,13 @@ impl Crew {
                         let mask = dropout::Mask { p, seed, node, step, first_sample };
                         dropout::dropout(memory.read(x.slice(own.clone())), memory.write(y.slice(own)), mask, range.len(), write);
                     });
+                }
+                Kernel::SoftmaxCrossEntropy { losses, loss, scale, .. } => {
+                    disjoint(&[loss], &[losses]);
+                    self.each(memory, len, 1, |part, range| Self::samples(kernel, len, part, range));
+                    if !loss.is_empty() {
+                        memory.write::<f32>(loss)[0] = loss::total(memory.read(losses), scale);
+                    }
                 }
                 _ => self.each(memory, len, 1, |part, range| Self::samples(kernel, len, part, range)),
             }
@@ -107,6 +123,19 @@ impl Crew {
                 let then = Then { shortcut: s(then.shortcut), ..then };
                 Kernel::RmsNormForward { x: s(x), gamma, y: s(y), rstd: s(rstd), batch: own, spatial, channels, affine, eps, then }
             }
+            Kernel::AttentionForward { qkv, tokens, y, kept, heads, state, first, workspace, .. } => Kernel::AttentionForward {
+                qkv: s(qkv), tokens: s(tokens), y: s(y), kept: s(kept), heads, state, first: first + range.start, batch: own,
+                workspace: workspace.slice(part * heads.workspace()..(part + 1) * heads.workspace()),
+            },
+            Kernel::AttentionBackward { qkv, tokens, kept, d_y, d_qkv, heads, state, first, workspace, .. } => Kernel::AttentionBackward {
+                qkv: s(qkv), tokens: s(tokens), kept: s(kept), d_y: s(d_y), d_qkv: s(d_qkv), heads, state, first: first + range.start,
+                batch: own, workspace: workspace.slice(part * heads.workspace()..(part + 1) * heads.workspace()),
+            },
+            // The sum over all samples is the caller's.
+            Kernel::SoftmaxCrossEntropy { logits, labels, losses, d_logits, positions, classes, scale, .. } => Kernel::SoftmaxCrossEntropy {
+                logits: s(logits), labels: s(labels), losses: s(losses), loss: Span::EMPTY, d_logits: s(d_logits), batch: own, positions,
+                classes, scale,
+            },
             other => other,
         }
     }
