@@ -1,7 +1,7 @@
 //! Loops over the columns (channels) of row-major matrices, which every norm, bias and average is made of.
 //!
 //! Contract: both loops visit 64 columns at a time, held in arrays of fixed size, so that LLVM makes vector code of them;
-//! a matrix whose width divides 64 is read as one with fewer and wider rows. Sums run over at most 32 rows in f32 and
+//! a matrix whose width divides 64 is read as one with fewer and wider rows, a wider one block of rows by block. Sums run over at most 32 rows in f32 and
 //! over those blocks in f64: their error does not grow with the number of rows, and the order depends on shapes alone.
 //! Reference: Higham, *Accuracy and Stability of Numerical Algorithms*, chapter 4 (blocked summation).
 use std::array::from_fn;
@@ -10,10 +10,8 @@ use crate::kernel::Write;
 
 /// Columns that are worked on together: four AVX-512 registers.
 pub(super) const LANES: usize = 64;
-/// Rows that are summed in f32 before their sum is added in f64.
+/// Rows that are summed in f32 before their sum is added in f64, and that a wide matrix is gone through by.
 const BLOCK: usize = 32;
-/// Rows that a map stays on before it goes to the next columns, so that pages stay in the TLB.
-const MAP_ROWS: usize = 128;
 
 /// Compiles a function for AVX-512, for AVX2 and for the baseline, and picks the widest this machine has at run time.
 /// Rust contracts no multiplications and additions, so the three give the same bits.
@@ -89,6 +87,10 @@ impl Columns {
     }
 }
 
+/// Groups of [`LANES`] columns that are visited in turn within a block of rows, so that a wide matrix is gone through once from its
+/// beginning to its end, and not once for each group: lines that a prefetcher brings are then those that are wanted next.
+pub(super) const SIDE: usize = 8;
+
 /// For each column `j`: `finish(j, Σ_rows map(inputs, coefficients(j)))`, called in ascending order of `j` (counted from the
 /// matrix's first column).
 #[inline(always)]
@@ -97,75 +99,159 @@ pub(super) fn reduce<const N: usize, const M: usize, const K: usize>(
     inputs: [&[f32]; N],
     coefficients: impl Fn(usize) -> [f32; M],
     map: impl Fn([f32; N], [f32; M]) -> [f32; K],
-    mut finish: impl FnMut(usize, [f64; K]),
+    finish: impl FnMut(usize, [f64; K]),
 ) {
-    let fold = columns.fold();
-    let wide_rows = columns.rows / fold;
-    let last = columns.first + columns.width;
-    let mut column = columns.first;
-    while column < last {
-        let width = if fold > 1 {
-            columns.width
-        } else {
-            LANES.min(last - column)
-        };
-        let lane = |lane: usize| column + lane % width;
-        let at: [[f32; LANES]; M] = transpose(from_fn::<_, LANES, _>(|l| coefficients(lane(l))));
-        let mut total = [[0.0f64; LANES]; K];
-        let mut row = 0;
-        if fold > 1 || width == LANES {
-            let stride = columns.stride * fold;
-            while row < wide_rows {
-                let end = wide_rows.min(row + BLOCK);
-                let mut sum = [[0.0f32; LANES]; K];
-                for r in row..end {
-                    let start = r * stride + column;
-                    let tiles: [&[f32; LANES]; N] = from_fn(|i| tile(inputs[i], start));
-                    for l in 0..LANES {
-                        let value = map(from_fn(|i| tiles[i][l]), from_fn(|m| at[m][l]));
-                        for k in 0..K {
-                            sum[k][l] += value[k];
-                        }
-                    }
-                }
-                for k in 0..K {
-                    for l in 0..LANES {
-                        total[k][l] += f64::from(sum[k][l]);
-                    }
-                }
-                row = end;
-            }
-            row *= fold;
-        }
-        while row < columns.rows {
-            let end = columns.rows.min(row + BLOCK);
-            let mut sum = [[0.0f32; LANES]; K];
-            for r in row..end {
-                let start = r * columns.stride + column;
-                let slices: [&[f32]; N] = from_fn(|i| &inputs[i][start..start + width]);
-                for l in 0..width {
-                    let value = map(from_fn(|i| slices[i][l]), from_fn(|m| at[m][l]));
-                    for k in 0..K {
-                        sum[k][l] += value[k];
-                    }
-                }
-            }
-            for k in 0..K {
-                for l in 0..width {
-                    total[k][l] += f64::from(sum[k][l]);
-                }
-            }
-            row = end;
-        }
-        for l in 0..width {
-            let folded = |k: usize| (0..fold).map(|f: usize| total[k][f * width + l]).sum();
-            finish(column + l, from_fn(folded));
-        }
-        column += width;
+    if columns.width <= LANES {
+        reduce_in::<1, N, M, K>(columns, inputs, coefficients, map, finish);
+    } else {
+        reduce_in::<SIDE, N, M, K>(columns, inputs, coefficients, map, finish);
     }
 }
 
-/// For each row and column `j`: `output (+)= map(inputs, coefficients(j))`. Coefficients are asked for again every 128 rows.
+/// [`reduce`] with so many groups at a time.
+#[inline(always)]
+fn reduce_in<const G: usize, const N: usize, const M: usize, const K: usize>(
+    columns: Columns,
+    inputs: [&[f32]; N],
+    coefficients: impl Fn(usize) -> [f32; M],
+    map: impl Fn([f32; N], [f32; M]) -> [f32; K],
+    mut finish: impl FnMut(usize, [f64; K]),
+) {
+    let fold = columns.fold();
+    let last = columns.first + columns.width;
+    let mut first = columns.first;
+    while first < last {
+        let groups = Groups::of(first, last.min(first + G * LANES));
+        let mut at = [[[0.0f32; LANES]; M]; G];
+        let mut total = [[[0.0f64; LANES]; K]; G];
+        for (g, at) in at.iter_mut().enumerate().take(groups.count) {
+            *at = transpose(from_fn::<_, LANES, _>(|l| {
+                coefficients(groups.column(g, l))
+            }));
+        }
+        // Folded rows, and the rows that are left.
+        let (stride, wide) = (columns.stride * fold, columns.rows / fold);
+        for row in (0..wide).step_by(BLOCK) {
+            let rows = BLOCK.min(wide - row);
+            for g in 0..groups.count {
+                let start = row * stride + first + g * LANES;
+                let width = groups.width(g);
+                let total = &mut total[g];
+                if fold > 1 || width == LANES {
+                    add_rows::<true, N, M, K>(
+                        inputs, start, rows, stride, LANES, &at[g], &map, total,
+                    );
+                } else {
+                    add_rows::<false, N, M, K>(
+                        inputs, start, rows, stride, width, &at[g], &map, total,
+                    );
+                }
+            }
+        }
+        for row in (wide * fold..columns.rows).step_by(BLOCK) {
+            let rows = BLOCK.min(columns.rows - row);
+            let start = row * columns.stride + first;
+            let width = groups.width(0);
+            add_rows::<false, N, M, K>(
+                inputs,
+                start,
+                rows,
+                columns.stride,
+                width,
+                &at[0],
+                &map,
+                &mut total[0],
+            );
+        }
+        for (g, total) in total.iter().enumerate().take(groups.count) {
+            let width = groups.width(g);
+            for l in 0..width {
+                let folded = |k: usize| (0..fold).map(|f: usize| total[k][f * width + l]).sum();
+                finish(first + g * LANES + l, from_fn(folded));
+            }
+        }
+        first = groups.end;
+    }
+}
+
+/// Adds up to [`BLOCK`] rows of at most [`LANES`] columns to their sums.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the innermost loop of every sum")]
+fn add_rows<const WHOLE: bool, const N: usize, const M: usize, const K: usize>(
+    inputs: [&[f32]; N],
+    start: usize,
+    rows: usize,
+    stride: usize,
+    width: usize,
+    at: &[[f32; LANES]; M],
+    map: &impl Fn([f32; N], [f32; M]) -> [f32; K],
+    total: &mut [[f64; LANES]; K],
+) {
+    let mut sum = [[0.0f32; LANES]; K];
+    for row in 0..rows {
+        let start = start + row * stride;
+        if WHOLE {
+            let tiles: [&[f32; LANES]; N] = from_fn(|i| tile(inputs[i], start));
+            for l in 0..LANES {
+                let value = map(from_fn(|i| tiles[i][l]), from_fn(|m| at[m][l]));
+                for k in 0..K {
+                    sum[k][l] += value[k];
+                }
+            }
+        } else {
+            let slices: [&[f32]; N] = from_fn(|i| &inputs[i][start..start + width]);
+            for l in 0..width {
+                let value = map(from_fn(|i| slices[i][l]), from_fn(|m| at[m][l]));
+                for k in 0..K {
+                    sum[k][l] += value[k];
+                }
+            }
+        }
+    }
+    let lanes = if WHOLE { LANES } else { width };
+    for k in 0..K {
+        for l in 0..lanes {
+            total[k][l] += f64::from(sum[k][l]);
+        }
+    }
+}
+
+/// Neighbouring groups of at most [`LANES`] columns.
+#[derive(Clone, Copy)]
+pub(super) struct Groups {
+    first: usize,
+    end: usize,
+    pub(super) count: usize,
+}
+
+impl Groups {
+    /// The groups of columns `first..end`.
+    #[inline(always)]
+    pub(super) fn of(first: usize, end: usize) -> Self {
+        Self {
+            first,
+            end,
+            count: (end - first).div_ceil(LANES),
+        }
+    }
+    /// Columns of group `g`.
+    #[inline(always)]
+    pub(super) fn width(self, g: usize) -> usize {
+        LANES.min(self.end - self.first - g * LANES)
+    }
+    /// The column of a lane of group `g`; lanes beyond the group's columns repeat them.
+    #[inline(always)]
+    pub(super) fn column(self, g: usize, lane: usize) -> usize {
+        self.first + g * LANES + lane % self.width(g)
+    }
+    /// Behind the last column.
+    #[inline(always)]
+    pub(super) fn end(self) -> usize {
+        self.end
+    }
+}
+
+/// For each row and column `j`: `output (+)= map(inputs, coefficients(j))`. Coefficients are asked for once or a few times.
 #[inline(always)]
 pub(super) fn map<const N: usize, const M: usize>(
     columns: Columns,
@@ -194,51 +280,98 @@ fn map_with<const N: usize, const M: usize>(
     map: impl Fn([f32; N], [f32; M]) -> f32,
     store: impl Fn(&mut f32, f32),
 ) {
+    if columns.width <= LANES {
+        map_in::<1, N, M>(columns, inputs, output, coefficients, map, store);
+    } else {
+        map_in::<SIDE, N, M>(columns, inputs, output, coefficients, map, store);
+    }
+}
+
+/// [`map`] with so many groups of columns at a time.
+#[inline(always)]
+fn map_in<const G: usize, const N: usize, const M: usize>(
+    columns: Columns,
+    inputs: [&[f32]; N],
+    output: &mut [f32],
+    coefficients: impl Fn(usize) -> [f32; M],
+    map: impl Fn([f32; N], [f32; M]) -> f32,
+    store: impl Fn(&mut f32, f32),
+) {
     let fold = columns.fold();
     let last = columns.first + columns.width;
-    let mut block = 0;
-    while block < columns.rows {
-        let block_end = columns.rows.min(block + MAP_ROWS * fold);
-        let mut column = columns.first;
-        while column < last {
-            let width = if fold > 1 {
-                columns.width
-            } else {
-                LANES.min(last - column)
-            };
-            let lane = |lane: usize| column + lane % width;
-            let at: [[f32; LANES]; M] =
-                transpose(from_fn::<_, LANES, _>(|l| coefficients(lane(l))));
-            let mut row = block;
-            if fold > 1 || width == LANES {
-                while row + fold <= block_end {
-                    let start = row * columns.stride + column;
-                    let tiles: [&[f32; LANES]; N] = from_fn(|i| tile(inputs[i], start));
-                    let to = &mut output[start..start + LANES];
-                    for l in 0..LANES {
-                        store(
-                            &mut to[l],
-                            map(from_fn(|i| tiles[i][l]), from_fn(|m| at[m][l])),
-                        );
-                    }
-                    row += fold;
-                }
-            }
-            while row < block_end {
-                let start = row * columns.stride + column;
-                let slices: [&[f32]; N] = from_fn(|i| &inputs[i][start..start + width]);
-                let to = &mut output[start..start + width];
-                for l in 0..width {
-                    store(
-                        &mut to[l],
-                        map(from_fn(|i| slices[i][l]), from_fn(|m| at[m][l])),
+    let mut first = columns.first;
+    while first < last {
+        let groups = Groups::of(first, last.min(first + G * LANES));
+        let mut at = [[[0.0f32; LANES]; M]; G];
+        for (g, at) in at.iter_mut().enumerate().take(groups.count) {
+            *at = transpose(from_fn::<_, LANES, _>(|l| {
+                coefficients(groups.column(g, l))
+            }));
+        }
+        let (stride, wide) = (columns.stride * fold, columns.rows / fold);
+        for row in (0..wide).step_by(BLOCK) {
+            let rows = BLOCK.min(wide - row);
+            for g in 0..groups.count {
+                let start = row * stride + first + g * LANES;
+                let width = groups.width(g);
+                if fold > 1 || width == LANES {
+                    map_rows::<true, N, M>(
+                        inputs, output, start, rows, stride, LANES, &at[g], &map, &store,
+                    );
+                } else {
+                    map_rows::<false, N, M>(
+                        inputs, output, start, rows, stride, width, &at[g], &map, &store,
                     );
                 }
-                row += 1;
             }
-            column += width;
         }
-        block = block_end;
+        if wide * fold < columns.rows {
+            let (row, rows) = (wide * fold, columns.rows - wide * fold);
+            let start = row * columns.stride + first;
+            let (stride, width) = (columns.stride, groups.width(0));
+            map_rows::<false, N, M>(
+                inputs, output, start, rows, stride, width, &at[0], &map, &store,
+            );
+        }
+        first = groups.end;
+    }
+}
+
+/// Maps up to [`BLOCK`] rows of at most [`LANES`] columns.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the innermost loop of every map")]
+fn map_rows<const WHOLE: bool, const N: usize, const M: usize>(
+    inputs: [&[f32]; N],
+    output: &mut [f32],
+    start: usize,
+    rows: usize,
+    stride: usize,
+    width: usize,
+    at: &[[f32; LANES]; M],
+    map: &impl Fn([f32; N], [f32; M]) -> f32,
+    store: &impl Fn(&mut f32, f32),
+) {
+    for row in 0..rows {
+        let start = start + row * stride;
+        if WHOLE {
+            let tiles: [&[f32; LANES]; N] = from_fn(|i| tile(inputs[i], start));
+            let to = &mut output[start..start + LANES];
+            for l in 0..LANES {
+                store(
+                    &mut to[l],
+                    map(from_fn(|i| tiles[i][l]), from_fn(|m| at[m][l])),
+                );
+            }
+        } else {
+            let slices: [&[f32]; N] = from_fn(|i| &inputs[i][start..start + width]);
+            let to = &mut output[start..start + width];
+            for l in 0..width {
+                store(
+                    &mut to[l],
+                    map(from_fn(|i| slices[i][l]), from_fn(|m| at[m][l])),
+                );
+            }
+        }
     }
 }
 

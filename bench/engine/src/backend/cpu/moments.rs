@@ -6,7 +6,7 @@
 //! Reference: Chan, Golub and LeVeque, *Algorithms for computing the sample variance*, 1983.
 use std::array::from_fn;
 
-use crate::backend::cpu::columns::{Columns, LANES, tile};
+use crate::backend::cpu::columns::{Columns, Groups, LANES, SIDE, tile};
 
 /// Rows of a block.
 const ROWS: usize = 32;
@@ -106,41 +106,51 @@ impl Blocks {
 
 /// For each column `j`: `finish(j, [mean, Σ (x − mean)²])`, in ascending order of `j`.
 #[inline(always)]
-pub(super) fn moments(columns: Columns, x: &[f32], mut finish: impl FnMut(usize, [f64; 2])) {
+pub(super) fn moments(columns: Columns, x: &[f32], finish: impl FnMut(usize, [f64; 2])) {
+    if columns.width <= LANES {
+        moments_in::<1>(columns, x, finish);
+    } else {
+        moments_in::<SIDE>(columns, x, finish);
+    }
+}
+
+/// [`moments`] with so many groups of columns at a time.
+#[inline(always)]
+fn moments_in<const G: usize>(
+    columns: Columns,
+    x: &[f32],
+    mut finish: impl FnMut(usize, [f64; 2]),
+) {
     let fold = columns.fold();
     let last = columns.first + columns.width;
-    let mut column = columns.first;
-    while column < last {
-        let width = if fold > 1 {
-            columns.width
-        } else {
-            LANES.min(last - column)
-        };
-        let mut blocks = Blocks::EMPTY;
-        let mut row = 0;
-        if fold > 1 || width == LANES {
-            let (stride, wide) = (columns.stride * fold, columns.rows / fold);
-            while row < wide {
-                let rows = ROWS.min(wide - row);
-                blocks.add::<true>(x, row * stride + column, rows, stride, LANES);
-                row += rows;
+    let mut first = columns.first;
+    while first < last {
+        let groups = Groups::of(first, last.min(first + G * LANES));
+        let mut blocks = [Blocks::EMPTY; G];
+        let (stride, wide) = (columns.stride * fold, columns.rows / fold);
+        for row in (0..wide).step_by(ROWS) {
+            let rows = ROWS.min(wide - row);
+            for (g, blocks) in blocks.iter_mut().enumerate().take(groups.count) {
+                let start = row * stride + first + g * LANES;
+                let width = groups.width(g);
+                if fold > 1 || width == LANES {
+                    blocks.add::<true>(x, start, rows, stride, LANES);
+                } else {
+                    blocks.add::<false>(x, start, rows, stride, width);
+                }
             }
-            row *= fold;
         }
-        while row < columns.rows {
+        for row in (wide * fold..columns.rows).step_by(ROWS) {
             let rows = ROWS.min(columns.rows - row);
-            blocks.add::<false>(
-                x,
-                row * columns.stride + column,
-                rows,
-                columns.stride,
-                width,
-            );
-            row += rows;
+            let start = row * columns.stride + first;
+            blocks[0].add::<false>(x, start, rows, columns.stride, groups.width(0));
         }
-        let every = if fold > 1 { width } else { LANES };
-        (0..width).for_each(|l| finish(column + l, blocks.merged(l, every)));
-        column += width;
+        for (g, blocks) in blocks.iter().enumerate().take(groups.count) {
+            let width = groups.width(g);
+            let every = if fold > 1 { width } else { LANES };
+            (0..width).for_each(|l| finish(first + g * LANES + l, blocks.merged(l, every)));
+        }
+        first = groups.end();
     }
 }
 
