@@ -22,6 +22,7 @@ import torch  # noqa: E402
 import fixtures_hooks  # noqa: E402
 import fixtures_imagenet  # noqa: E402
 import fixtures_layers  # noqa: E402
+import fixtures_learning  # noqa: E402
 import fixtures_norms  # noqa: E402
 import fixtures_parallel  # noqa: E402
 import fixtures_schedules  # noqa: E402
@@ -38,6 +39,7 @@ FAMILIES: dict[str, Callable[[], Iterator[Fixture]]] = {
     "values": fixtures_values.fixtures,
     "training": fixtures_training.fixtures,
     "tokens": fixtures_tokens.fixtures,
+    "learning": fixtures_learning.fixtures,
     "imagenet": fixtures_imagenet.fixtures,
     "parallel": fixtures_parallel.fixtures,
     "schedules": fixtures_schedules.fixtures,

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+# Exit status of a run that ctrl-C ended.
+INTERRUPTED = 130
 BINARY = ROOT / "target" / "release" / "syncmark"
 
 # A training scenario whose window is all that is wanted: one repeat, no arm without synchronization, no traced steps.
@@ -70,9 +72,9 @@ def rows(table: Path) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def ran(
-    binary: Path, scenario: str, table: str, beside: Callable[[subprocess.Popen[str]], None] | None = None
-) -> Iterator[Path]:
-    """Run a scenario; within the `with` its table is there. `beside` may watch the process until it ends."""
+    binary: Path, scenario: str, table: str, beside: Callable[[subprocess.Popen[str]], None] | None = None, *, interrupted: bool = False
+) -> Iterator[Path]:  # fmt: skip
+    """Run a scenario; within the `with` its table is there. `beside` may watch the process, and interrupt it if that is wanted."""
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "scenario.toml", Path(folder) / "out"
         path.write_text(scenario)
@@ -81,7 +83,7 @@ def ran(
         if beside:
             beside(run)
         _, error = run.communicate()
-        if run.returncode:
+        if run.returncode and not (interrupted and run.returncode == INTERRUPTED):
             sys.exit(f"syncmark ended with status {run.returncode}:\n{error}")
         (found,) = out.glob(f"*/{table}")
         yield found

@@ -214,6 +214,27 @@ fn the_backends_agree_bit_by_bit() {
 }
 
 #[test]
+fn norms_of_samples_are_flat_in_the_normalization_batch() {
+    for norm in PER_SAMPLE {
+        let model = model(norm);
+        let whole = train(&mut single(On::Cpu, &model, 12, &[]), STEPS, 12, |b| b);
+        for own in [1, 2, 3, 4, 6] {
+            let chunks = vec![own; 12 / own];
+            let ghosts = train(&mut single(On::Cpu, &model, 12, &chunks), STEPS, 12, |b| b);
+            assert!(
+                ghosts.end == whole.end && ghosts.losses == whole.losses,
+                "{norm:?} at {own}"
+            );
+        }
+    }
+    // Batch norm is not: the test would see it.
+    let model = model(Norm::Batch);
+    let [whole, ghosts] = [&[12][..], &[4, 4, 4]]
+        .map(|chunks| train(&mut single(On::Cpu, &model, 12, chunks), STEPS, 12, |b| b));
+    assert!(ghosts.end != whole.end);
+}
+
+#[test]
 fn bucket_sizes_do_not_change_results() {
     let model = model(Norm::Batch);
     let [one, many] = [None, Some(1)].map(|cap| train_ddp(On::Cpu, &model, STEPS, &[3, 3, 3], cap));

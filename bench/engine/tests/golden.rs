@@ -11,6 +11,8 @@ mod instructions;
 mod inventory;
 #[path = "golden/layer.rs"]
 mod layer;
+#[path = "golden/learning.rs"]
+mod learning;
 #[path = "golden/schedules.rs"]
 mod schedules;
 #[path = "golden/sync.rs"]

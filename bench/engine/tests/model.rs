@@ -59,8 +59,7 @@ fn presets_have_the_sizes_that_are_known_of_them() {
         ("resnet18", Norm::Batch, 11_689_512, 8 * 4800 + 8 * 20),
         ("resnet50", Norm::Batch, 25_557_032, 8 * 26_560 + 8 * 53),
         ("resnet50", Norm::Group, 25_557_032, 0),
-        // Google's BERT-mini with its head has 11,171,074 in its encoder, pooler and segments, which this has not; its body is
-        // 4·(12·256² + 13·256), and there is an embedding, positions, a norm, the head's transform and norm, and the head.
+        // Four layers of 12·256² and 13·256, embedding, positions, a norm, the head's transform and norm, and the head.
         (
             "bert-mini",
             Norm::Layer,

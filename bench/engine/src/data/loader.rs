@@ -78,6 +78,10 @@ impl Loader {
         Ok(loader)
     }
 
+    /// The data set that it goes through.
+    pub fn dataset(&self) -> Arc<dyn Dataset> {
+        Arc::clone(&self.dataset)
+    }
     /// Batches of an epoch.
     pub fn batches(&self) -> usize {
         let samples = self.order.len();

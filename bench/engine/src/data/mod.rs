@@ -10,7 +10,9 @@ pub mod loader;
 pub mod pixels;
 pub mod resident;
 pub mod sampler;
+pub mod subset;
 pub mod synthetic;
+pub mod text;
 pub mod tokens;
 
 use crate::shape::Shape;
@@ -22,7 +24,9 @@ pub use loader::{Loader, LoaderError, Place};
 pub use pixels::Pixels;
 pub use resident::Resident;
 pub use sampler::{Distributed, Random, RankOrder, Sampler, Sequential};
+pub use subset::Subset;
 pub use synthetic::Synthetic;
+pub use text::Words;
 pub use tokens::{Masking, Predict, SyntheticTokens};
 
 /// Labelled samples.

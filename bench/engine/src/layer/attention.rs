@@ -36,12 +36,14 @@ impl Attention {
     }
 
     fn heads(&self, mode: Mode) -> Heads {
-        match mode {
-            Mode::Train => self.heads,
-            Mode::Eval => Heads {
-                dropout: 0.0,
-                ..self.heads
-            },
+        let dropout = if mode.drops() {
+            self.heads.dropout
+        } else {
+            0.0
+        };
+        Heads {
+            dropout,
+            ..self.heads
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The mask is never stored: it is a function of seed, node, step, global sample index and element
 //! ([`crate::philox::dropout_counter`]), so backward draws it again, and every strategy and micro-batch draws the same.
-use super::{Layer, Mode, Result, Step, Wires};
+use super::{Layer, Result, Step, Wires};
 use crate::kernel::{Kernel, Write};
 use crate::tensor::Span;
 
@@ -25,8 +25,8 @@ impl Dropout {
             step.state.counters,
             step.batch,
         );
-        step.launch(match step.mode {
-            Mode::Train => Kernel::Dropout {
+        step.launch(match step.mode.drops() {
+            true => Kernel::Dropout {
                 x,
                 y,
                 p,
@@ -36,7 +36,7 @@ impl Dropout {
                 batch,
                 write,
             },
-            Mode::Eval => Kernel::Copy {
+            false => Kernel::Copy {
                 from: x,
                 to: y,
                 write,

@@ -22,6 +22,7 @@ use std::ops::Range;
 use crate::backend::{Backend, BackendError, Category, HostSlice, Stream};
 use crate::comm::Communicator;
 use crate::kernel::{Kernel, Write};
+use crate::norm::batch::Statistics;
 use crate::tensor::{Dtype, Span};
 
 /// Whether batch statistics and dropout are those of training.
@@ -31,6 +32,21 @@ pub enum Mode {
     Train,
     /// Running statistics, dropout off.
     Eval,
+    /// Batch statistics that change nothing, dropout off: what the statistics of a batch make of a trained model.
+    BatchStatistics,
+    /// Batch statistics whose mean the running ones become, dropout off: PreciseBN.
+    Reestimate,
+}
+
+impl Mode {
+    /// Whether batch norms take statistics of the batch.
+    pub const fn takes_statistics(self) -> bool {
+        !matches!(self, Self::Eval)
+    }
+    /// Whether dropout drops.
+    pub const fn drops(self) -> bool {
+        matches!(self, Self::Train)
+    }
 }
 
 /// Device-side state of a step, so that a captured graph can replay.
@@ -144,6 +160,19 @@ impl Wires {
 /// Result of layer calls.
 pub type Result<T> = std::result::Result<T, BackendError>;
 
+/// Statistics of a batch norm, `[C]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct NormStatistics<'a> {
+    /// `3.batch-norm`.
+    pub name: &'a str,
+    /// Running mean.
+    pub running_mean: Span,
+    /// Running variance, unbiased.
+    pub running_variance: Span,
+    /// Of the normalization chunks of the last forward that took statistics.
+    pub chunks: &'a [Statistics],
+}
+
 /// A layer holds its parameter spans, what it keeps for backward, and its settings; all are fixed when it is built.
 ///
 /// # Ordering
@@ -162,6 +191,10 @@ pub trait Layer: Send {
     /// The gradient that backward overwrites, to the last element, in a [`Step::fresh`] call: it need not be zeroed before.
     fn overwritten(&self) -> Span {
         Span::EMPTY
+    }
+    /// The statistics that a batch norm keeps and has last taken.
+    fn statistics(&self) -> Option<NormStatistics<'_>> {
+        None
     }
     /// Kind, as in model files: `linear`, `batch-norm`, ...
     fn kind(&self) -> &'static str;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::Tail;
 use crate::backend::{Backend, BackendError, Category};
 use crate::kernel::{Gate, Kernel};
-use crate::layer::{Layer, Mode, Result, Step, Wires};
+use crate::layer::{Layer, Mode, NormStatistics, Result, Step, Wires};
 use crate::tensor::{Dtype, Span};
 
 /// γ or β, and its gradient; both empty without affine.
@@ -133,8 +133,10 @@ impl BatchNorm {
         }
         let samples = start..start + samples;
         s.take_statistics(step, wires, &kept, samples.clone())?;
-        if chunk == 0 {
-            step.launch(s.update_running(&kept))?;
+        if chunk == 0
+            && let Some(update) = s.update_running(&kept, step.mode)
+        {
+            step.launch(update)?;
         }
         step.launch(s.normalize(wires, samples, [kept.mean, kept.rstd]))
     }
@@ -164,16 +166,31 @@ impl BatchNorm {
 }
 
 impl Settings {
-    /// The kernel that folds `from` into the running statistics.
-    pub(super) fn update_running(&self, from: &Statistics) -> Kernel {
-        Kernel::UpdateRunning {
+    /// The kernel that folds `from` into the running statistics, if `mode` does.
+    pub(super) fn update_running(&self, from: &Statistics, mode: Mode) -> Option<Kernel> {
+        let momentum = match mode {
+            Mode::Train => self.momentum,
+            Mode::Reestimate => None,
+            Mode::Eval | Mode::BatchStatistics => return None,
+        };
+        Some(Kernel::UpdateRunning {
             mean: from.mean,
             variance: from.variance,
             count: from.count,
             running_mean: self.running_mean,
             running_variance: self.running_variance,
             tracked: self.tracked,
-            momentum: self.momentum,
+            momentum,
+        })
+    }
+
+    /// What the layer keeps and has taken.
+    pub(super) fn statistics<'a>(&'a self, chunks: &'a [Statistics]) -> NormStatistics<'a> {
+        NormStatistics {
+            name: &self.name,
+            running_mean: self.running_mean,
+            running_variance: self.running_variance,
+            chunks,
         }
     }
 
@@ -432,7 +449,7 @@ impl Settings {
 
 impl Layer for BatchNorm {
     fn forward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
-        if step.mode == Mode::Eval {
+        if !step.mode.takes_statistics() {
             return self.settings.eval(step, wires, &self.chunks[0]);
         }
         let mut start = 0;
@@ -446,7 +463,7 @@ impl Layer for BatchNorm {
     }
 
     fn backward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
-        if step.mode == Mode::Eval {
+        if !step.mode.takes_statistics() {
             return self.settings.eval_backward(step, wires, &self.chunks[0]);
         }
         self.settings.pass_shortcut(step, wires)?;
@@ -458,6 +475,10 @@ impl Layer for BatchNorm {
             start += step.chunks[chunk];
         }
         Ok(())
+    }
+
+    fn statistics(&self) -> Option<NormStatistics<'_>> {
+        Some(self.settings.statistics(&self.chunks))
     }
 
     fn kind(&self) -> &'static str {

@@ -8,7 +8,7 @@ use super::batch::{BatchNorm, Settings, Statistics};
 use crate::backend::{Backend, BackendError, Category, Stream};
 use crate::comm::Reduce;
 use crate::kernel::Kernel;
-use crate::layer::{Layer, Mode, Result, Step, Wires};
+use crate::layer::{Layer, Mode, NormStatistics, Result, Step, Wires};
 use crate::probe::Phase;
 use crate::tensor::{Dtype, Span};
 
@@ -56,7 +56,8 @@ impl SyncBatchNorm {
     /// Whether this call is one that meets other ranks.
     fn meets(&self, step: &Step<'_>) -> Result<bool> {
         let ranks = step.group.as_ref().map_or(1, |group| group.world_size());
-        if step.mode == Mode::Eval || ranks == 1 {
+        // What is evaluated, is by each rank alone.
+        if step.mode != Mode::Train || ranks == 1 {
             return Ok(false);
         }
         if step.chunks.len() > 1 {
@@ -120,7 +121,9 @@ impl SyncBatchNorm {
             rstd,
             count,
         })?;
-        step.launch(s.update_running(&self.global))?;
+        if let Some(update) = s.update_running(&self.global, step.mode) {
+            step.launch(update)?;
+        }
         if step.batch == 0 {
             return Ok(());
         }
@@ -181,6 +184,10 @@ impl Layer for SyncBatchNorm {
             false if step.batch == 0 => Ok(()),
             false => self.alone.backward(step, wires),
         }
+    }
+
+    fn statistics(&self) -> Option<NormStatistics<'_>> {
+        self.alone.statistics()
     }
 
     fn kind(&self) -> &'static str {

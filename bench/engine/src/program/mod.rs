@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use crate::backend::{Backend, BackendError};
 use crate::kernel::Kernel;
-use crate::layer::{Layer, Result, Step, Wires};
+use crate::layer::{Layer, NormStatistics, Result, Step, Wires};
 use crate::model::Model;
 use crate::shape::Shape;
 use crate::tensor::Span;
@@ -202,6 +202,10 @@ impl Program {
     /// Kind of node `i`, as in model files.
     pub fn kind(&self, i: usize) -> &'static str {
         self.nodes[i].layer.kind()
+    }
+    /// What the batch norms keep and have last taken, in execution order.
+    pub fn statistics(&self) -> impl Iterator<Item = NormStatistics<'_>> {
+        self.nodes.iter().filter_map(|node| node.layer.statistics())
     }
     /// Elements of the gradient arena that are complete once `backward_node(i)` is enqueued, if those of the later nodes
     /// are: consecutive, from 0 upward as `i` goes down.

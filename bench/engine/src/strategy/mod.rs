@@ -27,7 +27,7 @@ pub use ddp::{Ddp, DdpOptions, DdpSettings, Fidelity};
 pub use dp::{Dp, DpLoss, DpSettings};
 pub use hook::{Compression, PowerSgdSettings};
 pub use independent::{Independent, IndependentSettings};
-pub use replica::{NodeTimes, Replica};
+pub use replica::{LayerNoise, NodeTimes, Noise, Replica};
 pub use single::{Single, SingleSettings};
 pub use zero1::{Zero1, Zero1Settings};
 

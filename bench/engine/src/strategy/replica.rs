@@ -2,6 +2,7 @@
 //!
 //! Each method enqueues one phase of a step on the compute stream and traces it; none exchanges anything.
 mod by_node;
+mod evaluate;
 mod state;
 
 use std::ops::Range;
@@ -9,13 +10,13 @@ use std::ops::Range;
 use self::state::Saved;
 use super::micro_batch::MicroBatch;
 use super::tracing::Trace;
-use super::{Evaluation, Result, StrategyError};
+use super::{Result, StrategyError};
 use crate::backend::{Backend, BackendError, Category, HostSlice, HostSliceMut, Stream};
 use crate::comm::Communicator;
 use crate::data::HostBatch;
 use crate::kernel::Kernel;
 use crate::layer::{Mode, State, Step};
-use crate::loss::{Errors, Loss};
+use crate::loss::Loss;
 use crate::model::Model;
 use crate::optim::{Optimizer, OptimizerSettings, Schedule};
 use crate::probe::Phase;
@@ -23,6 +24,7 @@ use crate::program::{Program, ProgramSettings};
 use crate::tensor::{Dtype, Span};
 
 pub use by_node::NodeTimes;
+pub use evaluate::{LayerNoise, Noise};
 
 /// What a replica is made for.
 pub(super) struct ReplicaSettings<'a> {
@@ -253,22 +255,13 @@ impl Replica {
         len: usize,
         group: Option<&mut dyn Communicator>,
     ) -> std::result::Result<(), BackendError> {
-        self.forward_as(Mode::Train, len, group)
-    }
-
-    fn forward_as(
-        &mut self,
-        mode: Mode,
-        len: usize,
-        group: Option<&mut dyn Communicator>,
-    ) -> std::result::Result<(), BackendError> {
         let whole = [len];
-        let chunks = if mode == Mode::Train && !self.chunks.is_empty() {
-            &self.chunks[..]
-        } else {
+        let chunks = if self.chunks.is_empty() {
             &whole
+        } else {
+            &self.chunks[..]
         };
-        let (backend, group) = (&mut *self.backend, shortened(group));
+        let (backend, mode, group) = (&mut *self.backend, Mode::Train, shortened(group));
         self.program.forward(&mut Step {
             backend,
             group,
@@ -411,40 +404,6 @@ impl Replica {
     pub fn learning_rate(&self) -> f32 {
         let step = u64::try_from(self.step).unwrap_or_default();
         self.schedule.rate(self.learning_rate, step)
-    }
-
-    pub(super) fn evaluate(&mut self, batch: HostBatch<'_>) -> Result<Evaluation> {
-        let (mut total, mut errors) = (0.0, Errors::default());
-        let mut losses = vec![0.0; self.max_batch];
-        for start in (0..batch.len).step_by(self.max_batch) {
-            let part = batch.part(start..(start + self.max_batch).min(batch.len));
-            let input = self.program.cut(self.program.input(), part.len);
-            self.backend
-                .upload(Stream::Compute, HostSlice::F32(part.inputs), input)?;
-            self.loss.upload_labels(&mut *self.backend, part.labels)?;
-            self.forward_as(Mode::Eval, part.len, None)?;
-            let logits = self.program.cut(self.program.output(), part.len);
-            let d_logits = self.program.cut(self.program.d_output(), part.len);
-            self.loss
-                .compute(&mut *self.backend, logits, d_logits, part.len, 1.0)?;
-            self.backend.download(
-                self.loss.losses().first(part.len),
-                HostSliceMut::F32(&mut losses[..part.len]),
-            )?;
-            total += losses[..part.len]
-                .iter()
-                .map(|loss| f64::from(*loss))
-                .sum::<f64>();
-            let found = self.loss.errors(&mut *self.backend, logits, part.len)?;
-            errors.wrong += found.wrong;
-            errors.labels += found.labels;
-        }
-        Ok(Evaluation {
-            samples: batch.len,
-            loss: total / batch.len as f64,
-            errors: errors.wrong,
-            labels: errors.labels,
-        })
     }
 }
 

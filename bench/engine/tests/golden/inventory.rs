@@ -5,8 +5,9 @@
 use crate::fixture;
 
 /// Kinds, each with a test that reads all its files.
-const KINDS: [&str; 10] = [
-    "ddp", "dp", "hook", "imagenet", "layer", "loss", "philox", "schedule", "training", "zero1",
+const KINDS: [&str; 11] = [
+    "ddp", "dp", "hook", "imagenet", "layer", "learning", "loss", "philox", "schedule", "training",
+    "zero1",
 ];
 
 /// All files, in the order of their names.
@@ -108,6 +109,7 @@ const NAMES: &[&str] = &[
     "layer_norm_length",
     "layer_norm_length_element",
     "layer_norm_none",
+    "learning_convnet_batch",
     "linear_bias",
     "linear_narrow",
     "linear_no_bias",
@@ -165,6 +167,38 @@ const NAMES: &[&str] = &[
     "sync_batch_norm_features",
     "sync_batch_norm_length",
     "sync_batch_norm_uneven",
+    "tokens_attention",
+    "tokens_attention_eval",
+    "tokens_attention_no_padding",
+    "tokens_attention_one_head_no_bias",
+    "tokens_attention_wide",
+    "tokens_batch_norm_eval",
+    "tokens_batch_norm_masked",
+    "tokens_batch_norm_masked_chunks",
+    "tokens_batch_norm_masked_eval",
+    "tokens_batch_norm_masked_steps",
+    "tokens_batch_norm_train",
+    "tokens_embedding",
+    "tokens_embedding_no_padding",
+    "tokens_group_norm",
+    "tokens_instance_norm",
+    "tokens_layer_norm",
+    "tokens_layer_norm_none",
+    "tokens_linear",
+    "tokens_linear_tied",
+    "tokens_linear_tied_no_bias",
+    "tokens_positions",
+    "tokens_rms_norm",
+    "train_bert_mini_layer",
+    "train_bert_mini_tied_adamw",
+    "train_char_encoder_batch",
+    "train_char_encoder_batch_masked",
+    "train_char_encoder_everything",
+    "train_char_encoder_group",
+    "train_char_encoder_instance",
+    "train_char_encoder_layer",
+    "train_char_encoder_none",
+    "train_char_encoder_rms",
     "train_convnet_adamw",
     "train_convnet_adamw_cosine",
     "train_convnet_batch",

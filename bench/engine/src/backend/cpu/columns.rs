@@ -311,16 +311,16 @@ fn map_in<const G: usize, const N: usize, const M: usize>(
         let (stride, wide) = (columns.stride * fold, columns.rows / fold);
         for row in (0..wide).step_by(BLOCK) {
             let rows = BLOCK.min(wide - row);
-            for g in 0..groups.count {
+            for (g, at) in at.iter().enumerate().take(groups.count) {
                 let start = row * stride + first + g * LANES;
                 let width = groups.width(g);
                 if fold > 1 || width == LANES {
                     map_rows::<true, N, M>(
-                        inputs, output, start, rows, stride, LANES, &at[g], &map, &store,
+                        inputs, output, start, rows, stride, LANES, at, &map, &store,
                     );
                 } else {
                     map_rows::<false, N, M>(
-                        inputs, output, start, rows, stride, width, &at[g], &map, &store,
+                        inputs, output, start, rows, stride, width, at, &map, &store,
                     );
                 }
             }

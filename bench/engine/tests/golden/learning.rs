@@ -1,0 +1,199 @@
+//! Evaluation with stored, batch and newly estimated statistics, and the noise of batch statistics, against PyTorch.
+use syncmark_engine::data::HostBatch;
+use syncmark_engine::model::{NormOptions, resolve};
+use syncmark_engine::probe::Silent;
+use syncmark_engine::program::NamedTensor;
+use syncmark_engine::strategy::{Evaluation, Noise, Single, SingleSettings, Strategy};
+
+use crate::devices;
+use crate::fixture::{self, Fixture, values};
+use crate::schedules::optimizer;
+use crate::training::{near, preset, source};
+
+/// Samples that own their memory.
+struct Samples {
+    inputs: Vec<f32>,
+    labels: Vec<i32>,
+}
+
+impl Samples {
+    fn of(data: &dyn syncmark_engine::data::Dataset, first: usize, len: usize) -> Self {
+        let elements = data.shape().elements();
+        let mut inputs = vec![0.0; len * elements];
+        for (sample, input) in inputs.chunks_exact_mut(elements).enumerate() {
+            data.write(first + sample, input);
+        }
+        let labels = (first..first + len)
+            .map(|sample| data.label(sample))
+            .collect();
+        Self { inputs, labels }
+    }
+
+    fn batch(&self) -> HostBatch<'_> {
+        HostBatch {
+            inputs: &self.inputs,
+            labels: &self.labels,
+            len: self.labels.len(),
+        }
+    }
+}
+
+/// The loss is near; so few samples are either right or wrong alike.
+fn check(fixture: &Fixture, name: &str, found: &Evaluation, backend: &str) {
+    let expected = &fixture.tensor(name).values;
+    let gap = fixture.fp32_gap(name);
+    near(fixture, name, gap, &[found.loss], &expected[..1], backend);
+    assert_eq!(found.errors as f64, expected[1], "{name} on {backend}");
+}
+
+fn buffers(strategy: &mut Single) -> Vec<NamedTensor> {
+    let exported = strategy.export().expect("export");
+    let is_buffer =
+        |tensor: &NamedTensor| tensor.name.contains("running") || tensor.name.contains("tracked");
+    exported.into_iter().filter(is_buffer).collect()
+}
+
+#[test]
+fn evaluations_agree_with_pytorch() {
+    for fixture in fixture::of_kind("learning") {
+        for backend in devices::whole() {
+            let kind = backend.name();
+            let data = source(&fixture);
+            let norm = serde_json::from_value(fixture.text("norm").into()).expect("a norm");
+            let spec = preset(fixture.text("model"));
+            let input = data.shape().dimensions();
+            let model = resolve(&spec, &input, data.classes(), norm, &NormOptions::default())
+                .expect("a preset");
+            let (batch, steps): (usize, usize) =
+                (fixture.json("batch"), fixture.json("steps_trained"));
+            let (evaluated, chunk): (usize, usize) =
+                (fixture.json("evaluated"), fixture.json("chunk"));
+            // The whole batch is one chunk in training, so evaluation takes one chunk at a time too.
+            let settings = SingleSettings {
+                max_batch: batch,
+                accumulation: 1,
+                chunks: Vec::new(),
+                seed: fixture.json("seed"),
+                optimizer: optimizer(&fixture),
+            };
+            let mut strategy = Single::new(backend, &model, &settings).expect("enough memory");
+            let training: Vec<Samples> = (0..steps)
+                .map(|k| Samples::of(&*data, k * batch, batch))
+                .collect();
+            for samples in &training {
+                strategy.step(samples.batch(), &mut Silent).expect("a step");
+            }
+            let samples = Samples::of(&*data, steps * batch, evaluated);
+            let before = strategy.export().expect("export");
+            check(
+                &fixture,
+                "stored",
+                &strategy.evaluate(samples.batch()).expect("an evaluation"),
+                kind,
+            );
+            let mut noise = Noise::default();
+            let found = strategy
+                .master()
+                .evaluate_with_batch_statistics(samples.batch(), chunk, Some(&mut noise))
+                .expect("an evaluation");
+            check(&fixture, "batch", &found, kind);
+            for (name, figure) in [
+                (
+                    "mean_noise",
+                    noise
+                        .layers
+                        .iter()
+                        .map(|layer| layer.mean)
+                        .collect::<Vec<_>>(),
+                ),
+                (
+                    "variance_noise",
+                    noise.layers.iter().map(|layer| layer.variance).collect(),
+                ),
+            ] {
+                let expected = &fixture.tensor(name).values;
+                near(
+                    &fixture,
+                    name,
+                    fixture.fp32_gap(name),
+                    &figure,
+                    expected,
+                    kind,
+                );
+            }
+            assert!(
+                noise
+                    .layers
+                    .iter()
+                    .all(|layer| layer.batches == evaluated / chunk)
+            );
+            assert!(
+                strategy.export().expect("export") == before,
+                "evaluation changes nothing"
+            );
+            let mut batches = training.iter().map(Samples::batch);
+            strategy
+                .master()
+                .reestimate(|| batches.next())
+                .expect("an estimate");
+            check(
+                &fixture,
+                "precise",
+                &strategy.evaluate(samples.batch()).expect("an evaluation"),
+                kind,
+            );
+            for tensor in buffers(&mut strategy) {
+                let name = format!("buffer.{}", tensor.name);
+                let expected = &fixture.tensor(&name).values;
+                near(
+                    &fixture,
+                    &name,
+                    fixture.fp32_gap(&name),
+                    &values(&tensor),
+                    expected,
+                    kind,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_that_fit_nowhere_are_refused_and_norms_of_samples_do_not_see_them() {
+    let fixture = fixture::of_kind("learning").remove(0);
+    let data = source(&fixture);
+    let spec = preset("convnet");
+    let input = data.shape().dimensions();
+    for norm in ["layer", "batch"] {
+        let norm = serde_json::from_value(norm.into()).expect("a norm");
+        let model = resolve(&spec, &input, 10, norm, &NormOptions::default()).expect("a preset");
+        let settings = SingleSettings {
+            max_batch: 8,
+            accumulation: 1,
+            chunks: vec![4, 4],
+            seed: 3,
+            optimizer: optimizer(&fixture),
+        };
+        let mut strategy =
+            Single::new(devices::whole().remove(0), &model, &settings).expect("enough memory");
+        let samples = Samples::of(&*data, 0, 24);
+        let stored = strategy.evaluate(samples.batch()).expect("an evaluation");
+        let mut noise = Noise::default();
+        let found = strategy
+            .master()
+            .evaluate_with_batch_statistics(samples.batch(), 4, Some(&mut noise))
+            .expect("an evaluation");
+        if model.norm == syncmark_engine::model::spec::Norm::Layer {
+            assert_eq!((found, noise.layers.len()), (stored, 0));
+        } else {
+            assert_ne!(found.loss, stored.loss);
+        }
+        for chunk in [0, 9, 25] {
+            let refused =
+                strategy
+                    .master()
+                    .evaluate_with_batch_statistics(samples.batch(), chunk, None);
+            assert!(refused.is_err(), "a chunk of {chunk}");
+        }
+    }
+}
