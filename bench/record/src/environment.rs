@@ -68,6 +68,9 @@ pub struct Environment {
     pub load_average: Option<[f64; 3]>,
     /// Environment variables from an allow-list; never the whole environment.
     pub variables: BTreeMap<String, String>,
+    /// When the run was taken up again after an interruption: UTC, RFC 3339.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resumed: Vec<String>,
     /// The processes of a launcher, where one started this run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launched: Option<Launched>,
@@ -135,6 +138,7 @@ pub(crate) fn sample() -> Environment {
         rustc_version: None,
         load_average: Some([0.5, 0.2, 0.1]),
         variables: BTreeMap::from([("OMP_NUM_THREADS".into(), "1".into())]),
+        resumed: vec!["2026-01-02T04:00:00Z".into()],
         launched: Some(Launched {
             launcher: "torchrun".into(),
             agents: vec![AgentRecord {
@@ -165,7 +169,7 @@ mod tests {
     fn an_environment_of_the_first_version_is_read() {
         let mut value = serde_json::to_value(sample()).unwrap();
         let fields = value.as_object_mut().unwrap();
-        for newer in ["scenario_commit", "build", "machine", "launched"] {
+        for newer in ["scenario_commit", "build", "machine", "resumed", "launched"] {
             fields.remove(newer).unwrap();
         }
         let read: Environment = serde_json::from_value(value).unwrap();

@@ -15,7 +15,7 @@ use crate::{
     error::FolderError,
     rows::{
         CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow,
-        LearningRow, PhaseRow, RepeatRow, StepRow, TrialRow,
+        LearningRow, NormStatisticsRow, PhaseRow, RepeatRow, StepRow, TrialRow,
     },
     table::{Appender, Row, Rows, encode},
 };
@@ -222,6 +222,7 @@ impl RunFolder {
             comm: Appender::open(&self.path)?,
             devices: Appender::open(&self.path)?,
             learning: Appender::open(&self.path)?,
+            norm_statistics: Appender::open(&self.path)?,
             collectives: Appender::open(&self.path)?,
             layers: Appender::open(&self.path)?,
             ceilings: Appender::open(&self.path)?,
@@ -254,6 +255,8 @@ pub struct RepeatRecord {
     pub devices: Vec<DeviceRow>,
     /// Learning curve; empty for trials that only measure speed.
     pub learning: Vec<LearningRow>,
+    /// Noise of batch statistics; empty for trials that do not learn, or have no batch norm.
+    pub norm_statistics: Vec<NormStatisticsRow>,
     /// Times of collectives; empty for other kinds of trials.
     pub collectives: Vec<CollectiveRow>,
     /// Times of the model's nodes; empty for other kinds of trials.
@@ -272,6 +275,7 @@ pub struct Records {
     comm: Appender<CommRow>,
     devices: Appender<DeviceRow>,
     learning: Appender<LearningRow>,
+    norm_statistics: Appender<NormStatisticsRow>,
     collectives: Appender<CollectiveRow>,
     layers: Appender<LayerRow>,
     ceilings: Appender<CeilingRow>,
@@ -320,6 +324,7 @@ impl Records {
         self.comm.append(&record.comm)?;
         self.devices.append(&record.devices)?;
         self.learning.append_some(&record.learning)?;
+        self.norm_statistics.append_some(&record.norm_statistics)?;
         self.collectives.append_some(&record.collectives)?;
         self.layers.append_some(&record.layers)?;
         self.ceilings.append_some(&record.ceilings)?;
@@ -327,13 +332,14 @@ impl Records {
         self.repeats.append(std::slice::from_ref(&record.repeat))
     }
 
-    fn lengths(&self) -> [u64; 10] {
+    fn lengths(&self) -> [u64; 11] {
         [
             self.steps.length(),
             self.phases.length(),
             self.comm.length(),
             self.devices.length(),
             self.learning.length(),
+            self.norm_statistics.length(),
             self.collectives.length(),
             self.layers.length(),
             self.ceilings.length(),
@@ -342,13 +348,14 @@ impl Records {
         ]
     }
 
-    fn cut(&mut self, lengths: [u64; 10]) {
+    fn cut(&mut self, lengths: [u64; 11]) {
         let [
             steps,
             phases,
             comm,
             devices,
             learning,
+            norm_statistics,
             collectives,
             layers,
             ceilings,
@@ -360,6 +367,7 @@ impl Records {
         self.comm.cut(comm);
         self.devices.cut(devices);
         self.learning.cut(learning);
+        self.norm_statistics.cut(norm_statistics);
         self.collectives.cut(collectives);
         self.layers.cut(layers);
         self.ceilings.cut(ceilings);

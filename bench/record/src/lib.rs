@@ -10,6 +10,7 @@ pub mod error;
 pub mod folder;
 mod only;
 pub mod outcome;
+pub mod resume;
 #[allow(
     missing_docs,
     reason = "a column's name and unit say what it holds; each struct says what a row is"

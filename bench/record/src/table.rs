@@ -32,11 +32,11 @@ files! {
     TrialRow => "trials.csv", RepeatRow => "repeats.csv", StepRow => "steps.csv", PhaseRow => "phases.csv",
     CommRow => "comm.csv", DeviceRow => "devices.csv", LearningRow => "learning.csv", GateRow => "gates.csv",
     CollectiveRow => "collectives.csv", LayerRow => "layers.csv", CompressionRow => "compression.csv",
-    CeilingRow => "ceilings.csv",
+    CeilingRow => "ceilings.csv", NormStatisticsRow => "norm_statistics.csv",
 }
 
 /// Length of the file up to and including its last line end, and its whole length.
-fn complete_length(file: &mut File) -> std::io::Result<(u64, u64)> {
+pub(crate) fn complete_length(file: &mut File) -> std::io::Result<(u64, u64)> {
     let total = file.seek(SeekFrom::End(0))?;
     let mut end = total;
     let mut block = [0u8; 8192];

@@ -75,6 +75,7 @@ fn record(trial: &str, number: u32) -> RepeatRecord {
         comm: vec![],
         devices: vec![],
         learning: vec![],
+        norm_statistics: vec![],
         collectives: Vec::new(),
         layers: Vec::new(),
         ceilings: Vec::new(),
@@ -93,6 +94,11 @@ fn learning(train_loss: Option<f64>) -> LearningRow {
         eval_error: None,
         batch_statistics_loss: None,
         batch_statistics_error: None,
+        train_ns: Some(7),
+        train_eval_loss: None,
+        train_eval_error: Some(0.25),
+        precise_loss: None,
+        precise_error: None,
     }
 }
 
