@@ -131,7 +131,10 @@ pub fn summarise(
 
 /// Whether a trial is there for its training steps. Other kinds have files of their own for their figures.
 pub fn trains(trial: &TrialRow) -> bool {
-    !matches!(trial.kind.as_str(), "collectives" | "layer-cost")
+    !matches!(
+        trial.kind.as_str(),
+        "collectives" | "layer-cost" | "learning"
+    )
 }
 
 /// A trial without steps: how many of its repeats have figures, and what their spread is.

@@ -12,7 +12,7 @@ use syncmark_record::{Outcome, rows::TrialRow};
 use crate::{
     analyse::paired,
     chart::series::name,
-    compose::{kinds::collective_sentences, nodes::node_sentences},
+    compose::{kinds::collective_sentences, learning::learning_sentences, nodes::node_sentences},
     factor::{as_recorded, factor_value, fair, is_named, train_alike},
     format::count,
     run_data::RunData,
@@ -84,7 +84,12 @@ pub fn answer(data: &RunData) -> Answer<'_> {
         sentences: vec![sentence],
         comparisons: Vec::new(),
     };
-    let beside: Vec<String> = [collective_sentences(data), node_sentences(data)].concat();
+    let beside: Vec<String> = [
+        collective_sentences(data),
+        node_sentences(data),
+        learning_sentences(data),
+    ]
+    .concat();
     if !beside.is_empty() && data.scenario.answer.is_none() {
         return Answer {
             sentences: beside,

@@ -7,10 +7,11 @@ mod definitions;
 mod environment;
 mod gates;
 pub(crate) mod kinds;
+pub(crate) mod learning;
 pub(crate) mod nodes;
 mod tables;
 
-use syncmark_record::Outcome;
+use syncmark_record::{Outcome, rows::RepeatRow};
 
 use crate::{
     analyse::{trains, warnings},
@@ -167,7 +168,7 @@ fn shaky(data: &RunData) -> Vec<Block> {
     let mut finished = data
         .repeats
         .iter()
-        .filter(|r| r.outcome.has_figures())
+        .filter(|r| r.outcome.has_figures() && times(data, r))
         .peekable();
     if finished.peek().is_some() && finished.all(|repeat| repeat.watched_ns.is_none()) {
         cautions.push(Block::warning(
@@ -175,6 +176,12 @@ fn shaky(data: &RunData) -> Vec<Block> {
         ));
     }
     cautions
+}
+
+/// Whether a repeat has times that other load could have changed.
+fn times(data: &RunData, repeat: &RepeatRow) -> bool {
+    let own = data.trials.iter().find(|trial| trial.trial == repeat.trial);
+    own.is_none_or(|trial| trial.kind != "learning")
 }
 
 /// Warnings that every measured trial carries, such as that of a smoke size.
@@ -201,9 +208,14 @@ fn comparisons(answer: &Answer<'_>) -> Vec<Block> {
 
 /// What belongs to no facet: collectives, nodes, settings that were swept.
 fn beside_training(data: &RunData, facets: &[Facet<'_>]) -> Vec<Block> {
-    let sections: [(&str, Vec<Figure>, Vec<Block>); 5] = [
+    let sections: [(&str, Vec<Figure>, Vec<Block>); 6] = [
         ("Collectives", collectives(data), kinds::collectives(data)),
         ("Cost by node", layers(data), nodes::layers(data)),
+        (
+            "Learning",
+            crate::chart::learning::learning(data),
+            learning::blocks(data),
+        ),
         (
             "Weak and strong scaling",
             weak_beside_strong(data, facets),

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use syncmark_record::{
-    rows::{CommRow, DeviceRow, GateRow, PhaseRow, RepeatRow, StepRow, TrialRow},
+    rows::{CommRow, DeviceRow, GateRow, LearningRow, PhaseRow, RepeatRow, StepRow, TrialRow},
     table::Row,
 };
 
@@ -171,6 +171,12 @@ pub(crate) fn missing(
         ),
         (CommRow::FILE, stepped().any(exchanged)),
         (DeviceRow::FILE, stepped().next().is_some()),
+        (
+            LearningRow::FILE,
+            trials
+                .iter()
+                .any(|trial| trial.kind == "learning" && trial.repeats > 0),
+        ),
     ];
     needed
         .into_iter()

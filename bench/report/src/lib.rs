@@ -13,6 +13,7 @@ mod factor;
 pub mod format;
 pub mod gaps;
 pub mod html;
+pub mod learning;
 pub mod markdown;
 pub mod nodes;
 pub mod phase_totals;

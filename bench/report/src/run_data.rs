@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use syncmark_record::{
     Environment, FolderError, Outcome, RunFolder,
     rows::{
-        CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow, PhaseRow,
-        RepeatRow, TrialRow,
+        CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow,
+        LearningRow, NormStatisticsRow, PhaseRow, RepeatRow, TrialRow,
     },
     table::Row,
 };
@@ -48,6 +48,10 @@ pub struct RunData {
     pub ceilings: Vec<CeilingRow>,
     /// Accuracy of compressed gradients.
     pub compression: Vec<CompressionRow>,
+    /// Evaluations of trials that learn.
+    pub learning: Vec<LearningRow>,
+    /// Noise of batch statistics.
+    pub norm_statistics: Vec<NormStatisticsRow>,
     /// Phase sums by trial.
     pub phases: BTreeMap<String, PhaseTotals>,
     /// Spans of one traced step by trial.
@@ -77,6 +81,8 @@ impl RunData {
         let layers = read(folder, &mut torn)?;
         let ceilings = read(folder, &mut torn)?;
         let compression = read(folder, &mut torn)?;
+        let learning = read(folder, &mut torn)?;
+        let norm_statistics = read(folder, &mut torn)?;
         let scenario = match folder.scenario()? {
             Some(text) => {
                 ScenarioHead::parse(&path.join(syncmark_record::folder::SCENARIO_FILE), &text)?
@@ -113,6 +119,8 @@ impl RunData {
             layers,
             ceilings,
             compression,
+            learning,
+            norm_statistics,
             phases,
             timelines,
             gaps,

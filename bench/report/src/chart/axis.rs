@@ -61,7 +61,7 @@ pub fn ticks(high: f64, most: usize) -> (Vec<f64>, f64) {
 }
 
 /// Room above the largest value, as a share of it.
-const HEADROOM: f64 = 1.05;
+pub const HEADROOM: f64 = 1.05;
 
 /// As many decimals as the step between ticks needs.
 pub fn tick_label(value: f64, step: f64) -> String {

@@ -94,7 +94,7 @@ fn figure(data: &RunData, trials: &[&TrialRow], quantity: &Quantity) -> Option<F
         .iter()
         .map(|operation| Plot {
             title: operation.replace('_', "-"),
-            x: ("size", binary_bytes),
+            x: ("size", Some(binary_bytes)),
             y: (quantity.axis, Some(quantity.show)),
             curves: curves_of(data, trials, operation, quantity),
             level: None,

@@ -94,7 +94,7 @@ pub fn accuracy(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
         title: String::new(),
         x: (
             "bytes sent for gradients, as a share of uncompressed",
-            share,
+            Some(share),
         ),
         y: ("relative error of the mean gradient", Some(error)),
         curves: curves.collect(),

@@ -1,10 +1,10 @@
-//! Curves with their spread against a quantity that grows by factors: sizes of messages, buckets, batches.
+//! Curves with their spread against a quantity: sizes of messages, buckets and batches, which grow by factors, or steps.
 //!
-//! Contract: x is logarithmic; y is logarithmic, or linear from 0. Every median has its interval (or range), and no point
+//! Contract: each axis is logarithmic, or linear from 0. Every median has its interval (or range), and no point
 //! is drawn that was not measured. Several plots of one figure stand in rows and share a legend.
 use super::{
     WIDTH,
-    axis::{Area, tick_label, vertical},
+    axis::{Area, HEADROOM, horizontal, tick_label, vertical},
     canvas::{self, Anchor, Canvas, Marker},
     legend::{self, Entry, Sign},
     log_scale,
@@ -44,8 +44,8 @@ pub type Show = fn(f64) -> String;
 pub struct Plot {
     /// Heading; may be empty.
     pub title: String,
-    /// Title of the x axis with its unit, and how its ticks are written.
-    pub x: (&'static str, Show),
+    /// Title of the x axis with its unit; how its ticks are written where it is logarithmic, else it is linear from 0.
+    pub x: (&'static str, Option<Show>),
     /// Title of the y axis with its unit; how its ticks are written where it is logarithmic, else it is linear from 0.
     pub y: (&'static str, Option<Show>),
     /// Its lines.
@@ -169,7 +169,16 @@ impl Plot {
                 .chain(level),
         );
         let (x_title, show_x) = self.x;
-        let x = log_scale::horizontal(canvas, area, xs, x_title, &show_x);
+        let x: Box<dyn Fn(f64) -> f64> = match show_x {
+            Some(show) => {
+                let scale = log_scale::horizontal(canvas, area, xs, x_title, &show);
+                Box::new(move |value| scale.at(value))
+            }
+            None => {
+                let scale = horizontal(canvas, area, xs.1 * HEADROOM, x_title, tick_label);
+                Box::new(move |value| scale.at(value))
+            }
+        };
         let (y_title, show_y) = self.y;
         let y: Box<dyn Fn(f64) -> f64> = match show_y {
             Some(show) if ys.0 > 0.0 => {
@@ -190,7 +199,7 @@ impl Plot {
             );
         }
         for curve in &self.curves {
-            curve.paint(canvas, &|value| x.at(value), &*y);
+            curve.paint(canvas, &*x, &*y);
         }
     }
 }
@@ -239,7 +248,7 @@ mod tests {
     fn plot(points: Vec<CurvePoint>) -> Plot {
         Plot {
             title: "all-reduce".into(),
-            x: ("size", binary_bytes),
+            x: ("size", Some(binary_bytes)),
             y: ("bandwidth (B/s)", Some(crate::format::bytes)),
             curves: vec![Curve {
                 name: "shared".into(),

@@ -185,7 +185,7 @@ impl Setting {
         let plot =
             |title: &str, axis: &'static str, figure: fn(&TrialRow) -> [Option<f64>; 3]| Plot {
                 title: title.to_owned(),
-                x: (self.axis, self.show),
+                x: (self.axis, Some(self.show)),
                 y: (axis, None),
                 curves: curves_of(&lines, figure),
                 level: None,

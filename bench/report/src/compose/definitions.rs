@@ -1,7 +1,7 @@
 //! How each figure of a report is defined, in the words that every report carries.
 use crate::document::Block;
 
-const DEFINITIONS: [&str; 12] = [
+const DEFINITIONS: [&str; 13] = [
     "Step: starts when the loop asks for a batch in host memory and ends when every rank's optimizer update is complete on its device. It \
      includes data wait, host-to-device copy, forward, loss, backward, communication, optimizer and zeroing; it leaves out loss read-back, \
      evaluation and recording.",
@@ -27,6 +27,10 @@ const DEFINITIONS: [&str; 12] = [
     "Gates: before any timing, every trial that exchanges anything is checked against a single-device reference (single and independent replicas \
      exchange nothing); a trial that fails is invalid and shows no figures. Unsteady: the first and last third of a window differ by more than 2 %; \
      smoke sizes are exempt. Outliers are never dropped.",
+    "Learning: the error is the share of labels that are not the largest logit, after the last step, never at the best one. Stored statistics are the running ones of \
+     training; batch statistics those of the evaluated samples, as many together as in training; PreciseBN's are averages over training batches, taken after the last \
+     step with weights as they are. Errors of two norms are subtracted within repeats, which share initial parameters and order; a difference is claimed only if \
+     its interval leaves out 0.",
     "Disturbed: in the window or in the pass without synchronization, other programs or the kernel's own work used more than 2 % of a rank's core, or the hypervisor took more than 1 % of it \
      away. A trial is disturbed if more than a third of its repeats are; its figures are shown with that label, and no verdict is drawn from them. Smoke \
      sizes are exempt, but warned of. Load on cores that no rank has is not seen, though it shares caches, memory and power with them.",

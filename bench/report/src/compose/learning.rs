@@ -1,0 +1,275 @@
+//! What was learned, in words and tables.
+//!
+//! Contract: the last evaluation counts. A norm is said to lose or win only where the interval of the paired differences leaves out 0.
+use syncmark_record::rows::NormStatisticsRow;
+
+use crate::{
+    document::{
+        Alignment::{Left, Right},
+        Block, Table,
+    },
+    format::{count, number, or_dash, percent, significant, whole, with_spread},
+    learning::{Learned, Statistics, against_group_norm, difference, learned, told},
+    run_data::RunData,
+    stats::{Estimate, median},
+};
+
+const TABLE: &str = "Errors are the share of labels that are not predicted, after the last step: medians over repeats, each with seeds of its own, \
+with their spread. Stored: with the running statistics. Batch: with those of batches as large as the normalization batch. PreciseBN: with stored statistics that \
+were estimated anew from training batches, weights unchanged.";
+
+const DIFFERENCES: &str = "Batch norm's error minus group norm's in the same repeats, which share initial parameters, order of samples and what is held \
+out: medians of the differences, in percentage points.";
+
+const NOISE: &str = "How far the statistics of batches are from the stored ones after the last step, on training samples: means over channels and batches, medians \
+over layers (smallest and largest layer). Mean: (batch mean − stored mean)² / stored variance. Variance: (ln batch variance − ln stored variance)². Every layer stands in \
+norm_statistics.csv.";
+
+/// The tables; empty without a trial that learned.
+pub(super) fn blocks(data: &RunData) -> Vec<Block> {
+    let all = learned(data);
+    if all.is_empty() {
+        return Vec::new();
+    }
+    let mut blocks = vec![Block::Table(ends(&all))];
+    let pairs = against_group_norm(&all);
+    if !pairs.is_empty() {
+        blocks.push(Block::Table(differences(&pairs)));
+    }
+    if !data.norm_statistics.is_empty() {
+        blocks.push(Block::Table(noise(data, &all)));
+    }
+    blocks
+}
+
+fn spread(estimate: Option<Estimate>, show: impl Fn(f64) -> String) -> String {
+    let ends = |end: fn(&Estimate) -> f64| estimate.as_ref().map(end);
+    with_spread(ends(|e| e.value), ends(|e| e.low), ends(|e| e.high), show)
+}
+
+fn ends(all: &[Learned<'_>]) -> Table {
+    let mut table = Table::new(
+        TABLE,
+        &[
+            ("trial", Left),
+            ("norm", Left),
+            ("together", Right),
+            ("repeats", Right),
+            ("error, stored", Right),
+            ("batch", Right),
+            ("PreciseBN", Right),
+            ("on training samples", Right),
+            ("loss", Right),
+            ("steps", Right),
+        ],
+    );
+    for learned in all {
+        let trial = learned.trial;
+        let error = |statistics: Statistics| spread(learned.estimate(statistics.error()), percent);
+        let repeats = match learned.diverged {
+            0 => learned.ends.len().to_string(),
+            diverged => format!("{}, and {diverged} diverged", learned.ends.len()),
+        };
+        table.push(vec![
+            trial.label.clone(),
+            trial.norm.clone(),
+            or_dash(
+                trial
+                    .normalization_batch
+                    .filter(|_| learned.has_batch_norms()),
+                |own| own.to_string(),
+            ),
+            repeats,
+            error(Statistics::Stored),
+            error(Statistics::Batch),
+            error(Statistics::Precise),
+            spread(learned.estimate(|row| row.train_eval_error), percent),
+            spread(learned.estimate(|row| row.eval_loss), number),
+            or_dash(median(&steps(learned)), whole),
+        ]);
+    }
+    table
+}
+
+fn steps(learned: &Learned<'_>) -> Vec<f64> {
+    learned.ends.values().map(|row| row.step as f64).collect()
+}
+
+fn points(difference: f64) -> String {
+    format!("{:+.2}", 100.0 * difference)
+}
+
+fn differences(pairs: &[(&Learned<'_>, &Learned<'_>)]) -> Table {
+    let mut table = Table::new(
+        DIFFERENCES,
+        &[
+            ("trial", Left),
+            ("together", Right),
+            ("pairs", Right),
+            ("stored", Right),
+            ("", Left),
+            ("PreciseBN", Right),
+            ("", Left),
+        ],
+    );
+    for (own, group) in pairs {
+        let of = |statistics| difference(own, statistics, group);
+        let (stored, precise) = (of(Statistics::Stored), of(Statistics::Precise));
+        let words =
+            |difference: &Option<Estimate>| or_dash(difference.as_ref(), |d| told(d).to_owned());
+        table.push(vec![
+            own.trial.label.clone(),
+            or_dash(own.trial.normalization_batch, |own| own.to_string()),
+            or_dash(stored.as_ref(), |d| d.blocks.to_string()),
+            spread(stored, points),
+            words(&stored),
+            spread(precise, points),
+            words(&precise),
+        ]);
+    }
+    table
+}
+
+fn noise(data: &RunData, all: &[Learned<'_>]) -> Table {
+    let mut table = Table::new(
+        NOISE,
+        &[
+            ("trial", Left),
+            ("together", Right),
+            ("layers", Right),
+            ("values of a statistic", Right),
+            ("mean", Right),
+            ("variance", Right),
+        ],
+    );
+    for learned in all {
+        let rows: Vec<&NormStatisticsRow> = data
+            .norm_statistics
+            .iter()
+            .filter(|row| {
+                row.trial == learned.trial.trial && learned.ends.contains_key(&row.repeat)
+            })
+            .collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let layers = rows.iter().map(|row| row.layer + 1).max().unwrap_or(0);
+        // Over repeats first, then over layers.
+        let by_layer = |figure: fn(&NormStatisticsRow) -> f64| -> Vec<f64> {
+            let of_layer = |layer: u32| {
+                let own = rows.iter().filter(|row| row.layer == layer);
+                median(&own.map(|row| figure(row)).collect::<Vec<_>>())
+            };
+            (0..layers).filter_map(of_layer).collect()
+        };
+        let show = |figure: fn(&NormStatisticsRow) -> f64| {
+            let values = by_layer(figure);
+            let ends = |pick: fn(f64, f64) -> f64| values.iter().copied().reduce(pick);
+            with_spread(median(&values), ends(f64::min), ends(f64::max), |value| {
+                significant(value, 3)
+            })
+        };
+        table.push(vec![
+            learned.trial.label.clone(),
+            or_dash(learned.trial.normalization_batch, |own| own.to_string()),
+            layers.to_string(),
+            show(|row| row.values),
+            show(|row| row.mean_noise),
+            show(|row| row.variance_noise),
+        ]);
+    }
+    table
+}
+
+/// Sentences that answer a study: at which normalization batches batch norm loses to group norm, with stored statistics and with
+/// PreciseBN.
+pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
+    let all = learned(data);
+    let pairs = against_group_norm(&all);
+    let mut sentences: Vec<String> = [Statistics::Stored, Statistics::Precise]
+        .into_iter()
+        .filter_map(|statistics| sentence(&pairs, statistics))
+        .collect();
+    let diverged: Vec<String> = all
+        .iter()
+        .filter(|learned| learned.diverged > 0)
+        .map(|learned| {
+            format!(
+                "{} of {}",
+                count(learned.diverged, "repeat"),
+                learned.trial.label
+            )
+        })
+        .collect();
+    if !diverged.is_empty() {
+        sentences.push(format!(
+            "Diverged: {}; figures are those of the other repeats.",
+            diverged.join(", ")
+        ));
+    }
+    if sentences.is_empty() && !all.is_empty() {
+        let best = |learned: &Learned<'_>| learned.estimate(Statistics::Stored.error());
+        let words: Vec<String> = all
+            .iter()
+            .filter_map(|learned| {
+                Some(format!(
+                    "{} {}",
+                    learned.trial.label,
+                    spread(Some(best(learned)?), percent)
+                ))
+            })
+            .collect();
+        sentences.push(format!("Errors after the last step: {}.", words.join("; ")));
+    }
+    sentences
+}
+
+fn sentence(pairs: &[(&Learned<'_>, &Learned<'_>)], statistics: Statistics) -> Option<String> {
+    let mut found: Vec<(u64, Estimate)> = pairs
+        .iter()
+        .filter_map(|(own, group)| {
+            Some((
+                own.trial.normalization_batch?,
+                difference(own, statistics, group)?,
+            ))
+        })
+        .collect();
+    found.sort_by_key(|(together, _)| *together);
+    if found.is_empty() {
+        return None;
+    }
+    let facts: Vec<String> = found
+        .iter()
+        .map(|(together, difference)| format!("{together}: {}", spread(Some(*difference), points)))
+        .collect();
+    let at = |verdict: &str| {
+        let own = found
+            .iter()
+            .filter(|(_, difference)| told(difference) == verdict);
+        own.map(|(together, _)| together.to_string())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let (lost, won) = (at("worse"), at("better"));
+    let verdict = match (
+        lost.is_empty(),
+        found.iter().all(|(_, d)| told(d) == "no verdict"),
+    ) {
+        (_, true) => "there are too few repeats for a verdict".to_owned(),
+        (true, false) => {
+            "batch norm was not seen to lose to group norm at any normalization batch".to_owned()
+        }
+        (false, false) => {
+            format!("batch norm loses to group norm at normalization batches of {lost}")
+        }
+    };
+    let verdict = match won.is_empty() {
+        true => verdict,
+        false => format!("{verdict}, and wins at {won}"),
+    };
+    Some(format!(
+        "With {}, {verdict}. Its error minus group norm's in percentage points, by normalization batch: {}.",
+        statistics.name(),
+        facts.join("; ")
+    ))
+}
