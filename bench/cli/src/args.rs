@@ -85,6 +85,10 @@ pub struct RunArgs {
     /// Folder that receives the run's folder.
     #[arg(long, value_name = "DIR", default_value = "reports")]
     pub out: PathBuf,
+    /// Finish the interrupted run in this run folder: the same scenario and overrides, on the same machine, with the same build. --out
+    /// is not used then.
+    #[arg(long, value_name = "RUN_DIR")]
+    pub resume: Option<PathBuf>,
     /// No progress on stderr.
     #[arg(long, short)]
     pub quiet: bool,

@@ -165,6 +165,7 @@ pub fn describe(root: &Root, variables: impl IntoIterator<Item = (String, String
             .read("proc/loadavg")
             .and_then(|text| load_average(&text)),
         variables: allowed(variables),
+        resumed: Vec::new(),
         launched: None,
     }
 }

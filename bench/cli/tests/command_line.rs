@@ -145,8 +145,8 @@ fn the_schema_is_json_and_knows_the_keys() {
     let schema: serde_json::Value =
         serde_json::from_slice(&output.stdout).expect("the schema is JSON");
     for key in [
-        "name", "question", "kind", "model", "data", "train", "parallel", "measure", "sweep",
-        "variant",
+        "name", "question", "kind", "model", "data", "train", "parallel", "evaluate", "measure",
+        "sweep", "variant",
     ] {
         assert!(schema["properties"][key].is_object(), "{key}");
     }

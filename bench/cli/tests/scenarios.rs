@@ -13,7 +13,7 @@ use syncmark_record::outcome::Outcome;
 use syncmark_record::rows::{CeilingRow, CollectiveRow, CommRow, LayerRow, TrialRow};
 
 /// Charts that a smoke size must have beside those of every run, as beginnings of file names.
-const CHARTS: [(&str, &[&str]); 11] = [
+const CHARTS: [(&str, &[&str]); 13] = [
     (
         "accumulation-smoke",
         &["throughput-and-step-time-against-accumulated-micro-batches"],
@@ -21,6 +21,10 @@ const CHARTS: [(&str, &[&str]); 11] = [
     (
         "batch-size-smoke",
         &["throughput-and-step-time-against-batch-size"],
+    ),
+    (
+        "bn-batch-size-smoke",
+        &["error-against-normalization-batch", "learning-curves"],
     ),
     ("bucket-size-smoke", &["step-time-against-bucket-size"]),
     ("collectives-smoke", &["collectives"]),
@@ -31,6 +35,7 @@ const CHARTS: [(&str, &[&str]); 11] = [
         &["throughput", "time", "bytes", "timeline", "memory"],
     ),
     ("layer-cost-smoke", &["layers-"]),
+    ("norm-text-smoke", &["learning-curves"]),
     ("scaling-smoke", &["weak-strong-", "efficiency"]),
     ("transports-smoke", &["time-", "bytes-"]),
     ("zero1-smoke", &["time-", "bytes-", "memory-"]),
@@ -98,7 +103,7 @@ fn trials_passed(name: &str, folder: &RunFolder) {
         assert!(trial.repeats > 0, "{name}: {}", trial.label);
         let steps = trial.step_ms.is_some_and(|ms| ms > 0.0);
         assert!(
-            steps || trial.kind == "collectives",
+            steps || matches!(trial.kind.as_str(), "collectives" | "learning"),
             "{name}: {}",
             trial.label
         );
@@ -218,7 +223,8 @@ fn nodes_are_timed<'a>(trial: &TrialRow, rows: impl Iterator<Item = &'a LayerRow
 fn files_are_there(name: &str, folder: &RunFolder) {
     let size = |path: &Path| path.metadata().map_or(0, |data| data.len());
     for file in FILES {
-        let empty = file == "trace.json" && name.starts_with("collectives");
+        let untraced = ["collectives", "bn-batch-size", "norm-text"];
+        let empty = file == "trace.json" && untraced.iter().any(|start| name.starts_with(start));
         assert!(
             empty || size(&folder.path().join(file)) > 0,
             "{name}: no {file}"

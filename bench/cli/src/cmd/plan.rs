@@ -62,7 +62,7 @@ pub fn describe(plan: &Plan) -> String {
         count(repeats, "repeat"),
         measure.seed,
         estimate::in_words(estimate::expected(plan)),
-        estimate::ASSUMPTION,
+        estimate::assumption(plan),
     );
     if repeats < 6 {
         let _ = writeln!(

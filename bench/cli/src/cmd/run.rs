@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use syncmark_engine::backend::cpu::instructions;
 use syncmark_record::rows::TrialRow;
-use syncmark_record::{FolderError, RunFolder};
+use syncmark_record::{Environment, FolderError, RunFolder};
 use syncmark_report::answer::answer;
 use syncmark_report::run_data::RunData;
 
@@ -18,14 +18,17 @@ use crate::cmd::print;
 use crate::cmd::report::{self, HAS_PDF, Pdf};
 use crate::environment;
 use crate::error::{CliError, Result, Status};
+use crate::plan::config::SourceConfig;
 use crate::plan::{Plan, Trial, plans};
 use crate::run::collectives_summary;
 use crate::run::conductor::{Conductor, RunEnd};
 use crate::run::data_folder::DataSet;
 use crate::run::job::{Clock, Executor, SystemClock};
 use crate::run::layers_summary;
+use crate::run::learning_summary;
 use crate::run::ledger::FolderLedger;
 use crate::run::progress::Bar;
+use crate::run::resume::{Done, resume};
 use crate::run::signals::Signals;
 use crate::run::standing::{Standing, Unrun};
 use crate::run::summary::{cautions, summary, terminal_width};
@@ -46,14 +49,27 @@ pub fn execute(args: &RunArgs) -> Result<Status> {
         Part::Served(status) => return Ok(status),
     };
     // All folders before any run: the last one being unwritable must not show after hours.
-    let folders = plans
-        .iter()
-        .zip(&args.scenario.scenarios)
-        .map(|(plan, scenario)| prepare(plan, scenario, &args.out, crew.as_deref()))
-        .collect::<Result<Vec<_>>>()?;
+    let folders = match &args.resume {
+        None => plans
+            .iter()
+            .zip(&args.scenario.scenarios)
+            .map(|(plan, scenario)| {
+                Ok((
+                    prepare(plan, scenario, &args.out, crew.as_deref())?,
+                    Done::new(),
+                ))
+            })
+            .collect::<Result<Vec<_>>>()?,
+        Some(folder) => vec![take_up(
+            &plans,
+            &args.scenario.scenarios,
+            folder,
+            crew.as_deref(),
+        )?],
+    };
     let mut status = Status::Passed;
-    for (plan, folder) in plans.iter().zip(folders) {
-        let ended = run(plan, folder, args.quiet, &signals, crew.as_deref())?;
+    for (plan, (folder, done)) in plans.iter().zip(folders) {
+        let ended = run(plan, folder, &done, args.quiet, &signals, crew.as_deref())?;
         status = worse(status, ended);
         if ended == Status::Interrupted {
             break;
@@ -87,6 +103,18 @@ pub fn check_runnable(plan: &Plan) -> Result<()> {
         set.locate(path)
             .map_err(|missing| CliError::nothing_runs(missing.to_string()).help(missing.help()))?;
     }
+    for trial in &plan.trials {
+        if let SourceConfig::Text {
+            path: Some(path), ..
+        } = &trial.config.data.source
+            && !Path::new(path).is_file()
+        {
+            let message = format!("no list of words at {path}");
+            let help = "install Debian's package wamerican for /usr/share/dict/words, name another file with a word a line in data.path, or leave \
+                        data.path out for the shipped words";
+            return Err(CliError::nothing_runs(message).help(help));
+        }
+    }
     if plan.trials.is_empty() {
         let name = &plan.scenario.name;
         return Err(
@@ -98,8 +126,24 @@ pub fn check_runnable(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Makes the run folder with everything that is known before the run.
-fn prepare(plan: &Plan, scenario: &str, out: &Path, crew: Option<&Crew>) -> Result<RunFolder> {
+/// The folder of the one scenario that is to be finished, and what of it is done.
+fn take_up(
+    plans: &[Plan],
+    scenarios: &[String],
+    folder: &Path,
+    crew: Option<&Crew>,
+) -> Result<(RunFolder, Done)> {
+    let ([plan], [scenario]) = (plans, scenarios) else {
+        return Err(
+            CliError::usage("--resume finishes one run, but there are several scenarios")
+                .help("give the one whose run folder it is"),
+        );
+    };
+    resume(plan, folder, &here(plan, scenario, crew))
+}
+
+/// This machine and build, as a run of `plan` now would record them.
+fn here(plan: &Plan, scenario: &str, crew: Option<&Crew>) -> Environment {
     let file = Path::new(scenario);
     let mut environment = environment::capture(environment::Run {
         scenario: &plan.scenario.name,
@@ -108,6 +152,12 @@ fn prepare(plan: &Plan, scenario: &str, out: &Path, crew: Option<&Crew>) -> Resu
         started: SystemClock::default().utc(),
     });
     environment.launched = crew.map(Crew::record);
+    environment
+}
+
+/// Makes the run folder with everything that is known before the run.
+fn prepare(plan: &Plan, scenario: &str, out: &Path, crew: Option<&Crew>) -> Result<RunFolder> {
+    let environment = here(plan, scenario, crew);
     let time = jiff::Timestamp::now()
         .strftime("%Y%m%dT%H%M%SZ")
         .to_string();
@@ -158,12 +208,13 @@ fn free_path(out: &Path, scenario: &str, time: &str, host: &str) -> PathBuf {
 fn run(
     plan: &Plan,
     folder: RunFolder,
+    done: &Done,
     quiet: bool,
     signals: &Signals,
     crew: Option<&Crew>,
 ) -> Result<Status> {
     signals.hold();
-    let end = measure(plan, &folder, quiet, signals, crew)?;
+    let end = measure(plan, &folder, done, quiet, signals, crew)?;
     if let Some(departure) = crew.and_then(Crew::departure) {
         eprintln!("{departure}");
     }
@@ -171,7 +222,7 @@ fn run(
     if end.unrun == Unrun::Interrupted {
         let path = folder.path().display();
         eprintln!(
-            "interrupted: what was measured until then is in {path}; its report is being made (ctrl-C again leaves it out)"
+            "interrupted: what was measured until then is in {path}; its report is being made (ctrl-C again leaves it out); --resume {path} finishes it"
         );
     }
     let (trials, written) = write_trials(&folder, &end);
@@ -205,6 +256,7 @@ fn run(
 fn measure(
     plan: &Plan,
     folder: &RunFolder,
+    done: &Done,
     quiet: bool,
     signals: &Signals,
     crew: Option<&Crew>,
@@ -237,7 +289,7 @@ fn measure(
         progress: &mut Bar::new(quiet),
         scratch: &scratch,
     }
-    .run(plan);
+    .finish(plan, done);
     // Dumps are removed one by one as they are read; only the empty folder is left.
     let _ = std::fs::remove_dir_all(&scratch);
     Ok(end)
@@ -281,6 +333,9 @@ fn closing_words(plan: &Plan, folder: &RunFolder, trials: &[TrialRow]) -> String
     let mut text = match (&data, plan.scenario.kind) {
         (Some(data), Kind::Collectives) => {
             format!("{}\n", collectives_summary::summary(data, terminal_width()))
+        }
+        (Some(data), Kind::Learning) => {
+            format!("{}\n", learning_summary::summary(data, terminal_width()))
         }
         (Some(data), Kind::LayerCost) => format!(
             "{}\n{}\n",

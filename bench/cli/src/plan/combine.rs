@@ -7,17 +7,20 @@ use syncmark_engine::data::tokens::FIRST_WORD;
 use syncmark_engine::model::spec::ModelSpec;
 
 use crate::plan::config::{
-    Backend, Batch, DataConfig, DdpConfig, DpConfig, MaskingConfig, MeasureConfig,
-    PROTOCOL_VERSION, SourceConfig, StrategyConfig, TrialConfig, Work, Zero1Config,
+    Backend, Batch, DataConfig, DdpConfig, DpConfig, LearningConfig, Length, MaskingConfig,
+    MeasureConfig, PROTOCOL_VERSION, SourceConfig, StrategyConfig, TrialConfig, Work, Zero1Config,
 };
 use crate::plan::{collectives, model};
 use crate::scenario::check::{Checker, check};
 use crate::scenario::file::{
     BUCKET_CAP, BackendChoice, FIRST_BUCKET_CAP, HIDDEN, Kind, Parallel, Predict, Scaling,
-    Scenario, Source, Strategy,
+    Scenario, Source, Strategy, TimeSpan,
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Node;
+
+/// Longest life of a child that learns, where the scenario has no timeout.
+const LEARNING_TIMEOUT: TimeSpan = TimeSpan::seconds(24 * 3600);
 
 /// What a trial without buffer broadcasts must say.
 const OWN_STATISTICS: &str = "without buffer broadcasts each rank keeps running statistics of its own; rank 0's alone are gated";
@@ -56,6 +59,7 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
     let norm = model::norm(scenario, &spec);
     let work = match scenario.kind {
         Kind::LayerCost => Work::LayerCost,
+        Kind::Learning => Work::Learning(learning(scenario)),
         Kind::Train | Kind::Collectives => Work::Train,
     };
     if let Some((why, instead)) = meaningless(scenario, model::synchronizes(&spec, norm.0)) {
@@ -63,7 +67,8 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
     }
     let batch = batch(scenario);
     let data = data(scenario, &spec, &checker)?;
-    let parameters = model::parameters(&spec, norm, &batch, &checker)?;
+    let normalized = normalized(scenario, &batch);
+    let parameters = model::parameters(&spec, norm, &normalized, &checker)?;
     let strategy = strategy(scenario);
     let mut notes = notes(scenario, &batch);
     if strategy.broadcast_buffers() == Some(false) && model::keeps_own_statistics(&spec, norm.0) {
@@ -87,13 +92,70 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
         threads: scenario.parallel.threads,
         scaling: scenario.parallel.scaling,
         batch,
-        measure: measure(scenario),
+        measure: match scenario.kind {
+            Kind::Learning => learning_measure(scenario, tree),
+            _ => measure(scenario),
+        },
     };
     Ok(Combination::Trial {
         config: Box::new(config),
         parameters,
         notes,
     })
+}
+
+/// The batch as batch norms see it: in ghost batches, where one device has them.
+fn normalized(scenario: &Scenario, batch: &Batch) -> Batch {
+    match scenario.train.normalization_batch {
+        Some(own) => Batch {
+            global: batch.global,
+            chunks: vec![own; batch.global / own],
+        },
+        None => batch.clone(),
+    }
+}
+
+/// Nothing of a trial that learns is timed but its whole; without a word about it, it may take a day.
+fn learning_measure(scenario: &Scenario, tree: &Node) -> MeasureConfig {
+    let said = tree
+        .entry("measure")
+        .and_then(|measure| measure.node.entry("timeout"));
+    let timeout_ns = match said {
+        Some(_) => scenario.measure.timeout.as_ns(),
+        None => LEARNING_TIMEOUT.as_ns(),
+    };
+    MeasureConfig {
+        steps: 0,
+        min_time_ns: 0,
+        warmup_steps: 0,
+        warmup_time_ns: 0,
+        timeout_ns,
+        trace_steps: 0,
+        unsynchronized: false,
+        smoke: scenario.measure.smoke,
+    }
+}
+
+/// How long it learns, by keys that were checked.
+fn learning(scenario: &Scenario) -> LearningConfig {
+    let (train, evaluate) = (&scenario.train, &scenario.evaluate);
+    let length = match (train.epochs, train.steps) {
+        (Some(epochs), _) => Length::Epochs(epochs),
+        (None, steps) => Length::Steps(steps.unwrap_or_default()),
+    };
+    // All of the batch is what a device does anyway: said or not, it is the same trial.
+    let own = train
+        .normalization_batch
+        .filter(|own| *own != scenario.data.batch_size);
+    LearningConfig {
+        length,
+        normalization_batch: own,
+        every: evaluate.every,
+        split: evaluate.split,
+        validation: evaluate.validation,
+        batch_statistics: evaluate.batch_statistics,
+        precise_batches: evaluate.precise_batches,
+    }
 }
 
 pub(super) fn backend(scenario: &Scenario) -> Backend {
@@ -112,6 +174,17 @@ fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<(String, &'sta
         let why = "the nodes of a model are timed on one device, with the strategy single";
         let instead = "write strategy = \"single\" and devices = 1, or kind = \"train\"";
         return Some((why.to_owned(), instead));
+    }
+    if scenario.train.normalization_batch.is_some()
+        && scenario.parallel.strategy != Strategy::Single
+    {
+        let why = "a normalization batch is cut out of one device's; other strategies have each device's own";
+        let instead = "write strategy = \"single\", or leave normalization_batch out";
+        return Some((why.to_owned(), instead));
+    }
+    if scenario.kind == Kind::Learning && scenario.parallel.strategy == Strategy::Independent {
+        let why = "independent replicas learn different things";
+        return Some((why.to_owned(), "write strategy = \"single\""));
     }
     if scenario.kind == Kind::LayerCost && scenario.train.accumulation > 1 {
         let why = "the nodes of a model are timed in steps of one micro-batch";
@@ -219,9 +292,21 @@ fn data(scenario: &Scenario, spec: &ModelSpec, checker: &Checker) -> Result<Data
     let tokens = model::takes_tokens(spec);
     let source = match scenario.data.source {
         Source::Synthetic if tokens => synthetic_tokens(scenario, spec, checker)?,
+        Source::Text if tokens => {
+            length(spec, checker)?;
+            SourceConfig::Text {
+                path: scenario.data.path.clone(),
+                masking: masking(scenario, checker)?,
+            }
+        }
+        Source::Text => {
+            let message = "text is for a model with an embedding";
+            let help = "write preset = \"char-encoder\", or another source";
+            return Err(checker.problem("data.source", message, help));
+        }
         _ if tokens => {
             let message = "the model has an embedding, and this data set has images";
-            let help = "write source = \"synthetic\", or another model";
+            let help = "write source = \"text\" or \"synthetic\", or another model";
             return Err(checker.problem("data.source", message, help));
         }
         Source::Digits => SourceConfig::Digits,
@@ -241,10 +326,8 @@ fn data(scenario: &Scenario, spec: &ModelSpec, checker: &Checker) -> Result<Data
     ];
     // A sweep over models may carry what only some of them use.
     let swept = checker.0.entry("sweep").is_some() || checker.0.entry("variant").is_some();
-    for (key, _) in given
-        .iter()
-        .filter(|(_, given)| *given && !tokens && !swept)
-    {
+    let useless = given.iter().find(|(_, given)| *given && !tokens && !swept);
+    if let Some((key, _)) = useless {
         let message = format!("`{key}` is about tokens, and the model has none");
         let help =
             "leave it out, or write a model with an embedding, such as preset = \"char-encoder\"";
@@ -256,16 +339,35 @@ fn data(scenario: &Scenario, spec: &ModelSpec, checker: &Checker) -> Result<Data
     })
 }
 
+/// Positions of a sequence.
+fn length(spec: &ModelSpec, checker: &Checker) -> Result<usize, Problem> {
+    match spec.input[..] {
+        [length] => Ok(length),
+        _ => {
+            let message = format!("a sample of tokens is [length], not {:?}", spec.input);
+            let help = "write one number, such as shape = [128]";
+            Err(checker.problem("data.shape", message, help))
+        }
+    }
+}
+
+/// How tokens are hidden.
+fn masking(scenario: &Scenario, checker: &Checker) -> Result<MaskingConfig, Problem> {
+    let share = scenario.data.hidden.unwrap_or(HIDDEN);
+    if !(0.0..=1.0).contains(&share) {
+        let message = format!("`data.hidden` is {share}");
+        return Err(checker.problem("data.hidden", message, "write a share from 0 to 1"));
+    }
+    let predict = scenario.data.predict.unwrap_or(Predict::Hidden);
+    Ok(MaskingConfig { share, predict })
+}
+
 fn synthetic_tokens(
     scenario: &Scenario,
     spec: &ModelSpec,
     checker: &Checker,
 ) -> Result<SourceConfig, Problem> {
-    let [length] = spec.input[..] else {
-        let message = format!("a sample of tokens is [length], not {:?}", spec.input);
-        let help = "write one number, such as shape = [128]";
-        return Err(checker.problem("data.shape", message, help));
-    };
+    let length = length(spec, checker)?;
     if spec.classes <= FIRST_WORD {
         let message = format!("a vocabulary of {}", spec.classes);
         let help = "write at least 3: padding, mask and a word";
@@ -278,16 +380,8 @@ fn synthetic_tokens(
             format!("write 1 to {length}: a sequence of padding alone has nothing to learn from");
         return Err(checker.problem("data.shortest", message, help));
     }
-    let share = scenario.data.hidden.unwrap_or(HIDDEN);
-    if !(0.0..=1.0).contains(&share) {
-        let message = format!("`data.hidden` is {share}");
-        return Err(checker.problem("data.hidden", message, "write a share from 0 to 1"));
-    }
-    let predict = scenario.data.predict.unwrap_or(Predict::Hidden);
-    Ok(SourceConfig::SyntheticTokens {
-        shortest,
-        masking: MaskingConfig { share, predict },
-    })
+    let masking = masking(scenario, checker)?;
+    Ok(SourceConfig::SyntheticTokens { shortest, masking })
 }
 
 pub(super) fn measure(scenario: &Scenario) -> MeasureConfig {

@@ -8,8 +8,8 @@ use syncmark_engine::model::NormOptions;
 use syncmark_engine::model::spec::{BatchNormSpec, GroupNormSpec, ModelSpec, Norm, Padding};
 
 use crate::scenario::file::{
-    Compression, DpLoss, Launch, Operation, Optimizer, PowerSgd, Predict, Scaling, Schedule,
-    Transport,
+    Compression, DpLoss, EvaluationSplit, Launch, Operation, Optimizer, PowerSgd, Predict, Scaling,
+    Schedule, Transport,
 };
 
 /// Version of [`TrialConfig`]'s JSON; a child refuses any other.
@@ -84,6 +84,38 @@ pub enum Work {
     Collectives(CollectivesConfig),
     /// Whole training steps of one device, and the time of every node of the model.
     LayerCost,
+    /// Training to an end, with evaluations.
+    Learning(LearningConfig),
+}
+
+/// How long a trial learns, and how it is evaluated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LearningConfig {
+    /// When it ends.
+    pub length: Length,
+    /// Samples whose batch statistics are taken together on one device; none: the whole of a device's batch.
+    pub normalization_batch: Option<usize>,
+    /// Steps between evaluations; none: those of an epoch.
+    pub every: Option<usize>,
+    /// What it is evaluated on.
+    pub split: EvaluationSplit,
+    /// Share of the training samples that is held out.
+    pub validation: f64,
+    /// Whether it is also evaluated with batch statistics.
+    pub batch_statistics: bool,
+    /// Batches whose statistics are averaged for PreciseBN; 0 for none.
+    pub precise_batches: usize,
+}
+
+/// When learning ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Length {
+    /// After so many rounds through the training samples.
+    Epochs(usize),
+    /// After so many steps.
+    Steps(usize),
 }
 
 /// Operations and sizes.
@@ -109,13 +141,14 @@ impl Work {
             Self::Train => "train",
             Self::Collectives(_) => "collectives",
             Self::LayerCost => "layer-cost",
+            Self::Learning(_) => "learning",
         }
     }
 
     /// Whether whole training steps are taken.
     pub fn steps(&self) -> bool {
         match self {
-            Self::Train | Self::LayerCost => true,
+            Self::Train | Self::LayerCost | Self::Learning(_) => true,
             Self::Collectives(_) => false,
         }
     }
@@ -136,6 +169,13 @@ pub enum SourceConfig {
     Cifar10 {
         /// Folder that the scenario names.
         path: Option<String>,
+    },
+    /// Words of at most `model.input` characters.
+    Text {
+        /// List that the scenario names; none: the shipped words.
+        path: Option<String>,
+        /// How characters are hidden.
+        masking: MaskingConfig,
     },
     /// Random samples of `model.input` in `model.classes` classes.
     Synthetic,
@@ -473,9 +513,45 @@ impl TrialConfig {
     /// The strategy's name in `trials.csv`: ranks that only communicate follow none.
     pub fn strategy_name(&self) -> &'static str {
         match self.work {
-            Work::Train | Work::LayerCost => self.strategy.name(),
+            Work::Train | Work::LayerCost | Work::Learning(_) => self.strategy.name(),
             Work::Collectives(_) => "ranks",
         }
+    }
+
+    /// How it learns, if it does.
+    pub fn learning(&self) -> Option<&LearningConfig> {
+        match &self.work {
+            Work::Learning(learning) => Some(learning),
+            _ => None,
+        }
+    }
+
+    /// Samples whose batch statistics are taken together.
+    pub fn normalization_batch(&self) -> usize {
+        if self.norm == Norm::SyncBatch {
+            return self.batch.global;
+        }
+        let own = self
+            .learning()
+            .and_then(|learning| learning.normalization_batch);
+        own.unwrap_or_else(|| {
+            self.batch
+                .chunks
+                .first()
+                .copied()
+                .unwrap_or(self.batch.global)
+        })
+    }
+
+    /// The trial of a repeat: learning trials have seeds of their own in each, equal in all trials.
+    pub fn of_repeat(&self, repeat: u32) -> Self {
+        let mut config = self.clone();
+        if self.learning().is_some() {
+            config.train_seed = config.train_seed.wrapping_add(u64::from(repeat));
+            // Far apart, because an epoch adds to it: no order is that of another repeat's epoch.
+            config.data.seed = config.data.seed.wrapping_add(u64::from(repeat) << 32);
+        }
+        config
     }
 
     /// Samples per step over all devices, of all micro-batches.

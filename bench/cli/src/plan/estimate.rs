@@ -4,8 +4,11 @@
 //! where a model, or a step of many micro-batches, is so slow that `steps` steps do not fit into `min_time`.
 use std::time::Duration;
 
+use syncmark_engine::data::{cifar10, fashion_mnist};
+
 use crate::plan::Plan;
-use crate::plan::config::{TrialConfig, Work};
+use crate::plan::config::{Length, SourceConfig, TrialConfig, Work};
+use crate::scenario::check::DIGITS;
 
 /// Starting the processes of one repeat, building the model, and collecting its records.
 const START_UP: Duration = Duration::from_millis(300);
@@ -18,9 +21,27 @@ const CEILINGS: Duration = Duration::from_secs(1);
 /// Checking and warming up one collective at one size.
 const CHECK: Duration = Duration::from_millis(30);
 
+/// A step of a trial that learns.
+const LEARNING_STEP: Duration = Duration::from_millis(20);
+
+/// Words of the shipped list without the tenth for testing, where the model takes the longest.
+const SHIPPED_WORDS: usize = 3585;
+
+/// Samples of data whose size is only known once it is read.
+const UNKNOWN_SAMPLES: usize = 60_000;
+
 /// What the estimate takes for granted.
-pub const ASSUMPTION: &str = "assumes that `steps` steps fit into min_time, that a traced step takes at most min_time / steps, \
-0.3 s to start each repeat and 0.5 s for each gate";
+pub fn assumption(plan: &Plan) -> &'static str {
+    if plan
+        .trials
+        .iter()
+        .any(|trial| trial.config.learning().is_some())
+    {
+        "assumes 20 ms a step, 60,000 samples where data is read from a path, 0.3 s to start each repeat and 0.5 s for each gate"
+    } else {
+        "assumes that `steps` steps fit into min_time, that a traced step takes at most min_time / steps, 0.3 s to start each repeat and 0.5 s for each gate"
+    }
+}
 
 /// The expected time of the whole plan.
 pub fn expected(plan: &Plan) -> Duration {
@@ -40,6 +61,18 @@ pub fn repeat(config: &TrialConfig) -> Duration {
             .saturating_add(CEILINGS)
             .saturating_add(case.saturating_mul(cases as u32));
     }
+    if let Some(learning) = config.learning() {
+        let steps = match learning.length {
+            Length::Steps(steps) => steps,
+            Length::Epochs(epochs) => {
+                let samples = samples(&config.data.source) as f64 * (1.0 - learning.validation);
+                let epoch = samples as usize / config.step_samples().max(1);
+                epochs.saturating_mul(epoch.max(1))
+            }
+        };
+        let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+        return START_UP.saturating_add(LEARNING_STEP.saturating_mul(steps));
+    }
     let measure = &config.measure;
     let window = Duration::from_nanos(measure.min_time_ns);
     let windows = if measure.unsynchronized { 2 } else { 1 };
@@ -57,6 +90,19 @@ pub fn repeat(config: &TrialConfig) -> Duration {
         .saturating_add(Duration::from_nanos(measure.warmup_time_ns))
         .saturating_add(window.saturating_mul(windows))
         .saturating_add(traced)
+}
+
+/// Training samples.
+fn samples(source: &SourceConfig) -> usize {
+    match source {
+        SourceConfig::Digits => DIGITS,
+        SourceConfig::FashionMnist { .. } => fashion_mnist::TRAINING,
+        SourceConfig::Cifar10 { .. } => cifar10::TRAINING,
+        SourceConfig::Text { path: None, .. } => SHIPPED_WORDS,
+        SourceConfig::Text { path: Some(_), .. }
+        | SourceConfig::Synthetic
+        | SourceConfig::SyntheticTokens { .. } => UNKNOWN_SAMPLES,
+    }
 }
 
 /// `1 h 40 min`, `12 min`, `48 s`: two significant parts at most.

@@ -2,7 +2,7 @@
 //!
 //! Contract: what the engine refuses is shown at the layer in the user's file, or at the preset's name. The
 //! engine's `model` needs no device, so shapes are checked before anything runs.
-use syncmark_engine::data::{cifar10, fashion_mnist};
+use syncmark_engine::data::{cifar10, fashion_mnist, text};
 use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm, Padding};
 use syncmark_engine::model::{ModelError, resolve};
 
@@ -22,7 +22,7 @@ fn of_data(source: Source) -> Option<([usize; 3], usize)> {
         Source::Digits => Some(([1, 8, 8], 10)),
         Source::FashionMnist => Some((fashion_mnist::SHAPE, fashion_mnist::CLASSES)),
         Source::Cifar10 => Some((cifar10::SHAPE, cifar10::CLASSES)),
-        Source::Synthetic => None,
+        Source::Text | Source::Synthetic => None,
     }
 }
 
@@ -57,6 +57,9 @@ pub fn spec(scenario: &Scenario, checker: &Checker) -> Result<ModelSpec, Problem
             "write shape = [channels, height, width], [channels, length] or [features]",
         )
     })?;
+    if scenario.data.source == Source::Text {
+        number = Some(text::VOCABULARY);
+    }
     let classes = number.or(classes).ok_or_else(|| {
         checker.problem(
             "data",

@@ -27,6 +27,7 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
         ("data", serde_json::to_value(&scenario.data)),
         ("train", serde_json::to_value(&scenario.train)),
         ("parallel", serde_json::to_value(&scenario.parallel)),
+        ("evaluate", serde_json::to_value(&scenario.evaluate)),
         ("measure", serde_json::to_value(&scenario.measure)),
     ];
     for (section, value) in sections {
@@ -38,6 +39,13 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
     {
         settings.remove(*key);
     }
+    match config.learning() {
+        // How long its steps are timed means nothing to what learns, and evaluation to what is timed.
+        Some(_) => {
+            settings.retain(|key, _| !key.starts_with("measure.") || key == "measure.timeout")
+        }
+        None => settings.retain(|key, _| !key.starts_with("evaluate.")),
+    }
     if scenario.data.source == Source::Synthetic {
         let shape = Value::from(config.model.input.clone());
         settings.insert("data.shape".to_owned(), word(&shape));
@@ -46,9 +54,10 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
     let norm = serde_json::to_value(config.norm).unwrap_or_default();
     let (dp, ddp) = (config.strategy.dp(), config.strategy.ddp());
     let caps = config.strategy.bucket_caps();
-    let tokens = match &config.data.source {
-        SourceConfig::SyntheticTokens { shortest, masking } => Some((shortest, masking)),
-        _ => None,
+    let (shortest, masking) = match &config.data.source {
+        SourceConfig::SyntheticTokens { shortest, masking } => (Some(shortest), Some(masking)),
+        SourceConfig::Text { masking, .. } => (None, Some(masking)),
+        _ => (None, None),
     };
     settings.retain(|key, _| !key.starts_with("parallel.compression"));
     let effective = [
@@ -63,19 +72,14 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
                 .norm_padding
                 .map(|padding| word(&serde_json::to_value(padding).unwrap_or_default())),
         ),
-        (
-            "data.shortest",
-            tokens.map(|(shortest, _)| shortest.to_string()),
-        ),
+        ("data.shortest", shortest.map(usize::to_string)),
         (
             "data.hidden",
-            tokens.map(|(_, masking)| masking.share.to_string()),
+            masking.map(|masking| masking.share.to_string()),
         ),
         (
             "data.predict",
-            tokens.map(|(_, masking)| {
-                word(&serde_json::to_value(masking.predict).unwrap_or_default())
-            }),
+            masking.map(|masking| word(&serde_json::to_value(masking.predict).unwrap_or_default())),
         ),
         ("parallel.backend", Some(config.backend.name().to_owned())),
         (
@@ -118,7 +122,10 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
         ("parallel.dim", dp.map(|dp| dp.dim.to_string())),
         (
             "measure.unsynchronized",
-            Some(config.measure.unsynchronized.to_string()),
+            config
+                .learning()
+                .is_none()
+                .then(|| config.measure.unsynchronized.to_string()),
         ),
     ];
     for (key, value) in effective {

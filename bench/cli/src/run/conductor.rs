@@ -15,6 +15,7 @@ use super::ledger::Ledger;
 use super::progress::{Estimate, Progress};
 use super::protocol::Purpose;
 use super::recorder::RepeatFacts;
+use super::resume::Done;
 use super::standing::{RepeatEnd, Standing, Unrun};
 use super::trial_row;
 use crate::plan::schedule::schedule;
@@ -66,7 +67,12 @@ enum Flow {
 impl Conductor<'_> {
     /// Runs a plan. What could not be run or written stops the run but loses nothing: [`RunEnd`] tells what there is.
     pub fn run(&mut self, plan: &Plan) -> RunEnd {
-        let mut run = Run::new(plan);
+        self.finish(plan, &Done::new())
+    }
+
+    /// Runs what of a plan is not `done` yet.
+    pub fn finish(&mut self, plan: &Plan, done: &Done) -> RunEnd {
+        let mut run = Run::new(plan, done);
         self.progress.begin(run.jobs());
         let unrun = match self.gates(plan, &mut run).and_then(|flow| match flow {
             Flow::GoOn => self.blocks(plan, &mut run),
@@ -124,7 +130,7 @@ impl Conductor<'_> {
                     return Ok(Flow::Interrupted);
                 }
                 run.estimate.take(index);
-                if run.standings[index].is_open() {
+                if run.standings[index].is_open() && !run.standings[index].has(repeat) {
                     let end = self.repeat(&plan.trials[index], index, repeat, order, run)?;
                     if end == Outcome::Interrupted {
                         return Ok(Flow::Interrupted);
@@ -187,7 +193,7 @@ fn measure_job(trial: &Trial, repeat: u32) -> (Job, Option<bool>) {
     let unsynchronized_first = repeat % 2 == 1;
     let job = Job {
         label: trial.label.clone(),
-        trial: trial.config.clone(),
+        trial: trial.config.of_repeat(repeat),
         purpose: Purpose::Measure {
             unsynchronized_first,
         },
@@ -235,15 +241,21 @@ struct Run {
 }
 
 impl Run {
-    fn new(plan: &Plan) -> Self {
+    fn new(plan: &Plan, done: &Done) -> Self {
         let measure = &plan.scenario.measure;
+        let standing = |trial: &Trial| {
+            let mut standing = Standing::default();
+            let ends = done.get(&trial.id).into_iter().flatten().cloned();
+            ends.for_each(|end| standing.add(end));
+            standing
+        };
         let blocks = schedule(plan.trials.len(), measure.repeats, measure.seed);
         let estimate = Estimate::new(
             plan.trials.iter().map(|trial| &trial.config),
             measure.repeats,
         );
         Self {
-            standings: vec![Standing::default(); plan.trials.len()],
+            standings: plan.trials.iter().map(standing).collect(),
             gates: Vec::new(),
             blocks,
             estimate,

@@ -61,6 +61,7 @@ impl DataSet {
             }
             SourceConfig::Cifar10 { path } => Some((Self::Cifar10, path.as_deref().map(Path::new))),
             SourceConfig::Digits
+            | SourceConfig::Text { .. }
             | SourceConfig::Synthetic
             | SourceConfig::SyntheticTokens { .. } => None,
         }

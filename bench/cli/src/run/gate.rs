@@ -320,7 +320,13 @@ fn gate_config(trial: &TrialConfig, batch: Batch) -> TrialConfig {
     if let StrategyConfig::Ddp(ddp) = &mut strategy {
         ddp.compression = gated(ddp.compression);
     }
+    // What learns is gated as what is timed.
+    let work = match &trial.work {
+        Work::Learning(_) => Work::Train,
+        other => other.clone(),
+    };
     TrialConfig {
+        work,
         strategy,
         batch,
         scaling: Scaling::Strong,

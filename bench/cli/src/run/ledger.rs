@@ -69,6 +69,7 @@ impl Ledger for FolderLedger {
         let verdict = match facts.config.work {
             Work::Train => judge(facts.config, &record.repeat),
             Work::LayerCost => judge_nodes(facts.config, &record),
+            Work::Learning(_) => judge_learning(&record),
             Work::Collectives(_) => judge_collectives(facts.config, &record),
         };
         record.repeat.outcome = verdict.outcome;
@@ -84,6 +85,27 @@ impl Ledger for FolderLedger {
             self.folder.write_gates(rows)
         }
     }
+}
+
+/// Judges a repeat that learned: it has an end, which has been evaluated. Other load slows it down and changes nothing that it learns.
+fn judge_learning(record: &RepeatRecord) -> Verdict {
+    let row = &record.repeat;
+    let evaluated = record
+        .learning
+        .last()
+        .is_some_and(|last| last.eval_error.is_some());
+    let (outcome, reason) = match (row.outcome, row.parameters_equal) {
+        (Outcome::Passed, Some(false)) => (
+            Outcome::Invalid,
+            Some("the ranks' parameters were not bit-equal after the last step".to_owned()),
+        ),
+        (Outcome::Passed, _) if !evaluated || row.window_ns.is_none() => (
+            Outcome::Failed,
+            Some("the end of training was not evaluated".to_owned()),
+        ),
+        (outcome, _) => (outcome, row.reason.clone()),
+    };
+    Verdict { outcome, reason }
 }
 
 /// Judges a repeat of collectives: one wrong element makes all of it invalid.

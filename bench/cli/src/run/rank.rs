@@ -9,6 +9,7 @@ mod collectives;
 mod data;
 mod gate;
 mod layer_cost;
+mod learning;
 mod measure;
 mod settings;
 mod witness;
@@ -160,6 +161,9 @@ fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError>
     match &assignment.purpose {
         Purpose::Measure { .. } if assignment.trial.work == Work::LayerCost => {
             layer_cost::run(assignment, participant)
+        }
+        Purpose::Measure { .. } if assignment.trial.learning().is_some() => {
+            learning::run(assignment, participant)
         }
         Purpose::Measure {
             unsynchronized_first,

@@ -8,6 +8,7 @@ mod comm;
 mod devices;
 mod disturbance;
 mod layers;
+mod learning;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ use std::collections::BTreeMap;
 
 use syncmark_record::folder::RepeatRecord;
 use syncmark_record::outcome::Outcome;
-use syncmark_record::rows::{CompressionRow, LearningRow, Pass, RepeatRow};
+use syncmark_record::rows::{CompressionRow, Pass, RepeatRow};
 
 use super::spool::Event;
 use crate::plan::config::{TrialConfig, compression_name};
@@ -74,7 +75,8 @@ pub fn record(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRecord {
         phases: steps::phase_rows(facts, ranks),
         comm: comm::comm_rows(facts, ranks),
         devices: devices::device_rows(facts, ranks),
-        learning: learning_rows(facts, ranks),
+        learning: learning::learning_rows(facts, ranks),
+        norm_statistics: learning::norm_statistics_rows(facts, ranks),
         collectives: collectives::collective_rows(facts, ranks),
         layers: layers::layer_rows(facts, ranks),
         ceilings: ceilings::ceiling_rows(facts, ranks),
@@ -251,31 +253,4 @@ fn parameters_equal(ranks: &[Vec<Event>]) -> Option<bool> {
         _ => None,
     });
     said.reduce(|a, b| a && b)
-}
-
-/// Training losses, averaged over ranks, where a trial reports more than the last one.
-fn learning_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<LearningRow> {
-    let mut by_step: BTreeMap<u64, (f64, u32)> = BTreeMap::new();
-    for event in ranks.iter().flatten() {
-        if let Event::Loss { step, loss } = *event {
-            let entry = by_step.entry(step).or_default();
-            *entry = (entry.0 + loss, entry.1 + 1);
-        }
-    }
-    if by_step.len() < 2 {
-        return Vec::new();
-    }
-    let samples = facts.config.step_samples() as u64;
-    let row = |(step, (sum, ranks)): (u64, (f64, u32))| LearningRow {
-        trial: facts.trial.to_owned(),
-        repeat: facts.repeat,
-        step,
-        samples_seen: step * samples,
-        train_loss: Some(sum / f64::from(ranks)),
-        eval_loss: None,
-        eval_error: None,
-        batch_statistics_loss: None,
-        batch_statistics_error: None,
-    };
-    by_step.into_iter().map(row).collect()
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{Mmap, MmapMut};
 
-pub use event::{CeilingEvent, CommEvent, Event};
+pub use event::{CeilingEvent, CommEvent, Event, LearningEvent};
 
 /// First bytes of a spool.
 pub const MAGIC: [u8; 8] = *b"SMSPOOL1";
@@ -288,6 +288,29 @@ mod tests {
             }),
             cores(None),
             cores(Some(7)),
+            Event::Learning(LearningEvent {
+                step: 9,
+                train_ns: 8,
+                train_loss: 1.5,
+                eval_loss: -0.0,
+                eval_error: 0.25,
+                batch_loss: f64::MAX,
+                batch_error: 1.0,
+            }),
+            Event::LearningEnd {
+                step: 9,
+                train_eval: [0.5, 0.75],
+                precise: [0.125, 1e-300],
+            },
+            Event::NormStatistics {
+                layer: 300,
+                channels: 70_000,
+                step: 9,
+                values: 64.5,
+                batches: 12,
+                mean_noise: 0.1,
+                variance_noise: 0.2,
+            },
         ]
     }
 

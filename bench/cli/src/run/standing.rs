@@ -55,6 +55,11 @@ impl Standing {
         self.repeats.push(end);
     }
 
+    /// Whether a repeat has come to its end before.
+    pub fn has(&self, repeat: u32) -> bool {
+        self.repeats.iter().any(|end| end.repeat == repeat)
+    }
+
     /// Whether a further repeat is worth running.
     pub fn is_open(&self) -> bool {
         let ended = |outcome| {

@@ -69,6 +69,9 @@ pub fn row(
         global_batch: config.step_samples() as u64,
         device_batch: config.device_samples() as u64,
         parameters: trial.parameters,
+        normalization_batch: config
+            .learning()
+            .map(|_| config.normalization_batch() as u64),
         oversubscribed: cores::oversubscribed(config, cores),
         outcome,
         reason,
@@ -117,6 +120,7 @@ fn source_name(source: &SourceConfig) -> &'static str {
         SourceConfig::Digits => "digits",
         SourceConfig::FashionMnist { .. } => "fashion-mnist",
         SourceConfig::Cifar10 { .. } => "cifar10",
+        SourceConfig::Text { .. } => "text",
         SourceConfig::Synthetic | SourceConfig::SyntheticTokens { .. } => "synthetic",
     }
 }

@@ -14,7 +14,7 @@ use super::ledger::{Verdict, judge};
 use super::progress::Progress;
 use super::protocol::Purpose;
 use super::recorder::{self, RepeatFacts};
-use crate::plan::config::{MeasureConfig, TrialConfig};
+use crate::plan::config::{LearningConfig, Length, MeasureConfig, TrialConfig, Work};
 use crate::plan::{Plan, Trial};
 
 /// Steps of every trial.
@@ -144,7 +144,17 @@ fn few_steps(trial: &TrialConfig) -> TrialConfig {
         unsynchronized: false,
         smoke: true,
     };
+    let work = match &trial.work {
+        Work::Learning(learning) => Work::Learning(LearningConfig {
+            length: Length::Steps(STEPS),
+            every: None,
+            precise_batches: learning.precise_batches.min(1),
+            ..learning.clone()
+        }),
+        other => other.clone(),
+    };
     TrialConfig {
+        work,
         measure,
         ..trial.clone()
     }

@@ -101,6 +101,7 @@ pub fn check(scenario: &Scenario, tree: &Node) -> Outcome {
     data(&checker, scenario)?;
     contradictions::data(&checker, scenario)?;
     contradictions::train(&checker, scenario)?;
+    contradictions::learning(&checker, scenario)?;
     parallel(&checker, scenario)?;
     contradictions::parallel(&checker, scenario)?;
     measure(&checker, scenario)
@@ -254,7 +255,13 @@ fn parallel(checker: &Checker, scenario: &Scenario) -> Outcome {
         Source::Digits => (DIGITS, "training images of digits"),
         Source::FashionMnist => (fashion_mnist::TRAINING, "training images of Fashion-MNIST"),
         Source::Cifar10 => (cifar10::TRAINING, "training images of CIFAR-10"),
-        Source::Synthetic => (MAX_BATCH, "that the engine can count"),
+        // How many words a list has shows when it is read.
+        Source::Text | Source::Synthetic => (MAX_BATCH, "that the engine can count"),
+    };
+    // What is held out is not trained on.
+    let limit = match scenario.kind {
+        Kind::Learning => limit - (limit as f64 * scenario.evaluate.validation).round() as usize,
+        _ => limit,
     };
     if global.is_none_or(|global| global > limit) {
         let (step, or) = match micro_batches {
@@ -274,7 +281,7 @@ fn measure(checker: &Checker, scenario: &Scenario) -> Outcome {
     let measure = &scenario.measure;
     checker.at_least_one("measure.steps", measure.steps)?;
     checker.at_least_one("measure.repeats", measure.repeats)?;
-    if scenario.kind == Kind::Collectives {
+    if matches!(scenario.kind, Kind::Collectives | Kind::Learning) {
         return Ok(());
     }
     let times = [

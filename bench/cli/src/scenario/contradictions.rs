@@ -5,7 +5,8 @@
 //! `DistributedDataParallel` and `PowerSGDState`.
 use crate::scenario::check::Checker;
 use crate::scenario::file::{
-    BUCKET_CAP, Compression, Kind, Optimizer, Parallel, Scenario, Schedule, Source, Strategy,
+    BUCKET_CAP, Compression, EvaluationSplit, Kind, Optimizer, Parallel, Scenario, Schedule,
+    Source, Strategy,
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::size::ByteSize;
@@ -32,7 +33,7 @@ pub fn sections(tree: &Node) -> Outcome {
     if kind != Some(&Value::String("collectives".to_owned())) {
         return Ok(());
     }
-    for section in ["model", "data", "train"] {
+    for section in ["model", "data", "train", "evaluate"] {
         if tree.entry(section).is_some() {
             let message = format!("collectives alone have no `{section}`");
             let help = "leave it out: [collectives] says which messages are exchanged, and [parallel] between whom";
@@ -119,6 +120,77 @@ pub fn train(checker: &Checker, scenario: &Scenario) -> Outcome {
     schedule(checker, &train.schedule)
 }
 
+/// What learning needs, and what only it has.
+///
+/// # Errors
+/// The first problem.
+pub fn learning(checker: &Checker, scenario: &Scenario) -> Outcome {
+    let (train, evaluate) = (&scenario.train, &scenario.evaluate);
+    if scenario.kind != Kind::Learning {
+        let given = [
+            ("train.epochs", train.epochs.is_some()),
+            ("train.steps", train.steps.is_some()),
+            (
+                "train.normalization_batch",
+                train.normalization_batch.is_some(),
+            ),
+            ("evaluate", checker.0.entry("evaluate").is_some()),
+        ];
+        return match given.iter().find(|(_, given)| *given) {
+            Some((key, _)) => {
+                let message = format!("`{key}` goes with kind = \"learning\"");
+                let help = "leave it out, or write kind = \"learning\"; what is only timed takes measure.steps";
+                Err(checker.problem(key, message, help))
+            }
+            None => Ok(()),
+        };
+    }
+    match (train.epochs, train.steps) {
+        (None, None) => {
+            let message = "nothing says how long it learns";
+            return Err(checker.problem("train", message, "write epochs = 10, or steps = 1000"));
+        }
+        (Some(_), Some(_)) => {
+            let message = "both `train.epochs` and `train.steps`";
+            return Err(checker.problem("train.steps", message, "leave one of them out"));
+        }
+        (epochs, steps) => {
+            checker.at_least_one("train.epochs", epochs.unwrap_or(1))?;
+            checker.at_least_one("train.steps", steps.unwrap_or(1))?;
+        }
+    }
+    checker.at_least_one("evaluate.every", evaluate.every.unwrap_or(1))?;
+    if !(0.0..1.0).contains(&evaluate.validation) {
+        let message = format!("`evaluate.validation` is {}", evaluate.validation);
+        let help = "write a share of the training samples, such as 0.1";
+        return Err(checker.problem("evaluate.validation", message, help));
+    }
+    if evaluate.validation == 0.0 && evaluate.split == EvaluationSplit::Validation {
+        let message = "validation without samples for it";
+        let help = "write validation = 0.1, or split = \"test\"";
+        return Err(checker.problem("evaluate.validation", message, help));
+    }
+    if scenario.data.source == Source::Synthetic {
+        let message = "synthetic samples have nothing to learn";
+        let help = "write source = \"digits\", \"fashion-mnist\", \"cifar10\" or \"text\"";
+        return Err(checker.problem("data.source", message, help));
+    }
+    let batch = scenario.data.batch_size;
+    match train.normalization_batch {
+        Some(own) if own == 0 || !batch.is_multiple_of(own) => {
+            let message =
+                format!("a normalization batch of {own} does not divide the batch of {batch}");
+            let divisors: Vec<String> = (1..=batch)
+                .filter(|n| batch.is_multiple_of(*n))
+                .map(|n| n.to_string())
+                .collect();
+            let help = format!("write one of {}", divisors.join(", "));
+            Err(checker.problem("train.normalization_batch", message, help))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn schedule(checker: &Checker, schedule: &Schedule) -> Outcome {
     match schedule {
         Schedule::Constant => Ok(()),
@@ -147,11 +219,15 @@ fn schedule(checker: &Checker, schedule: &Schedule) -> Outcome {
 /// # Errors
 /// A path for a source that reads no files.
 pub fn data(checker: &Checker, scenario: &Scenario) -> Outcome {
-    let reads_files = matches!(scenario.data.source, Source::FashionMnist | Source::Cifar10);
+    let reads_files = matches!(
+        scenario.data.source,
+        Source::FashionMnist | Source::Cifar10 | Source::Text
+    );
     let swept = checker.0.entry("sweep").is_some() || checker.0.entry("variant").is_some();
     if scenario.data.path.is_some() && !reads_files && !swept {
         let message = "this source reads no files, so it has no path";
-        let help = "leave data.path out, or write source = \"fashion-mnist\" or \"cifar10\"";
+        let help =
+            "leave data.path out, or write source = \"fashion-mnist\", \"cifar10\" or \"text\"";
         return Err(checker.problem("data.path", message, help));
     }
     Ok(())

@@ -3,6 +3,7 @@
 //! Contract: these types say what is well formed, `check` says what is meaningful. There is no `untagged`,
 //! no `flatten` and no internally tagged enum, so every error keeps the place of the value that caused it.
 //! The format is described under "Scenario files" in ARCHITECTURE.md; `syncmark schema` prints it as JSON Schema.
+mod learning;
 mod parallel;
 mod time_span;
 mod train;
@@ -17,6 +18,7 @@ use syncmark_engine::model::spec::{LayerSpec, Norm, Padding};
 
 use crate::scenario::size::ByteSize;
 
+pub use learning::{Evaluate, EvaluationSplit};
 pub use parallel::{
     BUCKET_CAP, BackendChoice, Compression, DpLoss, FIRST_BUCKET_CAP, Launch, Parallel, PowerSgd,
     Scaling, Strategy, Transport,
@@ -52,6 +54,9 @@ pub struct Scenario {
     /// Operations and sizes of `kind = "collectives"`.
     #[serde(default)]
     pub collectives: Collectives,
+    /// When and on what `kind = "learning"` evaluates.
+    #[serde(default)]
+    pub evaluate: Evaluate,
     /// How long and how often it is measured.
     #[serde(default)]
     pub measure: Measure,
@@ -73,11 +78,13 @@ pub enum Kind {
     Collectives,
     /// Training steps of one device, with the time of every node of the model.
     LayerCost,
+    /// Training to an end, with evaluations: what is learned, not how fast. Every repeat has seeds of its own.
+    Learning,
 }
 
 impl Kind {
     /// What can be written.
-    pub const NAMES: [&'static str; 3] = ["train", "collectives", "layer-cost"];
+    pub const NAMES: [&'static str; 4] = ["train", "collectives", "layer-cost", "learning"];
 }
 
 /// `[collectives]`: which operations are timed at which sizes.
@@ -208,7 +215,8 @@ pub const HIDDEN: f32 = 0.15;
 pub struct Data {
     /// Where samples come from.
     pub source: Source,
-    /// Folder of the files of `fashion-mnist` or `cifar10`; default: SYNCMARK_DATA, then the known places.
+    /// Folder of the files of `fashion-mnist` or `cifar10`; default: SYNCMARK_DATA, then the known places. Of `text` a file with a word a
+    /// line, such as /usr/share/dict/words; default: the shipped words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Per-sample shape of `synthetic`; default: the model's input. Of tokens `[length]`.
@@ -256,6 +264,8 @@ pub enum Source {
     FashionMnist,
     /// CIFAR-10: 50,000 images of 3×32×32 in 10 classes, from files of the user.
     Cifar10,
+    /// Words as sequences of characters, for a model with an embedding: 3984 shipped ones, or a list of the user's.
+    Text,
     /// Random samples of any shape; for a model with an embedding, sequences of random tokens.
     Synthetic,
 }
@@ -274,7 +284,7 @@ pub struct Measure {
     pub warmup_time: TimeSpan,
     /// Blocks; in each, every trial runs once. Below 6 the report prints a range and no verdict.
     pub repeats: usize,
-    /// A child that takes longer is stopped, and its trial's outcome is `timeout`.
+    /// A child that takes longer is stopped, and its trial's outcome is `timeout`. With `kind = "learning"` the default is a day.
     pub timeout: TimeSpan,
     /// Steps of the tracing pass after the window.
     pub trace_steps: usize,

@@ -8,7 +8,7 @@ use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Place, Value};
 
 /// Every key that a sweep or variant can set.
-pub const SETTINGS: [&str; 79] = [
+pub const SETTINGS: [&str; 87] = [
     "model.preset",
     "model.layers",
     "model.input",
@@ -51,6 +51,9 @@ pub const SETTINGS: [&str; 79] = [
     "train.schedule.cosine.minimum",
     "train.accumulation",
     "train.seed",
+    "train.epochs",
+    "train.steps",
+    "train.normalization_batch",
     "parallel.strategy",
     "parallel.launch",
     "parallel.devices",
@@ -80,6 +83,11 @@ pub const SETTINGS: [&str; 79] = [
     "collectives.warmup",
     "collectives.iterations",
     "collectives.min_time",
+    "evaluate.every",
+    "evaluate.split",
+    "evaluate.validation",
+    "evaluate.batch_statistics",
+    "evaluate.precise_batches",
     "measure.steps",
     "measure.min_time",
     "measure.warmup_steps",
@@ -329,6 +337,7 @@ mod tests {
             "train",
             "parallel",
             "collectives",
+            "evaluate",
             "measure",
         ] {
             collect(&root["properties"][section], &root, section, &mut keys);

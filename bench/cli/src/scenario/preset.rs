@@ -50,7 +50,7 @@ pub const MODELS: [(&str, &str); 9] = [
 ];
 
 /// Names and texts of the shipped scenarios.
-pub const SCENARIOS: [(&str, &str); 23] = [
+pub const SCENARIOS: [(&str, &str); 25] = [
     (
         "quickstart",
         include_str!("../../../../scenarios/quickstart.toml"),
@@ -139,6 +139,14 @@ pub const SCENARIOS: [(&str, &str); 23] = [
     (
         "transports-smoke",
         include_str!("../../../../scenarios/transports-smoke.toml"),
+    ),
+    (
+        "bn-batch-size-smoke",
+        include_str!("../../../../scenarios/bn-batch-size-smoke.toml"),
+    ),
+    (
+        "norm-text-smoke",
+        include_str!("../../../../scenarios/norm-text-smoke.toml"),
     ),
 ];
 

@@ -337,6 +337,14 @@ fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, Ran
     })?))
 }
 
+/// The chunks that one device normalizes apart: ghost batches.
+fn normalization_chunks(config: &TrialConfig) -> Vec<usize> {
+    let own = config
+        .learning()
+        .and_then(|learning| learning.normalization_batch);
+    own.map_or_else(Vec::new, |own| vec![own; config.batch.global / own])
+}
+
 type Built = (Box<dyn Strategy>, Option<Box<dyn Communicator>>);
 
 /// The strategy of one rank, and the meeting of replicas that have no communicator of their own.
@@ -358,7 +366,7 @@ fn strategy(
         StrategyConfig::Single => {
             let chunks = match &assignment.purpose {
                 Purpose::Gate { chunks, .. } => chunks.clone(),
-                Purpose::Measure { .. } => Vec::new(),
+                Purpose::Measure { .. } => normalization_chunks(config),
             };
             let settings = SingleSettings {
                 max_batch: global,

@@ -3,40 +3,81 @@
 //! All strategies see the same global batches: `ddp`'s ranks take the shards of PyTorch's distributed sampler, `single` and
 //! `dp` the ranks' batches one after the other. `independent`'s replicas take the same shards as `ddp`'s ranks. A step of K
 //! micro-batches takes the next K of those batches, a rank its parts of them, so the k-th micro-batch is the same everywhere.
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use syncmark_engine::data::{
     Dataset, Digits, Distributed, Loader, Masking, Predict, RankOrder, Resident, Sampler,
-    Sequential, Split, Synthetic, SyntheticTokens, cifar10, fashion_mnist,
+    Sequential, Split, Subset, Synthetic, SyntheticTokens, Words, cifar10, fashion_mnist,
 };
 use syncmark_engine::shape::Shape;
 
 use super::RankError;
-use crate::plan::config::{SourceConfig, StrategyConfig, TrialConfig};
+use crate::plan::config::{
+    LearningConfig, MaskingConfig, SourceConfig, StrategyConfig, TrialConfig,
+};
 use crate::run::data_folder::DataSet;
-use crate::scenario::file;
+use crate::scenario::file::{self, EvaluationSplit};
 
 const DIGITS_IMAGES: &[u8] =
     include_bytes!("../../../../../scenarios/data/digits.images.idx3-ubyte");
 const DIGITS_LABELS: &[u8] =
     include_bytes!("../../../../../scenarios/data/digits.labels.idx1-ubyte");
 
+const WORDS: &[u8] = include_bytes!("../../../../../scenarios/data/words.txt");
+/// Seed of which characters are hidden.
+const TEXT_SEED: u64 = 0;
+
 /// Synthetic samples held in memory: many batches, but not more bytes than this.
 const SYNTHETIC_BYTES: usize = 256 << 20;
 const SYNTHETIC_SAMPLES: usize = 2048;
 
-/// The trial's data set, in host memory.
+/// The samples that the trial trains on, in host memory.
 ///
 /// # Errors
 /// When the embedded data is damaged or the input shape is none.
 pub fn dataset(config: &TrialConfig) -> Result<Arc<dyn Dataset>, RankError> {
+    let all = samples(config, Split::Train)?;
+    Ok(match config.learning() {
+        Some(learning) => {
+            let [kept, _] = Subset::hold_out(&all, learning.validation);
+            Arc::new(kept)
+        }
+        None => all,
+    })
+}
+
+/// What a trial that learns is evaluated on, and as many samples of those that it trains on.
+///
+/// # Errors
+/// As [`dataset`]; when there is nothing to evaluate on.
+pub fn evaluation(
+    config: &TrialConfig,
+    learning: &LearningConfig,
+) -> Result<[Arc<dyn Dataset>; 2], RankError> {
+    let training = samples(config, Split::Train)?;
+    let [kept, held_out] = Subset::hold_out(&training, learning.validation);
+    let evaluated: Arc<dyn Dataset> = match learning.split {
+        EvaluationSplit::Validation => Arc::new(held_out),
+        EvaluationSplit::Test => samples(config, Split::Test)?,
+    };
+    if evaluated.is_empty() {
+        let problem =
+            "there is no sample to evaluate on: hold out a larger share of the training samples";
+        return Err(RankError::Assignment(problem.to_owned()));
+    }
+    let most = evaluated.len();
+    Ok([evaluated, Arc::new(Subset::first(Arc::new(kept), most))])
+}
+
+fn samples(config: &TrialConfig, split: Split) -> Result<Arc<dyn Dataset>, RankError> {
     if let Some((set, path)) = DataSet::of(&config.data.source) {
         let folder = set
             .locate(path)
             .map_err(|missing| RankError::Assignment(missing.to_string()))?;
         let pixels = match set {
-            DataSet::FashionMnist => fashion_mnist::open(&folder, Split::Train),
-            DataSet::Cifar10 => cifar10::open(&folder, Split::Train),
+            DataSet::FashionMnist => fashion_mnist::open(&folder, split),
+            DataSet::Cifar10 => cifar10::open(&folder, split),
         };
         return Ok(Arc::new(
             pixels.map_err(|error| RankError::Assignment(error.to_string()))?,
@@ -44,29 +85,36 @@ pub fn dataset(config: &TrialConfig) -> Result<Arc<dyn Dataset>, RankError> {
     }
     Ok(Arc::new(match config.data.source {
         SourceConfig::Digits => {
-            let digits = Digits::parse(DIGITS_IMAGES, DIGITS_LABELS, Split::Train)
+            let digits = Digits::parse(DIGITS_IMAGES, DIGITS_LABELS, split)
                 .map_err(|e| RankError::Assignment(e.to_string()))?;
             Resident::of(&digits)
         }
         SourceConfig::FashionMnist { .. } | SourceConfig::Cifar10 { .. } => {
             unreachable!("read from files above")
         }
+        SourceConfig::Text { ref path, masking } => {
+            let length = config.model.input.iter().product();
+            // The same characters are hidden whatever the trial's seeds: what is evaluated must not differ between repeats.
+            let masking = hiding(masking, TEXT_SEED);
+            let (name, text) = match path {
+                Some(path) => {
+                    let read = std::fs::read(path).map_err(|error| unreadable(path, &error));
+                    (path.as_str(), Cow::Owned(read?))
+                }
+                None => ("the shipped list of words", Cow::Borrowed(WORDS)),
+            };
+            let words = Words::parse(&text, length, masking, split)
+                .map_err(|error| RankError::Assignment(format!("{name} {error}")))?;
+            Resident::of(&words)
+        }
         SourceConfig::SyntheticTokens { shortest, masking } => {
             let length = config.model.input.iter().product();
-            let labels = 2 * length * size_of::<f32>();
             Resident::of(&SyntheticTokens {
-                len: synthetic_samples(config, labels),
+                len: synthetic_samples(config, 2 * length * size_of::<f32>()),
                 length,
                 shortest,
                 vocabulary: config.model.classes,
-                masking: Masking {
-                    share: masking.share,
-                    predict: match masking.predict {
-                        file::Predict::Hidden => Predict::Hidden,
-                        file::Predict::All => Predict::All,
-                    },
-                    seed: config.data.seed,
-                },
+                masking: hiding(masking, config.data.seed),
             })
         }
         SourceConfig::Synthetic => {
@@ -81,6 +129,22 @@ pub fn dataset(config: &TrialConfig) -> Result<Arc<dyn Dataset>, RankError> {
             })
         }
     }))
+}
+
+fn hiding(masking: MaskingConfig, seed: u64) -> Masking {
+    let predict = match masking.predict {
+        file::Predict::Hidden => Predict::Hidden,
+        file::Predict::All => Predict::All,
+    };
+    Masking {
+        share: masking.share,
+        predict,
+        seed,
+    }
+}
+
+fn unreadable(path: &str, error: &std::io::Error) -> RankError {
+    RankError::Assignment(format!("cannot read the words of {path}: {error}"))
 }
 
 /// How many synthetic samples of `bytes` are held.

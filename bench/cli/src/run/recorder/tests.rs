@@ -4,7 +4,7 @@ use crate::plan::config::{
     Backend, Batch, DataConfig, MeasureConfig, SourceConfig, StrategyConfig, Work,
 };
 use crate::run::mock::ddp;
-use crate::run::spool::{CeilingEvent, CommEvent};
+use crate::run::spool::{CeilingEvent, CommEvent, LearningEvent};
 use crate::scenario::file::{Launch, Optimizer, Scaling, Schedule, Sgd, Transport};
 use syncmark_engine::comm::Collective;
 use syncmark_engine::model::spec::{Features, LayerSpec, LinearSpec, ModelSpec, Norm};
@@ -15,6 +15,7 @@ fn config() -> TrialConfig {
     let linear = LinearSpec {
         features: Features::Classes,
         bias: None,
+        tied: false,
     };
     TrialConfig {
         protocol: 1,
@@ -339,23 +340,71 @@ fn ranks_over_tcp_are_compared_with_a_ring() {
 }
 
 #[test]
-fn losses_of_several_steps_are_a_learning_curve() {
-    let loss = |step, loss| Event::Loss { step, loss };
+fn evaluations_are_a_learning_curve_with_a_closer_look_at_its_end() {
+    let at = |step, train_loss, eval_error| {
+        Event::Learning(LearningEvent {
+            step,
+            train_ns: 100 * step,
+            train_loss,
+            eval_loss: eval_error,
+            eval_error,
+            ..LearningEvent::NOTHING
+        })
+    };
+    let none = f64::NAN;
     let ranks = [
-        vec![loss(10, 2.0), loss(20, 1.0)],
-        vec![loss(10, 4.0), loss(20, 3.0)],
+        vec![
+            at(10, 2.0, 0.5),
+            at(20, 1.0, 0.25),
+            Event::LearningEnd {
+                step: 20,
+                train_eval: [0.7, 0.1],
+                precise: [none, none],
+            },
+            Event::NormStatistics {
+                layer: 1,
+                channels: 8,
+                step: 20,
+                values: 64.0,
+                batches: 3,
+                mean_noise: 0.5,
+                variance_noise: 0.25,
+            },
+        ],
+        // Other ranks say nothing of evaluations.
+        vec![at(10, 4.0, none), at(20, 3.0, none)],
     ];
     let record = fold(&config(), &ranks);
     let curve: Vec<_> = record
         .learning
         .iter()
-        .map(|row| (row.step, row.samples_seen, row.train_loss))
+        .map(|row| {
+            (
+                row.step,
+                row.samples_seen,
+                row.train_loss,
+                row.eval_error,
+                row.train_ns,
+            )
+        })
         .collect();
-    assert_eq!(curve, [(10, 80, Some(3.0)), (20, 160, Some(2.0))]);
-    assert_eq!(record.repeat.loss, Some(2.0));
-    assert!(
-        fold(&config(), &[vec![loss(3, 1.0)]]).learning.is_empty(),
-        "one loss is no curve"
+    assert_eq!(
+        curve,
+        [
+            (10, 80, Some(3.0), Some(0.5), Some(1000)),
+            (20, 160, Some(2.0), Some(0.25), Some(2000))
+        ]
+    );
+    let ends: Vec<_> = record
+        .learning
+        .iter()
+        .map(|row| (row.train_eval_error, row.precise_error))
+        .collect();
+    assert_eq!(ends, [(None, None), (Some(0.1), None)]);
+    let noise = &record.norm_statistics[0];
+    assert_eq!(
+        (noise.layer, noise.normalization_batch, noise.variance_noise),
+        (1, 4, 0.25)
     );
 }
 

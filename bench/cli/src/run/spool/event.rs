@@ -1,9 +1,11 @@
 //! The events of a spool and their 64 bytes, little-endian: bytes 0..8 hold the kind (u8) and small fields, words follow
 //! from byte 8 on. A kind keeps its number for ever; a reader skips kinds that it does not know.
 mod ceiling;
+mod learning;
 
 use super::EVENT_BYTES;
 pub use ceiling::CeilingEvent;
+pub use learning::LearningEvent;
 
 /// What an event says. Times are nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -104,6 +106,26 @@ pub enum Event {
     },
     /// What the machine can do at best, measured beside the passes.
     Ceiling(CeilingEvent),
+    /// An evaluation of a trial that learns.
+    Learning(LearningEvent),
+    /// What was evaluated after the last step, loss and error each; NaN for none.
+    LearningEnd {
+        step: u64,
+        /// On training samples.
+        train_eval: [f64; 2],
+        /// With statistics that were estimated anew.
+        precise: [f64; 2],
+    },
+    /// How far the statistics of batches are from the stored ones in a batch norm.
+    NormStatistics {
+        layer: u16,
+        channels: u32,
+        step: u64,
+        values: f64,
+        batches: u64,
+        mean_noise: f64,
+        variance_noise: f64,
+    },
 }
 
 /// Totals of one phase, collective, size and root on one device or rank, over the window.
@@ -322,6 +344,31 @@ impl Event {
                     .words(&time_ns);
             }
             Self::Ceiling(ceiling) => ceiling.encode(23, &mut f),
+            Self::Learning(learning) => learning.encode(30, &mut f),
+            Self::LearningEnd {
+                step,
+                train_eval,
+                precise,
+            } => {
+                f.put([31, 0, 0, 0, 0, 0, 0, 0]).words(&[step]);
+                f.words(&train_eval.map(f64::to_bits))
+                    .words(&precise.map(f64::to_bits));
+            }
+            Self::NormStatistics {
+                layer,
+                channels,
+                step,
+                values,
+                batches,
+                mean_noise,
+                variance_noise,
+            } => {
+                f.put([32, 0])
+                    .put(layer.to_le_bytes())
+                    .put(channels.to_le_bytes())
+                    .words(&[step, values.to_bits(), batches])
+                    .words(&[mean_noise, variance_noise].map(f64::to_bits));
+            }
         }
     }
 
@@ -458,6 +505,27 @@ impl Event {
                 }
             }
             23 => Self::Ceiling(CeilingEvent::decode(&mut f)),
+            30 => Self::Learning(LearningEvent::decode(&mut f)),
+            31 => {
+                f.at = 8;
+                Self::LearningEnd {
+                    step: f.u64(),
+                    train_eval: std::array::from_fn(|_| f64::from_bits(f.u64())),
+                    precise: std::array::from_fn(|_| f64::from_bits(f.u64())),
+                }
+            }
+            32 => {
+                f.at = 2;
+                Self::NormStatistics {
+                    layer: f.u16(),
+                    channels: f.u32(),
+                    step: f.u64(),
+                    values: f64::from_bits(f.u64()),
+                    batches: f.u64(),
+                    mean_noise: f64::from_bits(f.u64()),
+                    variance_noise: f64::from_bits(f.u64()),
+                }
+            }
             40 => {
                 f.at = 2;
                 let (device, cores) = (f.u16(), f.u16());

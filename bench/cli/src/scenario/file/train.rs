@@ -14,8 +14,18 @@ pub struct Train {
     pub schedule: Schedule,
     /// Micro-batches of a step: `batch_size` is that of one, and a step's gradient is their mean.
     pub accumulation: usize,
-    /// Seed of initial parameters and dropout masks, the same on every rank.
+    /// Seed of initial parameters and dropout masks, the same on every rank. With `kind = "learning"`, that of the first repeat.
     pub seed: u64,
+    /// With `kind = "learning"`: how often it goes through the training samples. Either this or `steps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<usize>,
+    /// With `kind = "learning"`: how many steps it takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
+    /// With `kind = "learning"` on one device: samples whose batch statistics are taken together, which must divide the batch. Default:
+    /// all of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalization_batch: Option<usize>,
 }
 
 /// The optimizer and its settings.
@@ -121,6 +131,9 @@ impl Default for Train {
             schedule: Schedule::default(),
             accumulation: 1,
             seed: 0,
+            epochs: None,
+            steps: None,
+            normalization_batch: None,
         }
     }
 }
