@@ -1,7 +1,7 @@
 //! Loops over the columns (channels) of row-major matrices, which every norm, bias and average is made of.
 //!
 //! Contract: both loops visit 64 columns at a time, held in arrays of fixed size, so that LLVM makes vector code of them;
-//! a matrix whose width divides 64 is read as one with fewer and wider rows, a wider one block of rows by block. Sums run over at most 32 rows in f32 and
+//! a matrix whose width divides 64 is read as one with fewer and wider rows, a wider one row by row. Sums run over at most 32 rows in f32 and
 //! over those blocks in f64: their error does not grow with the number of rows, and the order depends on shapes alone.
 //! Reference: Higham, *Accuracy and Stability of Numerical Algorithms*, chapter 4 (blocked summation).
 use std::array::from_fn;
@@ -87,9 +87,14 @@ impl Columns {
     }
 }
 
-/// Groups of [`LANES`] columns that are visited in turn within a block of rows, so that a wide matrix is gone through once from its
-/// beginning to its end, and not once for each group: lines that a prefetcher brings are then those that are wanted next.
+/// Groups of [`LANES`] columns that are visited in turn in each row, so that a wide matrix is gone through once from its beginning to
+/// its end, and not once for each group: lines that a prefetcher brings are then those that are wanted next.
 pub(super) const SIDE: usize = 8;
+
+/// How many of `rows` rows a group of columns is worked on before the next group is: all where there is no other.
+pub(super) const fn turn<const G: usize>(rows: usize) -> usize {
+    if G == 1 { rows } else { 1 }
+}
 
 /// For each column `j`: `finish(j, Σ_rows map(inputs, coefficients(j)))`, called in ascending order of `j` (counted from the
 /// matrix's first column).
@@ -133,35 +138,34 @@ fn reduce_in<const G: usize, const N: usize, const M: usize, const K: usize>(
         let (stride, wide) = (columns.stride * fold, columns.rows / fold);
         for row in (0..wide).step_by(BLOCK) {
             let rows = BLOCK.min(wide - row);
-            for g in 0..groups.count {
-                let start = row * stride + first + g * LANES;
-                let width = groups.width(g);
-                let total = &mut total[g];
-                if fold > 1 || width == LANES {
-                    add_rows::<true, N, M, K>(
-                        inputs, start, rows, stride, LANES, &at[g], &map, total,
-                    );
-                } else {
-                    add_rows::<false, N, M, K>(
-                        inputs, start, rows, stride, width, &at[g], &map, total,
-                    );
+            let mut sums = [[[0.0f32; LANES]; K]; G];
+            let turn = turn::<G>(rows);
+            for row in (row..row + rows).step_by(turn) {
+                for (g, sum) in sums.iter_mut().enumerate().take(groups.count) {
+                    let start = row * stride + first + g * LANES;
+                    let width = groups.width(g);
+                    if fold > 1 || width == LANES {
+                        add_rows::<true, N, M, K>(
+                            inputs, start, turn, stride, LANES, &at[g], &map, sum,
+                        );
+                    } else {
+                        add_rows::<false, N, M, K>(
+                            inputs, start, turn, stride, width, &at[g], &map, sum,
+                        );
+                    }
                 }
+            }
+            for (total, sum) in total.iter_mut().zip(&sums).take(groups.count) {
+                add_sums(total, sum);
             }
         }
         for row in (wide * fold..columns.rows).step_by(BLOCK) {
             let rows = BLOCK.min(columns.rows - row);
             let start = row * columns.stride + first;
-            let width = groups.width(0);
-            add_rows::<false, N, M, K>(
-                inputs,
-                start,
-                rows,
-                columns.stride,
-                width,
-                &at[0],
-                &map,
-                &mut total[0],
-            );
+            let (stride, width) = (columns.stride, groups.width(0));
+            let mut sum = [[0.0f32; LANES]; K];
+            add_rows::<false, N, M, K>(inputs, start, rows, stride, width, &at[0], &map, &mut sum);
+            add_sums(&mut total[0], &sum);
         }
         for (g, total) in total.iter().enumerate().take(groups.count) {
             let width = groups.width(g);
@@ -174,7 +178,7 @@ fn reduce_in<const G: usize, const N: usize, const M: usize, const K: usize>(
     }
 }
 
-/// Adds up to [`BLOCK`] rows of at most [`LANES`] columns to their sums.
+/// Adds up to [`BLOCK`] rows of at most [`LANES`] columns to their sums; lanes beyond `width` stay as they are.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the innermost loop of every sum")]
 fn add_rows<const WHOLE: bool, const N: usize, const M: usize, const K: usize>(
@@ -185,9 +189,9 @@ fn add_rows<const WHOLE: bool, const N: usize, const M: usize, const K: usize>(
     width: usize,
     at: &[[f32; LANES]; M],
     map: &impl Fn([f32; N], [f32; M]) -> [f32; K],
-    total: &mut [[f64; LANES]; K],
+    sums: &mut [[f32; LANES]; K],
 ) {
-    let mut sum = [[0.0f32; LANES]; K];
+    let mut sum = *sums;
     for row in 0..rows {
         let start = start + row * stride;
         if WHOLE {
@@ -208,10 +212,15 @@ fn add_rows<const WHOLE: bool, const N: usize, const M: usize, const K: usize>(
             }
         }
     }
-    let lanes = if WHOLE { LANES } else { width };
-    for k in 0..K {
-        for l in 0..lanes {
-            total[k][l] += f64::from(sum[k][l]);
+    *sums = sum;
+}
+
+/// Adds the sums of a block of rows to those of all.
+#[inline(always)]
+fn add_sums<const K: usize>(total: &mut [[f64; LANES]; K], sums: &[[f32; LANES]; K]) {
+    for (total, sum) in total.iter_mut().zip(sums) {
+        for (total, sum) in total.iter_mut().zip(sum) {
+            *total += f64::from(*sum);
         }
     }
 }
@@ -311,17 +320,20 @@ fn map_in<const G: usize, const N: usize, const M: usize>(
         let (stride, wide) = (columns.stride * fold, columns.rows / fold);
         for row in (0..wide).step_by(BLOCK) {
             let rows = BLOCK.min(wide - row);
-            for (g, at) in at.iter().enumerate().take(groups.count) {
-                let start = row * stride + first + g * LANES;
-                let width = groups.width(g);
-                if fold > 1 || width == LANES {
-                    map_rows::<true, N, M>(
-                        inputs, output, start, rows, stride, LANES, at, &map, &store,
-                    );
-                } else {
-                    map_rows::<false, N, M>(
-                        inputs, output, start, rows, stride, width, at, &map, &store,
-                    );
+            let turn = turn::<G>(rows);
+            for row in (row..row + rows).step_by(turn) {
+                for (g, at) in at.iter().enumerate().take(groups.count) {
+                    let start = row * stride + first + g * LANES;
+                    let width = groups.width(g);
+                    if fold > 1 || width == LANES {
+                        map_rows::<true, N, M>(
+                            inputs, output, start, turn, stride, LANES, at, &map, &store,
+                        );
+                    } else {
+                        map_rows::<false, N, M>(
+                            inputs, output, start, turn, stride, width, at, &map, &store,
+                        );
+                    }
                 }
             }
         }

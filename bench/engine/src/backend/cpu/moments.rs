@@ -6,7 +6,7 @@
 //! Reference: Chan, Golub and LeVeque, *Algorithms for computing the sample variance*, 1983.
 use std::array::from_fn;
 
-use crate::backend::cpu::columns::{Columns, Groups, LANES, SIDE, tile};
+use crate::backend::cpu::columns::{Columns, Groups, LANES, SIDE, tile, turn};
 
 /// Rows of a block.
 const ROWS: usize = 32;
@@ -33,53 +33,17 @@ impl Blocks {
         within: [0.0; LANES],
     };
 
-    /// Takes in a block of `rows` rows, `stride` apart. Lanes beyond `width` are not read.
+    /// Takes in a block of `rows` rows, of which `block` has what was summed over them. Lanes beyond `lanes` mean nothing.
     #[inline(always)]
-    fn add<const WHOLE: bool>(
-        &mut self,
-        x: &[f32],
-        start: usize,
-        rows: usize,
-        stride: usize,
-        width: usize,
-    ) {
-        let mut sum = [0.0f32; LANES];
-        for row in 0..rows {
-            if WHOLE {
-                let x = tile(x, start + row * stride);
-                (0..LANES).for_each(|l| sum[l] += x[l]);
-            } else {
-                let x = &x[start + row * stride..][..width];
-                (0..width).for_each(|l| sum[l] += x[l]);
-            }
-        }
-        let inverse = 1.0 / rows as f32;
-        let center: [f32; LANES] = from_fn(|l| sum[l] * inverse);
-        let (mut deviation, mut squares) = ([0.0f32; LANES], [0.0f32; LANES]);
-        for row in 0..rows {
-            if WHOLE {
-                let x = tile(x, start + row * stride);
-                for l in 0..LANES {
-                    let d = x[l] - center[l];
-                    deviation[l] += d;
-                    squares[l] += d * d;
-                }
-            } else {
-                let x = &x[start + row * stride..][..width];
-                for l in 0..width {
-                    let d = x[l] - center[l];
-                    deviation[l] += d;
-                    squares[l] += d * d;
-                }
-            }
-        }
-        let (n, lanes) = (rows as f64, if WHOLE { LANES } else { width });
+    fn add(&mut self, rows: usize, block: &Block, lanes: usize) {
+        let n = rows as f64;
         for l in 0..lanes {
-            let (deviation, squares) = (f64::from(deviation[l]), f64::from(squares[l]));
+            let deviation = f64::from(block.deviation[l]);
+            let squares = f64::from(block.squares[l]);
             if self.rows[l] == 0.0 {
-                self.pivot[l] = f64::from(center[l]);
+                self.pivot[l] = f64::from(block.center[l]);
             }
-            let mean = f64::from(center[l]) - self.pivot[l] + deviation / n;
+            let mean = f64::from(block.center[l]) - self.pivot[l] + deviation / n;
             self.rows[l] += n;
             self.first[l] += n * mean;
             self.second[l] += n * mean * mean;
@@ -101,6 +65,90 @@ impl Blocks {
             n = all;
         }
         [mean, squares]
+    }
+}
+
+/// Sums over a block of rows, each lane by itself.
+#[derive(Clone, Copy)]
+struct Block {
+    /// Σ x, and then the mean.
+    center: [f32; LANES],
+    /// Σ (x − mean), which rounding leaves.
+    deviation: [f32; LANES],
+    /// Σ (x − mean)².
+    squares: [f32; LANES],
+}
+
+impl Block {
+    const EMPTY: Self = Self {
+        center: [0.0; LANES],
+        deviation: [0.0; LANES],
+        squares: [0.0; LANES],
+    };
+
+    /// Adds rows, `stride` apart, to the sum. Lanes beyond `width` are not read.
+    #[inline(always)]
+    fn sum<const WHOLE: bool>(
+        &mut self,
+        x: &[f32],
+        start: usize,
+        rows: usize,
+        stride: usize,
+        width: usize,
+    ) {
+        let mut sum = self.center;
+        for row in 0..rows {
+            if WHOLE {
+                let x = tile(x, start + row * stride);
+                (0..LANES).for_each(|l| sum[l] += x[l]);
+            } else {
+                let x = &x[start + row * stride..][..width];
+                (0..width).for_each(|l| sum[l] += x[l]);
+            }
+        }
+        self.center = sum;
+    }
+
+    /// Turns the sum over `rows` rows into their mean.
+    #[inline(always)]
+    fn divide(&mut self, rows: usize) {
+        let inverse = 1.0 / rows as f32;
+        self.center = from_fn(|l| self.center[l] * inverse);
+    }
+
+    /// Adds the deviations of rows from the mean.
+    #[inline(always)]
+    fn deviate<const WHOLE: bool>(
+        &mut self,
+        x: &[f32],
+        start: usize,
+        rows: usize,
+        stride: usize,
+        width: usize,
+    ) {
+        let Self {
+            center,
+            mut deviation,
+            mut squares,
+        } = *self;
+        for row in 0..rows {
+            if WHOLE {
+                let x = tile(x, start + row * stride);
+                for l in 0..LANES {
+                    let d = x[l] - center[l];
+                    deviation[l] += d;
+                    squares[l] += d * d;
+                }
+            } else {
+                let x = &x[start + row * stride..][..width];
+                for l in 0..width {
+                    let d = x[l] - center[l];
+                    deviation[l] += d;
+                    squares[l] += d * d;
+                }
+            }
+        }
+        (self.deviation, self.squares) = (deviation, squares);
     }
 }
 
@@ -130,20 +178,45 @@ fn moments_in<const G: usize>(
         let (stride, wide) = (columns.stride * fold, columns.rows / fold);
         for row in (0..wide).step_by(ROWS) {
             let rows = ROWS.min(wide - row);
-            for (g, blocks) in blocks.iter_mut().enumerate().take(groups.count) {
-                let start = row * stride + first + g * LANES;
-                let width = groups.width(g);
-                if fold > 1 || width == LANES {
-                    blocks.add::<true>(x, start, rows, stride, LANES);
-                } else {
-                    blocks.add::<false>(x, start, rows, stride, width);
+            let turn = turn::<G>(rows);
+            let mut sums = [Block::EMPTY; G];
+            for row in (row..row + rows).step_by(turn) {
+                for (g, block) in sums.iter_mut().enumerate().take(groups.count) {
+                    let start = row * stride + first + g * LANES;
+                    let width = groups.width(g);
+                    if fold > 1 || width == LANES {
+                        block.sum::<true>(x, start, turn, stride, LANES);
+                    } else {
+                        block.sum::<false>(x, start, turn, stride, width);
+                    }
                 }
+            }
+            sums.iter_mut().for_each(|block| block.divide(rows));
+            for row in (row..row + rows).step_by(turn) {
+                for (g, block) in sums.iter_mut().enumerate().take(groups.count) {
+                    let start = row * stride + first + g * LANES;
+                    let width = groups.width(g);
+                    if fold > 1 || width == LANES {
+                        block.deviate::<true>(x, start, turn, stride, LANES);
+                    } else {
+                        block.deviate::<false>(x, start, turn, stride, width);
+                    }
+                }
+            }
+            for (g, blocks) in blocks.iter_mut().enumerate().take(groups.count) {
+                let lanes = if fold > 1 { LANES } else { groups.width(g) };
+                blocks.add(rows, &sums[g], lanes);
             }
         }
         for row in (wide * fold..columns.rows).step_by(ROWS) {
             let rows = ROWS.min(columns.rows - row);
             let start = row * columns.stride + first;
-            blocks[0].add::<false>(x, start, rows, columns.stride, groups.width(0));
+            let (stride, width) = (columns.stride, groups.width(0));
+            let mut block = Block::EMPTY;
+            block.sum::<false>(x, start, rows, stride, width);
+            block.divide(rows);
+            block.deviate::<false>(x, start, rows, stride, width);
+            blocks[0].add(rows, &block, width);
         }
         for (g, blocks) in blocks.iter().enumerate().take(groups.count) {
             let width = groups.width(g);
