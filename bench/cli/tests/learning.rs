@@ -203,6 +203,70 @@ fn ranks_learn_what_one_device_with_their_chunks_does() {
 }
 
 #[test]
+fn trials_side_by_side_learn_the_same_and_do_run_at_once() {
+    let _turn = TURN.lock();
+    let two = variants(
+        r#"
+[[variant]]
+name = "batch"
+set = { "model.norm" = "batch" }
+[[variant]]
+name = "group"
+set = { "model.norm" = "group" }
+"#,
+    );
+    let concurrent = two.replace("smoke = true", "smoke = true\nconcurrent = true");
+    let learned = |toml: &str| -> (Vec<RepeatRow>, Vec<LearningRow>) {
+        let ran = run(toml, &[]);
+        let stderr = String::from_utf8_lossy(&ran.output.stderr).into_owned();
+        assert!(ran.output.status.success(), "{stderr}");
+        let folder = ran.folder.unwrap();
+        let trials: Vec<TrialRow> = folder.read().unwrap();
+        let warned = |trial: &TrialRow| {
+            let warnings = trial.warnings.as_deref().unwrap_or_default();
+            warnings.contains("ran beside other trials")
+        };
+        assert!(
+            trials
+                .iter()
+                .all(|trial| warned(trial) == toml.contains("concurrent"))
+        );
+        (folder.read().unwrap(), folder.read().unwrap())
+    };
+    let comparable = |rows: Vec<LearningRow>| {
+        let key = |row: &LearningRow| (row.trial.clone(), row.repeat, row.step);
+        let mut rows: Vec<LearningRow> = rows
+            .into_iter()
+            .map(|row| LearningRow {
+                train_ns: None,
+                ..row
+            })
+            .collect();
+        rows.sort_by_key(key);
+        rows
+    };
+    let (_, alone) = learned(&two);
+    let (repeats, beside) = learned(&concurrent);
+    let overlaps = |a: &RepeatRow, b: &RepeatRow| {
+        let begin = |row: &RepeatRow| row.started.parse::<jiff::Timestamp>().unwrap();
+        let trained = beside
+            .iter()
+            .filter(|row| row.trial == a.trial && row.repeat == a.repeat)
+            .filter_map(|row| row.train_ns)
+            .max()
+            .unwrap();
+        let end = begin(a) + std::time::Duration::from_nanos(trained);
+        begin(a) <= begin(b) && begin(b) < end && (&a.trial, a.repeat) != (&b.trial, b.repeat)
+    };
+    let at_once = repeats
+        .iter()
+        .any(|a| repeats.iter().any(|b| overlaps(a, b)));
+    let cores = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(at_once, cores > 1, "on {cores} cores: {repeats:?}");
+    assert_eq!(comparable(alone), comparable(beside));
+}
+
+#[test]
 fn a_loss_that_is_no_number_ends_a_repeat_and_keeps_what_was_seen() {
     let _turn = TURN.lock();
     let toml = SCENARIO
@@ -231,6 +295,11 @@ fn what_cannot_be_learned_is_refused_with_what_to_write_instead() {
             "both `train.epochs` and `train.steps`",
         ),
         (with("epochs = 2", "epochs = 0"), "`train.epochs` is 0"),
+        (
+            with("kind = \"learning\"", "kind = \"train\"")
+                .replace("smoke = true", "smoke = true\nconcurrent = true"),
+            "trials that are timed never run side by side",
+        ),
         (
             with("epochs = 2", "epochs = 2\nnormalization_batch = 5"),
             "a normalization batch of 5 does not divide the batch of 32",

@@ -37,7 +37,7 @@ pub fn assumption(plan: &Plan) -> &'static str {
         .iter()
         .any(|trial| trial.config.learning().is_some())
     {
-        "assumes 20 ms a step, 60,000 samples where data is read from a path, 0.3 s to start each repeat and 0.5 s for each gate"
+        "assumes one trial at a time, 20 ms a step, 60,000 samples where data is read from a path, 0.3 s to start each repeat and 0.5 s for each gate"
     } else {
         "assumes that `steps` steps fit into min_time, that a traced step takes at most min_time / steps, 0.3 s to start each repeat and 0.5 s for each gate"
     }

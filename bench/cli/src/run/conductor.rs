@@ -10,7 +10,7 @@ use syncmark_record::rows::{GateRow, TrialRow};
 use syncmark_record::{FolderError, Outcome};
 
 use super::gating::{GateEnd, Gating};
-use super::job::{Clock, Executor, Job, JobResult, StopError};
+use super::job::{Clock, Executor, Follow, Job, JobResult, Next, StopError, one_by_one};
 use super::ledger::Ledger;
 use super::progress::{Estimate, Progress};
 use super::protocol::Purpose;
@@ -122,68 +122,159 @@ impl Conductor<'_> {
         Ok(Flow::GoOn)
     }
 
-    /// Runs the blocks: in each, every trial that is still open once, in shuffled order.
+    /// Runs the blocks: in each, every trial that is still open once, in shuffled order; side by side only where the scenario says so.
     fn blocks(&mut self, plan: &Plan, run: &mut Run) -> Result<Flow, RunError> {
-        for (repeat, block) in (0..).zip(&run.blocks.clone()) {
-            for (order, &index) in (0..).zip(block) {
-                if self.executor.interrupted() {
-                    return Ok(Flow::Interrupted);
-                }
-                run.estimate.take(index);
-                if run.standings[index].is_open() && !run.standings[index].has(repeat) {
-                    let end = self.repeat(&plan.trials[index], index, repeat, order, run)?;
-                    if end == Outcome::Interrupted {
-                        return Ok(Flow::Interrupted);
-                    }
-                }
-                self.progress.finish();
-            }
+        let seats = run.seats();
+        let job = |seat: &Seat| measure_job(&plan.trials[seat.trial], seat.repeat).0;
+        let jobs: Vec<Job> = seats.iter().map(job).collect();
+        let concurrent = plan.scenario.measure.concurrent;
+        let lanes = match concurrent {
+            true => lanes(plan, self.executor),
+            false => 1,
+        };
+        let mut following = Following {
+            plan,
+            run,
+            begun: vec![None; seats.len()],
+            seats,
+            lanes,
+            ledger: &mut *self.ledger,
+            clock: self.clock,
+            progress: &mut *self.progress,
+            error: None,
+            decided: 0,
+            interrupted: false,
+        };
+        match concurrent {
+            true => self.executor.side_by_side(&jobs, &mut following)?,
+            false => one_by_one(self.executor, &jobs, &mut following)?,
         }
-        Ok(Flow::GoOn)
+        let interrupted = following.interrupted || following.decided < jobs.len();
+        match following.error {
+            Some(error) => Err(error.into()),
+            None if interrupted => Ok(Flow::Interrupted),
+            None => Ok(Flow::GoOn),
+        }
+    }
+}
+
+/// How many trials of a plan run at a time where they run side by side.
+fn lanes(plan: &Plan, executor: &dyn Executor) -> u32 {
+    let lanes = |trial: &Trial| {
+        let own = trial.config.devices.saturating_mul(trial.config.threads);
+        executor.cores(&trial.config) / own.max(1)
+    };
+    let fewest = plan.trials.iter().map(lanes).min().unwrap_or(1);
+    u32::try_from(fewest).unwrap_or(u32::MAX).max(1)
+}
+
+/// One repeat of one trial in the order of the schedule.
+#[derive(Clone, Copy, Debug)]
+struct Seat {
+    trial: usize,
+    repeat: u32,
+    /// Place within its block.
+    order: u32,
+}
+
+/// Follows the repeats of a run and records them.
+struct Following<'a> {
+    plan: &'a Plan,
+    run: &'a mut Run,
+    seats: Vec<Seat>,
+    /// When each began: for the records, and by the clock.
+    begun: Vec<Option<(String, Duration)>>,
+    lanes: u32,
+    ledger: &'a mut dyn Ledger,
+    clock: &'a dyn Clock,
+    progress: &'a mut dyn Progress,
+    error: Option<FolderError>,
+    /// Repeats that started or are no longer wanted.
+    decided: usize,
+    interrupted: bool,
+}
+
+impl Following<'_> {
+    fn what(&self, seat: Seat) -> String {
+        format!(
+            "{}, repeat {} of {}",
+            self.plan.trials[seat.trial].label,
+            seat.repeat + 1,
+            self.run.blocks.len()
+        )
     }
 
-    /// Runs one repeat of one trial and records it.
-    fn repeat(
+    /// Records the end of a repeat.
+    fn record(
         &mut self,
-        trial: &Trial,
-        index: usize,
-        repeat: u32,
-        order: u32,
-        run: &mut Run,
-    ) -> Result<Outcome, RunError> {
-        let what = format!(
-            "{}, repeat {} of {}",
-            trial.label,
-            repeat + 1,
-            run.blocks.len()
+        seat: Seat,
+        started: String,
+        result: &JobResult,
+    ) -> Result<Outcome, FolderError> {
+        let trial = &self.plan.trials[seat.trial];
+        let (_, unsynchronized_first) = measure_job(trial, seat.repeat);
+        let facts = repeat_facts(
+            trial,
+            seat.repeat,
+            seat.order,
+            started,
+            unsynchronized_first,
+            result,
         );
-        self.progress.start(
-            &what,
-            run.estimate.remaining() + run.estimate.expected(index),
-        );
-        let (job, unsynchronized_first) = measure_job(trial, repeat);
-        let (started, begin) = (self.clock.utc(), self.clock.now());
-        let result = self.executor.execute(&job)?;
-        if result.outcome == Outcome::Passed {
-            run.estimate
-                .observe(index, self.clock.now().saturating_sub(begin));
-        }
-        let facts = repeat_facts(trial, repeat, order, started, unsynchronized_first, &result);
         let end = self.ledger.repeat(&facts, &result.events)?;
         if end.outcome != Outcome::Passed {
-            self.progress.problem(
-                &what,
-                end.outcome,
-                end.reason.as_deref().unwrap_or_default(),
-            );
+            let reason = end.reason.as_deref().unwrap_or_default();
+            let what = self.what(seat);
+            self.progress.problem(&what, end.outcome, reason);
         }
         let outcome = end.outcome;
-        run.standings[index].add(RepeatEnd {
-            repeat,
+        self.run.standings[seat.trial].add(RepeatEnd {
+            repeat: seat.repeat,
             outcome,
             reason: end.reason,
         });
         Ok(outcome)
+    }
+}
+
+impl Follow for Following<'_> {
+    fn starts(&mut self, index: usize) -> bool {
+        let seat = self.seats[index];
+        self.decided += 1;
+        self.run.estimate.take(seat.trial);
+        let standing = &self.run.standings[seat.trial];
+        if !standing.is_open() || standing.has(seat.repeat) {
+            self.progress.finish();
+            return false;
+        }
+        let remaining = self.run.estimate.remaining() + self.run.estimate.expected(seat.trial);
+        let what = self.what(seat);
+        self.progress.start(&what, remaining / self.lanes);
+        self.begun[index] = Some((self.clock.utc(), self.clock.now()));
+        true
+    }
+
+    fn ended(&mut self, index: usize, result: JobResult) -> Next {
+        let seat = self.seats[index];
+        let (started, begin) = self.begun[index].take().unwrap_or_default();
+        if result.outcome == Outcome::Passed {
+            let took = self.clock.now().saturating_sub(begin);
+            self.run.estimate.observe(seat.trial, took);
+        }
+        match self.record(seat, started, &result) {
+            Ok(Outcome::Interrupted) => {
+                self.interrupted = true;
+                Next::StartNone
+            }
+            Ok(_) => {
+                self.progress.finish();
+                Next::GoOn
+            }
+            Err(error) => {
+                self.error = Some(error);
+                Next::Abandon
+            }
+        }
     }
 }
 
@@ -260,6 +351,19 @@ impl Run {
             blocks,
             estimate,
         }
+    }
+
+    /// All repeats in the order of the schedule.
+    fn seats(&self) -> Vec<Seat> {
+        let of = |(repeat, block): (u32, &Vec<usize>)| {
+            let seat = move |(order, trial): (u32, usize)| Seat {
+                trial,
+                repeat,
+                order,
+            };
+            (0..).zip(block.clone()).map(seat).collect::<Vec<_>>()
+        };
+        (0..).zip(&self.blocks).flat_map(of).collect()
     }
 
     /// Steps of the progress bar: a gate and the repeats of each trial.

@@ -63,13 +63,64 @@ pub enum StopError {
     },
 }
 
-/// Runs jobs, one at a time.
+/// What comes after the end of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Further jobs may start.
+    GoOn,
+    /// None may start; those under way come to their end.
+    StartNone,
+    /// What jobs leave cannot be kept any more: those under way are killed.
+    Abandon,
+}
+
+/// Follows jobs from their start to their end.
+pub trait Follow {
+    /// Whether job `index` is still wanted; it starts at once if so.
+    fn starts(&mut self, index: usize) -> bool;
+    /// Job `index` has ended.
+    fn ended(&mut self, index: usize, result: JobResult) -> Next;
+}
+
+/// Runs jobs in their order, each after the end of the one before, until the user has asked to stop.
+///
+/// # Errors
+/// [`StopError`] when no later job could run either.
+pub fn one_by_one<E: Executor + ?Sized>(
+    executor: &mut E,
+    jobs: &[Job],
+    follow: &mut dyn Follow,
+) -> Result<(), StopError> {
+    for (index, job) in jobs.iter().enumerate() {
+        if executor.interrupted() {
+            break;
+        }
+        if follow.starts(index) {
+            let result = executor.execute(job)?;
+            if follow.ended(index, result) != Next::GoOn {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs jobs in fresh processes.
 pub trait Executor {
     /// Runs `job` to its end, whatever end that is. No process of it is left afterwards.
     ///
     /// # Errors
     /// [`StopError`] when no later job could run either.
     fn execute(&mut self, job: &Job) -> Result<JobResult, StopError>;
+
+    /// Runs jobs that time nothing: they start in their order, as many at a time as have cores of their own, until the user has asked
+    /// to stop.
+    ///
+    /// # Errors
+    /// [`StopError`] when no later job could run either.
+    fn side_by_side(&mut self, jobs: &[Job], follow: &mut dyn Follow) -> Result<(), StopError> {
+        one_by_one(self, jobs, follow)
+    }
 
     /// Whether the user has asked to stop.
     fn interrupted(&self) -> bool;

@@ -2,7 +2,7 @@
 //!
 //! Contract: a job has one process, or one per rank where DDP's ranks are processes; each gets its assignment, a spool per
 //! rank and the cores of the devices. [`super::watch`] then sees to it that they end. What they wrote into their spools
-//! is read whatever their end was. Under a launcher the process of rank r is started by agent r ([`crate::agent`]). See "The runner" in ARCHITECTURE.md.
+//! is read whatever their end was. Jobs that time nothing may run side by side, each on cores of its own. Under a launcher the process of rank r is started by agent r ([`crate::agent`]). See "The runner" in ARCHITECTURE.md.
 use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use syncmark_record::Outcome;
 
 use super::child::Child;
 use super::cores;
-use super::job::{Executor, Job, JobResult, StopError};
+use super::job::{Executor, Follow, Job, JobResult, Next, StopError, one_by_one};
 use super::meeting::{MeetingPoint, shares_memory};
 use super::protocol::{Assignment, Meeting, PROTOCOL_VERSION, Purpose};
 use super::signals::Signals;
@@ -71,32 +71,40 @@ impl<'a> Supervisor<'a> {
         self.crew.filter(|_| processes(trial).len() > 1)
     }
 
-    /// Starts the processes of a job and waits for their end.
-    fn run(
-        &self,
-        job: &Job,
-        spools: &SpoolFolder,
-        cores: &[Vec<usize>],
-    ) -> std::io::Result<(Outcome, Option<String>)> {
+    /// Starts the processes of a job.
+    fn begin<'j>(
+        &mut self,
+        index: usize,
+        job: &'j Job,
+        cores: Vec<Vec<usize>>,
+    ) -> Result<Underway<'j>, StopError> {
+        self.jobs += 1;
+        let spools = SpoolFolder::create(
+            &self.spools,
+            &format!("job{}", self.jobs),
+            ranks(&job.trial),
+            capacity(&job.purpose),
+        )?;
         let interface = self
             .crew_of(&job.trial)
             .map_or(Ipv4Addr::LOCALHOST.into(), Crew::interface);
-        let (mut point, region) = match MeetingPoint::make(&job.trial, interface) {
-            Ok(made) => made,
-            Err(reason) => return Ok((Outcome::Failed, Some(reason))),
+        let (point, region, mut prevented) = match MeetingPoint::make(&job.trial, interface) {
+            Ok((point, region)) => (point, region, None),
+            Err(reason) => (MeetingPoint::Within, None, Some(reason)),
         };
+        let mut point = point;
         let mut watch = Watch::new(job, spools, region, Instant::now());
         for ranks in processes(&job.trial) {
+            if prevented.is_some() {
+                break;
+            }
             let first = ranks.start;
-            let assignment = self.assignment(job, spools, cores, &ranks, point.of(first));
-            match self.start(assignment, ranks, job, spools, &point) {
+            let assignment = self.assignment(job, watch.spools(), &cores, &ranks, point.of(first));
+            match self.start(assignment, ranks, job, watch.spools(), &point) {
                 Ok(child) => watch.add(child),
-                // The processes that did start are killed and reaped with the watch.
                 Err(error) => {
-                    return Ok((
-                        Outcome::Failed,
-                        Some(format!("failed to start a process: {error}")),
-                    ));
+                    watch.abandon();
+                    prevented = Some(format!("failed to start a process: {error}"));
                 }
             }
             point.has_started(first);
@@ -104,12 +112,81 @@ impl<'a> Supervisor<'a> {
         if self.crew.is_none() {
             point.close();
         }
-        while !watch.is_over() {
-            watch.sleep(self.signals)?;
-            let departures = || self.crew.map_or(0, Crew::leaving);
-            watch.attend(Instant::now(), || self.signals.received() + departures());
+        Ok(Underway {
+            index,
+            job,
+            watch,
+            prevented,
+            cores,
+            _point: point,
+        })
+    }
+
+    /// Waits until something has happened to jobs under way, and attends to it.
+    fn attend(&self, underway: &mut [Underway<'_>]) -> Result<(), StopError> {
+        if underway.iter().any(Underway::is_over) {
+            return Ok(());
         }
-        Ok(watch.verdict())
+        let watches = underway.iter().map(|one| &one.watch);
+        Watch::sleep(watches, self.signals).map_err(|source| StopError::System {
+            what: "wait for the processes of a job",
+            source,
+        })?;
+        let departures = || self.crew.map_or(0, Crew::leaving);
+        for one in underway {
+            one.watch
+                .attend(Instant::now(), || self.signals.received() + departures());
+        }
+        Ok(())
+    }
+
+    /// What a job that is over has come to.
+    fn finish(&self, underway: Underway<'_>) -> Result<JobResult, StopError> {
+        let job = underway.job;
+        let (mut outcome, mut reason) = match underway.prevented {
+            Some(reason) => (Outcome::Failed, Some(reason)),
+            None => underway.watch.verdict(),
+        };
+        if let (Outcome::Interrupted, Some(crew)) = (outcome, self.crew) {
+            reason = reason.map(|reason| match crew.departure() {
+                Some(departure) => format!("{reason}: {departure}"),
+                None => reason,
+            });
+        }
+        let spools = underway.watch.into_spools();
+        let (events, dropped) = spools.read()?;
+        if dropped > 0 && outcome == Outcome::Passed {
+            outcome = Outcome::Failed;
+            reason = Some(format!(
+                "{dropped} events found their spool full: ask for fewer steps or a shorter window"
+            ));
+        }
+        let crew = self.crew_of(&job.trial);
+        Ok(JobResult {
+            outcome,
+            reason,
+            events,
+            cores: underway.cores,
+            clocks: crew.map_or_else(Vec::new, |crew| crew.clocks(ranks(&job.trial))),
+            spools: Some(spools),
+        })
+    }
+
+    /// Cores for a job beside those under way: none that is taken; all of them, shared, for one that needs more than there are.
+    fn free_cores(
+        &self,
+        trial: &TrialConfig,
+        underway: &[Underway<'_>],
+    ) -> Option<Vec<Vec<usize>>> {
+        let taken = |core: &usize| underway.iter().any(|one| one.uses(*core));
+        let free: Vec<usize> = self
+            .cores
+            .iter()
+            .copied()
+            .filter(|core| !taken(core))
+            .collect();
+        let enough = free.len() >= trial.devices.saturating_mul(trial.threads);
+        (enough || underway.is_empty()).then(|| cores::assign(trial.devices, trial.threads, &free))
     }
 
     /// Starts the process of `ranks`, here or through its agent.
@@ -162,50 +239,80 @@ impl<'a> Supervisor<'a> {
     }
 }
 
+/// A job whose processes have been started.
+struct Underway<'j> {
+    index: usize,
+    job: &'j Job,
+    watch: Watch<'j>,
+    /// Why its processes could not be started.
+    prevented: Option<String>,
+    cores: Vec<Vec<usize>>,
+    _point: MeetingPoint,
+}
+
+impl Underway<'_> {
+    fn is_over(&self) -> bool {
+        self.watch.is_over()
+    }
+
+    fn uses(&self, core: usize) -> bool {
+        self.cores.iter().flatten().any(|own| *own == core)
+    }
+}
+
 impl Executor for Supervisor<'_> {
     fn execute(&mut self, job: &Job) -> Result<JobResult, StopError> {
-        self.jobs += 1;
-        let ranks = processes(&job.trial).last().map_or(0, |ranks| ranks.end);
+        let ranks = ranks(&job.trial);
         let crew = self.crew_of(&job.trial);
         if let Some(lost) = crew.and_then(|crew| crew.lost(ranks)) {
             return Err(StopError::Agent(lost));
         }
-        let spools = SpoolFolder::create(
-            &self.spools,
-            &format!("job{}", self.jobs),
-            ranks,
-            capacity(&job.purpose),
-        )?;
         let cores = match crew {
             Some(crew) => crew.seats(ranks).cores,
             None => cores::assign(job.trial.devices, job.trial.threads, &self.cores),
         };
-        let system = |source| StopError::System {
-            what: "wait for the processes of a job",
-            source,
-        };
-        let (mut outcome, mut reason) = self.run(job, &spools, &cores).map_err(system)?;
-        if let (Outcome::Interrupted, Some(crew)) = (outcome, self.crew) {
-            reason = reason.map(|reason| match crew.departure() {
-                Some(departure) => format!("{reason}: {departure}"),
-                None => reason,
-            });
+        let mut underway = [self.begin(0, job, cores)?];
+        while !underway[0].is_over() {
+            self.attend(&mut underway)?;
         }
-        let (events, dropped) = spools.read()?;
-        if dropped > 0 && outcome == Outcome::Passed {
-            outcome = Outcome::Failed;
-            reason = Some(format!(
-                "{dropped} events found their spool full: ask for fewer steps or a shorter window"
-            ));
+        let [underway] = underway;
+        self.finish(underway)
+    }
+
+    fn side_by_side(&mut self, jobs: &[Job], follow: &mut dyn Follow) -> Result<(), StopError> {
+        // Agents run a job at a time.
+        if self.crew.is_some() {
+            return one_by_one(self, jobs, follow);
         }
-        Ok(JobResult {
-            outcome,
-            reason,
-            events,
-            cores,
-            clocks: crew.map_or_else(Vec::new, |crew| crew.clocks(ranks)),
-            spools: Some(spools),
-        })
+        let mut waiting = jobs.iter().enumerate().peekable();
+        let mut underway: Vec<Underway<'_>> = Vec::new();
+        let mut next = Next::GoOn;
+        loop {
+            while next == Next::GoOn && !self.interrupted() {
+                let free = |(_, job): &(usize, &Job)| self.free_cores(&job.trial, &underway);
+                let Some(cores) = waiting.peek().and_then(free) else {
+                    break;
+                };
+                if let Some((index, job)) = waiting.next()
+                    && follow.starts(index)
+                {
+                    underway.push(self.begin(index, job, cores)?);
+                }
+            }
+            if underway.is_empty() {
+                return Ok(());
+            }
+            self.attend(&mut underway)?;
+            while let Some(over) = underway.iter().position(Underway::is_over) {
+                let one = underway.remove(over);
+                let index = one.index;
+                match follow.ended(index, self.finish(one)?) {
+                    Next::GoOn => {}
+                    Next::StartNone => next = Next::StartNone,
+                    Next::Abandon => return Ok(()),
+                }
+            }
+        }
     }
 
     fn interrupted(&self) -> bool {
@@ -224,6 +331,11 @@ impl Executor for Supervisor<'_> {
             None => self.cores.len(),
         }
     }
+}
+
+/// How many ranks write a spool of their own.
+fn ranks(trial: &TrialConfig) -> usize {
+    processes(trial).last().map_or(0, |ranks| ranks.end)
 }
 
 /// The ranks of each process of a trial. DP and `single` count as one rank: one process writes one spool.

@@ -25,7 +25,10 @@ pub fn row(
 ) -> TrialRow {
     let config = &trial.config;
     let (outcome, reason) = standing.outcome(planned, unrun);
-    let warnings = warnings(trial, cores);
+    let mut warnings = warnings(trial, cores);
+    if plan.scenario.measure.concurrent {
+        warnings.push("ran beside other trials: its seconds are not to be compared".into());
+    }
     let training = config.work.steps();
     let dp = config.strategy.dp();
     let ddp = config.strategy.ddp().filter(|_| training);

@@ -1,4 +1,4 @@
-//! Watches the processes of one job until the last one is gone.
+//! Watches the processes of a job until the last one is gone.
 //!
 //! Contract: it sleeps in poll(2) on the ends and words of the processes, on the user's signals and on the next deadline, so
 //! it uses no time of the cores that are being measured. When one rank fails, the others are told through the shared
@@ -51,7 +51,7 @@ enum Stage {
 /// The processes of one job.
 pub struct Watch<'a> {
     job: &'a Job,
-    spools: &'a SpoolFolder,
+    spools: SpoolFolder,
     region: Option<Region>,
     children: Vec<Box<dyn Watched>>,
     deadline: Instant,
@@ -63,12 +63,7 @@ pub struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     /// No process yet; the time limit counts from `begin`.
-    pub fn new(
-        job: &'a Job,
-        spools: &'a SpoolFolder,
-        region: Option<Region>,
-        begin: Instant,
-    ) -> Self {
+    pub fn new(job: &'a Job, spools: SpoolFolder, region: Option<Region>, begin: Instant) -> Self {
         let deadline = begin + job.timeout;
         Self {
             job,
@@ -87,32 +82,60 @@ impl<'a> Watch<'a> {
         self.children.push(child);
     }
 
+    /// Kills and reaps what did start, because the rest did not.
+    pub fn abandon(&mut self) {
+        self.children.clear();
+    }
+
+    /// The spools of its ranks.
+    pub fn spools(&self) -> &SpoolFolder {
+        &self.spools
+    }
+
+    /// Its spools, once it is over.
+    pub fn into_spools(self) -> SpoolFolder {
+        self.spools
+    }
+
     /// Whether every process is gone.
     pub fn is_over(&self) -> bool {
         self.children.iter().all(|child| child.is_over())
     }
 
-    /// Sleeps until there is something to attend to.
-    ///
-    /// # Errors
-    /// What poll(2) says.
-    pub fn sleep(&self, signals: &Signals) -> std::io::Result<()> {
-        let descriptors = self
-            .children
-            .iter()
-            .flat_map(|child| child.descriptors())
-            .chain([signals.as_fd()]);
-        let mut fds: Vec<PollFd<'_>> = descriptors
-            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
-            .collect();
+    /// When to attend to it even if nothing becomes readable.
+    fn next_deadline(&self) -> Option<Instant> {
         let until = match self.stage {
             Stage::Running => Some(self.deadline),
             Stage::Told { until } | Stage::Asked { until } => Some(until),
             Stage::Killed => None,
         };
         let others = self.children.iter().filter_map(|child| child.deadline());
-        let until = until.into_iter().chain(others).min();
-        let timeout = until.map(time_until);
+        until.into_iter().chain(others).min()
+    }
+
+    /// Sleeps until there is something to attend to in any of `watches`.
+    ///
+    /// # Errors
+    /// What poll(2) says.
+    pub fn sleep<'w>(
+        watches: impl Iterator<Item = &'w Self> + Clone,
+        signals: &Signals,
+    ) -> std::io::Result<()>
+    where
+        'a: 'w,
+    {
+        let descriptors = watches
+            .clone()
+            .flat_map(|watch| &watch.children)
+            .flat_map(|child| child.descriptors())
+            .chain([signals.as_fd()]);
+        let mut fds: Vec<PollFd<'_>> = descriptors
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        let timeout = watches
+            .filter_map(Self::next_deadline)
+            .min()
+            .map(time_until);
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),

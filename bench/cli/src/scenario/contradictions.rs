@@ -126,6 +126,11 @@ pub fn train(checker: &Checker, scenario: &Scenario) -> Outcome {
 /// The first problem.
 pub fn learning(checker: &Checker, scenario: &Scenario) -> Outcome {
     let (train, evaluate) = (&scenario.train, &scenario.evaluate);
+    if scenario.kind != Kind::Learning && scenario.measure.concurrent {
+        let message = "trials that are timed never run side by side";
+        let help = "leave `measure.concurrent` out: it goes with kind = \"learning\"";
+        return Err(checker.problem("measure.concurrent", message, help));
+    }
     if scenario.kind != Kind::Learning {
         let given = [
             ("train.epochs", train.epochs.is_some()),

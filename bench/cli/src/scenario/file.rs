@@ -292,6 +292,8 @@ pub struct Measure {
     pub seed: u64,
     /// Measure the same steps with synchronization off too: the paired arm behind exposed communication.
     pub unsynchronized: bool,
+    /// Repeats run side by side, as many as have cores of their own; only with `kind = "learning"`, which times nothing.
+    pub concurrent: bool,
     /// A smoke size: too short to cite, labelled so wherever it is shown, and free of the shortest times.
     pub smoke: bool,
 }
@@ -349,6 +351,7 @@ impl Default for Measure {
             trace_steps: 20,
             seed: 0,
             unsynchronized: true,
+            concurrent: false,
             smoke: false,
         }
     }

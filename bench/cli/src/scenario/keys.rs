@@ -99,7 +99,7 @@ pub const SETTINGS: [&str; 87] = [
 ];
 
 /// Keys of the whole run: they mean nothing for one trial of it.
-pub const WHOLE_RUN: [&str; 2] = ["measure.repeats", "measure.seed"];
+pub const WHOLE_RUN: [&str; 3] = ["measure.repeats", "measure.seed", "measure.concurrent"];
 
 /// What a trial can be chosen by besides its settings.
 const TRIAL: [&str; 2] = ["variant", "id"];
