@@ -1,14 +1,15 @@
 //! Scenarios that learn: what they record, that seeds are those of repeats, and what is refused.
+mod finished;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod running;
 
-use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::Output;
 
 use syncmark_record::rows::{LearningRow, NormStatisticsRow, RepeatRow, TrialRow};
 use syncmark_record::{Outcome, RunFolder};
 
-use running::{TURN, command};
+use finished::folder;
+use running::TURN;
 
 const SCENARIO: &str = r#"name = "learned"
 question = "Does it learn?"
@@ -44,30 +45,18 @@ fn run(toml: &str, arguments: &[&str]) -> Ran {
     let scenario = files.path().join("learned.toml");
     std::fs::write(&scenario, toml).unwrap();
     let out = files.path().join("out");
-    let output = command()
-        .arg("run")
-        .arg(&scenario)
-        .args(arguments)
-        .arg("--quiet")
-        .arg("--out")
-        .arg(&out)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let arguments: Vec<&str> = arguments
+        .iter()
+        .copied()
+        .chain(["--out", out.to_str().unwrap()])
+        .collect();
+    let output = finished::run(&scenario, &arguments);
     let folder = folder(&out).map(|path| RunFolder::open(path).unwrap());
     Ran {
         _files: files,
         output,
         folder,
     }
-}
-
-fn folder(out: &Path) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(out).ok()?;
-    entries
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.is_dir())
 }
 
 fn variants(list: &str) -> String {

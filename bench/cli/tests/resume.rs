@@ -1,16 +1,17 @@
 //! A run that was killed and is finished with `--resume` has the records of one that ran through; another scenario is refused.
 //!
 //! Contract: learning trials are used, because what they record is the same to the last bit whenever they run.
+mod finished;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod running;
 
-use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use syncmark_record::RunFolder;
 use syncmark_record::rows::{LearningRow, NormStatisticsRow, RepeatRow};
 
+use finished::{folder, run};
 use running::{TURN, command, wait_for};
 
 const SCENARIO: &str = r#"name = "resumed"
@@ -38,26 +39,6 @@ set = { "model.norm" = "batch", "train.normalization_batch" = 4 }
 name = "group"
 set = { "model.norm" = "group" }
 "#;
-
-fn run(scenario: &Path, arguments: &[&str]) -> Output {
-    command()
-        .arg("run")
-        .arg(scenario)
-        .args(arguments)
-        .arg("--quiet")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
-}
-
-/// The one run folder below `out`.
-fn folder(out: &Path) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(out).ok()?;
-    entries
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.is_dir())
-}
 
 /// What does not depend on how long anything took.
 fn learned(folder: &RunFolder) -> Vec<LearningRow> {

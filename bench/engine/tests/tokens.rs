@@ -11,7 +11,7 @@ use syncmark_engine::probe::Silent;
 use syncmark_engine::program::NamedTensor;
 use syncmark_engine::strategy::{DpLoss, Strategy};
 use trials::agree::{losses_agree, mean_losses, outcomes_agree, ranks_agree};
-use trials::{BOTH, On, Outcome, SEED, dp, ranks, single};
+use trials::{BOTH, On, Outcome, SEED, dp, follow, ranks, single};
 
 const STEPS: usize = 3;
 const LENGTH: usize = 7;
@@ -57,8 +57,7 @@ fn data() -> SyntheticTokens {
 /// Steps `strategy` through its part of batches of `len` samples.
 fn train(strategy: &mut dyn Strategy, len: usize, part: Range<usize>) -> Outcome {
     let data = data();
-    let (mut losses, mut after_first) = (Vec::new(), Vec::new());
-    for step in 0..STEPS {
+    follow(strategy, STEPS, |strategy, step| {
         let (mut inputs, mut labels) = (vec![0.0; len * LENGTH], vec![0; len * LENGTH]);
         for sample in 0..len {
             let own = sample * LENGTH..(sample + 1) * LENGTH;
@@ -73,20 +72,7 @@ fn train(strategy: &mut dyn Strategy, len: usize, part: Range<usize>) -> Outcome
         strategy
             .step(whole.part(part.clone()), &mut Silent)
             .unwrap();
-        losses.push(strategy.loss().unwrap());
-        if step == 0 {
-            after_first = strategy.export().unwrap();
-        }
-        if let Some(equal) = strategy.parameters_equal().unwrap() {
-            assert!(equal, "ranks differ after step {step}");
-        }
-    }
-    strategy.finish().unwrap();
-    Outcome {
-        losses,
-        after_first,
-        end: strategy.export().unwrap(),
-    }
+    })
 }
 
 fn train_ddp(on: On, model: &Model, devices: usize, each: usize) -> Vec<Outcome> {

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::outcome::Outcome;
 
 mod ceiling;
+mod learning;
+
 pub use ceiling::CeilingRow;
+pub use learning::{LearningRow, NormStatisticsRow};
 
 /// `trials.csv`: one row per trial: what it was, how it ended, and its figures with their spread.
 ///
@@ -358,54 +361,6 @@ pub struct DeviceRow {
     pub peak_memory_bytes: u64,
     /// Time in compute phases per step of the traced pass.
     pub busy_ns_per_step: Option<u64>,
-}
-
-/// `learning.csv`: of learning trials.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LearningRow {
-    pub trial: String,
-    pub repeat: u32,
-    pub step: u64,
-    pub samples_seen: u64,
-    pub train_loss: Option<f64>,
-    pub eval_loss: Option<f64>,
-    pub eval_error: Option<f64>,
-    pub batch_statistics_loss: Option<f64>,
-    pub batch_statistics_error: Option<f64>,
-    /// Time of the training steps so far, without evaluations.
-    #[serde(default)]
-    pub train_ns: Option<u64>,
-    /// After the last step: on samples of the training set, as many as are evaluated, with stored statistics.
-    #[serde(default)]
-    pub train_eval_loss: Option<f64>,
-    #[serde(default)]
-    pub train_eval_error: Option<f64>,
-    /// After the last step: with statistics that were estimated anew (PreciseBN).
-    #[serde(default)]
-    pub precise_loss: Option<f64>,
-    #[serde(default)]
-    pub precise_error: Option<f64>,
-}
-
-/// `norm_statistics.csv`: how far statistics of batches are from the stored ones, after the last step of a learning trial.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct NormStatisticsRow {
-    pub trial: String,
-    pub repeat: u32,
-    pub step: u64,
-    /// The batch norm, from 0 in execution order.
-    pub layer: u32,
-    pub channels: u32,
-    /// Samples whose statistics are taken together.
-    pub normalization_batch: u64,
-    /// Values that one statistic is over, on average.
-    pub values: f64,
-    /// Batches whose statistics were taken.
-    pub batches: u64,
-    /// Mean over channels and batches of (batch mean − stored mean)² / stored variance.
-    pub mean_noise: f64,
-    /// The same of (ln batch variance − ln stored variance)², both unbiased.
-    pub variance_noise: f64,
 }
 
 /// `gates.csv`: one row per trial that was gated: how far it agrees with one device, before anything is timed.

@@ -143,9 +143,20 @@ pub fn train_on(
     steps: usize,
     batch: impl Fn(usize) -> Batch,
 ) -> Outcome {
+    follow(strategy, steps, |strategy, step| {
+        strategy.step(batch(step).whole(), &mut Silent).unwrap();
+    })
+}
+
+/// Makes steps one by one and keeps what they lead to; ranks must be equal after each.
+pub fn follow(
+    strategy: &mut dyn Strategy,
+    steps: usize,
+    make: impl Fn(&mut dyn Strategy, usize),
+) -> Outcome {
     let (mut losses, mut after_first) = (Vec::new(), Vec::new());
     for step in 0..steps {
-        strategy.step(batch(step).whole(), &mut Silent).unwrap();
+        make(strategy, step);
         losses.push(strategy.loss().unwrap());
         if step == 0 {
             after_first = strategy.export().unwrap();

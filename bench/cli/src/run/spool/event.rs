@@ -1,10 +1,14 @@
 //! The events of a spool and their 64 bytes, little-endian: bytes 0..8 hold the kind (u8) and small fields, words follow
 //! from byte 8 on. A kind keeps its number for ever; a reader skips kinds that it does not know.
 mod ceiling;
+mod comm;
+mod fields;
 mod learning;
 
 use super::EVENT_BYTES;
 pub use ceiling::CeilingEvent;
+pub use comm::CommEvent;
+use fields::Fields;
 pub use learning::LearningEvent;
 
 /// What an event says. Times are nanoseconds of CLOCK_MONOTONIC.
@@ -128,78 +132,6 @@ pub enum Event {
     },
 }
 
-/// Totals of one phase, collective, size and root on one device or rank, over the window.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CommEvent {
-    /// Device or rank.
-    pub device: u16,
-    /// Index into the engine's phases.
-    pub phase: u8,
-    /// Index into the engine's collectives.
-    pub collective: u8,
-    /// 0 `shared-direct`, 1 `peer-copy`, 2 `ring`.
-    pub algorithm: u8,
-    /// Bytes of an element.
-    pub element_bytes: u8,
-    /// Root of the collective.
-    pub root: u32,
-    /// Payload of one call; of `peer-copy` the payload of a step.
-    pub size_bytes: u64,
-    /// Calls.
-    pub calls: u32,
-    /// Steps of the window.
-    pub steps: u32,
-    /// Sent in all calls.
-    pub sent_bytes: u64,
-    /// Received in all calls.
-    pub received_bytes: u64,
-    /// p50 and p90 of waiting for the last rank.
-    pub wait_ns: [u32; 2],
-    /// p50 and p90 of moving bytes.
-    pub transfer_ns: [u32; 2],
-}
-
-/// Writes and reads the fields of an event in order.
-struct Fields<T> {
-    bytes: T,
-    at: usize,
-}
-
-impl Fields<&mut [u8; EVENT_BYTES]> {
-    fn put<const N: usize>(&mut self, value: [u8; N]) -> &mut Self {
-        self.bytes[self.at..self.at + N].copy_from_slice(&value);
-        self.at += N;
-        self
-    }
-    fn words(&mut self, values: &[u64]) -> &mut Self {
-        for value in values {
-            self.put(value.to_le_bytes());
-        }
-        self
-    }
-}
-
-impl Fields<&[u8; EVENT_BYTES]> {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        self.at += N;
-        self.bytes[self.at - N..self.at]
-            .try_into()
-            .expect("within the event")
-    }
-    fn u8(&mut self) -> u8 {
-        self.take::<1>()[0]
-    }
-    fn u16(&mut self) -> u16 {
-        u16::from_le_bytes(self.take())
-    }
-    fn u32(&mut self) -> u32 {
-        u32::from_le_bytes(self.take())
-    }
-    fn u64(&mut self) -> u64 {
-        u64::from_le_bytes(self.take())
-    }
-}
-
 impl Event {
     /// Bytes 0..8 hold the kind (u8) and small fields, the words follow from byte 8 on.
     pub(super) fn encode(self, bytes: &mut [u8; EVENT_BYTES]) {
@@ -243,17 +175,7 @@ impl Event {
                     .put(bucket.to_le_bytes());
                 f.words(&[step, host_ns[0], host_ns[1], device_ns[0], device_ns[1]]);
             }
-            Self::Comm(c) => {
-                f.put([5, c.phase, c.collective, c.algorithm, c.element_bytes, 0])
-                    .put(c.device.to_le_bytes());
-                f.put(c.root.to_le_bytes())
-                    .put(c.calls.to_le_bytes())
-                    .put(c.steps.to_le_bytes());
-                f.words(&[c.size_bytes, c.sent_bytes, c.received_bytes]);
-                for value in c.wait_ns.into_iter().chain(c.transfer_ns) {
-                    f.put(value.to_le_bytes());
-                }
-            }
+            Self::Comm(comm) => comm.encode(5, &mut f),
             Self::Memory { device, bytes } => {
                 f.put([6, 0])
                     .put(device.to_le_bytes())
@@ -414,26 +336,7 @@ impl Event {
                     device_ns: [f.u64(), f.u64()],
                 }
             }
-            5 => {
-                let (phase, collective, algorithm, element_bytes) =
-                    (f.u8(), f.u8(), f.u8(), f.u8());
-                f.at = 6;
-                Self::Comm(CommEvent {
-                    phase,
-                    collective,
-                    algorithm,
-                    element_bytes,
-                    device: f.u16(),
-                    root: f.u32(),
-                    calls: f.u32(),
-                    steps: f.u32(),
-                    size_bytes: f.u64(),
-                    sent_bytes: f.u64(),
-                    received_bytes: f.u64(),
-                    wait_ns: [f.u32(), f.u32()],
-                    transfer_ns: [f.u32(), f.u32()],
-                })
-            }
+            5 => Self::Comm(CommEvent::decode(&mut f)),
             6 => {
                 f.at = 2;
                 let device = f.u16();
