@@ -8,10 +8,14 @@ use crate::device::Device;
 const EPS: f32 = 1e-5;
 const RANKS: usize = 2;
 
-/// Samples, positions and channels. The first is a layer of a large image at a quarter of the usual 64 samples: 51 MB an activation,
-/// far beyond any cache, and three of them in memory.
-const SHAPES: [[usize; 3]; 4] = [
+/// Samples, positions and channels. The first two are layers of large images, one at a quarter of the usual 64 samples: 51 MB an
+/// activation, far beyond any cache, and three of them in memory. The next two are a sample of as many elements that a
+/// second-level cache holds. Their figures tell what width costs.
+const SHAPES: [[usize; 3]; 7] = [
     [16, 112 * 112, 64],
+    [64, 28 * 28, 256],
+    [1, 28 * 28, 256],
+    [1, 56 * 56, 64],
     [32, 56 * 56, 64],
     [64, 32 * 32, 16],
     [128, 1, 1024],

@@ -88,13 +88,10 @@ impl Columns {
 }
 
 /// Groups of [`LANES`] columns that are visited in turn in each row, so that a wide matrix is gone through once from its beginning to
-/// its end, and not once for each group: lines that a prefetcher brings are then those that are wanted next.
-pub(super) const SIDE: usize = 8;
-
-/// How many of `rows` rows a group of columns is worked on before the next group is: all where there is no other.
-pub(super) const fn turn<const G: usize>(rows: usize) -> usize {
-    if G == 1 { rows } else { 1 }
-}
+/// its end, and not once for each group: lines that a prefetcher brings are then those that are wanted next. That is worth more than
+/// sums that stay in registers: groups that take turns after two, four or eight rows are faster out of a cache and slower by half out of memory,
+/// prefetch instructions or not. Four of them are 256 columns; sums of eight were slower by some percent.
+pub(super) const SIDE: usize = 4;
 
 /// For each column `j`: `finish(j, Σ_rows map(inputs, coefficients(j)))`, called in ascending order of `j` (counted from the
 /// matrix's first column).
@@ -107,15 +104,32 @@ pub(super) fn reduce<const N: usize, const M: usize, const K: usize>(
     finish: impl FnMut(usize, [f64; K]),
 ) {
     if columns.width <= LANES {
-        reduce_in::<1, N, M, K>(columns, inputs, coefficients, map, finish);
+        reduce_in::<1, BLOCK, N, M, K>(columns, inputs, coefficients, map, finish);
     } else {
-        reduce_in::<SIDE, N, M, K>(columns, inputs, coefficients, map, finish);
+        reduce_in::<SIDE, 1, N, M, K>(columns, inputs, coefficients, map, finish);
     }
 }
 
-/// [`reduce`] with so many groups at a time.
+/// [`reduce`] to the same bits where the inputs have just been read and lie in a cache: a wide matrix then needs no prefetcher, and each
+/// group's sums stay in registers.
 #[inline(always)]
-fn reduce_in<const G: usize, const N: usize, const M: usize, const K: usize>(
+pub(super) fn reduce_again<const N: usize, const M: usize, const K: usize>(
+    columns: Columns,
+    inputs: [&[f32]; N],
+    coefficients: impl Fn(usize) -> [f32; M],
+    map: impl Fn([f32; N], [f32; M]) -> [f32; K],
+    finish: impl FnMut(usize, [f64; K]),
+) {
+    if columns.width <= LANES {
+        reduce_in::<1, BLOCK, N, M, K>(columns, inputs, coefficients, map, finish);
+    } else {
+        reduce_in::<SIDE, BLOCK, N, M, K>(columns, inputs, coefficients, map, finish);
+    }
+}
+
+/// [`reduce`] with `G` groups at a time, which take turns after `T` rows.
+#[inline(always)]
+fn reduce_in<const G: usize, const T: usize, const N: usize, const M: usize, const K: usize>(
     columns: Columns,
     inputs: [&[f32]; N],
     coefficients: impl Fn(usize) -> [f32; M],
@@ -139,7 +153,7 @@ fn reduce_in<const G: usize, const N: usize, const M: usize, const K: usize>(
         for row in (0..wide).step_by(BLOCK) {
             let rows = BLOCK.min(wide - row);
             let mut sums = [[[0.0f32; LANES]; K]; G];
-            let turn = turn::<G>(rows);
+            let turn = if T == 1 { 1 } else { rows };
             for row in (row..row + rows).step_by(turn) {
                 for (g, sum) in sums.iter_mut().enumerate().take(groups.count) {
                     let start = row * stride + first + g * LANES;
@@ -191,6 +205,17 @@ fn add_rows<const WHOLE: bool, const N: usize, const M: usize, const K: usize>(
     map: &impl Fn([f32; N], [f32; M]) -> [f32; K],
     sums: &mut [[f32; LANES]; K],
 ) {
+    // One row is added in place: there is nothing to keep in registers, and arrays that are copied to and fro take longer than the sum.
+    if WHOLE && rows == 1 {
+        let tiles: [&[f32; LANES]; N] = from_fn(|i| tile(inputs[i], start));
+        for l in 0..LANES {
+            let value = map(from_fn(|i| tiles[i][l]), from_fn(|m| at[m][l]));
+            for k in 0..K {
+                sums[k][l] += value[k];
+            }
+        }
+        return;
+    }
     let mut sum = *sums;
     for row in 0..rows {
         let start = start + row * stride;
@@ -320,7 +345,7 @@ fn map_in<const G: usize, const N: usize, const M: usize>(
         let (stride, wide) = (columns.stride * fold, columns.rows / fold);
         for row in (0..wide).step_by(BLOCK) {
             let rows = BLOCK.min(wide - row);
-            let turn = turn::<G>(rows);
+            let turn = if G == 1 { rows } else { 1 };
             for row in (row..row + rows).step_by(turn) {
                 for (g, at) in at.iter().enumerate().take(groups.count) {
                     let start = row * stride + first + g * LANES;

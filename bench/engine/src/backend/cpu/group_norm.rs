@@ -4,7 +4,7 @@
 //! of a sample, or absent. Sums as in [`crate::backend::cpu::columns`]. d_gamma and d_beta accumulate over the batch.
 //! Reference: Wu and He, *Group normalization*, 2018; PyTorch's `native_group_norm`.
 use crate::backend::cpu::batch_norm::affine as or;
-use crate::backend::cpu::columns::{Columns, map, reduce, widest};
+use crate::backend::cpu::columns::{Columns, map, reduce, reduce_again, widest};
 use crate::backend::cpu::{elementwise, group_runs};
 use crate::kernel::{Affine, Write};
 
@@ -75,7 +75,7 @@ fn statistics(x: &[f32], mean: &mut [f32], rstd: &mut [f32], shape: Groups, eps:
         },
     );
     let (mut deviation, mut squares) = (0.0, 0.0);
-    reduce(
+    reduce_again(
         columns,
         [x],
         |c| [mean[c / width]],

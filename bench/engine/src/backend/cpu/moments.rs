@@ -6,7 +6,7 @@
 //! Reference: Chan, Golub and LeVeque, *Algorithms for computing the sample variance*, 1983.
 use std::array::from_fn;
 
-use crate::backend::cpu::columns::{Columns, Groups, LANES, SIDE, tile, turn};
+use crate::backend::cpu::columns::{Columns, Groups, LANES, SIDE, tile};
 
 /// Rows of a block.
 const ROWS: usize = 32;
@@ -96,6 +96,12 @@ impl Block {
         stride: usize,
         width: usize,
     ) {
+        // As in `columns`: one row is added in place.
+        if WHOLE && rows == 1 {
+            let x = tile(x, start);
+            (0..LANES).for_each(|l| self.center[l] += x[l]);
+            return;
+        }
         let mut sum = self.center;
         for row in 0..rows {
             if WHOLE {
@@ -178,7 +184,7 @@ fn moments_in<const G: usize>(
         let (stride, wide) = (columns.stride * fold, columns.rows / fold);
         for row in (0..wide).step_by(ROWS) {
             let rows = ROWS.min(wide - row);
-            let turn = turn::<G>(rows);
+            let turn = if G == 1 { rows } else { 1 };
             let mut sums = [Block::EMPTY; G];
             for row in (row..row + rows).step_by(turn) {
                 for (g, block) in sums.iter_mut().enumerate().take(groups.count) {
@@ -191,16 +197,17 @@ fn moments_in<const G: usize>(
                     }
                 }
             }
-            sums.iter_mut().for_each(|block| block.divide(rows));
-            for row in (row..row + rows).step_by(turn) {
-                for (g, block) in sums.iter_mut().enumerate().take(groups.count) {
-                    let start = row * stride + first + g * LANES;
-                    let width = groups.width(g);
-                    if fold > 1 || width == LANES {
-                        block.deviate::<true>(x, start, turn, stride, LANES);
-                    } else {
-                        block.deviate::<false>(x, start, turn, stride, width);
-                    }
+            for block in sums.iter_mut().take(groups.count) {
+                block.divide(rows);
+            }
+            // The rows have just been read: no need to take turns.
+            for (g, block) in sums.iter_mut().enumerate().take(groups.count) {
+                let start = row * stride + first + g * LANES;
+                let width = groups.width(g);
+                if fold > 1 || width == LANES {
+                    block.deviate::<true>(x, start, rows, stride, LANES);
+                } else {
+                    block.deviate::<false>(x, start, rows, stride, width);
                 }
             }
             for (g, blocks) in blocks.iter_mut().enumerate().take(groups.count) {
