@@ -130,6 +130,7 @@ cases! {
     );
     output_that_is_not_the_classes: replaced("preset = \"convnet\"", "layers = [\"flatten\", { linear = { features = 7 } }]");
     groups_that_do_not_divide: replaced("preset = \"convnet\"", "preset = \"convnet\"\nnorm = \"group\"\nnorm_groups = 3");
+    momentum_of_a_cumulative_average: replaced("preset = \"convnet\"", "preset = \"convnet\"\nnorm = \"batch\"\nnorm_momentum = \"cumulative\"\nnorm_momentum_batch = 32");
     no_groups: replaced("preset = \"convnet\"", "preset = \"convnet\"\nnorm = \"group\"\nnorm_groups = 0");
     one_element_per_statistic: replaced(
         "preset = \"convnet\"\n[data]\nsource = \"digits\"\nbatch_size = 8",

@@ -9,6 +9,7 @@ use syncmark::plan::config::{StrategyConfig, TrialConfig};
 use syncmark::plan::{Plan, plans};
 use syncmark::scenario::file::Optimizer;
 use syncmark_engine::data::{Dataset, Digits, Split};
+use syncmark_engine::model::spec::Momentum;
 
 fn shipped(name: &str, overrides: &[&str], filters: &[&str]) -> Plan {
     let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
@@ -414,4 +415,73 @@ proptest! {
         let id = |text: &str| plan(text).trials[0].id.clone();
         prop_assert_eq!(id(&text(&order)), id(&text(&[0, 1, 2, 3, 4])));
     }
+}
+
+const LEARNING: &str = "name = \"test\"\nquestion = \"?\"\nkind = \"learning\"\n[data]\nsource = \"digits\"\nbatch_size = 32\n";
+
+/// The linear rule: a rate that is meant for 64 samples a step is halved for 32, and kept for two micro-batches of them.
+#[test]
+fn a_learning_rate_is_made_to_fit_the_samples_of_a_step() {
+    let rate = |train: &str| {
+        let text = format!("{LEARNING}[model]\npreset = \"convnet\"\n[train]\nsteps = 5\n{train}");
+        let plan = plan(&text);
+        let trial = &plan.trials[0];
+        let key = trial
+            .settings
+            .keys()
+            .find(|key| key.ends_with("learning_rate"));
+        let shown = trial.settings[key.expect("a rate")].clone();
+        assert!(!trial.settings.contains_key("train.learning_rate_batch"));
+        match &trial.config.optimizer {
+            Optimizer::Sgd(sgd) => (sgd.learning_rate, shown),
+            Optimizer::Adamw(adamw) => (adamw.learning_rate, shown),
+        }
+    };
+    assert_eq!(rate(""), (0.1, "0.1".to_owned()));
+    assert_eq!(rate("learning_rate_batch = 64"), (0.05, "0.05".to_owned()));
+    assert_eq!(rate("learning_rate_batch = 64\naccumulation = 2").0, 0.1);
+    let adamw = "learning_rate_batch = 16\noptimizer = { adamw = { learning_rate = 0.25 } }";
+    assert_eq!(rate(adamw), (0.5, "0.5".to_owned()));
+}
+
+/// A momentum that is meant for 32 samples remembers as many of them where 8 are taken together.
+#[test]
+fn momentum_of_running_statistics_is_made_to_fit_the_normalization_batch() {
+    let momentum = |model: &str, train: &str| {
+        let text = format!(
+            "{LEARNING}[model]\npreset = \"convnet\"\n{model}\n[train]\nsteps = 5\n{train}"
+        );
+        let trial = plan(&text).trials.remove(0);
+        let weight = match trial.config.norm_options().batch.momentum {
+            Momentum::Exponential(weight) => Some(f64::from(weight)),
+            Momentum::Cumulative => None,
+        };
+        (weight, trial.settings.get("model.norm_momentum").cloned())
+    };
+    let near = |found: Option<f64>, expected: f64| {
+        assert!(
+            found.is_some_and(|found| (found - expected).abs() < 1e-6),
+            "{found:?}, not {expected}"
+        );
+    };
+    let batch = "norm = \"batch\"\nnorm_momentum_batch = 32";
+    let (whole, shown) = momentum(batch, "");
+    near(whole, 0.1);
+    assert_eq!(shown, None, "the usual one is not said");
+    let (own, shown) = momentum(batch, "normalization_batch = 8");
+    near(own, 1.0 - 0.9f64.powf(0.25));
+    assert!(shown.is_some());
+    near(
+        momentum(
+            "norm = \"batch\"\nnorm_momentum = 0.5",
+            "normalization_batch = 8",
+        )
+        .0,
+        0.5,
+    );
+    let cumulative = momentum("norm = \"batch\"\nnorm_momentum = \"cumulative\"", "");
+    assert_eq!(cumulative, (None, Some("cumulative".to_owned())));
+    let (group, shown) = momentum("norm = \"group\"\nnorm_momentum = 0.5", "");
+    near(group, 0.1);
+    assert_eq!(shown, None, "group norm has none");
 }

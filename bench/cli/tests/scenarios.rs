@@ -13,7 +13,7 @@ use syncmark_record::outcome::Outcome;
 use syncmark_record::rows::{CeilingRow, CollectiveRow, CommRow, LayerRow, TrialRow};
 
 /// Charts that a smoke size must have beside those of every run, as beginnings of file names.
-const CHARTS: [(&str, &[&str]); 13] = [
+const CHARTS: [(&str, &[&str]); 17] = [
     (
         "accumulation-smoke",
         &["throughput-and-step-time-against-accumulated-micro-batches"],
@@ -22,6 +22,7 @@ const CHARTS: [(&str, &[&str]); 13] = [
         "batch-size-smoke",
         &["throughput-and-step-time-against-batch-size"],
     ),
+    ("bn-batch-size-paper-arm-smoke", &["error-against-batch"]),
     (
         "bn-batch-size-smoke",
         &["error-against-normalization-batch", "learning-curves"],
@@ -35,8 +36,14 @@ const CHARTS: [(&str, &[&str]); 13] = [
         &["throughput", "time", "bytes", "timeline", "memory"],
     ),
     ("layer-cost-smoke", &["layers-"]),
+    ("norm-convergence-smoke", &["learning-curves"]),
     ("norm-text-smoke", &["learning-curves"]),
     ("scaling-smoke", &["weak-strong-", "efficiency"]),
+    ("sync-bn-smoke", &["learning-curves"]),
+    (
+        "train-eval-gap-smoke",
+        &["train-and-eval-gap", "learning-curves"],
+    ),
     ("transports-smoke", &["time-", "bytes-"]),
     ("zero1-smoke", &["time-", "bytes-", "memory-"]),
 ];
@@ -223,7 +230,14 @@ fn nodes_are_timed<'a>(trial: &TrialRow, rows: impl Iterator<Item = &'a LayerRow
 fn files_are_there(name: &str, folder: &RunFolder) {
     let size = |path: &Path| path.metadata().map_or(0, |data| data.len());
     for file in FILES {
-        let untraced = ["collectives", "bn-batch-size", "norm-text"];
+        let untraced = [
+            "collectives",
+            "bn-batch-size",
+            "norm-convergence",
+            "norm-text",
+            "sync-bn",
+            "train-eval-gap",
+        ];
         let empty = file == "trace.json" && untraced.iter().any(|start| name.starts_with(start));
         assert!(
             empty || size(&folder.path().join(file)) > 0,
@@ -289,7 +303,7 @@ fn every_other_scenario_plans_and_has_a_smoke_size() {
         assert!(text.starts_with(&format!("{name}: ")), "{name}: {text}");
         let smoke = format!("{name}-smoke");
         assert!(
-            *name == "quickstart" || all.contains(&smoke.as_str()),
+            *name == "quickstart" || name.ends_with("-rates") || all.contains(&smoke.as_str()),
             "{name}"
         );
     }

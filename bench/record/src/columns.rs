@@ -52,7 +52,7 @@ mod tests {
     fn names_come_in_declaration_order() {
         let names = columns::<LearningRow>();
         assert_eq!(names[0], "trial");
-        assert_eq!(names[names.len() - 1], "precise_error");
+        assert_eq!(names[names.len() - 1], "dropout_error");
         assert_eq!(names.len(), 14);
     }
 

@@ -119,7 +119,13 @@ pub struct TrialRow {
     /// Of learning trials: samples whose batch statistics are taken together on one device.
     #[serde(default)]
     pub normalization_batch: Option<u64>,
+    /// Momentum of running statistics where it is not the usual 0.1: a number, or `cumulative`.
+    #[serde(default)]
+    pub norm_momentum: Option<String>,
 }
+
+/// The warning of a trial that ran beside others.
+pub const SIDE_BY_SIDE: &str = "ran beside other trials: its seconds are not to be compared";
 
 impl TrialRow {
     /// A trial of which only its id is known, without figures: what the writers of rows start from.
@@ -183,6 +189,7 @@ impl TrialRow {
             tracing_slowdown: None,
             warnings: None,
             normalization_batch: None,
+            norm_momentum: None,
         }
     }
 

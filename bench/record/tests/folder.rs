@@ -99,6 +99,8 @@ fn learning(train_loss: Option<f64>) -> LearningRow {
         train_eval_error: Some(0.25),
         precise_loss: None,
         precise_error: None,
+        dropout_loss: None,
+        dropout_error: None,
     }
 }
 

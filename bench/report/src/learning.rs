@@ -162,12 +162,20 @@ pub fn told(difference: &Estimate) -> &'static str {
 /// What trials share that are compared with each other: all but norm and normalization batch.
 pub fn setting(trial: &TrialRow) -> String {
     [
-        trial.model.clone(),
-        trial.data.clone(),
+        around(trial),
         trial.optimizer.clone().unwrap_or_default(),
-        trial.schedule.clone().unwrap_or_default(),
         format!("{} samples a step", trial.global_batch),
         format!("{} micro-batches", trial.accumulation.unwrap_or(1)),
+    ]
+    .join(" · ")
+}
+
+/// What they share even where the batch itself differs, and the learning rate with it.
+pub fn around(trial: &TrialRow) -> String {
+    [
+        trial.model.clone(),
+        trial.data.clone(),
+        trial.schedule.clone().unwrap_or_default(),
         format!(
             "{} {}",
             trial.strategy,

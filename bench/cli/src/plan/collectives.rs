@@ -59,6 +59,7 @@ fn config(scenario: &Scenario, batch: Batch) -> TrialConfig {
         norm: Norm::None,
         norm_groups: None,
         norm_padding: None,
+        norm_momentum: None,
         data: DataConfig {
             source: SourceConfig::Synthetic,
             seed: 0,

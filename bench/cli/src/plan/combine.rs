@@ -13,8 +13,8 @@ use crate::plan::config::{
 use crate::plan::{collectives, model};
 use crate::scenario::check::{Checker, check};
 use crate::scenario::file::{
-    BUCKET_CAP, BackendChoice, FIRST_BUCKET_CAP, HIDDEN, Kind, Parallel, Predict, Scaling,
-    Scenario, Source, Strategy, TimeSpan,
+    BUCKET_CAP, BackendChoice, FIRST_BUCKET_CAP, HIDDEN, Kind, Optimizer, Parallel, Predict,
+    Scaling, Scenario, Source, Strategy, TimeSpan,
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Node;
@@ -56,33 +56,35 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
         return Ok(collectives::combine(scenario));
     }
     let spec = model::spec(scenario, &checker)?;
-    let norm = model::norm(scenario, &spec);
+    let batch = batch(scenario);
+    let normalized = normalized(scenario, &batch);
+    let norm = model::norm(scenario, &spec, &normalized);
     let work = match scenario.kind {
         Kind::LayerCost => Work::LayerCost,
-        Kind::Learning => Work::Learning(learning(scenario)),
+        Kind::Learning => Work::Learning(learning(scenario, &spec)),
         Kind::Train | Kind::Collectives => Work::Train,
     };
-    if let Some((why, instead)) = meaningless(scenario, model::synchronizes(&spec, norm.0)) {
+    if let Some((why, instead)) = meaningless(scenario, model::synchronizes(&spec, norm.norm)) {
         return Ok(Combination::LeftOut { why, instead });
     }
-    let batch = batch(scenario);
     let data = data(scenario, &spec, &checker)?;
-    let normalized = normalized(scenario, &batch);
     let parameters = model::parameters(&spec, norm, &normalized, &checker)?;
     let strategy = strategy(scenario);
     let mut notes = notes(scenario, &batch);
-    if strategy.broadcast_buffers() == Some(false) && model::keeps_own_statistics(&spec, norm.0) {
+    if strategy.broadcast_buffers() == Some(false) && model::keeps_own_statistics(&spec, norm.norm)
+    {
         notes.push(OWN_STATISTICS.to_owned());
     }
     let config = TrialConfig {
         protocol: PROTOCOL_VERSION,
         work,
         model: spec,
-        norm: norm.0,
-        norm_groups: norm.1,
-        norm_padding: norm.2,
+        norm: norm.norm,
+        norm_groups: norm.groups,
+        norm_padding: norm.padding,
+        norm_momentum: norm.momentum,
         data,
-        optimizer: scenario.train.optimizer.clone(),
+        optimizer: optimizer(scenario, &batch),
         schedule: scenario.train.schedule.clone(),
         accumulation: scenario.train.accumulation,
         train_seed: scenario.train.seed,
@@ -102,6 +104,20 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
         parameters,
         notes,
     })
+}
+
+/// The optimizer, its learning rate made to fit the samples of a step where the scenario says what it is meant for.
+fn optimizer(scenario: &Scenario, batch: &Batch) -> Optimizer {
+    let mut optimizer = scenario.train.optimizer.clone();
+    if let Some(meant_for) = scenario.train.learning_rate_batch {
+        let samples = scenario.train.accumulation * batch.global;
+        let rate = match &mut optimizer {
+            Optimizer::Sgd(sgd) => &mut sgd.learning_rate,
+            Optimizer::Adamw(adamw) => &mut adamw.learning_rate,
+        };
+        *rate *= samples as f64 / meant_for as f64;
+    }
+    optimizer
 }
 
 /// The batch as batch norms see it: in ghost batches, where one device has them.
@@ -137,7 +153,7 @@ fn learning_measure(scenario: &Scenario, tree: &Node) -> MeasureConfig {
 }
 
 /// How long it learns, by keys that were checked.
-fn learning(scenario: &Scenario) -> LearningConfig {
+fn learning(scenario: &Scenario, spec: &ModelSpec) -> LearningConfig {
     let (train, evaluate) = (&scenario.train, &scenario.evaluate);
     let length = match (train.epochs, train.steps) {
         (Some(epochs), _) => Length::Epochs(epochs),
@@ -155,6 +171,11 @@ fn learning(scenario: &Scenario) -> LearningConfig {
         validation: evaluate.validation,
         batch_statistics: evaluate.batch_statistics,
         precise_batches: evaluate.precise_batches,
+        dropout_masks: if model::drops(spec) {
+            evaluate.dropout_masks
+        } else {
+            0
+        },
     }
 }
 

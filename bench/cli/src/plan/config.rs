@@ -5,7 +5,9 @@
 //! The child protocol carries it verbatim; see "The runner" in ARCHITECTURE.md.
 use serde::{Deserialize, Serialize};
 use syncmark_engine::model::NormOptions;
-use syncmark_engine::model::spec::{BatchNormSpec, GroupNormSpec, ModelSpec, Norm, Padding};
+use syncmark_engine::model::spec::{
+    BatchNormSpec, GroupNormSpec, ModelSpec, Momentum, Norm, Padding,
+};
 
 use crate::scenario::file::{
     Compression, EvaluationSplit, Launch, Operation, Optimizer, PowerSgd, Predict, Scaling,
@@ -41,6 +43,10 @@ pub struct TrialConfig {
     /// Whether padding counts in batch statistics; none where it is not said or means nothing, and then it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub norm_padding: Option<Padding>,
+    /// Momentum of running statistics, made to fit the normalization batch where the scenario says so; none where it is the usual one or
+    /// means nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm_momentum: Option<Momentum>,
     /// Where samples come from.
     pub data: DataConfig,
     /// The optimizer and its settings.
@@ -71,6 +77,10 @@ pub struct TrialConfig {
 /// Configurations that say nothing have one thread a device, and one thread is not said, so that ids of trials stay the same.
 fn one_thread() -> usize {
     1
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 fn is_one_thread(threads: &usize) -> bool {
@@ -109,6 +119,9 @@ pub struct LearningConfig {
     pub batch_statistics: bool,
     /// Batches whose statistics are averaged for PreciseBN; 0 for none.
     pub precise_batches: usize,
+    /// Masks that it is evaluated with where the model drops something; 0 for none, and where it does not.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropout_masks: usize,
 }
 
 /// When learning ends.
@@ -322,7 +335,7 @@ impl Backend {
 impl TrialConfig {
     /// Settings of the layers that the model's `norm` stands for.
     pub fn norm_options(&self) -> NormOptions {
-        norm_options(self.norm_groups, self.norm_padding)
+        norm_options(self.norm_groups, self.norm_padding, self.norm_momentum)
     }
 
     /// Processes that one repeat starts: N for process ranks, one for everything else.
@@ -389,11 +402,17 @@ impl TrialConfig {
 }
 
 /// Settings of the layers that `norm` stands for: PyTorch's defaults, but for what a scenario can set.
-pub fn norm_options(groups: Option<usize>, padding: Option<Padding>) -> NormOptions {
+pub fn norm_options(
+    groups: Option<usize>,
+    padding: Option<Padding>,
+    momentum: Option<Momentum>,
+) -> NormOptions {
+    let usual = BatchNormSpec::default();
     NormOptions {
         batch: BatchNormSpec {
             padding: padding.unwrap_or_default(),
-            ..BatchNormSpec::default()
+            momentum: momentum.unwrap_or(usual.momentum),
+            ..usual
         },
         group: GroupNormSpec {
             groups,

@@ -3,12 +3,12 @@
 //! Contract: what the engine refuses is shown at the layer in the user's file, or at the preset's name. The
 //! engine's `model` needs no device, so shapes are checked before anything runs.
 use syncmark_engine::data::{cifar10, fashion_mnist, text};
-use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm, Padding};
+use syncmark_engine::model::spec::{BatchNormSpec, LayerSpec, ModelSpec, Momentum, Norm, Padding};
 use syncmark_engine::model::{ModelError, resolve};
 
 use crate::plan::config::{Batch, norm_options};
 use crate::scenario::check::Checker;
-use crate::scenario::file::{Scenario, Source};
+use crate::scenario::file::{Model, Scenario, Source};
 use crate::scenario::preset;
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Segment;
@@ -92,23 +92,62 @@ pub fn takes_tokens(spec: &ModelSpec) -> bool {
     })
 }
 
-/// What the model's `norm` layers become, their groups, and whether padding counts in them: none where that means nothing.
-pub type NormOfModel = (Norm, Option<usize>, Option<Padding>);
+/// Whether a layer drops something.
+pub fn drops(spec: &ModelSpec) -> bool {
+    any(&spec.layers, &|layer| match layer {
+        LayerSpec::Dropout(dropout) => dropout.p > 0.0,
+        LayerSpec::Attention(attention) => attention.dropout > 0.0,
+        _ => false,
+    })
+}
 
-/// What the model's `norm` layers become.
-pub fn norm(scenario: &Scenario, spec: &ModelSpec) -> NormOfModel {
+/// What the model's `norm` layers become, and their settings: none where one means nothing, or is the usual one.
+#[derive(Clone, Copy, Debug)]
+pub struct NormOfModel {
+    /// The norm.
+    pub norm: Norm,
+    /// Its groups.
+    pub groups: Option<usize>,
+    /// Whether padding counts in it.
+    pub padding: Option<Padding>,
+    /// Momentum of its running statistics.
+    pub momentum: Option<Momentum>,
+}
+
+/// What the model's `norm` layers become; `batch` is what they see, in chunks that are normalized together.
+pub fn norm(scenario: &Scenario, spec: &ModelSpec, batch: &Batch) -> NormOfModel {
     let norm = match any(&spec.layers, &|layer| *layer == LayerSpec::Norm) {
         true => scenario.model.norm,
         false => Norm::None,
     };
-    (
+    let of_batches = matches!(norm, Norm::Batch | Norm::SyncBatch);
+    let together = match norm {
+        Norm::SyncBatch => batch.global,
+        _ => batch.chunks.first().copied().unwrap_or(batch.global),
+    };
+    NormOfModel {
         norm,
-        scenario.model.norm_groups.filter(|_| norm == Norm::Group),
-        scenario
+        groups: scenario.model.norm_groups.filter(|_| norm == Norm::Group),
+        padding: scenario
             .model
             .norm_padding
-            .filter(|_| takes_tokens(spec) && matches!(norm, Norm::Batch | Norm::SyncBatch)),
-    )
+            .filter(|_| takes_tokens(spec) && of_batches),
+        momentum: momentum(&scenario.model, together).filter(|_| of_batches),
+    }
+}
+
+/// The momentum of running statistics of `together` samples; none if it is the usual one.
+fn momentum(model: &Model, together: usize) -> Option<Momentum> {
+    let usual = BatchNormSpec::default().momentum;
+    let given = model.norm_momentum.unwrap_or(usual);
+    let momentum = match (given, model.norm_momentum_batch) {
+        (Momentum::Exponential(m), Some(meant_for)) => {
+            let kept = (1.0 - f64::from(m)).powf(together as f64 / meant_for as f64);
+            Momentum::Exponential((1.0 - kept) as f32)
+        }
+        (given, _) => given,
+    };
+    Some(momentum).filter(|momentum| *momentum != usual)
 }
 
 /// Whether a collective runs inside a layer.
@@ -150,8 +189,8 @@ pub fn parameters(
     batch: &Batch,
     checker: &Checker,
 ) -> Result<u64, Problem> {
-    let (norm, groups, padding) = norm;
-    let options = norm_options(groups, padding);
+    let options = norm_options(norm.groups, norm.padding, norm.momentum);
+    let (norm, groups) = (norm.norm, norm.groups);
     let check = || {
         let model = resolve(spec, &spec.input, spec.classes, norm, &options)?;
         model.check_chunk(batch.chunks.iter().copied().min().unwrap_or(0))?;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::plan::config::{
     CollectivesConfig, DpConfig, SourceConfig, TrialConfig, Work, compression_name,
 };
-use crate::scenario::file::{Scenario, Source};
+use crate::scenario::file::{Optimizer, Scenario, Source};
 use crate::scenario::keys::WHOLE_RUN;
 use crate::scenario::size::ByteSize;
 
@@ -71,6 +71,36 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
             config
                 .norm_padding
                 .map(|padding| word(&serde_json::to_value(padding).unwrap_or_default())),
+        ),
+        (
+            "model.norm_momentum",
+            config
+                .norm_momentum
+                .map(|momentum| word(&serde_json::to_value(momentum).unwrap_or_default())),
+        ),
+        // What they did stands in the momentum and in the learning rate.
+        ("model.norm_momentum_batch", None),
+        ("train.learning_rate_batch", None),
+        (
+            "train.optimizer.sgd.learning_rate",
+            match &config.optimizer {
+                Optimizer::Sgd(sgd) => Some(sgd.learning_rate.to_string()),
+                Optimizer::Adamw(_) => None,
+            },
+        ),
+        (
+            "train.optimizer.adamw.learning_rate",
+            match &config.optimizer {
+                Optimizer::Adamw(adamw) => Some(adamw.learning_rate.to_string()),
+                Optimizer::Sgd(_) => None,
+            },
+        ),
+        (
+            "evaluate.dropout_masks",
+            config
+                .learning()
+                .filter(|learning| learning.dropout_masks > 0)
+                .map(|learning| learning.dropout_masks.to_string()),
         ),
         ("data.shortest", shortest.map(usize::to_string)),
         (

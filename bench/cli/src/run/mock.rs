@@ -41,6 +41,7 @@ pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
         norm: Norm::None,
         norm_groups: None,
         norm_padding: None,
+        norm_momentum: None,
         data: DataConfig {
             source: SourceConfig::Synthetic,
             seed: 0,

@@ -300,6 +300,7 @@ mod tests {
             Event::LearningEnd {
                 step: 9,
                 train_eval: [0.5, 0.75],
+                dropout: [0.5, f64::MAX],
                 precise: [0.125, 1e-300],
             },
             Event::NormStatistics {

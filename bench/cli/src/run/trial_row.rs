@@ -2,8 +2,8 @@
 //!
 //! Contract: no figure is computed here; [`syncmark_report`] summarises, so that a report that is made again from the
 //! records says the same.
-use syncmark_engine::model::spec::Norm;
-use syncmark_record::rows::TrialRow;
+use syncmark_engine::model::spec::{Momentum, Norm};
+use syncmark_record::rows::{SIDE_BY_SIDE, TrialRow};
 
 use super::cores;
 use super::gate::Gate;
@@ -27,7 +27,7 @@ pub fn row(
     let (outcome, reason) = standing.outcome(planned, unrun);
     let mut warnings = warnings(trial, cores);
     if plan.scenario.measure.concurrent {
-        warnings.push("ran beside other trials: its seconds are not to be compared".into());
+        warnings.push(SIDE_BY_SIDE.into());
     }
     let training = config.work.steps();
     let dp = config.strategy.dp();
@@ -75,6 +75,10 @@ pub fn row(
         normalization_batch: config
             .learning()
             .map(|_| config.normalization_batch() as u64),
+        norm_momentum: config.norm_momentum.map(|momentum| match momentum {
+            Momentum::Exponential(weight) => weight.to_string(),
+            Momentum::Cumulative => "cumulative".to_owned(),
+        }),
         oversubscribed: cores::oversubscribed(config, cores),
         outcome,
         reason,

@@ -149,6 +149,7 @@ fn few_steps(trial: &TrialConfig) -> TrialConfig {
             length: Length::Steps(STEPS),
             every: None,
             precise_batches: learning.precise_batches.min(1),
+            dropout_masks: learning.dropout_masks.min(1),
             ..learning.clone()
         }),
         other => other.clone(),

@@ -3,6 +3,7 @@
 //! Contract: `check` sees one effective configuration (a sweep's values and overrides are in the tree) and
 //! points at the value that is wrong, wherever it came from. It does no I/O. Shapes are the engine's to check.
 use syncmark_engine::data::{cifar10, fashion_mnist};
+use syncmark_engine::model::spec::Momentum;
 
 use crate::plan::config::{MAX_DEVICES, MAX_THREADS};
 use crate::scenario::contradictions;
@@ -181,7 +182,15 @@ fn model(checker: &Checker, scenario: &Scenario) -> Outcome {
         .as_deref()
         .map_or(Ok(()), |input| checker.shape("model.input", input))?;
     checker.at_least_one("model.classes", model.classes.unwrap_or(1))?;
-    checker.at_least_one("model.norm_groups", model.norm_groups.unwrap_or(1))
+    checker.at_least_one("model.norm_groups", model.norm_groups.unwrap_or(1))?;
+    let meant_for = model.norm_momentum_batch;
+    checker.at_least_one("model.norm_momentum_batch", meant_for.unwrap_or(1))?;
+    if meant_for.is_some() && model.norm_momentum == Some(Momentum::Cumulative) {
+        let message = "a cumulative average has no momentum to be made to fit a batch";
+        let help = "leave it out, or write a number for norm_momentum, such as 0.1";
+        return Err(checker.problem("model.norm_momentum_batch", message, help));
+    }
+    Ok(())
 }
 
 fn preset_names() -> Vec<String> {

@@ -93,6 +93,10 @@ pub fn kind(checker: &Checker, scenario: &Scenario) -> Outcome {
 pub fn train(checker: &Checker, scenario: &Scenario) -> Outcome {
     let train = &scenario.train;
     checker.at_least_one("train.accumulation", train.accumulation)?;
+    checker.at_least_one(
+        "train.learning_rate_batch",
+        train.learning_rate_batch.unwrap_or(1),
+    )?;
     match &train.optimizer {
         Optimizer::Sgd(sgd) => {
             checker.not_negative("train.optimizer.sgd.learning_rate", sgd.learning_rate)?;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use syncmark_engine::comm::Collective;
-use syncmark_engine::model::spec::{LayerSpec, Norm, Padding};
+use syncmark_engine::model::spec::{LayerSpec, Momentum, Norm, Padding};
 
 use crate::scenario::size::ByteSize;
 
@@ -204,6 +204,13 @@ pub struct Model {
     /// as in PyTorch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub norm_padding: Option<Padding>,
+    /// Weight of the new batch in the running statistics of `norm = "batch"` and `"sync-batch"`, or `"cumulative"`. Default: 0.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm_momentum: Option<Momentum>,
+    /// Samples whose statistics the momentum m is meant for: with b of them taken together it becomes 1 − (1 − m)^(b / this), so that running
+    /// statistics remember as many samples whatever b is. Default: it stays m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm_momentum_batch: Option<usize>,
 }
 
 /// Share of tokens that is hidden by default: Devlin et al. 2018, 3.1.

@@ -8,7 +8,7 @@ use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Place, Value};
 
 /// Every key that a sweep or variant can set.
-pub const SETTINGS: [&str; 87] = [
+pub const SETTINGS: [&str; 91] = [
     "model.preset",
     "model.layers",
     "model.input",
@@ -16,6 +16,8 @@ pub const SETTINGS: [&str; 87] = [
     "model.norm",
     "model.norm_groups",
     "model.norm_padding",
+    "model.norm_momentum",
+    "model.norm_momentum_batch",
     "data.source",
     "data.path",
     "data.shape",
@@ -50,6 +52,7 @@ pub const SETTINGS: [&str; 87] = [
     "train.schedule.cosine.warm_up_steps",
     "train.schedule.cosine.minimum",
     "train.accumulation",
+    "train.learning_rate_batch",
     "train.seed",
     "train.epochs",
     "train.steps",
@@ -88,6 +91,7 @@ pub const SETTINGS: [&str; 87] = [
     "evaluate.validation",
     "evaluate.batch_statistics",
     "evaluate.precise_batches",
+    "evaluate.dropout_masks",
     "measure.steps",
     "measure.min_time",
     "measure.warmup_steps",

@@ -50,7 +50,7 @@ pub const MODELS: [(&str, &str); 9] = [
 ];
 
 /// Names and texts of the shipped scenarios.
-pub const SCENARIOS: [(&str, &str); 25] = [
+pub const SCENARIOS: [(&str, &str); 35] = [
     (
         "quickstart",
         include_str!("../../../../scenarios/quickstart.toml"),
@@ -147,6 +147,46 @@ pub const SCENARIOS: [(&str, &str); 25] = [
     (
         "norm-text-smoke",
         include_str!("../../../../scenarios/norm-text-smoke.toml"),
+    ),
+    (
+        "bn-batch-size-rates",
+        include_str!("../../../../scenarios/bn-batch-size-rates.toml"),
+    ),
+    (
+        "bn-batch-size-paper-arm",
+        include_str!("../../../../scenarios/bn-batch-size-paper-arm.toml"),
+    ),
+    (
+        "bn-batch-size-paper-arm-smoke",
+        include_str!("../../../../scenarios/bn-batch-size-paper-arm-smoke.toml"),
+    ),
+    (
+        "norm-convergence",
+        include_str!("../../../../scenarios/norm-convergence.toml"),
+    ),
+    (
+        "norm-convergence-smoke",
+        include_str!("../../../../scenarios/norm-convergence-smoke.toml"),
+    ),
+    (
+        "norm-text-rates",
+        include_str!("../../../../scenarios/norm-text-rates.toml"),
+    ),
+    (
+        "sync-bn",
+        include_str!("../../../../scenarios/sync-bn.toml"),
+    ),
+    (
+        "sync-bn-smoke",
+        include_str!("../../../../scenarios/sync-bn-smoke.toml"),
+    ),
+    (
+        "train-eval-gap",
+        include_str!("../../../../scenarios/train-eval-gap.toml"),
+    ),
+    (
+        "train-eval-gap-smoke",
+        include_str!("../../../../scenarios/train-eval-gap-smoke.toml"),
     ),
 ];
 

@@ -32,6 +32,8 @@ pub enum Mode {
     Train,
     /// Running statistics, dropout off.
     Eval,
+    /// Running statistics, dropout on: what dropout makes of a trained model.
+    Dropout,
     /// Batch statistics that change nothing, dropout off: what the statistics of a batch make of a trained model.
     BatchStatistics,
     /// Batch statistics whose mean the running ones become, dropout off: PreciseBN.
@@ -41,11 +43,11 @@ pub enum Mode {
 impl Mode {
     /// Whether batch norms take statistics of the batch.
     pub const fn takes_statistics(self) -> bool {
-        !matches!(self, Self::Eval)
+        !matches!(self, Self::Eval | Self::Dropout)
     }
     /// Whether dropout drops.
     pub const fn drops(self) -> bool {
-        matches!(self, Self::Train)
+        matches!(self, Self::Train | Self::Dropout)
     }
 }
 

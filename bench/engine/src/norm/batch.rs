@@ -171,7 +171,7 @@ impl Settings {
         let momentum = match mode {
             Mode::Train => self.momentum,
             Mode::Reestimate => None,
-            Mode::Eval | Mode::BatchStatistics => return None,
+            Mode::Eval | Mode::Dropout | Mode::BatchStatistics => return None,
         };
         Some(Kernel::UpdateRunning {
             mean: from.mean,

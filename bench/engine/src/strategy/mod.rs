@@ -125,7 +125,7 @@ impl From<OptimizerError> for StrategyError {
 pub type Result<T> = std::result::Result<T, StrategyError>;
 
 /// What an evaluation found.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Evaluation {
     /// Samples evaluated.
     pub samples: usize,

@@ -197,3 +197,71 @@ fn chunks_that_fit_nowhere_are_refused_and_norms_of_samples_do_not_see_them() {
         }
     }
 }
+
+/// What dropout costs is its own gap: the masks of each sample are the same again and again, whatever the parts are that it is evaluated
+/// in, and neither parameters, running statistics nor the masks of training notice.
+#[test]
+fn dropout_of_an_evaluation_is_by_sample_and_changes_nothing() {
+    let fixture = fixture::of_kind("learning").remove(0);
+    let data = source(&fixture);
+    let input = data.shape().dimensions();
+    let with = |p: f32, max_batch: usize| {
+        let layers = serde_json::json!(["flatten", {"linear": {"features": 32}}, "norm", "relu", {"dropout": {"p": p}}, {"linear": {"features": "classes"}}]);
+        let spec = serde_json::from_value(
+            serde_json::json!({"name": "test", "input": input, "classes": 10, "layers": layers}),
+        )
+        .expect("a model");
+        let norm = serde_json::from_value("batch".into()).expect("a norm");
+        let model = resolve(&spec, &input, 10, norm, &NormOptions::default()).expect("a model");
+        let settings = SingleSettings {
+            max_batch,
+            accumulation: 1,
+            chunks: Vec::new(),
+            seed: 3,
+            optimizer: optimizer(&fixture),
+        };
+        Single::new(devices::whole().remove(0), &model, &settings).expect("enough memory")
+    };
+    let samples = Samples::of(&*data, 0, 24);
+    let dropped = |strategy: &mut Single, masks| {
+        strategy
+            .master()
+            .evaluate_with_dropout(samples.batch(), masks)
+    };
+    let (mut whole, mut parts) = (with(0.5, 24), with(0.5, 7));
+    let stored = whole.evaluate(samples.batch()).expect("an evaluation");
+    let before = whole.export().expect("export");
+    let ten = dropped(&mut whole, 10).expect("an evaluation");
+    assert_eq!((ten.samples, ten.labels), (240, 240));
+    assert!(
+        ten.loss > stored.loss,
+        "{} with, {} without",
+        ten.loss,
+        stored.loss
+    );
+    assert_eq!(
+        dropped(&mut whole, 10).expect("an evaluation"),
+        ten,
+        "the same masks"
+    );
+    let of_parts = dropped(&mut parts, 10).expect("an evaluation");
+    assert_eq!(of_parts.errors, ten.errors, "masks follow the samples");
+    assert!((of_parts.loss - ten.loss).abs() < 1e-5);
+    let one = dropped(&mut whole, 1).expect("an evaluation");
+    assert_ne!(one.loss, ten.loss, "every mask is another one");
+    assert!(
+        whole.export().expect("export") == before,
+        "evaluation changes nothing"
+    );
+    // A step after it is the step without it.
+    let mut other = with(0.5, 24);
+    for strategy in [&mut whole, &mut other] {
+        strategy.step(samples.batch(), &mut Silent).expect("a step");
+    }
+    assert!(whole.export().expect("export") == other.export().expect("export"));
+    assert!(dropped(&mut whole, 0).is_err(), "no mask");
+    let mut none = with(0.0, 24);
+    let stored = none.evaluate(samples.batch()).expect("an evaluation");
+    let without = dropped(&mut none, 1).expect("an evaluation");
+    assert_eq!((without.loss, without.errors), (stored.loss, stored.errors));
+}

@@ -26,6 +26,11 @@ pub struct LearningRow {
     pub precise_loss: Option<f64>,
     #[serde(default)]
     pub precise_error: Option<f64>,
+    /// After the last step: with stored statistics and dropout on, means over masks.
+    #[serde(default)]
+    pub dropout_loss: Option<f64>,
+    #[serde(default)]
+    pub dropout_error: Option<f64>,
 }
 
 /// `norm_statistics.csv`: how far statistics of batches are from the stored ones, after the last step of a learning trial.

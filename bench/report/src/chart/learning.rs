@@ -4,7 +4,7 @@
 //! over the batches of the others.
 use std::collections::{BTreeMap, BTreeSet};
 
-use syncmark_record::rows::LearningRow;
+use syncmark_record::rows::{LearningRow, SIDE_BY_SIDE, TrialRow};
 
 use super::{
     WIDTH,
@@ -13,9 +13,9 @@ use super::{
 };
 use crate::{
     document,
-    learning::{Figure, Learned, Statistics, learned, setting},
+    learning::{Figure, Learned, Statistics, around, learned, setting},
     run_data::RunData,
-    stats::{Estimate, estimate},
+    stats::{Estimate, estimate, median},
 };
 
 /// More curves than this in one chart cannot be told apart; the tables have them all.
@@ -58,8 +58,11 @@ fn against_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
             .filter(|_| learned.trial.norm == "batch")
     };
     let batches: BTreeSet<u64> = all.iter().filter_map(own).collect();
-    if batches.len() < 2 || several_settings(all) {
+    if batches.len() < 2 {
         return None;
+    }
+    if several(all.iter(), setting) {
+        return against_own_batch(all);
     }
     let mut curves: BTreeMap<String, Vec<CurvePoint>> = BTreeMap::new();
     for learned in all {
@@ -67,9 +70,8 @@ fn against_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
             Some(batch) => {
                 for statistics in Statistics::ALL {
                     if let Some(found) = learned.estimate(statistics.error()) {
-                        let name = format!("{} norm, {}", learned.trial.norm, statistics.name());
                         curves
-                            .entry(name)
+                            .entry(name(learned, statistics))
                             .or_default()
                             .push(point(batch as f64, &found, 100.0));
                     }
@@ -102,6 +104,52 @@ fn against_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
     })
 }
 
+/// The same where the batch itself differs, and so the learning rate or the number of updates: every norm then has a point for each.
+fn against_own_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
+    if several(all.iter(), around) {
+        return None;
+    }
+    let mut curves: BTreeMap<String, Vec<CurvePoint>> = BTreeMap::new();
+    for learned in all {
+        let by_batch = learned.trial.norm == "batch";
+        for statistics in Statistics::ALL {
+            if !by_batch && statistics != Statistics::Stored {
+                continue;
+            }
+            if let Some(found) = learned.estimate(statistics.error()) {
+                let name = match by_batch {
+                    true => name(learned, statistics),
+                    false => format!("{} norm", learned.trial.norm),
+                };
+                let batch = learned.trial.global_batch as f64;
+                curves
+                    .entry(name)
+                    .or_default()
+                    .push(point(batch, &found, 100.0));
+            }
+        }
+    }
+    let curves = looks(curves);
+    let caption = "Error after the last step against the samples of a step. The batch itself differs, and with it learning rate or updates as the table of trials says: \
+                   what is seen is not the statistics' doing alone.";
+    figure(all, "Error against batch", caption, |title| Plot {
+        title: title.to_owned(),
+        x: ("samples of a step", Some(whole)),
+        y: ("error (%)", None),
+        curves,
+        level: None,
+    })
+}
+
+/// A batch norm's curve.
+fn name(learned: &Learned<'_>, statistics: Statistics) -> String {
+    let (norm, with) = (&learned.trial.norm, statistics.name());
+    match &learned.trial.norm_momentum {
+        Some(momentum) => format!("{norm} norm, momentum {momentum}, {with}"),
+        None => format!("{norm} norm, {with}"),
+    }
+}
+
 /// Loss with stored and with batch statistics, against the normalization batch: what is between them is the train/eval gap.
 fn gap(all: &[Learned<'_>]) -> Option<document::Figure> {
     let losses: [(Statistics, Figure); 2] = [
@@ -113,15 +161,15 @@ fn gap(all: &[Learned<'_>]) -> Option<document::Figure> {
         for (statistics, loss) in losses {
             let batch = learned.trial.normalization_batch;
             if let (Some(batch), Some(found)) = (batch, learned.estimate(loss)) {
-                let name = format!("{} norm, {}", learned.trial.norm, statistics.name());
                 curves
-                    .entry(name)
+                    .entry(name(learned, statistics))
                     .or_default()
                     .push(point(batch as f64, &found, 1.0));
             }
         }
     }
-    if curves.values().all(|points| points.len() < 2) || several_settings(all) {
+    let drawn = all.iter().filter(|learned| learned.trial.norm == "batch");
+    if curves.values().all(|points| points.len() < 2) || several(drawn, setting) {
         return None;
     }
     let curves = looks(curves);
@@ -136,11 +184,13 @@ fn gap(all: &[Learned<'_>]) -> Option<document::Figure> {
     })
 }
 
-/// Trials that differ in more than norm and normalization batch have no axis to share.
-fn several_settings(all: &[Learned<'_>]) -> bool {
-    let first = all.first().map(|learned| setting(learned.trial));
-    all.iter()
-        .any(|learned| Some(setting(learned.trial)) != first)
+/// Whether trials differ in what they should share: then they have no axis to share.
+fn several<'a, 'b: 'a>(
+    all: impl Iterator<Item = &'a Learned<'b>>,
+    shared: fn(&TrialRow) -> String,
+) -> bool {
+    let all: BTreeSet<String> = all.map(|learned| shared(learned.trial)).collect();
+    all.len() > 1
 }
 
 fn looks(curves: BTreeMap<String, Vec<CurvePoint>>) -> Vec<Curve> {
@@ -157,38 +207,57 @@ fn looks(curves: BTreeMap<String, Vec<CurvePoint>>) -> Vec<Curve> {
     curves.into_iter().enumerate().map(look).collect()
 }
 
-/// Loss and error against steps.
+/// Loss and error against steps, and error against seconds where these may be compared.
 fn learning_curves(data: &RunData, all: &[Learned<'_>]) -> Option<document::Figure> {
     if all.len() > MOST_CURVES {
         return None;
     }
-    let curves = |figure: Figure, scale: f64| {
+    let curves = |figure: Figure, scale: f64, axis: Axis| {
         let of = |(index, learned): (usize, &Learned<'_>)| {
             let (marker, color) = LOOKS[index % LOOKS.len()];
             Curve {
                 name: learned.trial.label.clone(),
                 marker,
                 color,
-                points: by_step(data, learned, figure, scale),
+                points: by_step(data, learned, figure, scale, axis),
             }
         };
         all.iter().enumerate().map(of).collect::<Vec<_>>()
     };
-    let plot = |title: &str, axis: &'static str, curves| Plot {
+    let plot = |title: &str, axis: &'static str, x: &'static str, curves| Plot {
         title: title.to_owned(),
-        x: ("steps", None),
+        x: (x, None),
         y: (axis, None),
         curves,
         level: None,
     };
-    let plots = [
-        plot("error", "error (%)", curves(|row| row.eval_error, 100.0)),
+    let error: Figure = |row| row.eval_error;
+    let mut plots = vec![
+        plot(
+            "error",
+            "error (%)",
+            "steps",
+            curves(error, 100.0, Axis::Steps),
+        ),
         plot(
             "training loss",
             "loss since the last evaluation",
-            curves(|row| row.train_loss, 1.0),
+            "steps",
+            curves(|row| row.train_loss, 1.0, Axis::Steps),
         ),
     ];
+    let beside_others = |learned: &Learned<'_>| {
+        let warnings = learned.trial.warnings.as_deref().unwrap_or_default();
+        warnings.contains(SIDE_BY_SIDE)
+    };
+    if !all.iter().any(beside_others) {
+        plots.push(plot(
+            "error by time",
+            "error (%)",
+            "seconds of training steps",
+            curves(error, 100.0, Axis::Seconds),
+        ));
+    }
     let subtitle = subtitle(all);
     let trials = all.iter().map(|learned| learned.trial);
     let (svg, height) = curves::draw(
@@ -202,7 +271,7 @@ fn learning_curves(data: &RunData, all: &[Learned<'_>]) -> Option<document::Figu
         name: "learning-curves".into(),
         title: "Learning curves".into(),
         caption:
-            "Medians over repeats with their spread at each evaluation, with stored statistics."
+            "Medians over repeats with their spread at each evaluation, with stored statistics. Seconds are those of the training steps alone, where trials did not run beside each other."
                 .into(),
         svg,
         width: WIDTH,
@@ -210,15 +279,37 @@ fn learning_curves(data: &RunData, all: &[Learned<'_>]) -> Option<document::Figu
     })
 }
 
-fn by_step(data: &RunData, learned: &Learned<'_>, figure: Figure, scale: f64) -> Vec<CurvePoint> {
-    let mut steps: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+/// What a learning curve is drawn against.
+#[derive(Clone, Copy)]
+enum Axis {
+    Steps,
+    /// Medians over repeats of what the steps took so far.
+    Seconds,
+}
+
+fn by_step(
+    data: &RunData,
+    learned: &Learned<'_>,
+    figure: Figure,
+    scale: f64,
+    axis: Axis,
+) -> Vec<CurvePoint> {
+    let mut steps: BTreeMap<u64, [Vec<f64>; 2]> = BTreeMap::new();
     let own = |row: &&LearningRow| {
         row.trial == learned.trial.trial && learned.ends.contains_key(&row.repeat)
     };
     for row in data.learning.iter().filter(own) {
-        steps.entry(row.step).or_default().extend(figure(row));
+        let [values, seconds] = steps.entry(row.step).or_default();
+        values.extend(figure(row));
+        seconds.extend(row.train_ns.map(|ns| ns as f64 / 1e9));
     }
-    let at = |(step, values): (u64, Vec<f64>)| Some(point(step as f64, &estimate(&values)?, scale));
+    let at = |(step, [values, seconds]): (u64, [Vec<f64>; 2])| {
+        let x = match axis {
+            Axis::Steps => step as f64,
+            Axis::Seconds => median(&seconds)?,
+        };
+        Some(point(x, &estimate(&values)?, scale))
+    };
     steps.into_iter().filter_map(at).collect()
 }
 

@@ -187,6 +187,13 @@ fn look_closer(
     if participant.device > 0 {
         return Ok(());
     }
+    // Before the stored statistics are estimated anew.
+    let mut dropout = [f64::NAN; 2];
+    if learning.dropout_masks > 0 {
+        let replica = participant.strategy.master();
+        let found = replica.evaluate_with_dropout(evaluated.batch(), learning.dropout_masks)?;
+        dropout = [found.loss, error(&found)];
+    }
     let mut precise = [f64::NAN; 2];
     if has_batch_norms(participant) {
         let batches = precise_batches(participant, learning)?;
@@ -217,6 +224,7 @@ fn look_closer(
     participant.spool.push(Event::LearningEnd {
         step,
         train_eval: [on_training.loss, error(&on_training)],
+        dropout,
         precise,
     });
     participant.spool.beat(now_ns());

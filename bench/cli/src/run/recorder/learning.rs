@@ -40,6 +40,8 @@ pub(super) fn learning_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Ve
             train_eval_error: None,
             precise_loss: None,
             precise_error: None,
+            dropout_loss: None,
+            dropout_error: None,
         }
     };
     let mut rows: Vec<LearningRow> = by_step.into_iter().map(row).collect();
@@ -47,6 +49,7 @@ pub(super) fn learning_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Ve
         let Event::LearningEnd {
             step,
             train_eval: [train_loss, train_error],
+            dropout: [dropout_loss, dropout_error],
             precise: [precise_loss, precise_error],
         } = *event
         else {
@@ -55,6 +58,7 @@ pub(super) fn learning_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Ve
         if let Some(last) = rows.iter_mut().find(|row| row.step == step) {
             (last.train_eval_loss, last.train_eval_error) =
                 (figure(train_loss), figure(train_error));
+            (last.dropout_loss, last.dropout_error) = (figure(dropout_loss), figure(dropout_error));
             (last.precise_loss, last.precise_error) = (figure(precise_loss), figure(precise_error));
         }
     }

@@ -29,6 +29,7 @@ fn config() -> TrialConfig {
         norm: Norm::None,
         norm_groups: None,
         norm_padding: None,
+        norm_momentum: None,
         data: DataConfig {
             source: SourceConfig::Synthetic,
             seed: 0,
@@ -359,6 +360,7 @@ fn evaluations_are_a_learning_curve_with_a_closer_look_at_its_end() {
             Event::LearningEnd {
                 step: 20,
                 train_eval: [0.7, 0.1],
+                dropout: [none, none],
                 precise: [none, none],
             },
             Event::NormStatistics {

@@ -117,6 +117,8 @@ pub enum Event {
         step: u64,
         /// On training samples.
         train_eval: [f64; 2],
+        /// With dropout on.
+        dropout: [f64; 2],
         /// With statistics that were estimated anew.
         precise: [f64; 2],
     },
@@ -270,10 +272,12 @@ impl Event {
             Self::LearningEnd {
                 step,
                 train_eval,
+                dropout,
                 precise,
             } => {
                 f.put([31, 0, 0, 0, 0, 0, 0, 0]).words(&[step]);
                 f.words(&train_eval.map(f64::to_bits))
+                    .words(&dropout.map(f64::to_bits))
                     .words(&precise.map(f64::to_bits));
             }
             Self::NormStatistics {
@@ -414,6 +418,7 @@ impl Event {
                 Self::LearningEnd {
                     step: f.u64(),
                     train_eval: std::array::from_fn(|_| f64::from_bits(f.u64())),
+                    dropout: std::array::from_fn(|_| f64::from_bits(f.u64())),
                     precise: std::array::from_fn(|_| f64::from_bits(f.u64())),
                 }
             }

@@ -17,6 +17,8 @@ pub struct Evaluate {
     pub batch_statistics: bool,
     /// Batches of training samples whose statistics are averaged after the last step, for one more evaluation (PreciseBN); 0 for none.
     pub precise_batches: usize,
+    /// Masks of every evaluated sample for one more evaluation after the last step with dropout on, where the model has dropout; 0 for none.
+    pub dropout_masks: usize,
 }
 
 /// Samples that a model is evaluated on.
@@ -37,6 +39,7 @@ impl Default for Evaluate {
             validation: 0.1,
             batch_statistics: true,
             precise_batches: 100,
+            dropout_masks: 10,
         }
     }
 }

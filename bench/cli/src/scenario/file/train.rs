@@ -14,6 +14,10 @@ pub struct Train {
     pub schedule: Schedule,
     /// Micro-batches of a step: `batch_size` is that of one, and a step's gradient is their mean.
     pub accumulation: usize,
+    /// Samples of a step that the optimizer's learning rate is meant for: it is multiplied by the step's samples over this (the linear rule,
+    /// Goyal et al. 2017). Default: it stays as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning_rate_batch: Option<usize>,
     /// Seed of initial parameters and dropout masks, the same on every rank. With `kind = "learning"`, that of the first repeat.
     pub seed: u64,
     /// With `kind = "learning"`: how often it goes through the training samples. Either this or `steps`.
@@ -130,6 +134,7 @@ impl Default for Train {
             optimizer: Optimizer::default(),
             schedule: Schedule::default(),
             accumulation: 1,
+            learning_rate_batch: None,
             seed: 0,
             epochs: None,
             steps: None,

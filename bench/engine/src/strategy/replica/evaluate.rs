@@ -1,5 +1,5 @@
-//! Evaluation on one device: with running statistics, with those of batches, after estimating them anew, and how noisy those of
-//! batches are.
+//! Evaluation on one device: with running statistics, with those of batches, after estimating them anew, with dropout on, and how noisy
+//! the statistics of batches are.
 //!
 //! All of it blocks and is no part of a step. Nothing here changes parameters; only [`Replica::reestimate`] changes running statistics.
 //! Reference: METHODOLOGY.md, "Learning"; Wu and Johnson 2021, *Rethinking "Batch" in BatchNorm* (PreciseBN);
@@ -12,6 +12,9 @@ use crate::loss::Errors;
 use crate::program::BufferKind;
 use crate::strategy::{Evaluation, Result, StrategyError};
 use crate::tensor::Span;
+
+/// The step whose masks are the first to be evaluated with.
+const FIRST_MASK: i32 = 1 << 30;
 
 /// How far statistics of batches are from the running ones, by batch norm.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -51,6 +54,41 @@ impl Replica {
     /// Mean loss and errors with running statistics; any number of samples.
     pub(in crate::strategy) fn evaluate(&mut self, batch: HostBatch<'_>) -> Result<Evaluation> {
         self.evaluate_as(Mode::Eval, batch, &[], &mut |_, _| Ok(()))
+    }
+
+    /// Mean loss and errors with running statistics and dropout on, over `masks` masks of every sample: those of steps that come after
+    /// 2³⁰, which no training reaches.
+    ///
+    /// # Errors
+    /// [`StrategyError::Setting`] without a mask; a device's failure.
+    pub fn evaluate_with_dropout(
+        &mut self,
+        batch: HostBatch<'_>,
+        masks: usize,
+    ) -> Result<Evaluation> {
+        if masks == 0 {
+            return Err(StrategyError::Setting {
+                setting: "number of dropout masks",
+                value: masks.to_string(),
+                expected: "at least 1",
+            });
+        }
+        let step = std::mem::replace(&mut self.step, FIRST_MASK);
+        let mut all = Ok(Evaluation::default());
+        for _ in 0..masks {
+            all = all.and_then(|sum| {
+                let found = self.evaluate_as(Mode::Dropout, batch, &[], &mut |_, _| Ok(()))?;
+                self.step += 1;
+                Ok(Evaluation {
+                    samples: sum.samples + found.samples,
+                    loss: sum.loss + found.loss / masks as f64,
+                    errors: sum.errors + found.errors,
+                    labels: sum.labels + found.labels,
+                })
+            });
+        }
+        self.step = step;
+        all
     }
 
     /// Mean loss and errors with running statistics, on this device alone; any number of samples. Blocks.
@@ -203,6 +241,9 @@ impl Replica {
             self.backend
                 .upload(Stream::Compute, HostSlice::F32(part.inputs), input)?;
             self.loss.upload_labels(&mut *self.backend, part.labels)?;
+            if mode.drops() {
+                self.upload_state(start)?;
+            }
             let whole = [part.len];
             let chunks = match chunks {
                 [] => &whole[..],
