@@ -130,7 +130,9 @@ fn bytes_agree(name: &str, folder: &RunFolder) {
         );
     }
     let exchanges = |trial: &&TrialRow| {
-        trial.devices > 1 && matches!(trial.strategy.as_str(), "dp" | "ddp" | "zero1")
+        // What learns is not traced, and its bytes are not counted.
+        let traced = trial.kind != "learning" && trial.devices > 1;
+        traced && matches!(trial.strategy.as_str(), "dp" | "ddp" | "zero1")
     };
     for trial in trials.iter().filter(exchanges) {
         let rows = comm.iter().filter(|row| row.trial == trial.trial);

@@ -53,7 +53,7 @@ mod tests {
         let names = columns::<LearningRow>();
         assert_eq!(names[0], "trial");
         assert_eq!(names[names.len() - 1], "dropout_error");
-        assert_eq!(names.len(), 14);
+        assert_eq!(names.len(), 16);
     }
 
     #[test]

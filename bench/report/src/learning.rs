@@ -12,6 +12,7 @@ use syncmark_record::{
 
 use crate::{
     analyse::{paired, values},
+    format::significant,
     run_data::RunData,
     stats::{Estimate, Spread, estimate},
 };
@@ -147,6 +148,16 @@ pub fn difference(
         .map(|(a, b)| a - b)
         .collect();
     estimate(&differences)
+}
+
+/// The momentum of running statistics in words, where it is not the usual one: three digits tell it.
+pub fn momentum(trial: &TrialRow) -> Option<String> {
+    let written = trial.norm_momentum.as_deref()?;
+    let shown = match written.parse::<f64>() {
+        Ok(weight) => significant(weight, 3),
+        Err(_) => written.to_owned(),
+    };
+    Some(format!("momentum {shown}"))
 }
 
 /// Whether a difference is above 0, below, or cannot be told.

@@ -309,6 +309,14 @@ pub fn optimizer_name(optimizer: &Optimizer) -> String {
     }
 }
 
+/// A momentum of running statistics as a user would write it.
+pub fn momentum_name(momentum: Momentum) -> String {
+    match momentum {
+        Momentum::Exponential(weight) => weight.to_string(),
+        Momentum::Cumulative => "cumulative".to_owned(),
+    }
+}
+
 /// A schedule with all of its settings, for `trials.csv`.
 pub fn schedule_name(schedule: &Schedule) -> String {
     match schedule {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use crate::plan::config::{
-    CollectivesConfig, DpConfig, SourceConfig, TrialConfig, Work, compression_name,
+    CollectivesConfig, DpConfig, SourceConfig, TrialConfig, Work, compression_name, momentum_name,
 };
 use crate::scenario::file::{Optimizer, Scenario, Source};
 use crate::scenario::keys::WHOLE_RUN;
@@ -74,9 +74,7 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
         ),
         (
             "model.norm_momentum",
-            config
-                .norm_momentum
-                .map(|momentum| word(&serde_json::to_value(momentum).unwrap_or_default())),
+            config.norm_momentum.map(momentum_name),
         ),
         // What they did stands in the momentum and in the learning rate.
         ("model.norm_momentum_batch", None),

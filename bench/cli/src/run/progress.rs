@@ -103,6 +103,8 @@ pub fn outcome_name(outcome: Outcome) -> String {
 /// How long a run will still take: what each trial took so far, and before that what its settings ask for.
 pub struct Estimate {
     expected: Vec<Duration>,
+    /// Trials whose settings say how many steps they take, and not for how long.
+    by_steps: Vec<bool>,
     observed: Vec<(u32, Duration)>,
     left: Vec<usize>,
 }
@@ -110,8 +112,11 @@ pub struct Estimate {
 impl Estimate {
     /// Nothing observed yet, `repeats` of each trial to come.
     pub fn new<'a>(trials: impl Iterator<Item = &'a TrialConfig>, repeats: usize) -> Self {
-        let expected: Vec<Duration> = trials.map(estimate::repeat).collect();
+        let (expected, by_steps): (Vec<Duration>, Vec<bool>) = trials
+            .map(|trial| (estimate::repeat(trial), trial.learning().is_some()))
+            .unzip();
         Self {
+            by_steps,
             observed: vec![(0, Duration::ZERO); expected.len()],
             left: vec![repeats; expected.len()],
             expected,
@@ -132,8 +137,24 @@ impl Estimate {
     /// How long one repeat of a trial takes.
     pub fn expected(&self, trial: usize) -> Duration {
         match self.observed[trial] {
+            (0, _) if self.by_steps[trial] => self.expected[trial].mul_f64(self.pace()),
             (0, _) => self.expected[trial],
             (times, total) => total / times,
+        }
+    }
+
+    /// How much longer than expected the trials took that count steps: what one of them says of this machine is true of the others.
+    fn pace(&self) -> f64 {
+        let (mut took, mut expected) = (Duration::ZERO, Duration::ZERO);
+        for (trial, (times, total)) in self.observed.iter().enumerate() {
+            if self.by_steps[trial] && *times > 0 {
+                took += *total / *times;
+                expected += self.expected[trial];
+            }
+        }
+        match expected.is_zero() {
+            true => 1.0,
+            false => took.as_secs_f64() / expected.as_secs_f64(),
         }
     }
 
@@ -150,8 +171,9 @@ impl Estimate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::config::StrategyConfig;
+    use crate::plan::config::{LearningConfig, Length, StrategyConfig, Work};
     use crate::run::mock::config;
+    use crate::scenario::file::EvaluationSplit;
 
     #[test]
     fn the_estimate_turns_from_settings_to_observations() {
@@ -166,6 +188,31 @@ mod tests {
         assert_eq!(estimate.remaining(), Duration::from_secs(2 * 5 + 3 * 2));
         (0..9).for_each(|_| estimate.take(0));
         assert_eq!(estimate.remaining(), Duration::from_secs(3 * 2));
+    }
+
+    #[test]
+    fn what_one_learning_trial_took_says_how_fast_the_others_are() {
+        let learns = |steps| {
+            let mut trial = config(StrategyConfig::Single, 1);
+            trial.work = Work::Learning(LearningConfig {
+                length: Length::Steps(steps),
+                normalization_batch: None,
+                every: None,
+                split: EvaluationSplit::Test,
+                validation: 0.1,
+                batch_statistics: false,
+                precise_batches: 0,
+                dropout_masks: 0,
+            });
+            trial
+        };
+        let (short, long) = (learns(100), learns(1000));
+        let (first, second) = (estimate::repeat(&short), estimate::repeat(&long));
+        let mut estimate = Estimate::new([&short, &long].into_iter(), 2);
+        assert_eq!(estimate.remaining(), first * 2 + second * 2);
+        estimate.take(0);
+        estimate.observe(0, first * 3);
+        assert_eq!(estimate.remaining(), first * 3 + second * 3 * 2);
     }
 
     #[test]

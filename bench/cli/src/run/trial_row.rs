@@ -2,14 +2,14 @@
 //!
 //! Contract: no figure is computed here; [`syncmark_report`] summarises, so that a report that is made again from the
 //! records says the same.
-use syncmark_engine::model::spec::{Momentum, Norm};
+use syncmark_engine::model::spec::Norm;
 use syncmark_record::rows::{SIDE_BY_SIDE, TrialRow};
 
 use super::cores;
 use super::gate::Gate;
 use super::standing::{Standing, Unrun};
 use crate::plan::config::{
-    DpConfig, SourceConfig, compression_name, optimizer_name, schedule_name,
+    DpConfig, SourceConfig, compression_name, momentum_name, optimizer_name, schedule_name,
 };
 use crate::plan::{Plan, Trial};
 use crate::scenario::file::Scaling;
@@ -75,10 +75,7 @@ pub fn row(
         normalization_batch: config
             .learning()
             .map(|_| config.normalization_batch() as u64),
-        norm_momentum: config.norm_momentum.map(|momentum| match momentum {
-            Momentum::Exponential(weight) => weight.to_string(),
-            Momentum::Cumulative => "cumulative".to_owned(),
-        }),
+        norm_momentum: config.norm_momentum.map(momentum_name),
         oversubscribed: cores::oversubscribed(config, cores),
         outcome,
         reason,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     document,
-    learning::{Figure, Learned, Statistics, around, learned, setting},
+    learning::{Figure, Learned, Statistics, around, learned, momentum, setting},
     run_data::RunData,
     stats::{Estimate, estimate, median},
 };
@@ -144,8 +144,8 @@ fn against_own_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
 /// A batch norm's curve.
 fn name(learned: &Learned<'_>, statistics: Statistics) -> String {
     let (norm, with) = (&learned.trial.norm, statistics.name());
-    match &learned.trial.norm_momentum {
-        Some(momentum) => format!("{norm} norm, momentum {momentum}, {with}"),
+    match momentum(learned.trial) {
+        Some(momentum) => format!("{norm} norm, {momentum}, {with}"),
         None => format!("{norm} norm, {with}"),
     }
 }

@@ -12,7 +12,9 @@ use crate::{
         Block, Table,
     },
     format::{count, number, or_dash, percent, significant, whole, with_spread},
-    learning::{Figure, Learned, Statistics, against_group_norm, difference, learned, told},
+    learning::{
+        Figure, Learned, Statistics, against_group_norm, difference, learned, momentum, told,
+    },
     run_data::RunData,
     stats::{Estimate, estimate, median},
 };
@@ -323,35 +325,36 @@ pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
 }
 
 fn sentence(pairs: &[(&Learned<'_>, &Learned<'_>)], statistics: Statistics) -> Option<String> {
-    let mut found: Vec<(u64, Estimate)> = pairs
+    let mut found: Vec<(u64, String, Estimate)> = pairs
         .iter()
         .filter_map(|(own, group)| {
-            Some((
-                own.trial.normalization_batch?,
-                difference(own, statistics, group)?,
-            ))
+            let together = own.trial.normalization_batch?;
+            let name = match momentum(own.trial) {
+                Some(momentum) => format!("{together} ({momentum})"),
+                None => together.to_string(),
+            };
+            Some((together, name, difference(own, statistics, group)?))
         })
         .collect();
-    found.sort_by_key(|(together, _)| *together);
+    found.sort_by_key(|(together, ..)| *together);
     if found.is_empty() {
         return None;
     }
     let facts: Vec<String> = found
         .iter()
-        .map(|(together, difference)| format!("{together}: {}", spread(Some(*difference), points)))
+        .map(|(_, name, difference)| format!("{name}: {}", spread(Some(*difference), points)))
         .collect();
     let at = |verdict: &str| {
         let own = found
             .iter()
-            .filter(|(_, difference)| told(difference) == verdict);
-        own.map(|(together, _)| together.to_string())
-            .collect::<Vec<_>>()
-            .join(", ")
+            .filter(|(.., difference)| told(difference) == verdict);
+        let names: Vec<&str> = own.map(|(_, name, _)| name.as_str()).collect();
+        names.join(", ")
     };
     let (lost, won) = (at("worse"), at("better"));
     let verdict = match (
         lost.is_empty(),
-        found.iter().all(|(_, d)| told(d) == "no verdict"),
+        found.iter().all(|(.., d)| told(d) == "no verdict"),
     ) {
         (_, true) => "there are too few repeats for a verdict".to_owned(),
         (true, false) => {
