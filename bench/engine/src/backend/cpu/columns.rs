@@ -103,11 +103,7 @@ pub(super) fn reduce<const N: usize, const M: usize, const K: usize>(
     map: impl Fn([f32; N], [f32; M]) -> [f32; K],
     finish: impl FnMut(usize, [f64; K]),
 ) {
-    if columns.width <= LANES {
-        reduce_in::<1, BLOCK, N, M, K>(columns, inputs, coefficients, map, finish);
-    } else {
-        reduce_in::<SIDE, 1, N, M, K>(columns, inputs, coefficients, map, finish);
-    }
+    reduce_read::<false, N, M, K>(columns, inputs, coefficients, map, finish);
 }
 
 /// [`reduce`] to the same bits where the inputs have just been read and lie in a cache: a wide matrix then needs no prefetcher, and each
@@ -120,16 +116,28 @@ pub(super) fn reduce_again<const N: usize, const M: usize, const K: usize>(
     map: impl Fn([f32; N], [f32; M]) -> [f32; K],
     finish: impl FnMut(usize, [f64; K]),
 ) {
+    reduce_read::<true, N, M, K>(columns, inputs, coefficients, map, finish);
+}
+
+/// Both of them: as many groups at a time as the matrix has, up to [`SIDE`].
+#[inline(always)]
+fn reduce_read<const AGAIN: bool, const N: usize, const M: usize, const K: usize>(
+    columns: Columns,
+    inputs: [&[f32]; N],
+    coefficients: impl Fn(usize) -> [f32; M],
+    map: impl Fn([f32; N], [f32; M]) -> [f32; K],
+    finish: impl FnMut(usize, [f64; K]),
+) {
     if columns.width <= LANES {
-        reduce_in::<1, BLOCK, N, M, K>(columns, inputs, coefficients, map, finish);
+        reduce_in::<1, AGAIN, N, M, K>(columns, inputs, coefficients, map, finish);
     } else {
-        reduce_in::<SIDE, BLOCK, N, M, K>(columns, inputs, coefficients, map, finish);
+        reduce_in::<SIDE, AGAIN, N, M, K>(columns, inputs, coefficients, map, finish);
     }
 }
 
-/// [`reduce`] with `G` groups at a time, which take turns after `T` rows.
+/// The same with `G` groups at a time, which take turns in each row unless there is but one or all was read before.
 #[inline(always)]
-fn reduce_in<const G: usize, const T: usize, const N: usize, const M: usize, const K: usize>(
+fn reduce_in<const G: usize, const AGAIN: bool, const N: usize, const M: usize, const K: usize>(
     columns: Columns,
     inputs: [&[f32]; N],
     coefficients: impl Fn(usize) -> [f32; M],
@@ -153,7 +161,7 @@ fn reduce_in<const G: usize, const T: usize, const N: usize, const M: usize, con
         for row in (0..wide).step_by(BLOCK) {
             let rows = BLOCK.min(wide - row);
             let mut sums = [[[0.0f32; LANES]; K]; G];
-            let turn = if T == 1 { 1 } else { rows };
+            let turn = if G == 1 || AGAIN { rows } else { 1 };
             for row in (row..row + rows).step_by(turn) {
                 for (g, sum) in sums.iter_mut().enumerate().take(groups.count) {
                     let start = row * stride + first + g * LANES;
