@@ -12,7 +12,7 @@ mod settings;
 
 use crate::tensor::Span;
 
-pub use settings::{Affine, Gate, Gelu, Heads, Then, Window, Write};
+pub use settings::{Affine, ConvAlgorithm, ConvAlgorithms, Gate, Gelu, Heads, Then, Window, Write};
 
 /// Everything a device can be asked to compute. Families stand together; each has its file in `backend/cpu`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -170,6 +170,7 @@ pub enum Kernel {
         bias: Span,
         y: Span,
         window: Window,
+        algorithm: ConvAlgorithm,
         batch: usize,
         workspace: Span,
     },
@@ -179,6 +180,7 @@ pub enum Kernel {
         weight: Span,
         d_x: Span,
         window: Window,
+        algorithm: ConvAlgorithm,
         batch: usize,
         workspace: Span,
         write: Write,
@@ -189,6 +191,7 @@ pub enum Kernel {
         d_y: Span,
         d_weight: Span,
         window: Window,
+        algorithm: ConvAlgorithm,
         batch: usize,
         workspace: Span,
     },

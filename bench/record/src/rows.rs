@@ -463,6 +463,9 @@ pub struct LayerRow {
     /// The node whose kernels do this node's work too, where it has none of its own: the two are held against a ceiling together.
     #[serde(default)]
     pub within: Option<u32>,
+    /// How a convolution is computed: `direct` or `im2row`; backward such as `dx im2row, dw direct`.
+    #[serde(default)]
+    pub algorithm: Option<String>,
 }
 
 /// `compression.csv`: one row per trial, repeat and checked step: how far compressed gradients are from exact ones.

@@ -341,6 +341,7 @@ fn layer(within: Option<u32>) -> LayerRow {
         read_write_bytes: Some(8),
         parameters: 0,
         within,
+        algorithm: Some("dx im2row, dw direct".into()),
     }
 }
 
@@ -357,26 +358,30 @@ fn ceilings_and_nodes_survive_the_round_trip() {
     assert_eq!(folder.read::<LayerRow>().unwrap(), held.layers);
 }
 
-/// As folders have it that were written before nodes could be executed within others.
+/// As folders have it that were written before nodes could be executed within others, or convolutions in more than one way.
 #[test]
-fn nodes_without_the_column_within_are_read() {
+fn nodes_without_their_latest_columns_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let folder = RunFolder::create(dir.path()).unwrap();
     let mut held = record("a", 0);
     held.layers = vec![layer(None)];
+    held.layers[0].algorithm = None;
     folder.records().unwrap().append(&held).unwrap();
     let path = dir.path().join(LayerRow::FILE);
     let text = fs::read_to_string(&path).unwrap();
-    let older: Vec<&str> = text
-        .lines()
-        .map(|line| {
-            line.strip_suffix(",within")
-                .or(line.strip_suffix(','))
-                .unwrap()
-        })
-        .collect();
-    fs::write(&path, older.join("\n") + "\n").unwrap();
-    assert_eq!(folder.read::<LayerRow>().unwrap(), held.layers);
+    for columns in [",algorithm", ",within,algorithm"] {
+        let none = ",".repeat(columns.matches(',').count());
+        let older: Vec<&str> = text
+            .lines()
+            .map(|line| {
+                line.strip_suffix(columns)
+                    .or(line.strip_suffix(&none))
+                    .unwrap()
+            })
+            .collect();
+        fs::write(&path, older.join("\n") + "\n").unwrap();
+        assert_eq!(folder.read::<LayerRow>().unwrap(), held.layers);
+    }
 }
 
 proptest! {

@@ -57,6 +57,8 @@ pub struct NodeCost {
     pub name: String,
     /// Per-sample shape of its output.
     pub output_shape: String,
+    /// How a convolution is computed: forward, then backward.
+    pub algorithms: [Option<String>; 2],
     /// What bounds it.
     pub bound: Bound,
     /// The node that it is executed within.
@@ -116,7 +118,9 @@ pub fn nodes(data: &RunData, trial: &TrialRow) -> Vec<NodeCost> {
         if row.flops.is_some() {
             cost.bound = Bound::Arithmetic;
         }
-        let calls = times.entry((row.node, row.direction == "forward"));
+        let forward = row.direction == "forward";
+        cost.algorithms[usize::from(!forward)].clone_from(&row.algorithm);
+        let calls = times.entry((row.node, forward));
         calls.or_default().entry(row.repeat).or_default().push(row);
     }
     for ((node, forward), calls) in &times {

@@ -71,6 +71,14 @@ fn layers(trial: &str) -> Vec<LayerRow> {
             read_write_bytes: Some(bytes),
             parameters: 0,
             within,
+            algorithm: (layer == "conv2d").then(|| {
+                if forward {
+                    "direct"
+                } else {
+                    "dx im2row, dw direct"
+                }
+                .into()
+            }),
         }
     };
     let repeats = (0..2).flat_map(|repeat| [(repeat, true), (repeat, false)]);
@@ -156,6 +164,8 @@ fn the_report_shows_shares_the_ceilings_and_the_floor_of_a_step() {
     assert!(every.rows[1][4].ends_with("149.3 %"), "{:?}", every.rows[1]);
     assert_eq!(every.rows[2][4], "in node 1");
     assert_eq!(every.rows[3][4], "–");
+    assert_eq!(every.rows[0][9], "direct; dx im2row, dw direct");
+    assert_eq!(every.rows[1][9], "–");
     let ceilings = table(&rendered, "best window");
     assert_eq!(ceilings.rows.len(), 3);
     assert_eq!(ceilings.rows[0][2..4], ["GFLOP/s", "60.0 [40.0, 80.0]"]);

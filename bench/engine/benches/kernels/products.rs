@@ -1,6 +1,6 @@
 //! Every matrix product of the model presets, forward and both gradients, and convolutions of networks for images.
 use criterion::{BenchmarkId, Criterion, Throughput};
-use syncmark_engine::kernel::{Kernel, Window, Write};
+use syncmark_engine::kernel::{ConvAlgorithm, Kernel, Window, Write};
 use syncmark_engine::model::spec::{ModelSpec, Norm};
 use syncmark_engine::model::{NormOptions, Op, resolve};
 use syncmark_engine::tensor::Span;
@@ -99,6 +99,28 @@ pub fn convolution(criterion: &mut Criterion) {
         (8, 64, 128, 56, 3, 2),
         (8, 64, 256, 56, 1, 1),
         (8, 512, 512, 7, 3, 1),
+        // First layers of networks for small images.
+        (64, 3, 16, 32, 3, 1),
+        (64, 1, 32, 28, 3, 1),
+        (64, 16, 64, 32, 1, 1),
+        (64, 64, 16, 32, 1, 1),
+        // Single pixels: as wide as they come in residual networks, and with stride.
+        (64, 16, 32, 32, 1, 2),
+        (8, 64, 64, 56, 1, 1),
+        (8, 256, 64, 56, 1, 1),
+        (8, 128, 512, 28, 1, 1),
+        (8, 512, 128, 28, 1, 1),
+        (8, 256, 1024, 14, 1, 1),
+        (8, 1024, 256, 14, 1, 1),
+        (8, 512, 2048, 7, 1, 1),
+        (8, 2048, 512, 7, 1, 1),
+        (8, 64, 128, 56, 1, 2),
+        (8, 256, 512, 56, 1, 2),
+        (8, 1024, 2048, 14, 1, 2),
+        // Wide kernels over few channels.
+        (64, 3, 32, 32, 5, 1),
+        (8, 3, 64, 224, 11, 4),
+        (8, 3, 64, 224, 3, 2),
     ] {
         let padding = kernel / 2;
         let out = (side + 2 * padding - kernel) / stride + 1;
@@ -123,46 +145,51 @@ pub fn convolution(criterion: &mut Criterion) {
         let d_weight = device.random(weight.len());
         let workspace = device.random(window.workspace());
         group.throughput(Throughput::Elements((y.len() * kernel * kernel * c) as u64));
-        for (name, call) in [
-            (
-                "forward",
-                Kernel::Conv2dForward {
-                    x,
-                    weight,
-                    bias: Span::EMPTY,
-                    y,
-                    window,
-                    batch,
-                    workspace,
-                },
-            ),
-            (
-                "dx",
-                Kernel::Conv2dBackwardInput {
-                    d_y,
-                    weight,
-                    d_x,
-                    window,
-                    batch,
-                    workspace,
-                    write: Write::Overwrite,
-                },
-            ),
-            (
-                "dw",
-                Kernel::Conv2dBackwardWeight {
-                    x,
-                    d_y,
-                    d_weight,
-                    window,
-                    batch,
-                    workspace,
-                },
-            ),
-        ] {
-            let shape = format!("{batch}x{c}-{out_c},{side},{kernel}x{kernel}");
-            let id = BenchmarkId::new(shape, name);
-            group.bench_function(id, |bencher| device.time(bencher, &[call]));
+        for algorithm in [ConvAlgorithm::Direct, ConvAlgorithm::Im2row] {
+            for (name, call) in [
+                (
+                    "forward",
+                    Kernel::Conv2dForward {
+                        x,
+                        weight,
+                        bias: Span::EMPTY,
+                        y,
+                        window,
+                        algorithm,
+                        batch,
+                        workspace,
+                    },
+                ),
+                (
+                    "dx",
+                    Kernel::Conv2dBackwardInput {
+                        d_y,
+                        weight,
+                        d_x,
+                        window,
+                        algorithm,
+                        batch,
+                        workspace,
+                        write: Write::Overwrite,
+                    },
+                ),
+                (
+                    "dw",
+                    Kernel::Conv2dBackwardWeight {
+                        x,
+                        d_y,
+                        d_weight,
+                        window,
+                        algorithm,
+                        batch,
+                        workspace,
+                    },
+                ),
+            ] {
+                let shape = format!("{batch}x{c}-{out_c},{side},{kernel}x{kernel}/{stride}");
+                let id = BenchmarkId::new(shape, format!("{name}/{algorithm:?}"));
+                group.bench_function(id, |bencher| device.time(bencher, &[call]));
+            }
         }
     }
 }

@@ -41,6 +41,41 @@ impl Window {
     pub fn workspace(&self) -> usize {
         crate::backend::cpu::conv::workspace(self)
     }
+
+    /// How a convolution of this shape is computed fastest: always the same for the same shape.
+    pub fn algorithms(&self) -> ConvAlgorithms {
+        crate::backend::cpu::conv::algorithms(self)
+    }
+}
+
+/// How one direction of a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ConvAlgorithm {
+    /// From the images where they lie.
+    Direct,
+    /// As matrix products, over patches that are written out row by row; the input itself where these are single pixels.
+    Im2row,
+}
+
+impl ConvAlgorithm {
+    /// `direct` or `im2row`, as records have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Im2row => "im2row",
+        }
+    }
+}
+
+/// Those of all directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConvAlgorithms {
+    /// y from x.
+    pub forward: ConvAlgorithm,
+    /// dx from dy.
+    pub backward_input: ConvAlgorithm,
+    /// The weights' gradient from x and dy.
+    pub backward_weight: ConvAlgorithm,
 }
 
 /// Heads of an attention over sequences of tokens, and what they leave out.

@@ -2,13 +2,15 @@
 //!
 //! The workspace is shared by all convolutions of a program: the compute stream runs one of them at a time.
 use super::{Layer, Result, Step, Wires};
-use crate::kernel::{Kernel, Window};
+use crate::kernel::{ConvAlgorithms, Kernel, Window};
 use crate::tensor::Span;
 
 /// A convolution.
 pub struct Conv2d {
     /// Its geometry.
     pub window: Window,
+    /// How each direction is computed.
+    pub algorithms: ConvAlgorithms,
     /// `[out_c, kernel, kernel, c]`.
     pub weight: Span,
     /// Its gradient.
@@ -28,6 +30,7 @@ impl Layer for Conv2d {
             bias: self.bias.map_or(Span::EMPTY, |(bias, _)| bias),
             y: wires.cut(wires.output, batch),
             window: self.window,
+            algorithm: self.algorithms.forward,
             batch,
             workspace: self.workspace,
         })
@@ -44,6 +47,7 @@ impl Layer for Conv2d {
             d_y,
             d_weight: self.d_weight,
             window,
+            algorithm: self.algorithms.backward_weight,
             batch,
             workspace,
         })?;
@@ -62,6 +66,7 @@ impl Layer for Conv2d {
             weight: self.weight,
             d_x,
             window,
+            algorithm: self.algorithms.backward_input,
             batch,
             workspace,
             write,

@@ -372,6 +372,7 @@ impl Builder<'_> {
         } = self.learnable(i, 0);
         Conv2d {
             window,
+            algorithms: window.algorithms(),
             weight,
             d_weight,
             bias: self.parameter(i, 1),

@@ -1,5 +1,5 @@
 //! Matrix products, biases and convolutions.
-use syncmark_engine::kernel::{Kernel, Window};
+use syncmark_engine::kernel::{ConvAlgorithm, Kernel, Window};
 
 use crate::device::on_every_backend;
 
@@ -205,39 +205,44 @@ fn convolution() {
             let room = window.workspace() * device.backend.compute_threads();
             let workspace = device.random(room).span;
             let y = device.random(outputs).span;
-            for (bias, expected) in [(&none, &plain), (&bias, &biased)] {
-                device.launch(Kernel::Conv2dForward {
-                    x,
-                    weight,
-                    bias: bias.span,
-                    y,
-                    window,
-                    batch,
-                    workspace,
+            for algorithm in [ConvAlgorithm::Direct, ConvAlgorithm::Im2row] {
+                for (bias, expected) in [(&none, &plain), (&bias, &biased)] {
+                    device.launch(Kernel::Conv2dForward {
+                        x,
+                        weight,
+                        bias: bias.span,
+                        y,
+                        window,
+                        algorithm,
+                        batch,
+                        workspace,
+                    });
+                    device.expect(&format!("forward {what} {algorithm:?}"), y, expected);
+                }
+                device.expect_writes(&format!("dx {what} {algorithm:?}"), &d_x, |d_x, write| {
+                    Kernel::Conv2dBackwardInput {
+                        d_y,
+                        weight,
+                        d_x,
+                        window,
+                        algorithm,
+                        batch,
+                        workspace,
+                        write,
+                    }
                 });
-                device.expect(&format!("forward {what}"), y, expected);
+                device.expect_added(&format!("dw {what} {algorithm:?}"), &d_weight, |d_weight| {
+                    Kernel::Conv2dBackwardWeight {
+                        x,
+                        d_y,
+                        d_weight,
+                        window,
+                        algorithm,
+                        batch,
+                        workspace,
+                    }
+                });
             }
-            device.expect_writes(&format!("dx {what}"), &d_x, |d_x, write| {
-                Kernel::Conv2dBackwardInput {
-                    d_y,
-                    weight,
-                    d_x,
-                    window,
-                    batch,
-                    workspace,
-                    write,
-                }
-            });
-            device.expect_added(&format!("dw {what}"), &d_weight, |d_weight| {
-                Kernel::Conv2dBackwardWeight {
-                    x,
-                    d_y,
-                    d_weight,
-                    window,
-                    batch,
-                    workspace,
-                }
-            });
         }
     });
 }

@@ -1,7 +1,7 @@
 //! A launch of every kernel, by kind, over spans of a CPU device.
 use syncmark_engine::backend::cpu::CpuBackend;
 use syncmark_engine::backend::{Backend, Category};
-use syncmark_engine::kernel::{Affine, Gate, Gelu, Kernel, Then, Window, Write};
+use syncmark_engine::kernel::{Affine, ConvAlgorithm, Gate, Gelu, Kernel, Then, Window, Write};
 use syncmark_engine::tensor::{Dtype, Span};
 
 /// Where spans come from.
@@ -72,6 +72,7 @@ pub fn products(spans: &mut Spans) -> Vec<Kernel> {
             bias,
             y,
             window,
+            algorithm: ConvAlgorithm::Direct,
             batch,
             workspace,
         },
@@ -80,6 +81,7 @@ pub fn products(spans: &mut Spans) -> Vec<Kernel> {
             weight,
             d_x,
             window,
+            algorithm: ConvAlgorithm::Direct,
             batch,
             workspace,
             write,
@@ -89,6 +91,7 @@ pub fn products(spans: &mut Spans) -> Vec<Kernel> {
             d_y,
             d_weight,
             window,
+            algorithm: ConvAlgorithm::Direct,
             batch,
             workspace,
         },

@@ -30,7 +30,7 @@ the median. The clock's column is a step of that pass over a step of the window:
 const SHARE_NOTE: &str = "Rate and share: conv2d and linear by their operations, held against the peak of multiply-adds; all others by the \
 fewest bytes that they must read and write (METHODOLOGY.md has the table), held against the bandwidth of one stream in and one out of memory. More than \
 100 %: the data came from a cache, which that bandwidth knows nothing of. A dash: nothing to compute or to move by formula. Lost is the time of forward and backward \
-beyond what the work would take at its ceiling. Both ceilings were measured in the same repeat, on the same core.";
+beyond what the work would take at its ceiling. Both ceilings were measured in the same repeat, on the same core. Computed: how a convolution is, forward and backward; its shape decides (METHODOLOGY.md).";
 
 /// A trial whose nodes were timed.
 struct Timed<'a> {
@@ -250,22 +250,38 @@ fn every_node(trial: &TrialRow, nodes: &[NodeCost], total: f64) -> Table {
         1 => "one repeat",
         _ => "medians over repeats, with the smallest and largest repeat in brackets",
     };
-    let mut table = Table::new(
-        format!("{}: every node, {brackets}.", subject(trial)),
-        &[
-            ("node", Right),
-            ("layer", Left),
-            ("output", Left),
-            ("forward (µs)", Right),
-            ("forward: rate, share of its ceiling", Right),
-            ("backward (µs)", Right),
-            ("backward: rate, share of its ceiling", Right),
-            ("of all nodes", Right),
-            ("lost (µs)", Right),
-        ],
-    );
+    let chosen = nodes.iter().any(|node| node.algorithms[0].is_some());
+    let mut columns = vec![
+        ("node", Right),
+        ("layer", Left),
+        ("output", Left),
+        ("forward (µs)", Right),
+        ("forward: rate, share of its ceiling", Right),
+        ("backward (µs)", Right),
+        ("backward: rate, share of its ceiling", Right),
+        ("of all nodes", Right),
+        ("lost (µs)", Right),
+    ];
+    if chosen {
+        columns.push(("computed", Left));
+    }
+    let title = format!("{}: every node, {brackets}.", subject(trial));
+    let mut table = Table::new(title, &columns);
     for node in nodes {
-        table.push(node_row(node, total));
+        let mut row = node_row(node, total);
+        if chosen {
+            let algorithms: Vec<&str> = node
+                .algorithms
+                .iter()
+                .flatten()
+                .map(String::as_str)
+                .collect();
+            row.push(or_dash(
+                (!algorithms.is_empty()).then(|| algorithms.join("; ")),
+                |words| words,
+            ));
+        }
+        table.push(row);
     }
     table
 }

@@ -1,7 +1,8 @@
 //! Rows of `layers.csv`: the time of a node beside what the model says of it.
 //!
 //! Contract: what a node is, its shape and its sizes come from the configuration, never from the child.
-use syncmark_engine::model::{Model, resolve};
+use syncmark_engine::model::node::Node;
+use syncmark_engine::model::{Model, Op, resolve};
 use syncmark_engine::program::fuse::node_costs;
 use syncmark_engine::shape::Shape;
 use syncmark_record::rows::LayerRow;
@@ -54,6 +55,7 @@ pub(super) fn layer_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<L
             read_write_bytes: Some(work.read_write_bytes),
             parameters: layer.parameters as u64,
             within: within.map(|head| head as u32),
+            algorithm: algorithm(&model.nodes[node as usize], backward),
         })
     };
     ranks.iter().flatten().filter_map(row).collect()
@@ -64,6 +66,23 @@ fn model(config: &TrialConfig) -> Option<Model> {
     let (input, classes) = (&config.model.input, config.model.classes);
     let options = config.norm_options();
     resolve(&config.model, input, classes, config.norm, &options).ok()
+}
+
+/// How a convolution is computed; the first of a model has no gradient of its input.
+fn algorithm(node: &Node, backward: bool) -> Option<String> {
+    let Op::Conv2d { window, .. } = &node.op else {
+        return None;
+    };
+    let algorithms = window.algorithms();
+    let (dx, dw) = (
+        algorithms.backward_input.name(),
+        algorithms.backward_weight.name(),
+    );
+    Some(match (backward, node.inputs[0] > 0) {
+        (false, _) => algorithms.forward.name().to_owned(),
+        (true, true) => format!("dx {dx}, dw {dw}"),
+        (true, false) => format!("dw {dw}"),
+    })
 }
 
 /// The path of a layer in its file without what every path has: `layers[3].residual.body[1] (norm)` of a batch norm is

@@ -262,18 +262,18 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 disjoint(&[d_bias], &[d_y]);
                 matmul::bias_backward(m.r(d_y), m.w(d_bias), rows);
             }
-            Kernel::Conv2dForward { x, weight, bias, y, window, batch, workspace } => {
+            Kernel::Conv2dForward { x, weight, bias, y, window, algorithm, batch, workspace } => {
                 disjoint(&[y, workspace], &[x, weight, bias]);
-                conv::forward(m.r(x), m.r(weight), m.r(bias), m.w(y), &window, batch, m.w(workspace));
+                conv::forward(algorithm, m.r(x), m.r(weight), m.r(bias), m.w(y), &window, batch, m.w(workspace));
             }
-            Kernel::Conv2dBackwardInput { d_y, weight, d_x, window, batch, workspace, write } => {
+            Kernel::Conv2dBackwardInput { d_y, weight, d_x, window, algorithm, batch, workspace, write } => {
                 disjoint(&[d_x, workspace], &[d_y, weight]);
-                conv::backward_input(m.r(d_y), m.r(weight), m.w(d_x), &window, batch, m.w(workspace), write);
+                conv::backward_input(algorithm, m.r(d_y), m.r(weight), m.w(d_x), &window, batch, m.w(workspace), write);
             }
-            Kernel::Conv2dBackwardWeight { x, d_y, d_weight, window, batch, workspace } => {
+            Kernel::Conv2dBackwardWeight { x, d_y, d_weight, window, algorithm, batch, workspace } => {
                 disjoint(&[d_weight, workspace], &[x, d_y]);
                 let (to, room) = (m.w(d_weight), m.w(workspace));
-                conv::backward_weight(m.r(x), m.r(d_y), to, &window, batch, room, 0..window.out_c);
+                conv::backward_weight(algorithm, m.r(x), m.r(d_y), to, &window, batch, room, 0..window.out_c);
             }
             Kernel::MaxPoolForward { x, y, index, window, batch } => {
                 disjoint(&[y, index], &[x]);

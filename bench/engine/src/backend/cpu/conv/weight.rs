@@ -357,10 +357,10 @@ weight_with!(portable, Plain, 6, [1, 2, 3, 4, 5, 6], [1, 2]);
 /// # Panics
 /// When the operands do not have the window's sizes, or `scratch` is smaller than [`scratch`] says.
 pub(super) fn add(
-    window: &Window,
     x: &[f32],
     d_y: &[f32],
     d_weight: &mut [f32],
+    window: &Window,
     batch: usize,
     scratch: &mut [f32],
     channels: Range<usize>,

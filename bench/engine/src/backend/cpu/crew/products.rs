@@ -45,7 +45,7 @@ impl Crew {
                 });
                 true
             }
-            Kernel::Conv2dBackwardWeight { x, d_y, d_weight, window, batch, workspace } => {
+            Kernel::Conv2dBackwardWeight { x, d_y, d_weight, window, algorithm, batch, workspace } => {
                 if !self.has_room(&window, workspace) || window.out_c < self.parts() || !self.worthwhile(x.len()) {
                     return false;
                 }
@@ -57,7 +57,7 @@ impl Crew {
                     unsafe {
                         let to = memory.write(d_weight.slice(channels.start * size..channels.end * size));
                         let room = memory.write(workspace.slice(part * each..(part + 1) * each));
-                        conv::backward_weight(memory.read(x), memory.read(d_y), to, &window, batch, room, channels);
+                        conv::backward_weight(algorithm, memory.read(x), memory.read(d_y), to, &window, batch, room, channels);
                     }
                 });
                 true

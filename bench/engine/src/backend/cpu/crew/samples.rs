@@ -86,11 +86,11 @@ impl Crew {
             all.slice(part * each..(part + 1) * each)
         };
         match *kernel {
-            Kernel::Conv2dForward { x, weight, bias, y, window, workspace, .. } => Kernel::Conv2dForward {
-                x: s(x), weight, bias, y: s(y), window, batch: own, workspace: room(workspace, &window),
+            Kernel::Conv2dForward { x, weight, bias, y, window, algorithm, workspace, .. } => Kernel::Conv2dForward {
+                x: s(x), weight, bias, y: s(y), window, algorithm, batch: own, workspace: room(workspace, &window),
             },
-            Kernel::Conv2dBackwardInput { d_y, weight, d_x, window, workspace, write, .. } => Kernel::Conv2dBackwardInput {
-                d_y: s(d_y), weight, d_x: s(d_x), window, batch: own, workspace: room(workspace, &window), write,
+            Kernel::Conv2dBackwardInput { d_y, weight, d_x, window, algorithm, workspace, write, .. } => Kernel::Conv2dBackwardInput {
+                d_y: s(d_y), weight, d_x: s(d_x), window, algorithm, batch: own, workspace: room(workspace, &window), write,
             },
             Kernel::MaxPoolForward { x, y, index, window, .. } => {
                 Kernel::MaxPoolForward { x: s(x), y: s(y), index: s(index), window, batch: own }
