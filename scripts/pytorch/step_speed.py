@@ -185,6 +185,7 @@ def time_pytorch(work: Work, peer: Peer, seconds: float, core: int, rank: int, p
     distributed.barrier()
     took = window(0.0, max(LEAST_STEPS, int(seconds * 1e3 / pace)))
     slowest = agreed(took, distributed.ReduceOp.MAX)
+    distributed.barrier()  # A rank that leaves while another still talks to it aborts that one.
     distributed.destroy_process_group()
     return slowest
 

@@ -17,6 +17,7 @@ pub mod layers_summary;
 pub mod learning_summary;
 pub mod ledger;
 pub mod meeting;
+pub mod norms_summary;
 pub mod predict;
 pub mod progress;
 pub mod protocol;

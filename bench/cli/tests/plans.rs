@@ -8,6 +8,7 @@ use syncmark::plan::build::{Request, build};
 use syncmark::plan::config::{StrategyConfig, TrialConfig};
 use syncmark::plan::{Plan, plans};
 use syncmark::scenario::file::Optimizer;
+use syncmark::scenario::preset::SCENARIOS;
 use syncmark_engine::data::{Dataset, Digits, Split};
 use syncmark_engine::model::spec::Momentum;
 
@@ -278,6 +279,19 @@ fn filters_of_one_key_widen_and_of_several_narrow() {
         .map(|trial| trial.label.as_str())
         .collect();
     assert_eq!(labels, ["single", "dp ×1"]);
+}
+
+#[test]
+fn labels_of_shipped_scenarios_tell_trials_apart() {
+    for (name, _) in SCENARIOS {
+        let plan = shipped(name, &[], &[]);
+        let labels: HashSet<&str> = plan
+            .trials
+            .iter()
+            .map(|trial| trial.label.as_str())
+            .collect();
+        assert_eq!(labels.len(), plan.trials.len(), "{name}: {labels:?}");
+    }
 }
 
 #[test]

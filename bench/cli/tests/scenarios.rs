@@ -13,7 +13,7 @@ use syncmark_record::outcome::Outcome;
 use syncmark_record::rows::{CeilingRow, CollectiveRow, CommRow, LayerRow, TrialRow};
 
 /// Charts that a smoke size must have beside those of every run, as beginnings of file names.
-const CHARTS: [(&str, &[&str]); 17] = [
+const CHARTS: [(&str, &[&str]); 18] = [
     (
         "accumulation-smoke",
         &["throughput-and-step-time-against-accumulated-micro-batches"],
@@ -36,6 +36,7 @@ const CHARTS: [(&str, &[&str]); 17] = [
         &["throughput", "time", "bytes", "timeline", "memory"],
     ),
     ("layer-cost-smoke", &["layers-"]),
+    ("norm-cost-smoke", &["norm-cost-", "throughput", "bytes-"]),
     ("norm-convergence-smoke", &["learning-curves"]),
     ("norm-text-smoke", &["learning-curves"]),
     ("scaling-smoke", &["weak-strong-", "efficiency"]),

@@ -12,11 +12,14 @@ use syncmark_record::{Outcome, rows::TrialRow};
 use crate::{
     analyse::paired,
     chart::series::name,
-    compose::{kinds::collective_sentences, learning::learning_sentences, nodes::node_sentences},
+    compose::{
+        kinds::collective_sentences, learning::learning_sentences, nodes::node_sentences,
+        norm_cost::norm_sentences,
+    },
     factor::{as_recorded, factor_value, fair, is_named, train_alike},
     format::count,
     run_data::RunData,
-    scenario::AnswerSpec,
+    scenario::{AnswerSpec, NORM_COST},
     stats::{Estimate, bootstrap::Verdict, estimate_ratio},
 };
 use metric::{Metric, verdict_words};
@@ -84,12 +87,11 @@ pub fn answer(data: &RunData) -> Answer<'_> {
         sentences: vec![sentence],
         comparisons: Vec::new(),
     };
-    let beside: Vec<String> = [
-        collective_sentences(data),
-        node_sentences(data),
-        learning_sentences(data),
-    ]
-    .concat();
+    let cost = match data.scenario.kind == NORM_COST {
+        true => norm_sentences(data),
+        false => node_sentences(data),
+    };
+    let beside: Vec<String> = [collective_sentences(data), cost, learning_sentences(data)].concat();
     if !beside.is_empty() && data.scenario.answer.is_none() {
         return Answer {
             sentences: beside,

@@ -16,6 +16,7 @@ pub mod legend;
 pub mod log_scale;
 pub mod memory;
 pub mod noise;
+pub mod norm_cost;
 pub mod palette;
 mod panel;
 pub mod raster;

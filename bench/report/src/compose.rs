@@ -9,6 +9,7 @@ mod gates;
 pub(crate) mod kinds;
 pub(crate) mod learning;
 pub(crate) mod nodes;
+pub(crate) mod norm_cost;
 mod tables;
 
 use syncmark_record::{Outcome, rows::RepeatRow};
@@ -21,6 +22,7 @@ use crate::{
         compression::accuracy,
         layers::layers,
         memory::memory,
+        norm_cost::norm_cost,
         scaling::{efficiency, throughput},
         series::{Facet, facets, series},
         sweeps::sweeps,
@@ -32,6 +34,7 @@ use crate::{
     document::{Block, Document, Figure},
     format::count,
     run_data::{RunData, excluded_reason},
+    scenario::NORM_COST,
 };
 
 type Chart = fn(&RunData, &Facet<'_>) -> Option<Figure>;
@@ -206,11 +209,20 @@ fn comparisons(answer: &Answer<'_>) -> Vec<Block> {
     ]
 }
 
+/// The kind `norm-cost` is about norms; its other nodes stand in `layers.csv`.
+fn cost(data: &RunData) -> (&'static str, Vec<Figure>, Vec<Block>) {
+    if data.scenario.kind == NORM_COST {
+        ("Cost of norms", norm_cost(data), norm_cost::norms(data))
+    } else {
+        ("Cost by node", layers(data), nodes::layers(data))
+    }
+}
+
 /// What belongs to no facet: collectives, nodes, settings that were swept.
 fn beside_training(data: &RunData, facets: &[Facet<'_>]) -> Vec<Block> {
     let sections: [(&str, Vec<Figure>, Vec<Block>); 6] = [
         ("Collectives", collectives(data), kinds::collectives(data)),
-        ("Cost by node", layers(data), nodes::layers(data)),
+        cost(data),
         (
             "Learning",
             crate::chart::learning::learning(data),

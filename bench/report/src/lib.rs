@@ -16,6 +16,7 @@ pub mod html;
 pub mod learning;
 pub mod markdown;
 pub mod nodes;
+pub mod norm_cost;
 pub mod phase_totals;
 pub mod render;
 pub mod run_data;

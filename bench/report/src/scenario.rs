@@ -17,11 +17,16 @@ pub struct AnswerSpec {
     pub metric: String,
 }
 
+/// The kind whose report is about norms.
+pub const NORM_COST: &str = "norm-cost";
+
 /// The report's view of a scenario.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScenarioHead {
     /// `name`.
     pub name: String,
+    /// `kind`.
+    pub kind: String,
     /// `question`.
     pub question: String,
     /// `[answer]`.
@@ -65,6 +70,7 @@ impl ScenarioHead {
             });
         Ok(Self {
             name: string("name"),
+            kind: string("kind"),
             question: string("question"),
             answer,
             text: text.into(),

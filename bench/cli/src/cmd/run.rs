@@ -27,6 +27,7 @@ use crate::run::job::{Clock, Executor, SystemClock};
 use crate::run::layers_summary;
 use crate::run::learning_summary;
 use crate::run::ledger::FolderLedger;
+use crate::run::norms_summary;
 use crate::run::progress::Bar;
 use crate::run::resume::{Done, resume};
 use crate::run::signals::Signals;
@@ -337,6 +338,11 @@ fn closing_words(plan: &Plan, folder: &RunFolder, trials: &[TrialRow]) -> String
         (Some(data), Kind::Learning) => {
             format!("{}\n", learning_summary::summary(data, terminal_width()))
         }
+        (Some(data), Kind::NormCost) => format!(
+            "{}\n{}\n",
+            summary(trials, terminal_width()),
+            norms_summary::summary(data, terminal_width())
+        ),
         (Some(data), Kind::LayerCost) => format!(
             "{}\n{}\n",
             summary(trials, terminal_width()),

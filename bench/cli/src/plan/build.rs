@@ -9,7 +9,7 @@ use crate::plan::axes::{
 use crate::plan::combine::{Combination, combine};
 use crate::plan::config::{StrategyConfig, TrialConfig};
 use crate::plan::profile::profile;
-use crate::plan::settings::{Settings, labels, settings};
+use crate::plan::settings::{Settings, labels, settings, told_apart};
 use crate::plan::unused::unused;
 use crate::plan::{LeftOut, Merged, Plan, Trial, identity};
 use crate::scenario::check::Checker;
@@ -276,7 +276,8 @@ impl Built {
             .iter()
             .map(|trial| (strategy_in_words(&trial.config), &trial.settings))
             .collect();
-        let labels = labels(&named);
+        let variants = self.trials.iter().map(|trial| trial.variant.as_deref());
+        let labels = told_apart(labels(&named), variants);
         let toml = as_run(request, &self.tree)?;
         let trials = self
             .trials

@@ -61,6 +61,9 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
     let norm = model::norm(scenario, &spec, &normalized);
     let work = match scenario.kind {
         Kind::LayerCost => Work::LayerCost,
+        // Nodes are timed on one device; what ranks exchange for a norm shows in whole steps.
+        Kind::NormCost if scenario.parallel.strategy == Strategy::Single => Work::LayerCost,
+        Kind::NormCost => Work::Train,
         Kind::Learning => Work::Learning(learning(scenario, &spec)),
         Kind::Train | Kind::Collectives => Work::Train,
     };
@@ -196,6 +199,13 @@ fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<(String, &'sta
         let instead = "write strategy = \"single\" and devices = 1, or kind = \"train\"";
         return Some((why.to_owned(), instead));
     }
+    if scenario.kind == Kind::NormCost
+        && !matches!(scenario.parallel.strategy, Strategy::Single | Strategy::Ddp)
+    {
+        let why = "the cost of norms is that of one device, or of ranks under DDP";
+        let instead = "write strategy = \"single\" or \"ddp\"";
+        return Some((why.to_owned(), instead));
+    }
     if scenario.train.normalization_batch.is_some()
         && scenario.parallel.strategy != Strategy::Single
     {
@@ -207,7 +217,8 @@ fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<(String, &'sta
         let why = "independent replicas learn different things";
         return Some((why.to_owned(), "write strategy = \"single\""));
     }
-    if scenario.kind == Kind::LayerCost && scenario.train.accumulation > 1 {
+    if matches!(scenario.kind, Kind::LayerCost | Kind::NormCost) && scenario.train.accumulation > 1
+    {
         let why = "the nodes of a model are timed in steps of one micro-batch";
         return Some((why.to_owned(), "write accumulation = 1"));
     }

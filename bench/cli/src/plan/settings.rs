@@ -265,6 +265,19 @@ pub fn labels(trials: &[(String, &Settings)]) -> Vec<String> {
     trials.iter().map(label).collect()
 }
 
+/// Labels that several trials share, such as those of layers written in place, get the variants' names.
+pub fn told_apart<'a>(
+    labels: Vec<String>,
+    variants: impl Iterator<Item = Option<&'a str>>,
+) -> Vec<String> {
+    let shared = |label: &String| labels.iter().filter(|other| *other == label).count() > 1;
+    let apart = |(label, variant): (&String, Option<&str>)| match variant {
+        Some(variant) if shared(label) => format!("{label} {variant}"),
+        _ => label.clone(),
+    };
+    labels.iter().zip(variants).map(apart).collect()
+}
+
 /// Whether a value of this key explains itself.
 fn is_plain(key: &str) -> bool {
     matches!(key, "model.preset" | "model.norm" | "data.source")

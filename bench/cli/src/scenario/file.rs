@@ -78,13 +78,21 @@ pub enum Kind {
     Collectives,
     /// Training steps of one device, with the time of every node of the model.
     LayerCost,
+    /// What norms cost: nodes timed on one device, whole steps and exchanges of ranks under DDP.
+    NormCost,
     /// Training to an end, with evaluations: what is learned, not how fast. Every repeat has seeds of its own.
     Learning,
 }
 
 impl Kind {
     /// What can be written.
-    pub const NAMES: [&'static str; 4] = ["train", "collectives", "layer-cost", "learning"];
+    pub const NAMES: [&'static str; 5] = [
+        "train",
+        "collectives",
+        "layer-cost",
+        "norm-cost",
+        "learning",
+    ];
 }
 
 /// `[collectives]`: which operations are timed at which sizes.

@@ -50,7 +50,7 @@ pub const MODELS: [(&str, &str); 9] = [
 ];
 
 /// Names and texts of the shipped scenarios.
-pub const SCENARIOS: [(&str, &str); 35] = [
+pub const SCENARIOS: [(&str, &str); 37] = [
     (
         "quickstart",
         include_str!("../../../../scenarios/quickstart.toml"),
@@ -70,6 +70,14 @@ pub const SCENARIOS: [(&str, &str); 35] = [
     (
         "collectives-smoke",
         include_str!("../../../../scenarios/collectives-smoke.toml"),
+    ),
+    (
+        "norm-cost",
+        include_str!("../../../../scenarios/norm-cost.toml"),
+    ),
+    (
+        "norm-cost-smoke",
+        include_str!("../../../../scenarios/norm-cost-smoke.toml"),
     ),
     (
         "layer-cost",

@@ -224,6 +224,18 @@ fn covered_table(timed: &[Timed<'_>]) -> Table {
     table
 }
 
+/// What of their steps the nodes of all trials are.
+pub(super) fn coverage(data: &RunData) -> Vec<Block> {
+    let timed = timed(data);
+    if timed.is_empty() {
+        return Vec::new();
+    }
+    vec![
+        Block::Table(covered_table(&timed)),
+        Block::note(COVERED_NOTE),
+    ]
+}
+
 /// Every node of the models whose nodes were timed.
 pub(super) fn layers(data: &RunData) -> Vec<Block> {
     let mut blocks = Vec::new();

@@ -1,0 +1,59 @@
+//! What a run of kind `norm-cost` ends with: the norms' share of a step and of memory's bandwidth.
+//!
+//! Contract: pure; the figures of the report's table. Nothing is shown of a trial whose outcome carries no figure.
+use comfy_table::CellAlignment;
+use syncmark_report::format::{bytes, or_dash, percent, ratio, significant, with_spread};
+use syncmark_report::norm_cost::{Direction, norm_costs};
+use syncmark_report::run_data::RunData;
+use syncmark_report::stats::Estimate;
+
+use super::summary::bordered;
+
+/// A table of all norms; nothing where none was timed.
+pub fn summary(data: &RunData, width: Option<u16>) -> String {
+    let mut table = bordered(width);
+    table.set_header([
+        "model",
+        "norm",
+        "forward ms",
+        "of bandwidth",
+        "backward ms",
+        "of bandwidth",
+        "of step",
+        "beside none",
+        "kept",
+    ]);
+    let time = |direction: &Direction| or_dash(direction.time, |e| significant(e.value, 3));
+    let share = |estimate: Option<Estimate>| or_dash(estimate, |e| percent(e.value));
+    for cost in norm_costs(data).iter().filter(|cost| cost.nodes > 0) {
+        let beside = cost.beside_none;
+        table.add_row([
+            cost.trial.model.clone(),
+            cost.trial.norm.clone(),
+            time(&cost.forward),
+            share(cost.forward.share),
+            time(&cost.backward),
+            share(cost.backward.share),
+            share(cost.of_step),
+            with_spread(
+                beside.map(|e| e.value),
+                beside.map(|e| e.low),
+                beside.map(|e| e.high),
+                ratio,
+            ),
+            or_dash(cost.kept, |kept| bytes(kept as f64)),
+        ]);
+    }
+    if table.is_empty() {
+        return String::new();
+    }
+    for column in 2..9 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    format!(
+        "{table}\nNorms with the rectifiers and additions that their kernels do, in one step on one device. of bandwidth: the fewest bytes over the time, against \
+         one stream in and one out of memory. beside none: a whole step over one of the same model without norms. kept: memory beyond that model's.\n"
+    )
+}

@@ -1,0 +1,138 @@
+//! What norms cost of a step, as bars: forward and backward, up to what memory's bandwidth explains and beyond.
+//!
+//! Contract: one figure a model and batch; a bar is a norm, in the order of the trials. Its length is the time of all norms of a
+//! step on one device, with what their kernels do beside it; the solid parts are what the bytes would take at the ceiling.
+use super::{
+    WIDTH,
+    axis::tick_label,
+    bars::{Bar, BarChart, Group, Segment},
+    legend::{Entry, Sign},
+    palette::{Color, Fill, Hatch},
+    series::{alert, slug},
+};
+use crate::{
+    document::Figure,
+    format::{count, or_dash, percent, ratio, significant, with_spread},
+    norm_cost::{Direction, NormCost, norm_costs},
+    run_data::RunData,
+    stats::Estimate,
+};
+
+/// One figure for each model and batch whose norms were timed.
+pub fn norm_cost(data: &RunData) -> Vec<Figure> {
+    let costs = norm_costs(data);
+    let alike = |a: &NormCost<'_>, b: &NormCost<'_>| {
+        (&a.trial.model, a.trial.global_batch) == (&b.trial.model, b.trial.global_batch)
+    };
+    costs.chunk_by(alike).filter_map(figure).collect()
+}
+
+fn figure(costs: &[NormCost<'_>]) -> Option<Figure> {
+    let groups: Vec<Group> = costs
+        .iter()
+        .filter(|cost| cost.nodes > 0)
+        .map(group)
+        .collect();
+    let first = costs[0].trial;
+    if groups.is_empty() {
+        return None;
+    }
+    let (forward, backward) = (Color::SKY, Color::BLUE);
+    let area = |fill, name: &str| Entry::new(Sign::Area(fill), name);
+    let beyond = |color| Fill::hatched(color, Hatch::Rising);
+    let held = costs.iter().any(|cost| cost.forward.share.is_some());
+    let mut legend = vec![area(Fill::solid(forward), "forward")];
+    if held {
+        legend.push(area(beyond(forward), "forward beyond its ceiling"));
+    }
+    legend.push(area(Fill::solid(backward), "backward"));
+    if held {
+        legend.push(area(beyond(backward), "backward beyond its ceiling"));
+    }
+    let title = format!("Time of norms in a step, {}", first.model);
+    let samples = count(first.global_batch as usize, "sample");
+    let chart = BarChart {
+        title: title.clone(),
+        subtitle: format!("{}, {samples}, one device, {}", first.model, first.backend),
+        axis: "time of all norms in a step (ms)".into(),
+        legend,
+        groups,
+    };
+    let (svg, height) = chart.draw(tick_label);
+    let caption = format!(
+        "All norms of a step, timed within whole steps, with the rectifiers and additions that their kernels do: {}. Behind a bar: its time, its share of the \
+         step, the share of memory's bandwidth forward / backward, and the whole step over one without norms. The solid part of a bar is what its bytes would take at \
+         that bandwidth.",
+        spread_words(costs)
+    );
+    Some(Figure {
+        name: format!("norm-cost-{}-{}", slug(&first.model), first.global_batch),
+        title,
+        caption,
+        svg,
+        width: WIDTH,
+        height,
+    })
+}
+
+/// What the brackets are.
+fn spread_words(costs: &[NormCost<'_>]) -> String {
+    let repeats = costs.iter().map(|cost| cost.trial.repeats).max();
+    match costs[0].trial.spread.as_deref() {
+        Some("interval") => format!(
+            "medians over {}, with 95 % intervals in brackets",
+            count(repeats.unwrap_or(0) as usize, "repeat")
+        ),
+        _ => format!(
+            "medians over {}, with the smallest and largest in brackets",
+            count(repeats.unwrap_or(0) as usize, "repeat")
+        ),
+    }
+}
+
+fn group(cost: &NormCost<'_>) -> Group {
+    let parts = |direction: &Direction, color| {
+        let time = direction.time.map_or(0.0, |time| time.value);
+        let solid = direction.at_ceiling.unwrap_or(time).min(time);
+        let segment = |value, fill| Segment { value, fill };
+        [
+            segment(solid, Fill::solid(color)),
+            segment(time - solid, Fill::hatched(color, Hatch::Rising)),
+        ]
+    };
+    let segments = [
+        parts(&cost.forward, Color::SKY),
+        parts(&cost.backward, Color::BLUE),
+    ]
+    .concat();
+    let total = |of: fn(&Estimate) -> f64| -> f64 {
+        let both = [cost.forward.time, cost.backward.time];
+        both.iter().flatten().map(of).sum()
+    };
+    let share = |direction: &Direction| {
+        or_dash(direction.share, |share| {
+            format!("{:.0} %", share.value * 100.0)
+        })
+    };
+    let beside = cost.beside_none.map_or(String::new(), |e| {
+        let words = with_spread(Some(e.value), Some(e.low), Some(e.high), ratio);
+        format!("; step {words}")
+    });
+    let note = format!(
+        "{} ms, {}; {} / {}{beside}",
+        significant(total(|e| e.value), 3),
+        or_dash(cost.of_step, |share| percent(share.value)),
+        share(&cost.forward),
+        share(&cost.backward)
+    );
+    Group {
+        label: format!("{} norm", cost.trial.norm),
+        alert: alert(cost.trial),
+        bars: vec![Bar {
+            label: String::new(),
+            segments,
+            note,
+            height: 14.0,
+        }],
+    }
+}

@@ -1,0 +1,181 @@
+//! What norms cost, in words and tables.
+//!
+//! Contract: shown for the kind `norm-cost`, in place of every node. Nothing is called dearer whose interval includes 1.
+use crate::{
+    ceilings::pooled,
+    chart::{layers::subject, series::name},
+    compose::{ceilings, nodes},
+    document::{
+        Alignment::{Left, Right},
+        Block, Table,
+    },
+    format::{bytes, milliseconds, number, or_dash, percent, ratio, whole, with_spread},
+    norm_cost::{Direction, NormCost, SyncCost, norm_costs, sync_costs},
+    run_data::RunData,
+    stats::Estimate,
+};
+
+const COST_NOTE: &str = "Norms: the medians of their nodes' calls within whole steps, added up, with the rectifiers and additions that their kernels do; of memory's bandwidth: the \
+fewest bytes that these must move (METHODOLOGY.md has the table) over their time, against one stream in and one out of memory, measured in the same repeat on the same core. More than 100 %: the \
+data came from a cache, or more is read than written. A step beside one without norms is the ratio of whole steps, without any node timed, within repeats: that is what a norm adds. Kept: what the arena of \
+values, gradients and saved statistics holds more than without norms.";
+
+const SYNC_NOTE: &str = "SyncBatchNorm among ranks, of one step: its collectives, the bytes that a rank puts in, those that the rank which sends most sends, and the time that the slowest rank waits for the others to \
+arrive and then moves and adds (median call times calls). The ratio is that of whole steps to those of the same ranks with statistics of their own, within repeats.";
+
+fn spread(estimate: Option<Estimate>, show: impl Fn(f64) -> String) -> String {
+    let part = |of: fn(&Estimate) -> f64| estimate.as_ref().map(of);
+    with_spread(part(|e| e.value), part(|e| e.low), part(|e| e.high), show)
+}
+
+/// Sentences that answer a scenario of norms.
+pub(crate) fn norm_sentences(data: &RunData) -> Vec<String> {
+    let costs = norm_costs(data);
+    let mut sentences = Vec::new();
+    let alike = |a: &NormCost<'_>, b: &NormCost<'_>| {
+        (&a.trial.model, a.trial.global_batch) == (&b.trial.model, b.trial.global_batch)
+    };
+    for group in costs.chunk_by(alike) {
+        let mut dear: Vec<&NormCost<'_>> = group.iter().filter(|cost| cost.nodes > 0).collect();
+        dear.sort_by(|a, b| {
+            let step = |cost: &NormCost<'_>| cost.trial.step_ms.unwrap_or(f64::INFINITY);
+            step(a).total_cmp(&step(b))
+        });
+        let facts: Vec<String> = dear.iter().map(|cost| fact(cost)).collect();
+        if !facts.is_empty() {
+            let (model, samples) = (&group[0].trial.model, group[0].trial.global_batch);
+            sentences.push(format!(
+                "{model}, {samples} samples on one device, the shortest step first: {}.",
+                facts.join("; ")
+            ));
+        }
+    }
+    sentences.extend(sync_costs(data).iter().map(sync_sentence));
+    sentences
+}
+
+fn fact(cost: &NormCost<'_>) -> String {
+    let step = match cost.beside_none {
+        Some(beside) => format!(
+            ", which is {} one without norms",
+            spread(Some(beside), ratio)
+        ),
+        None => String::new(),
+    };
+    format!(
+        "{} norm is {} of the step{step}",
+        cost.trial.norm,
+        or_dash(cost.of_step, |share| percent(share.value))
+    )
+}
+
+fn sync_sentence(cost: &SyncCost<'_>) -> String {
+    let beside = cost.beside_batch.map_or(String::new(), |beside| {
+        format!(
+            ", and a step is {} one whose ranks have statistics of their own",
+            spread(Some(beside), ratio)
+        )
+    });
+    format!(
+        "SyncBatchNorm, {}, {}: {} collectives and {} a step from each rank{beside}.",
+        cost.trial.model,
+        name(cost.trial),
+        whole(cost.calls),
+        bytes(cost.payload)
+    )
+}
+
+/// Tables of norms on one device and among ranks.
+pub(super) fn norms(data: &RunData) -> Vec<Block> {
+    let (costs, sync) = (norm_costs(data), sync_costs(data));
+    let mut blocks = Vec::new();
+    if !costs.is_empty() {
+        blocks.push(Block::Table(cost_table(&costs)));
+        blocks.push(Block::note(COST_NOTE));
+        blocks.extend(ceilings::blocks(&pooled(data)));
+        blocks.extend(nodes::coverage(data));
+    }
+    if !sync.is_empty() {
+        blocks.push(Block::Table(sync_table(&sync)));
+        blocks.push(Block::note(SYNC_NOTE));
+    }
+    blocks
+}
+
+fn cost_table(costs: &[NormCost<'_>]) -> Table {
+    let mut table = Table::new(
+        "What norms cost on one device, in a step.",
+        &[
+            ("model", Left),
+            ("norms", Right),
+            ("forward (ms)", Right),
+            ("of memory's bandwidth", Right),
+            ("backward (ms)", Right),
+            ("of memory's bandwidth", Right),
+            ("of the step", Right),
+            ("step (ms)", Right),
+            ("beside one without norms", Right),
+            ("kept", Right),
+        ],
+    );
+    for cost in costs {
+        let direction = |direction: &Direction| {
+            [
+                spread(direction.time, number),
+                spread(direction.share, percent),
+            ]
+        };
+        let trial = cost.trial;
+        let step = with_spread(trial.step_ms, trial.step_ms_low, trial.step_ms_high, number);
+        let [forward, forward_share] = direction(&cost.forward);
+        let [backward, backward_share] = direction(&cost.backward);
+        table.push(vec![
+            subject(trial),
+            cost.nodes.to_string(),
+            forward,
+            forward_share,
+            backward,
+            backward_share,
+            match cost.nodes {
+                0 => "–".to_owned(),
+                _ => spread(cost.of_step, percent),
+            },
+            step,
+            spread(cost.beside_none, ratio),
+            or_dash(cost.kept, |kept| bytes(kept as f64)),
+        ]);
+    }
+    table
+}
+
+fn sync_table(costs: &[SyncCost<'_>]) -> Table {
+    let mut table = Table::new(
+        "What SyncBatchNorm costs among ranks, in a step.",
+        &[
+            ("trial", Left),
+            ("model", Left),
+            ("collectives", Right),
+            ("put in by a rank", Right),
+            ("sent", Right),
+            ("waits", Right),
+            ("moves and adds", Right),
+            ("step (ms)", Right),
+            ("beside batch norm", Right),
+        ],
+    );
+    for cost in costs {
+        let trial = cost.trial;
+        table.push(vec![
+            name(trial),
+            subject(trial),
+            whole(cost.calls),
+            bytes(cost.payload),
+            bytes(cost.sent),
+            spread(cost.wait, milliseconds),
+            spread(cost.transfer, milliseconds),
+            with_spread(trial.step_ms, trial.step_ms_low, trial.step_ms_high, number),
+            spread(cost.beside_batch, ratio),
+        ]);
+    }
+    table
+}
