@@ -245,7 +245,7 @@ fn the_report_is_about_norms_in_place_of_every_node() {
     ] {
         assert!(text.contains(words), "{words}: {text}");
     }
-    assert!(!text.contains("every node"), "{text}");
+    assert!(!text.contains(": every node,"), "{text}");
     let figure = rendered
         .document
         .figures()
