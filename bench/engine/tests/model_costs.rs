@@ -105,6 +105,25 @@ fn norms_make_the_passes_of_the_table() {
 }
 
 #[test]
+fn norms_keep_their_input_and_their_statistics() {
+    // 4 samples of 8 channels and 3×3 pixels: 288 values.
+    for (norm, statistics) in [
+        (r#"{"batch-norm":{}}"#, 2 * 8),
+        (r#"{"layer-norm":{}}"#, 2 * 4),
+        (r#"{"group-norm":{"groups":2}}"#, 2 * 4 * 2),
+        (r#"{"instance-norm":{}}"#, 2 * 4 * 8),
+        (r#"{"rms-norm":{}}"#, 4),
+    ] {
+        let layers = format!("[{norm}]");
+        let model = model(&[8, 3, 3], Norm::None, &layers);
+        let cost = &model.node_costs(4)[0];
+        assert_eq!(cost.kept_bytes, Some(4 * (4 * 72 + statistics)), "{norm}");
+    }
+    let relu = model(&[8, 3, 3], Norm::None, r#"["relu"]"#);
+    assert_eq!(relu.node_costs(4)[0].kept_bytes, None);
+}
+
+#[test]
 fn a_norm_of_the_models_input_makes_no_input_gradient() {
     let n: u64 = 2 * 8 * 36;
     for (layer, passes) in [

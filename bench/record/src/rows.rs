@@ -466,6 +466,9 @@ pub struct LayerRow {
     /// How a convolution is computed: `direct` or `im2row`; backward such as `dx im2row, dw direct`.
     #[serde(default)]
     pub algorithm: Option<String>,
+    /// Bytes that a norm keeps from forward for backward, by formula; of the forward row alone.
+    #[serde(default)]
+    pub kept_bytes: Option<u64>,
 }
 
 /// `compression.csv`: one row per trial, repeat and checked step: how far compressed gradients are from exact ones.

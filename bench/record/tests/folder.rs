@@ -342,6 +342,7 @@ fn layer(within: Option<u32>) -> LayerRow {
         parameters: 0,
         within,
         algorithm: Some("dx im2row, dw direct".into()),
+        kept_bytes: Some(64),
     }
 }
 
@@ -365,11 +366,11 @@ fn nodes_without_their_latest_columns_are_read() {
     let folder = RunFolder::create(dir.path()).unwrap();
     let mut held = record("a", 0);
     held.layers = vec![layer(None)];
-    held.layers[0].algorithm = None;
+    (held.layers[0].algorithm, held.layers[0].kept_bytes) = (None, None);
     folder.records().unwrap().append(&held).unwrap();
     let path = dir.path().join(LayerRow::FILE);
     let text = fs::read_to_string(&path).unwrap();
-    for columns in [",algorithm", ",within,algorithm"] {
+    for columns in [",kept_bytes", ",within,algorithm,kept_bytes"] {
         let none = ",".repeat(columns.matches(',').count());
         let older: Vec<&str> = text
             .lines()

@@ -48,8 +48,10 @@ pub struct NormCost<'a> {
     pub of_step: Option<Estimate>,
     /// The step over that of the same model without norms.
     pub beside_none: Option<Estimate>,
-    /// Bytes of values, gradients and what is kept for backward beyond those of the same model without norms.
-    pub kept: Option<i64>,
+    /// Bytes that the norms keep from forward for backward, by formula.
+    pub kept: Option<u64>,
+    /// Bytes of values, gradients and statistics beyond those of the same model without norms, as allocated.
+    pub activations_beside_none: Option<i64>,
 }
 
 /// What SyncBatchNorm costs ranks of DistributedDataParallel.
@@ -106,6 +108,13 @@ fn direction(data: &RunData, trial: &TrialRow, rows: &[&LayerRow], name: &str) -
     }
 }
 
+/// Of one repeat; it is the same in each.
+fn kept(rows: &[&LayerRow]) -> Option<u64> {
+    let first = rows.first()?.repeat;
+    let own = rows.iter().filter(|row| row.repeat == first);
+    own.filter_map(|row| row.kept_bytes).reduce(|a, b| a + b)
+}
+
 /// The trial that differs in the norm alone.
 fn beside<'a>(data: &'a RunData, trial: &TrialRow, norm: &str) -> Option<&'a TrialRow> {
     data.measured().find(|other| {
@@ -150,7 +159,9 @@ pub fn norm_costs(data: &RunData) -> Vec<NormCost<'_>> {
             backward: direction(data, trial, &rows, "backward"),
             of_step: estimate_ratio(&paired(&sums, &steps(data, trial))),
             beside_none: none.and_then(|none| step_ratio(data, trial, none)),
-            kept: none.and_then(|none| Some(activations(data, trial)? - activations(data, none)?)),
+            kept: kept(&rows),
+            activations_beside_none: none
+                .and_then(|none| Some(activations(data, trial)? - activations(data, none)?)),
         }
     };
     data.measured()

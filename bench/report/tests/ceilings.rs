@@ -71,6 +71,7 @@ fn layers(trial: &str) -> Vec<LayerRow> {
             read_write_bytes: Some(bytes),
             parameters: 0,
             within,
+            kept_bytes: None,
             algorithm: (layer == "conv2d").then(|| {
                 if forward {
                     "direct"

@@ -53,6 +53,7 @@ fn layer(
         parameters: 0,
         within,
         algorithm: None,
+        kept_bytes: (forward && layer == "batch-norm").then_some(bytes / 4),
     }
 }
 
@@ -196,11 +197,13 @@ fn norms_have_their_own_nodes_and_what_is_done_within_them() {
     close(batch.forward.share.map(|e| e.high), 0.5);
     close(batch.backward.share.map(|e| e.value), 0.5);
     close(batch.forward.at_ceiling, 1.5);
-    assert_eq!(batch.kept, Some(4_096));
+    assert_eq!(batch.kept, Some(1_750_000), "a quarter of 4 and 3 MB");
+    assert_eq!(batch.activations_beside_none, Some(4_096));
     let beside = batch.beside_none.unwrap();
     assert!((beside.value - 1.25).abs() < 0.03, "{beside:?}");
     let none = costs.iter().find(|cost| cost.trial.norm == "none").unwrap();
     assert_eq!((none.nodes, none.kept, none.beside_none), (0, None, None));
+    assert_eq!(none.activations_beside_none, None);
 }
 
 #[test]

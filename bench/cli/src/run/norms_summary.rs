@@ -54,6 +54,6 @@ pub fn summary(data: &RunData, width: Option<u16>) -> String {
     }
     format!(
         "{table}\nNorms with the rectifiers and additions that their kernels do, in one step on one device. of bandwidth: the fewest bytes over the time, against \
-         one stream in and one out of memory. beside none: a whole step over one of the same model without norms. kept: memory beyond that model's.\n"
+         one stream in and one out of memory. beside none: a whole step over one of the same model without norms. kept: what they keep from forward for backward, by formula.\n"
     )
 }

@@ -24,6 +24,9 @@ pub struct NodeCost {
     pub facts: LayerFacts,
     /// Forward.
     pub forward: Work,
+    /// Bytes that a norm keeps from forward for backward: its input, and a mean and reciprocal deviation for each set of values that it
+    /// normalizes together (RMS norm: the latter alone). None for other nodes.
+    pub kept_bytes: Option<u64>,
     /// Backward: gradients of its parameters, and of its inputs where a node or the loss needs them (the model's input needs
     /// none).
     pub backward: Work,
@@ -43,6 +46,7 @@ impl Model {
             NodeCost {
                 facts: layer_facts(node),
                 forward: forward(node, batch),
+                kept_bytes: kept(node, batch),
                 backward: backward(node, &flows, batch),
             }
         };
@@ -90,6 +94,26 @@ fn product(node: &Node, batch: usize) -> Option<u128> {
     };
     let outputs = node.output.elements() as u128 * batch as u128;
     Some(outputs.saturating_mul(2 * terms as u128))
+}
+
+fn kept(node: &Node, batch: usize) -> Option<u64> {
+    let parts = |each_position: bool| match each_position {
+        true => node.input.spatial(),
+        false => 1,
+    };
+    let statistics = match node.op {
+        Op::BatchNorm { .. } => 2 * node.input.channels(),
+        Op::GroupNorm {
+            groups,
+            each_position,
+            ..
+        } => 2 * batch * groups * parts(each_position),
+        Op::RmsNorm { each_position, .. } => batch * parts(each_position),
+        _ => return None,
+    };
+    let [x, ..] = sizes(node, batch);
+    let bytes = x.saturating_add(statistics as u128) * size_of::<f32>() as u128;
+    Some(u64::try_from(bytes).unwrap_or(u64::MAX))
 }
 
 fn forward(node: &Node, batch: usize) -> Work {

@@ -17,8 +17,9 @@ use crate::{
 
 const COST_NOTE: &str = "Norms: the medians of their nodes' calls within whole steps, added up, with the rectifiers and additions that their kernels do; of memory's bandwidth: the \
 fewest bytes that these must move (METHODOLOGY.md has the table) over their time, against one stream in and one out of memory, measured in the same repeat on the same core. More than 100 %: the \
-data came from a cache, or more is read than written. A step beside one without norms is the ratio of whole steps, without any node timed, within repeats: that is what a norm adds. Kept: what the arena of \
-values, gradients and saved statistics holds more than without norms.";
+data came from a cache, or more is read than written. A step beside one without norms is the ratio of whole steps, without any node timed, within repeats: that is what a norm adds. Kept \
+for backward, by formula: the norms' inputs and statistics. Activations: what the arena of values, gradients and statistics holds more than without norms, as allocated; less than nothing where \
+what lies between a norm, an addition and a rectifier is never written, while a model without norms writes it.";
 
 const SYNC_NOTE: &str = "SyncBatchNorm among ranks, of one step: its collectives, the bytes that a rank puts in, those that the rank which sends most sends, and the time that the slowest rank waits for the others to \
 arrive and then moves and adds (median call times calls). The ratio is that of whole steps to those of the same ranks with statistics of their own, within repeats.";
@@ -115,7 +116,8 @@ fn cost_table(costs: &[NormCost<'_>]) -> Table {
             ("of the step", Right),
             ("step (ms)", Right),
             ("beside one without norms", Right),
-            ("kept", Right),
+            ("kept for backward", Right),
+            ("activations beside none", Right),
         ],
     );
     for cost in costs {
@@ -143,6 +145,7 @@ fn cost_table(costs: &[NormCost<'_>]) -> Table {
             step,
             spread(cost.beside_none, ratio),
             or_dash(cost.kept, |kept| bytes(kept as f64)),
+            or_dash(cost.activations_beside_none, |more| bytes(more as f64)),
         ]);
     }
     table

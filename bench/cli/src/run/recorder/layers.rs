@@ -55,6 +55,7 @@ pub(super) fn layer_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<L
             read_write_bytes: Some(work.read_write_bytes),
             parameters: layer.parameters as u64,
             within: within.map(|head| head as u32),
+            kept_bytes: cost.kept_bytes.filter(|_| !backward),
             algorithm: algorithm(&model.nodes[node as usize], backward),
         })
     };
