@@ -122,6 +122,9 @@ pub struct TrialRow {
     /// Momentum of running statistics where it is not the usual 0.1: a number, or `cumulative`.
     #[serde(default)]
     pub norm_momentum: Option<String>,
+    /// What batch statistics over sequences do with padding: `counted` or `masked`.
+    #[serde(default)]
+    pub norm_padding: Option<String>,
 }
 
 /// The warning of a trial that ran beside others.
@@ -190,6 +193,7 @@ impl TrialRow {
             warnings: None,
             normalization_batch: None,
             norm_momentum: None,
+            norm_padding: None,
         }
     }
 

@@ -17,6 +17,9 @@ use crate::{
     stats::{Estimate, Spread, estimate},
 };
 
+/// How an optimizer's learning rate begins in the records.
+const RATE: &str = "learning_rate=";
+
 /// A trial, and its last row of each finished repeat.
 #[derive(Clone, Debug)]
 pub struct Learned<'a> {
@@ -172,9 +175,20 @@ pub fn told(difference: &Estimate) -> &'static str {
 
 /// What trials share that are compared with each other: all but norm and normalization batch.
 pub fn setting(trial: &TrialRow) -> String {
+    with_optimizer(trial, trial.optimizer.as_deref().unwrap_or_default())
+}
+
+/// The same but for the learning rate.
+fn setting_but_rate(trial: &TrialRow) -> String {
+    let optimizer = trial.optimizer.as_deref().unwrap_or_default();
+    let words = optimizer.split(' ').filter(|word| !word.starts_with(RATE));
+    with_optimizer(trial, &words.collect::<Vec<_>>().join(" "))
+}
+
+fn with_optimizer(trial: &TrialRow, optimizer: &str) -> String {
     [
         around(trial),
-        trial.optimizer.clone().unwrap_or_default(),
+        optimizer.to_owned(),
         format!("{} samples a step", trial.global_batch),
         format!("{} micro-batches", trial.accumulation.unwrap_or(1)),
     ]
@@ -197,16 +211,56 @@ pub fn around(trial: &TrialRow) -> String {
     .join(" · ")
 }
 
-/// Each trial with batch norm beside the one with group norm that it can be compared with.
-pub fn against_group_norm<'a, 'b>(
-    all: &'b [Learned<'a>],
-) -> Vec<(&'b Learned<'a>, &'b Learned<'a>)> {
-    let group = |trial: &TrialRow| {
+/// The learning rate as recorded.
+pub fn rate(trial: &TrialRow) -> Option<&str> {
+    let words = trial.optimizer.as_deref()?.split(' ');
+    words.filter_map(|word| word.strip_prefix(RATE)).next()
+}
+
+/// How the trials of a run are compared: with equal learning rates, or, where the scenario gives every norm one of its own, each with its own.
+/// A run that tries several for a norm compares equal ones, since there is nothing to say which of them is meant.
+pub fn comparable(all: &[Learned<'_>]) -> fn(&TrialRow) -> String {
+    match rates_of_their_own(all) {
+        Some(_) => setting_but_rate,
+        None => setting,
+    }
+}
+
+/// The learning rate of each norm, in the order of the trials, where each has one and not all have the same.
+pub fn rates_of_their_own<'a>(all: &[Learned<'a>]) -> Option<Vec<(String, &'a str)>> {
+    let mut rates: Vec<(String, &str)> = Vec::new();
+    for trial in all.iter().map(|learned| learned.trial) {
+        let norm = match &trial.norm_padding {
+            Some(padding) => format!("{} norm, padding {padding}", trial.norm),
+            None => format!("{} norm", trial.norm),
+        };
+        let own = rate(trial)?;
+        match rates.iter().find(|(known, _)| *known == norm) {
+            Some((_, known)) if *known != own => return None,
+            Some(_) => {}
+            None => rates.push((norm, own)),
+        }
+    }
+    let differ = rates.iter().any(|(_, own)| *own != rates[0].1);
+    differ.then_some(rates)
+}
+
+/// A trial with batch norm, and the one that it is held against.
+pub type Pair<'a, 'b> = (&'b Learned<'a>, &'b Learned<'a>);
+
+/// Each trial with batch norm beside the one that it can be compared with: with group norm, or, in a run without it, layer norm. Also which of
+/// the two that is.
+pub fn against<'a, 'b>(all: &'b [Learned<'a>]) -> (&'static str, Vec<Pair<'a, 'b>>) {
+    let shared = comparable(all);
+    let has_group = all.iter().any(|learned| learned.trial.norm == "group");
+    let baseline = if has_group { "group" } else { "layer" };
+    let other = |trial: &TrialRow| {
         all.iter()
-            .find(|other| other.trial.norm == "group" && setting(other.trial) == setting(trial))
+            .find(|other| other.trial.norm == baseline && shared(other.trial) == shared(trial))
     };
-    all.iter()
+    let pairs = all
+        .iter()
         .filter(|learned| learned.trial.norm == "batch")
-        .filter_map(|learned| Some((learned, group(learned.trial)?)))
-        .collect()
+        .filter_map(|learned| Some((learned, other(learned.trial)?)));
+    (baseline, pairs.collect())
 }

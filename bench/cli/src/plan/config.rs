@@ -317,6 +317,14 @@ pub fn momentum_name(momentum: Momentum) -> String {
     }
 }
 
+/// What is done with padding, as a scenario has it.
+pub fn padding_name(padding: Padding) -> String {
+    match padding {
+        Padding::Counted => "counted".to_owned(),
+        Padding::Masked => "masked".to_owned(),
+    }
+}
+
 /// A schedule with all of its settings, for `trials.csv`.
 pub fn schedule_name(schedule: &Schedule) -> String {
     match schedule {

@@ -9,7 +9,8 @@ use super::cores;
 use super::gate::Gate;
 use super::standing::{Standing, Unrun};
 use crate::plan::config::{
-    DpConfig, SourceConfig, compression_name, momentum_name, optimizer_name, schedule_name,
+    DpConfig, SourceConfig, compression_name, momentum_name, optimizer_name, padding_name,
+    schedule_name,
 };
 use crate::plan::{Plan, Trial};
 use crate::scenario::file::Scaling;
@@ -76,6 +77,7 @@ pub fn row(
             .learning()
             .map(|_| config.normalization_batch() as u64),
         norm_momentum: config.norm_momentum.map(momentum_name),
+        norm_padding: config.norm_padding.map(padding_name),
         oversubscribed: cores::oversubscribed(config, cores),
         outcome,
         reason,

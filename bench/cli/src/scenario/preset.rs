@@ -50,7 +50,7 @@ pub const MODELS: [(&str, &str); 9] = [
 ];
 
 /// Names and texts of the shipped scenarios.
-pub const SCENARIOS: [(&str, &str); 37] = [
+pub const SCENARIOS: [(&str, &str); 40] = [
     (
         "quickstart",
         include_str!("../../../../scenarios/quickstart.toml"),
@@ -70,6 +70,18 @@ pub const SCENARIOS: [(&str, &str); 37] = [
     (
         "collectives-smoke",
         include_str!("../../../../scenarios/collectives-smoke.toml"),
+    ),
+    (
+        "bn-batch-size",
+        include_str!("../../../../scenarios/bn-batch-size.toml"),
+    ),
+    (
+        "bn-batch-size-paper",
+        include_str!("../../../../scenarios/bn-batch-size-paper.toml"),
+    ),
+    (
+        "norm-text",
+        include_str!("../../../../scenarios/norm-text.toml"),
     ),
     (
         "norm-cost",

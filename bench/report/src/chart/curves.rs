@@ -55,7 +55,7 @@ pub struct Plot {
 }
 
 /// Looks for curves that have none of their own.
-pub const LOOKS: [(Marker, Color); 8] = [
+pub const LOOKS: [(Marker, Color); 10] = [
     (Marker::Circle, Color::BLUE),
     (Marker::Square, Color::VERMILION),
     (Marker::Up, Color::GREEN),
@@ -64,6 +64,8 @@ pub const LOOKS: [(Marker, Color); 8] = [
     (Marker::Bar, Color::SKY),
     (Marker::Circle, Color::GREY),
     (Marker::Square, Color::BLACK),
+    (Marker::Diamond, Color::YELLOW),
+    (Marker::Up, Color::SILVER),
 ];
 
 const MARGIN: f64 = 16.0;

@@ -13,13 +13,13 @@ use super::{
 };
 use crate::{
     document,
-    learning::{Figure, Learned, Statistics, around, learned, momentum, setting},
+    learning::{Figure, Learned, Statistics, around, comparable, learned, momentum},
     run_data::RunData,
     stats::{Estimate, estimate, median},
 };
 
 /// More curves than this in one chart cannot be told apart; the tables have them all.
-const MOST_CURVES: usize = 8;
+const MOST_CURVES: usize = LOOKS.len();
 
 fn whole(value: f64) -> String {
     format!("{value:.0}")
@@ -61,7 +61,7 @@ fn against_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
     if batches.len() < 2 {
         return None;
     }
-    if several(all.iter(), setting) {
+    if several(all.iter(), comparable(all)) {
         return against_own_batch(all);
     }
     let mut curves: BTreeMap<String, Vec<CurvePoint>> = BTreeMap::new();
@@ -169,7 +169,7 @@ fn gap(all: &[Learned<'_>]) -> Option<document::Figure> {
         }
     }
     let drawn = all.iter().filter(|learned| learned.trial.norm == "batch");
-    if curves.values().all(|points| points.len() < 2) || several(drawn, setting) {
+    if curves.values().all(|points| points.len() < 2) || several(drawn, comparable(all)) {
         return None;
     }
     let curves = looks(curves);

@@ -42,12 +42,10 @@ struct Map {
 /// The heat maps; none where fewer than two normalization batches were tried.
 pub fn noise(data: &RunData) -> Option<Figure> {
     let all = learned(data);
-    let first = all.first()?.trial;
+    let by_batch = || all.iter().filter(|learned| learned.trial.norm == "batch");
+    let first = by_batch().next()?.trial;
     // Layers of several models do not share an axis, nor do norms that were trained differently.
-    if all
-        .iter()
-        .any(|learned| setting(learned.trial) != setting(first))
-    {
+    if by_batch().any(|learned| setting(learned.trial) != setting(first)) {
         return None;
     }
     let subtitle = &format!("{} · {}", first.model, first.data);
@@ -88,8 +86,8 @@ pub fn noise(data: &RunData) -> Option<Figure> {
         name: "noise-of-batch-statistics".into(),
         title: title.into(),
         caption: "Each batch norm from the first (top) to the last, against how many samples its statistics are taken over: means over channels and batches of \
-                  training samples after the last step, medians over repeats. Colours are logarithmic. A layer with many positions averages over all of them, so \
-                  early layers are less noisy than late ones at the same batch."
+                  training samples after the last step, medians over repeats. Colours are logarithmic. A layer with many positions averages over all of them, but \
+                  positions of one sample are much alike, so early layers need not be less noisy than late ones."
             .into(),
         svg,
         width: WIDTH,

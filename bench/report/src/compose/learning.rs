@@ -13,7 +13,8 @@ use crate::{
     },
     format::{count, number, or_dash, percent, significant, whole, with_spread},
     learning::{
-        Figure, Learned, Statistics, against_group_norm, difference, learned, momentum, told,
+        Figure, Learned, Pair, Statistics, against, difference, learned, momentum,
+        rates_of_their_own, told,
     },
     run_data::RunData,
     stats::{Estimate, estimate, median},
@@ -22,9 +23,6 @@ use crate::{
 const TABLE: &str = "Errors are the share of labels that are not predicted, after the last step: medians over repeats, each with seeds of its own, \
 with their spread. Stored: with the running statistics. Batch: with those of batches as large as the normalization batch. PreciseBN: with stored statistics that \
 were estimated anew from training batches, weights unchanged.";
-
-const DIFFERENCES: &str = "Batch norm's error minus group norm's in the same repeats, which share initial parameters, order of samples and what is held \
-out: medians of the differences, in percentage points.";
 
 const PAPER: &str = "Second-hand, for orientation, not measured here: validation error in per cent of ResNet-50 on ImageNet by images per GPU, as the group norm paper \
 gives it (Wu and He 2018, https://arxiv.org/abs/1803.08494). Small data may show the order and the shape, not these values.";
@@ -52,14 +50,14 @@ pub(super) fn blocks(data: &RunData) -> Vec<Block> {
         return Vec::new();
     }
     let mut blocks = vec![Block::Table(ends(&all))];
-    let pairs = against_group_norm(&all);
+    let (baseline, pairs) = against(&all);
     if !pairs.is_empty() {
-        blocks.push(Block::Table(differences(&pairs)));
+        blocks.push(Block::Table(differences(baseline, &pairs)));
         let batches: BTreeSet<_> = pairs
             .iter()
             .map(|(own, _)| own.trial.normalization_batch)
             .collect();
-        if batches.len() > 1 {
+        if batches.len() > 1 && baseline == "group" {
             blocks.push(Block::Table(paper()));
         }
     }
@@ -130,9 +128,12 @@ fn points(difference: f64) -> String {
     format!("{:+.2}", 100.0 * difference)
 }
 
-fn differences(pairs: &[(&Learned<'_>, &Learned<'_>)]) -> Table {
+fn differences(baseline: &str, pairs: &[Pair<'_, '_>]) -> Table {
     let mut table = Table::new(
-        DIFFERENCES,
+        format!(
+            "Batch norm's error minus {baseline} norm's in the same repeats, which share initial parameters, order of samples and what is held out: medians of the \
+             differences, in percentage points."
+        ),
         &[
             ("trial", Left),
             ("together", Right),
@@ -143,8 +144,8 @@ fn differences(pairs: &[(&Learned<'_>, &Learned<'_>)]) -> Table {
             ("", Left),
         ],
     );
-    for (own, group) in pairs {
-        let of = |statistics| difference(own, statistics, group);
+    for (own, other) in pairs {
+        let of = |statistics| difference(own, statistics, other);
         let (stored, precise) = (of(Statistics::Stored), of(Statistics::Precise));
         let words =
             |difference: &Option<Estimate>| or_dash(difference.as_ref(), |d| told(d).to_owned());
@@ -281,14 +282,14 @@ fn noise(data: &RunData, all: &[Learned<'_>]) -> Table {
     table
 }
 
-/// Sentences that answer a study: at which normalization batches batch norm loses to group norm, with stored statistics and with
-/// PreciseBN.
+/// Sentences that answer a study: at which normalization batches batch norm loses to group norm (or to layer norm, where that is what there is), with
+/// stored statistics and with PreciseBN.
 pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
     let all = learned(data);
-    let pairs = against_group_norm(&all);
+    let (baseline, pairs) = against(&all);
     let mut sentences: Vec<String> = [Statistics::Stored, Statistics::Precise]
         .into_iter()
-        .filter_map(|statistics| sentence(&pairs, statistics))
+        .filter_map(|statistics| sentence(baseline, &pairs, statistics))
         .collect();
     let diverged: Vec<String> = all
         .iter()
@@ -307,7 +308,17 @@ pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
             diverged.join(", ")
         ));
     }
-    if sentences.is_empty() && !all.is_empty() {
+    if let Some(rates) = rates_of_their_own(&all) {
+        let words: Vec<String> = rates
+            .iter()
+            .map(|(norm, rate)| format!("{norm} {rate}"))
+            .collect();
+        sentences.push(format!(
+            "Each norm has a learning rate of its own: {}.",
+            words.join(", ")
+        ));
+    }
+    if pairs.is_empty() && !all.is_empty() {
         let best = |learned: &Learned<'_>| learned.estimate(Statistics::Stored.error());
         let words: Vec<String> = all
             .iter()
@@ -324,16 +335,22 @@ pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
     sentences
 }
 
-fn sentence(pairs: &[(&Learned<'_>, &Learned<'_>)], statistics: Statistics) -> Option<String> {
+fn sentence(baseline: &str, pairs: &[Pair<'_, '_>], statistics: Statistics) -> Option<String> {
     let mut found: Vec<(u64, String, Estimate)> = pairs
         .iter()
-        .filter_map(|(own, group)| {
+        .filter_map(|(own, other)| {
             let together = own.trial.normalization_batch?;
-            let name = match momentum(own.trial) {
-                Some(momentum) => format!("{together} ({momentum})"),
-                None => together.to_string(),
+            let padding = own.trial.norm_padding.as_ref();
+            let options = [
+                momentum(own.trial),
+                padding.map(|how| format!("padding {how}")),
+            ];
+            let options: Vec<String> = options.into_iter().flatten().collect();
+            let name = match options.is_empty() {
+                false => format!("{together} ({})", options.join(", ")),
+                true => together.to_string(),
             };
-            Some((together, name, difference(own, statistics, group)?))
+            Some((together, name, difference(own, statistics, other)?))
         })
         .collect();
     found.sort_by_key(|(together, ..)| *together);
@@ -358,10 +375,10 @@ fn sentence(pairs: &[(&Learned<'_>, &Learned<'_>)], statistics: Statistics) -> O
     ) {
         (_, true) => "there are too few repeats for a verdict".to_owned(),
         (true, false) => {
-            "batch norm was not seen to lose to group norm at any normalization batch".to_owned()
+            format!("batch norm was not seen to lose to {baseline} norm at any normalization batch")
         }
         (false, false) => {
-            format!("batch norm loses to group norm at normalization batches of {lost}")
+            format!("batch norm loses to {baseline} norm at normalization batches of {lost}")
         }
     };
     let verdict = match won.is_empty() {
@@ -369,7 +386,7 @@ fn sentence(pairs: &[(&Learned<'_>, &Learned<'_>)], statistics: Statistics) -> O
         false => format!("{verdict}, and wins at {won}"),
     };
     Some(format!(
-        "With {}, {verdict}. Its error minus group norm's in percentage points, by normalization batch: {}.",
+        "With {}, {verdict}. Its error minus {baseline} norm's in percentage points, by normalization batch: {}.",
         statistics.name(),
         facts.join("; ")
     ))

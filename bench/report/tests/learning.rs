@@ -1,0 +1,147 @@
+//! Batch norm against another norm in the same repeats, from made-up rows: with equal learning rates, and with one for each norm.
+mod fixtures;
+
+use std::path::Path;
+
+use fixtures::{Way, table, way, write};
+use serde::Serialize;
+use syncmark_record::{
+    RunFolder,
+    rows::{LearningRow, RepeatRow, TrialRow},
+};
+use syncmark_report::{Rendered, answer::answer, render};
+
+const SCENARIO: &str = "name = \"norms\"\nquestion = \"Which norm learns?\"\nkind = \"learning\"\n";
+const REPEATS: u32 = 6;
+const MODELS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+/// A norm, what its statistics do with padding, its normalization batch, its learning rate, and its error in per cent.
+type Norm = (&'static str, Option<&'static str>, u64, &'static str, f64);
+
+fn csv<R: Serialize>(rows: &[R]) -> Vec<u8> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    rows.iter().for_each(|row| writer.serialize(row).unwrap());
+    writer.into_inner().unwrap()
+}
+
+fn folder(path: &Path, norms: &[Norm]) -> Rendered {
+    let ways: Vec<Way> = MODELS[..norms.len()]
+        .iter()
+        .map(|model| Way {
+            model,
+            ..way("single", None, 1, 20.0, 0.0)
+        })
+        .collect();
+    let folder: RunFolder = write(path, &ways, REPEATS);
+    folder.write_scenario(SCENARIO).unwrap();
+    let mut trials: Vec<TrialRow> = folder.read().unwrap();
+    let mut rows = Vec::new();
+    for (trial, (norm, padding, batch, rate, error)) in trials.iter_mut().zip(norms) {
+        (trial.model, trial.norm, trial.kind) = ("net".into(), (*norm).into(), "learning".into());
+        trial.label = format!("{norm} {batch}");
+        trial.norm_padding = padding.map(Into::into);
+        trial.normalization_batch = Some(*batch);
+        trial.optimizer = Some(format!("sgd learning_rate={rate} momentum=0.9"));
+        for repeat in 0..REPEATS {
+            // What a repeat's seeds do is the same for all norms.
+            let error = (error + f64::from(repeat)) / 100.0;
+            rows.push(LearningRow {
+                trial: trial.trial.clone(),
+                repeat,
+                step: 100,
+                samples_seen: 3200,
+                train_loss: Some(0.1),
+                eval_loss: Some(0.2),
+                eval_error: Some(error),
+                batch_statistics_loss: None,
+                batch_statistics_error: None,
+                train_ns: Some(1_000),
+                train_eval_loss: None,
+                train_eval_error: None,
+                precise_loss: None,
+                precise_error: (*norm == "batch").then_some(error - 0.05),
+                dropout_loss: None,
+                dropout_error: None,
+            });
+        }
+    }
+    folder.write_trials(&trials).unwrap();
+    folder.replace("learning.csv", &csv(&rows)).unwrap();
+    let repeats: Vec<RepeatRow> = folder.read().unwrap();
+    assert_eq!(repeats.len(), norms.len() * REPEATS as usize);
+    render(path).unwrap()
+}
+
+fn sentences(rendered: &Rendered) -> String {
+    answer(&rendered.data).sentences.join("\n")
+}
+
+#[test]
+fn norms_with_a_rate_each_are_compared_and_the_rates_are_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let rendered = folder(
+        dir.path(),
+        &[
+            ("batch", None, 2, "0.8", 12.0),
+            ("batch", None, 32, "0.8", 8.0),
+            ("group", None, 32, "0.4", 10.0),
+        ],
+    );
+    let text = sentences(&rendered);
+    for words in [
+        "With stored statistics, batch norm loses to group norm at normalization batches of 2, and wins at 32.",
+        "2: +2.00 [+2.00, +2.00]; 32: -2.00 [-2.00, -2.00].",
+        "With PreciseBN, batch norm was not seen to lose to group norm",
+        "Each norm has a learning rate of its own: batch norm 0.8, group norm 0.4.",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let names: Vec<&str> = rendered
+        .document
+        .figures()
+        .map(|figure| figure.name.as_str())
+        .collect();
+    assert!(names.contains(&"error-against-batch"), "{names:?}");
+}
+
+#[test]
+fn where_a_norm_has_several_rates_equal_ones_are_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let rendered = folder(
+        dir.path(),
+        &[
+            ("batch", None, 32, "0.1", 8.0),
+            ("batch", None, 32, "0.2", 9.0),
+            ("group", None, 32, "0.2", 10.0),
+        ],
+    );
+    let text = sentences(&rendered);
+    assert!(
+        text.contains("by normalization batch: 32: -1.00 ["),
+        "{text}"
+    );
+    assert!(!text.contains("of its own"), "{text}");
+}
+
+#[test]
+fn without_group_norm_layer_norm_is_what_batch_norm_is_held_against() {
+    let dir = tempfile::tempdir().unwrap();
+    let rendered = folder(
+        dir.path(),
+        &[
+            ("batch", Some("counted"), 64, "0.004", 12.0),
+            ("batch", Some("masked"), 64, "0.002", 9.0),
+            ("layer", None, 64, "0.001", 10.0),
+        ],
+    );
+    let text = sentences(&rendered);
+    for words in [
+        "loses to layer norm at normalization batches of 64 (padding counted), and wins at 64 (padding masked)",
+        "batch norm, padding counted 0.004, batch norm, padding masked 0.002, layer norm 0.001",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let differences = table(&rendered, "pairs");
+    assert_eq!(differences.rows.len(), 2);
+    assert!(differences.caption.contains("minus layer norm's"));
+}
