@@ -94,7 +94,7 @@ impl Learned<'_> {
     }
 }
 
-/// The learning trials with a repeat that finished or diverged, in the report's order.
+/// The learning trials with a repeat that finished or diverged: norms in the report's order, each by its normalization batch.
 pub fn learned(data: &RunData) -> Vec<Learned<'_>> {
     let of_trial = |trial| {
         let ends = ends(data, trial);
@@ -109,11 +109,19 @@ pub fn learned(data: &RunData) -> Vec<Learned<'_>> {
             diverged,
         })
     };
-    data.trials
+    let mut all: Vec<Learned<'_>> = data
+        .trials
         .iter()
         .filter(|trial| trial.kind == "learning")
         .filter_map(of_trial)
-        .collect()
+        .collect();
+    let norms: Vec<&str> = all
+        .iter()
+        .map(|learned| learned.trial.norm.as_str())
+        .collect();
+    let place = |trial: &TrialRow| norms.iter().position(|norm| *norm == trial.norm);
+    all.sort_by_cached_key(|learned| (place(learned.trial), learned.trial.normalization_batch));
+    all
 }
 
 /// The last rows of the finished repeats of a trial.
