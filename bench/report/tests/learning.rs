@@ -101,7 +101,7 @@ fn norms_with_a_rate_each_are_compared_and_the_rates_are_said() {
         .figures()
         .map(|figure| figure.name.as_str())
         .collect();
-    assert!(names.contains(&"error-against-batch"), "{names:?}");
+    assert!(names.contains(&"error-against-normalization-batch"), "{names:?}");
 }
 
 #[test]
@@ -141,6 +141,12 @@ fn without_group_norm_layer_norm_is_what_batch_norm_is_held_against() {
     ] {
         assert!(text.contains(words), "{words}: {text}");
     }
+    // One batch is no axis.
+    assert_eq!(
+        rendered.document.figures().count(),
+        1,
+        "the learning curves"
+    );
     let differences = table(&rendered, "pairs");
     assert_eq!(differences.rows.len(), 2);
     assert!(differences.caption.contains("minus layer norm's"));

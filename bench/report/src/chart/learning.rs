@@ -143,11 +143,14 @@ fn against_own_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
 
 /// A batch norm's curve.
 fn name(learned: &Learned<'_>, statistics: Statistics) -> String {
-    let (norm, with) = (&learned.trial.norm, statistics.name());
-    match momentum(learned.trial) {
-        Some(momentum) => format!("{norm} norm, {momentum}, {with}"),
-        None => format!("{norm} norm, {with}"),
-    }
+    let padding = learned.trial.norm_padding.as_ref();
+    let words = [
+        Some(format!("{} norm", learned.trial.norm)),
+        momentum(learned.trial),
+        padding.map(|how| format!("padding {how}")),
+        Some(statistics.name().to_owned()),
+    ];
+    words.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// Loss with stored and with batch statistics, against the normalization batch: what is between them is the train/eval gap.
