@@ -242,7 +242,7 @@ fn the_report_is_about_norms_in_place_of_every_node() {
     let text = markdown(&rendered.document);
     for words in [
         "Cost of norms",
-        "of the step, which is 1.2",
+        "of the step, the whole step is 1.2",
         "SyncBatchNorm, net,",
         "4 collectives and 4.000 kB a step from each rank, and a step is 1.1",
     ] {

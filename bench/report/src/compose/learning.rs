@@ -381,9 +381,12 @@ fn sentence(baseline: &str, pairs: &[Pair<'_, '_>], statistics: Statistics) -> O
             format!("batch norm loses to {baseline} norm at normalization batches of {lost}")
         }
     };
-    let verdict = match won.is_empty() {
-        true => verdict,
-        false => format!("{verdict}, and wins at {won}"),
+    let verdict = match (won.is_empty(), lost.is_empty()) {
+        (true, _) => verdict,
+        (false, true) => format!(
+            "batch norm's error is smaller than {baseline} norm's at normalization batches of {won}, and it was not seen to lose at any"
+        ),
+        (false, false) => format!("{verdict}, and wins at {won}"),
     };
     Some(format!(
         "With {}, {verdict}. Its error minus {baseline} norm's in percentage points, by normalization batch: {}.",

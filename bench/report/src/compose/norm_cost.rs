@@ -16,13 +16,13 @@ use crate::{
 };
 
 const COST_NOTE: &str = "Norms: the medians of their nodes' calls within whole steps, added up, with the rectifiers and additions that their kernels do; of memory's bandwidth: the \
-fewest bytes that these must move (METHODOLOGY.md has the table) over their time, against one stream in and one out of memory, measured in the same repeat on the same core. More than 100 %: the \
+fewest bytes that these must move (METHODOLOGY.md has the table) over their time, against one stream in and one out of memory, measured in the same repeat on the same core. That compares a norm with what its own bytes allow, not norms with each other: batch norm must move 8 passes, the others 5. More than 100 %: the \
 data came from a cache, or more is read than written. A step beside one without norms is the ratio of whole steps, without any node timed, within repeats: that is what a norm adds. Kept \
 for backward, by formula: the norms' inputs and statistics. Activations: what the arena of values, gradients and statistics holds more than without norms, as allocated; less than nothing where \
 what lies between a norm, an addition and a rectifier is never written, while a model without norms writes it.";
 
 const SYNC_NOTE: &str = "SyncBatchNorm among ranks, of one step: its collectives, the bytes that a rank puts in, those that the rank which sends most sends, and the time that the slowest rank waits for the others to \
-arrive and then moves and adds (median call times calls). The ratio is that of whole steps to those of the same ranks with statistics of their own, within repeats.";
+arrive and then moves and adds: the median call times calls, which leaves out the tail. The ratio is that of whole steps to those of the same ranks with statistics of their own, within repeats.";
 
 fn spread(estimate: Option<Estimate>, show: impl Fn(f64) -> String) -> String {
     let part = |of: fn(&Estimate) -> f64| estimate.as_ref().map(of);
@@ -58,15 +58,15 @@ pub(crate) fn norm_sentences(data: &RunData) -> Vec<String> {
 fn fact(cost: &NormCost<'_>) -> String {
     let step = match cost.beside_none {
         Some(beside) => format!(
-            ", which is {} one without norms",
+            ", the whole step is {} one without norms",
             spread(Some(beside), ratio)
         ),
         None => String::new(),
     };
     format!(
-        "{} norm is {} of the step{step}",
+        "{} norm's kernels take {} of the step{step}",
         cost.trial.norm,
-        or_dash(cost.of_step, |share| percent(share.value))
+        spread(cost.of_step, percent)
     )
 }
 
@@ -160,8 +160,8 @@ fn sync_table(costs: &[SyncCost<'_>]) -> Table {
             ("collectives", Right),
             ("put in by a rank", Right),
             ("sent", Right),
-            ("waits", Right),
-            ("moves and adds", Right),
+            ("waits, typically", Right),
+            ("moves and adds, typically", Right),
             ("step (ms)", Right),
             ("beside batch norm", Right),
         ],
