@@ -28,11 +28,9 @@ fn csv<R: Serialize>(rows: &[R]) -> Vec<u8> {
 fn layer(
     trial: &str,
     repeat: u32,
-    node: u32,
-    layer: &str,
+    (node, layer): (u32, &str),
     forward: bool,
-    ns: u64,
-    bytes: u64,
+    [ns, bytes]: [u64; 2],
     within: Option<u32>,
 ) -> LayerRow {
     LayerRow {
@@ -63,16 +61,8 @@ fn layers(trial: &str) -> Vec<LayerRow> {
     for repeat in 0..REPEATS {
         for (forward, factor) in [(true, 1_u64), (false, 2)] {
             let row = |node, kind, ns, bytes, within| {
-                layer(
-                    trial,
-                    repeat,
-                    node,
-                    kind,
-                    forward,
-                    factor * ns,
-                    factor * bytes,
-                    within,
-                )
+                let cost = [factor * ns, factor * bytes];
+                layer(trial, repeat, (node, kind), forward, cost, within)
             };
             rows.extend([
                 row(0, "conv2d", 9_000_000, 1_000, None),

@@ -63,17 +63,27 @@ pub(crate) fn algorithms(window: &Window) -> ConvAlgorithms {
     }
 }
 
+/// What is computed, and how.
+pub(super) struct Call<'a> {
+    pub(super) algorithm: ConvAlgorithm,
+    pub(super) window: &'a Window,
+    pub(super) batch: usize,
+}
+
 /// y = x ⋆ w (+ bias, unless empty).
 pub(super) fn forward(
-    algorithm: ConvAlgorithm,
+    call: Call<'_>,
     x: &[f32],
     weight: &[f32],
     bias: &[f32],
     y: &mut [f32],
-    window: &Window,
-    batch: usize,
     workspace: &mut [f32],
 ) {
+    let Call {
+        algorithm,
+        window,
+        batch,
+    } = call;
     if algorithm == ConvAlgorithm::Im2row {
         return im2row::forward(x, weight, bias, y, window, batch, workspace);
     }
@@ -94,15 +104,18 @@ pub(super) fn forward(
 
 /// dx (+)= the input gradient.
 pub(super) fn backward_input(
-    algorithm: ConvAlgorithm,
+    call: Call<'_>,
     d_y: &[f32],
     weight: &[f32],
     d_x: &mut [f32],
-    window: &Window,
-    batch: usize,
     workspace: &mut [f32],
     write: Write,
 ) {
+    let Call {
+        algorithm,
+        window,
+        batch,
+    } = call;
     if algorithm == ConvAlgorithm::Im2row {
         return im2row::backward_input(d_y, weight, d_x, window, batch, workspace, write);
     }
@@ -127,15 +140,18 @@ pub(super) fn backward_input(
 
 /// d_weight += the weight gradient, for the weights of some output channels.
 pub(super) fn backward_weight(
-    algorithm: ConvAlgorithm,
+    call: Call<'_>,
     x: &[f32],
     d_y: &[f32],
     d_weight: &mut [f32],
-    window: &Window,
-    batch: usize,
     workspace: &mut [f32],
     channels: Range<usize>,
 ) {
+    let Call {
+        algorithm,
+        window,
+        batch,
+    } = call;
     let add = match algorithm {
         ConvAlgorithm::Direct => weight::add,
         ConvAlgorithm::Im2row => im2row::backward_weight,

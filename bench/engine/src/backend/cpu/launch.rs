@@ -264,16 +264,19 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
             }
             Kernel::Conv2dForward { x, weight, bias, y, window, algorithm, batch, workspace } => {
                 disjoint(&[y, workspace], &[x, weight, bias]);
-                conv::forward(algorithm, m.r(x), m.r(weight), m.r(bias), m.w(y), &window, batch, m.w(workspace));
+                let call = conv::Call { algorithm, window: &window, batch };
+                conv::forward(call, m.r(x), m.r(weight), m.r(bias), m.w(y), m.w(workspace));
             }
             Kernel::Conv2dBackwardInput { d_y, weight, d_x, window, algorithm, batch, workspace, write } => {
                 disjoint(&[d_x, workspace], &[d_y, weight]);
-                conv::backward_input(algorithm, m.r(d_y), m.r(weight), m.w(d_x), &window, batch, m.w(workspace), write);
+                let call = conv::Call { algorithm, window: &window, batch };
+                conv::backward_input(call, m.r(d_y), m.r(weight), m.w(d_x), m.w(workspace), write);
             }
             Kernel::Conv2dBackwardWeight { x, d_y, d_weight, window, algorithm, batch, workspace } => {
                 disjoint(&[d_weight, workspace], &[x, d_y]);
                 let (to, room) = (m.w(d_weight), m.w(workspace));
-                conv::backward_weight(algorithm, m.r(x), m.r(d_y), to, &window, batch, room, 0..window.out_c);
+                let call = conv::Call { algorithm, window: &window, batch };
+                conv::backward_weight(call, m.r(x), m.r(d_y), to, room, 0..window.out_c);
             }
             Kernel::MaxPoolForward { x, y, index, window, batch } => {
                 disjoint(&[y, index], &[x]);

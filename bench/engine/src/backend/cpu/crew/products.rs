@@ -57,7 +57,8 @@ impl Crew {
                     unsafe {
                         let to = memory.write(d_weight.slice(channels.start * size..channels.end * size));
                         let room = memory.write(workspace.slice(part * each..(part + 1) * each));
-                        conv::backward_weight(algorithm, memory.read(x), memory.read(d_y), to, &window, batch, room, channels);
+                        let call = conv::Call { algorithm, window: &window, batch };
+                        conv::backward_weight(call, memory.read(x), memory.read(d_y), to, room, channels);
                     }
                 });
                 true
