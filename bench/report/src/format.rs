@@ -3,6 +3,8 @@
 //! Contract: every figure of a report that a person reads goes through here, so equal quantities look equal.
 use syncmark_record::rows::TrialRow;
 
+use crate::stats::Estimate;
+
 /// A number with `digits` significant digits, with thousands separated by commas.
 pub fn significant(x: f64, digits: i32) -> String {
     if !x.is_finite() {
@@ -128,6 +130,12 @@ pub fn with_spread(
         (Some(value), ..) => show(value),
         _ => "–".into(),
     }
+}
+
+/// [`with_spread`] of an estimate.
+pub fn estimated(estimate: Option<Estimate>, show: impl Fn(f64) -> String) -> String {
+    let part = |of: fn(&Estimate) -> f64| estimate.as_ref().map(of);
+    with_spread(part(|e| e.value), part(|e| e.low), part(|e| e.high), show)
 }
 
 /// A trial's step time, throughput, efficiencies against single and independent, and exposed communication, each with its

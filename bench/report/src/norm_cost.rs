@@ -170,6 +170,13 @@ pub fn norm_costs(data: &RunData) -> Vec<NormCost<'_>> {
         .collect()
 }
 
+/// Costs that share a model and a batch, side by side.
+pub fn by_model<'a, 'b>(costs: &'b [NormCost<'a>]) -> impl Iterator<Item = &'b [NormCost<'a>]> {
+    costs.chunk_by(|a, b| {
+        (&a.trial.model, a.trial.global_batch) == (&b.trial.model, b.trial.global_batch)
+    })
+}
+
 /// The cost of SyncBatchNorm among ranks.
 pub fn sync_costs(data: &RunData) -> Vec<SyncCost<'_>> {
     data.measured()

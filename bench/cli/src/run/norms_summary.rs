@@ -2,7 +2,7 @@
 //!
 //! Contract: pure; the figures of the report's table. Nothing is shown of a trial whose outcome carries no figure.
 use comfy_table::CellAlignment;
-use syncmark_report::format::{bytes, or_dash, percent, ratio, significant, with_spread};
+use syncmark_report::format::{bytes, estimated, or_dash, percent, ratio, significant};
 use syncmark_report::norm_cost::{Direction, norm_costs};
 use syncmark_report::run_data::RunData;
 use syncmark_report::stats::Estimate;
@@ -26,7 +26,6 @@ pub fn summary(data: &RunData, width: Option<u16>) -> String {
     let time = |direction: &Direction| or_dash(direction.time, |e| significant(e.value, 3));
     let share = |estimate: Option<Estimate>| or_dash(estimate, |e| percent(e.value));
     for cost in norm_costs(data).iter().filter(|cost| cost.nodes > 0) {
-        let beside = cost.beside_none;
         table.add_row([
             cost.trial.model.clone(),
             cost.trial.norm.clone(),
@@ -35,12 +34,7 @@ pub fn summary(data: &RunData, width: Option<u16>) -> String {
             time(&cost.backward),
             share(cost.backward.share),
             share(cost.of_step),
-            with_spread(
-                beside.map(|e| e.value),
-                beside.map(|e| e.low),
-                beside.map(|e| e.high),
-                ratio,
-            ),
+            estimated(cost.beside_none, ratio),
             or_dash(cost.kept, |kept| bytes(kept as f64)),
         ]);
     }

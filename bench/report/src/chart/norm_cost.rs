@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     document::Figure,
-    format::{count, or_dash, percent, ratio, significant, with_spread},
-    norm_cost::{Direction, NormCost, norm_costs},
+    format::{count, estimated, or_dash, percent, ratio, significant},
+    norm_cost::{Direction, NormCost, by_model, norm_costs},
     run_data::RunData,
     stats::Estimate,
 };
@@ -21,10 +21,7 @@ use crate::{
 /// One figure for each model and batch whose norms were timed.
 pub fn norm_cost(data: &RunData) -> Vec<Figure> {
     let costs = norm_costs(data);
-    let alike = |a: &NormCost<'_>, b: &NormCost<'_>| {
-        (&a.trial.model, a.trial.global_batch) == (&b.trial.model, b.trial.global_batch)
-    };
-    costs.chunk_by(alike).filter_map(figure).collect()
+    by_model(&costs).filter_map(figure).collect()
 }
 
 fn figure(costs: &[NormCost<'_>]) -> Option<Figure> {
@@ -115,8 +112,7 @@ fn group(cost: &NormCost<'_>) -> Group {
         })
     };
     let beside = cost.beside_none.map_or(String::new(), |e| {
-        let words = with_spread(Some(e.value), Some(e.low), Some(e.high), ratio);
-        format!("; step {words}")
+        format!("; step {}", estimated(Some(e), ratio))
     });
     let note = format!(
         "{} ms, {}; {} / {}{beside}",

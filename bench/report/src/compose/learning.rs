@@ -11,7 +11,7 @@ use crate::{
         Alignment::{Left, Right},
         Block, Table,
     },
-    format::{count, number, or_dash, percent, significant, whole, with_spread},
+    format::{count, estimated, number, or_dash, percent, significant, whole, with_spread},
     learning::{
         Figure, Learned, Pair, Statistics, against, difference, learned, momentum,
         rates_of_their_own, told,
@@ -71,11 +71,6 @@ pub(super) fn blocks(data: &RunData) -> Vec<Block> {
     blocks
 }
 
-fn spread(estimate: Option<Estimate>, show: impl Fn(f64) -> String) -> String {
-    let ends = |end: fn(&Estimate) -> f64| estimate.as_ref().map(end);
-    with_spread(ends(|e| e.value), ends(|e| e.low), ends(|e| e.high), show)
-}
-
 fn ends(all: &[Learned<'_>]) -> Table {
     let mut table = Table::new(
         TABLE,
@@ -94,7 +89,8 @@ fn ends(all: &[Learned<'_>]) -> Table {
     );
     for learned in all {
         let trial = learned.trial;
-        let error = |statistics: Statistics| spread(learned.estimate(statistics.error()), percent);
+        let error =
+            |statistics: Statistics| estimated(learned.estimate(statistics.error()), percent);
         let repeats = match learned.diverged {
             0 => learned.ends.len().to_string(),
             diverged => format!("{}, and {diverged} diverged", learned.ends.len()),
@@ -112,8 +108,8 @@ fn ends(all: &[Learned<'_>]) -> Table {
             error(Statistics::Stored),
             error(Statistics::Batch),
             error(Statistics::Precise),
-            spread(learned.estimate(|row| row.train_eval_error), percent),
-            spread(learned.estimate(|row| row.eval_loss), number),
+            estimated(learned.estimate(|row| row.train_eval_error), percent),
+            estimated(learned.estimate(|row| row.eval_loss), number),
             or_dash(median(&steps(learned)), whole),
         ]);
     }
@@ -153,9 +149,9 @@ fn differences(baseline: &str, pairs: &[Pair<'_, '_>]) -> Table {
             own.trial.label.clone(),
             or_dash(own.trial.normalization_batch, |own| own.to_string()),
             or_dash(stored.as_ref(), |d| d.blocks.to_string()),
-            spread(stored, points),
+            estimated(stored, points),
             words(&stored),
-            spread(precise, points),
+            estimated(precise, points),
             words(&precise),
         ]);
     }
@@ -218,10 +214,10 @@ fn gap_table(all: &[Learned<'_>], gaps: Vec<[Option<Estimate>; 2]>) -> Table {
         table.push(vec![
             learned.trial.label.clone(),
             or_dash(own, |own| own.to_string()),
-            spread(learned.estimate(|row| row.eval_loss), number),
-            spread(batch, signed),
-            spread(learned.estimate(|row| row.dropout_loss), number),
-            spread(dropout, signed),
+            estimated(learned.estimate(|row| row.eval_loss), number),
+            estimated(batch, signed),
+            estimated(learned.estimate(|row| row.dropout_loss), number),
+            estimated(dropout, signed),
         ]);
     }
     table
@@ -326,7 +322,7 @@ pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
                 Some(format!(
                     "{} {}",
                     learned.trial.label,
-                    spread(Some(best(learned)?), percent)
+                    estimated(Some(best(learned)?), percent)
                 ))
             })
             .collect();
@@ -359,7 +355,7 @@ fn sentence(baseline: &str, pairs: &[Pair<'_, '_>], statistics: Statistics) -> O
     }
     let facts: Vec<String> = found
         .iter()
-        .map(|(_, name, difference)| format!("{name}: {}", spread(Some(*difference), points)))
+        .map(|(_, name, difference)| format!("{name}: {}", estimated(Some(*difference), points)))
         .collect();
     let at = |verdict: &str| {
         let own = found

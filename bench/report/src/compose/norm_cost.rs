@@ -9,10 +9,9 @@ use crate::{
         Alignment::{Left, Right},
         Block, Table,
     },
-    format::{bytes, milliseconds, number, or_dash, percent, ratio, whole, with_spread},
-    norm_cost::{Direction, NormCost, SyncCost, norm_costs, sync_costs},
+    format::{bytes, estimated, milliseconds, number, or_dash, percent, ratio, whole, with_spread},
+    norm_cost::{Direction, NormCost, SyncCost, by_model, norm_costs, sync_costs},
     run_data::RunData,
-    stats::Estimate,
 };
 
 const COST_NOTE: &str = "Norms: the medians of their nodes' calls within whole steps, added up, with the rectifiers and additions that their kernels do; of memory's bandwidth: the \
@@ -24,19 +23,11 @@ what lies between a norm, an addition and a rectifier is never written, while a 
 const SYNC_NOTE: &str = "SyncBatchNorm among ranks, of one step: its collectives, the bytes that a rank puts in, those that the rank which sends most sends, and the time that the slowest rank waits for the others to \
 arrive and then moves and adds: the median call times calls, which leaves out the tail. The ratio is that of whole steps to those of the same ranks with statistics of their own, within repeats.";
 
-fn spread(estimate: Option<Estimate>, show: impl Fn(f64) -> String) -> String {
-    let part = |of: fn(&Estimate) -> f64| estimate.as_ref().map(of);
-    with_spread(part(|e| e.value), part(|e| e.low), part(|e| e.high), show)
-}
-
 /// Sentences that answer a scenario of norms.
 pub(crate) fn norm_sentences(data: &RunData) -> Vec<String> {
     let costs = norm_costs(data);
     let mut sentences = Vec::new();
-    let alike = |a: &NormCost<'_>, b: &NormCost<'_>| {
-        (&a.trial.model, a.trial.global_batch) == (&b.trial.model, b.trial.global_batch)
-    };
-    for group in costs.chunk_by(alike) {
+    for group in by_model(&costs) {
         let mut dear: Vec<&NormCost<'_>> = group.iter().filter(|cost| cost.nodes > 0).collect();
         dear.sort_by(|a, b| {
             let step = |cost: &NormCost<'_>| cost.trial.step_ms.unwrap_or(f64::INFINITY);
@@ -59,14 +50,14 @@ fn fact(cost: &NormCost<'_>) -> String {
     let step = match cost.beside_none {
         Some(beside) => format!(
             ", the whole step is {} one without norms",
-            spread(Some(beside), ratio)
+            estimated(Some(beside), ratio)
         ),
         None => String::new(),
     };
     format!(
         "{} norm's kernels take {} of the step{step}",
         cost.trial.norm,
-        spread(cost.of_step, percent)
+        estimated(cost.of_step, percent)
     )
 }
 
@@ -74,7 +65,7 @@ fn sync_sentence(cost: &SyncCost<'_>) -> String {
     let beside = cost.beside_batch.map_or(String::new(), |beside| {
         format!(
             ", and a step is {} one whose ranks have statistics of their own",
-            spread(Some(beside), ratio)
+            estimated(Some(beside), ratio)
         )
     });
     format!(
@@ -123,8 +114,8 @@ fn cost_table(costs: &[NormCost<'_>]) -> Table {
     for cost in costs {
         let direction = |direction: &Direction| {
             [
-                spread(direction.time, number),
-                spread(direction.share, percent),
+                estimated(direction.time, number),
+                estimated(direction.share, percent),
             ]
         };
         let trial = cost.trial;
@@ -140,10 +131,10 @@ fn cost_table(costs: &[NormCost<'_>]) -> Table {
             backward_share,
             match cost.nodes {
                 0 => "–".to_owned(),
-                _ => spread(cost.of_step, percent),
+                _ => estimated(cost.of_step, percent),
             },
             step,
-            spread(cost.beside_none, ratio),
+            estimated(cost.beside_none, ratio),
             or_dash(cost.kept, |kept| bytes(kept as f64)),
             or_dash(cost.activations_beside_none, |more| bytes(more as f64)),
         ]);
@@ -174,10 +165,10 @@ fn sync_table(costs: &[SyncCost<'_>]) -> Table {
             whole(cost.calls),
             bytes(cost.payload),
             bytes(cost.sent),
-            spread(cost.wait, milliseconds),
-            spread(cost.transfer, milliseconds),
+            estimated(cost.wait, milliseconds),
+            estimated(cost.transfer, milliseconds),
             with_spread(trial.step_ms, trial.step_ms_low, trial.step_ms_high, number),
-            spread(cost.beside_batch, ratio),
+            estimated(cost.beside_batch, ratio),
         ]);
     }
     table

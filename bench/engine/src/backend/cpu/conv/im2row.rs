@@ -78,6 +78,29 @@ fn write_out(window: &Window, sample: &[f32], pixels: Range<usize>, patches: &mu
     }
 }
 
+/// The patches of a strip: written out, or the input itself.
+fn patches<'a>(
+    window: &Window,
+    x: &'a [f32],
+    sample: usize,
+    strip: Range<usize>,
+    workspace: &'a mut [f32],
+) -> &'a [f32] {
+    let len = strip.len() * patch(window);
+    if is_product(window) {
+        return &x[..len];
+    }
+    let in_sample = window.h * window.w * window.c;
+    let patches = &mut workspace[..len];
+    write_out(
+        window,
+        &x[sample * in_sample..][..in_sample],
+        strip,
+        patches,
+    );
+    patches
+}
+
 /// Strips of a batch: sample and output pixels; one of the whole batch where there is nothing to write out.
 fn strips(window: &Window, batch: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
     let pixels = window.out_h * window.out_w;
@@ -104,7 +127,7 @@ pub(super) fn forward(
     workspace: &mut [f32],
 ) {
     let (patch, out_c) = (patch(window), window.out_c);
-    let (in_sample, pixels) = (window.h * window.w * window.c, window.out_h * window.out_w);
+    let pixels = window.out_h * window.out_w;
     for (sample, strip) in strips(window, batch) {
         let y = &mut y[(sample * pixels + strip.start) * out_c..][..strip.len() * out_c];
         let write = if bias.is_empty() {
@@ -114,14 +137,7 @@ pub(super) fn forward(
                 .for_each(|y| y.copy_from_slice(bias));
             Write::Accumulate
         };
-        let patches = if is_product(window) {
-            &x[..strip.len() * patch]
-        } else {
-            let x = &x[sample * in_sample..][..in_sample];
-            let patches = &mut workspace[..strip.len() * patch];
-            write_out(window, x, strip.clone(), patches);
-            patches
-        };
+        let patches = patches(window, x, sample, strip.clone(), workspace);
         product(
             [strip.len(), out_c, patch],
             1.0,
@@ -191,17 +207,10 @@ pub(super) fn backward_weight(
         return;
     }
     let (patch, out_c) = (patch(window), window.out_c);
-    let (in_sample, pixels) = (window.h * window.w * window.c, window.out_h * window.out_w);
+    let pixels = window.out_h * window.out_w;
     for (sample, strip) in strips(window, batch) {
         let d_y = &d_y[(sample * pixels + strip.start) * out_c..][..strip.len() * out_c];
-        let patches = if is_product(window) {
-            &x[..strip.len() * patch]
-        } else {
-            let x = &x[sample * in_sample..][..in_sample];
-            let patches = &mut workspace[..strip.len() * patch];
-            write_out(window, x, strip.clone(), patches);
-            patches
-        };
+        let patches = patches(window, x, sample, strip.clone(), workspace);
         product(
             [channels.len(), patch, strip.len()],
             1.0,
