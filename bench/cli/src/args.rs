@@ -24,6 +24,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Measure scenarios: gates, blocks of repeats, records and a report.
+    #[command(mut_arg("scenarios", |scenarios| scenarios.required(false).required_unless_present("resume")))]
     Run(RunArgs),
     /// Show the trials, what is left out and why, and the expected time; run nothing.
     Plan(PlanArgs),
@@ -85,8 +86,8 @@ pub struct RunArgs {
     /// Folder that receives the run's folder.
     #[arg(long, value_name = "DIR", default_value = "reports")]
     pub out: PathBuf,
-    /// Finish the interrupted run in this run folder: the same scenario and overrides, on the same machine, with the same build. --out
-    /// is not used then.
+    /// Finish the interrupted run in this run folder, which says what was run; on the same machine, with the same build. A scenario
+    /// beside it must be the same, with the same overrides. --out is not used then.
     #[arg(long, value_name = "RUN_DIR")]
     pub resume: Option<PathBuf>,
     /// No progress on stderr.

@@ -66,6 +66,8 @@ pub struct LeftOut {
     pub what: String,
     /// Why it means nothing.
     pub why: String,
+    /// What to write instead.
+    pub instead: &'static str,
 }
 
 /// A combination that equals an earlier trial once the keys it does not use are dropped.
@@ -100,6 +102,7 @@ pub fn plans(args: &ScenarioArgs, profile: bool) -> Result<Vec<Plan>> {
                 overrides: overrides.clone(),
                 filters: args.filters.clone(),
                 profile,
+                as_run: false,
             })
         })
         .collect()

@@ -45,6 +45,15 @@ fn collectives(options: &str) -> String {
     message(&text, &[], &[])
 }
 
+/// The message for the shipped scenario of norm costs.
+fn norm_cost(overrides: &[&str]) -> String {
+    message(
+        include_str!("../../../scenarios/norm-cost.toml"),
+        overrides,
+        &[],
+    )
+}
+
 fn collectives_with(section: &str, overrides: &[&str]) -> String {
     let head = "name = \"test\"\nquestion = \"How fast?\"\nkind = \"collectives\"\n";
     message(
@@ -67,7 +76,7 @@ fn message(text: &str, overrides: &[&str], filters: &[&str]) -> String {
             .map(|text| ("--set".to_owned(), (*text).to_owned()))
             .collect(),
         filters: filters.iter().map(|text| (*text).to_owned()).collect(),
-        profile: false,
+        ..Request::default()
     };
     let error = build(&request).expect_err("the scenario is wrong");
     assert_eq!(error.status(), Status::Usage);
@@ -218,7 +227,10 @@ cases! {
     collectives_without_an_operation: collectives("operations = []\n");
     set_without_a_value: set("parallel.devices");
     set_of_an_unknown_key: set("parallel.device=2");
+    set_of_the_kind: set("kind=norm-cost");
     set_to_a_bad_value: set("parallel.devices=0");
+    norm_cost_of_another_strategy: norm_cost(&["parallel.strategy=dp"]);
+    norm_cost_without_norms: norm_cost(&["model.norm=none"]);
     set_to_an_unknown_name: set("parallel.strategy=ddq");
     set_to_no_toml: set("sweep.\"parallel.devices\"=[1, 2");
     filter_without_a_value: message(GOOD, &[], &["parallel.devices"]);

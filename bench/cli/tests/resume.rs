@@ -5,7 +5,8 @@ mod finished;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod running;
 
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use syncmark_record::RunFolder;
@@ -107,12 +108,15 @@ fn a_killed_study_is_finished_with_the_records_of_one_that_ran_through() {
         "killed after {before} of 6 repeats"
     );
 
-    let resumed = run(&scenario, &["--resume", killed.to_str().unwrap()]);
+    // The folder says what was run, also when the scenario's file is gone.
+    std::fs::remove_file(&scenario).unwrap();
+    let resumed = resume(&killed, &[]);
     assert!(
         resumed.status.success(),
         "{}",
         String::from_utf8_lossy(&resumed.stderr)
     );
+    std::fs::write(&scenario, SCENARIO).unwrap();
     let resumed = RunFolder::open(&killed).unwrap();
     assert_eq!(repeats(&resumed), repeats(&through));
     assert_eq!(learned(&resumed), learned(&through));
@@ -129,6 +133,54 @@ fn a_killed_study_is_finished_with_the_records_of_one_that_ran_through() {
     let again = run(&scenario, &["--resume", killed.to_str().unwrap()]);
     assert!(again.status.success());
     assert_eq!(learned(&resumed), learned(&through));
+}
+
+/// `syncmark run --resume FOLDER` with nothing that says what was run.
+fn resume(folder: &Path, arguments: &[&str]) -> Output {
+    command()
+        .args(["run", "--quiet", "--resume"])
+        .arg(folder)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn overrides_and_filters_of_the_run_count_when_it_is_resumed_alone() {
+    let _turn = TURN.lock();
+    let files = tempfile::tempdir().unwrap();
+    let scenario = files.path().join("resumed.toml");
+    std::fs::write(&scenario, SCENARIO.replace("steps = 60", "steps = 2")).unwrap();
+    let out = files.path().join("out");
+    let changed = [
+        "--out",
+        out.to_str().unwrap(),
+        "--set",
+        "measure.repeats=1",
+        "--filter",
+        "variant=group",
+    ];
+    let done = run(&scenario, &changed);
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    let folder = folder(&out).unwrap();
+    let before = repeats(&RunFolder::open(&folder).unwrap());
+    assert_eq!(before.len(), 1);
+    let resumed = resume(&folder, &[]);
+    let words = String::from_utf8_lossy(&resumed.stderr);
+    assert!(resumed.status.success(), "{words}");
+    assert_eq!(repeats(&RunFolder::open(&folder).unwrap()), before);
+
+    let refused = resume(&folder, &["--set", "measure.repeats=2"]);
+    let words = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{words}");
+    assert!(words.contains("leave --set, --filter"), "{words}");
+    let alone = command().arg("run").output().unwrap();
+    assert_eq!(alone.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&alone.stderr).contains("SCENARIO"));
 }
 
 #[test]
@@ -165,8 +217,8 @@ fn another_scenario_is_refused_with_the_difference() {
     assert_eq!(refused.status.code(), Some(2), "{words}");
     for part in [
         "cannot resume",
-        "- steps = 2",
-        "+ steps = 3",
+        "- train.steps = 2",
+        "+ train.steps = 3",
         "without --resume",
     ] {
         assert!(words.contains(part), "{part}: {words}");

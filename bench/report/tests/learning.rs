@@ -124,6 +124,32 @@ fn where_a_norm_has_several_rates_equal_ones_are_compared() {
         "{text}"
     );
     assert!(!text.contains("of its own"), "{text}");
+    // Group norm has one rate, so there is nothing to choose.
+    let grid = "Learning rates with the smallest median error, by norm: batch norm 0.1 (10.5 % [9.0 %, 12.0 %]; next 0.2 with 11.5 % [10.0 %, 13.0 %]; at the end of \
+                the grid: a better one may lie beyond).";
+    assert!(text.contains(grid), "{text}");
+}
+
+#[test]
+fn a_grid_names_the_best_rate_of_each_norm_and_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let rendered = folder(
+        dir.path(),
+        &[
+            ("batch", None, 32, "0.1", 9.0),
+            ("batch", None, 32, "0.2", 8.0),
+            ("batch", None, 32, "0.4", 8.5),
+            ("group", None, 32, "0.1", 10.0),
+            ("group", None, 32, "0.2", 10.0),
+            ("group", None, 32, "0.4", 11.0),
+        ],
+    );
+    let text = sentences(&rendered);
+    assert!(text.contains("by norm: batch norm 0.2 ("), "{text}");
+    assert!(text.contains("; next 0.4 with"), "{text}");
+    // Of equal ones the smaller, which is at the end of this grid.
+    assert!(text.contains("group norm 0.1 ("), "{text}");
+    assert_eq!(text.matches("a better one may lie beyond").count(), 1);
 }
 
 #[test]

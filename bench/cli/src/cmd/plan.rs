@@ -8,6 +8,7 @@ use crate::cmd::print;
 use crate::cmd::run::check_runnable;
 use crate::error::{Result, Status};
 use crate::plan::{Plan, Trial, estimate, plans};
+use crate::run::conductor::lanes;
 use crate::run::cores;
 
 /// Prints the plans.
@@ -31,6 +32,15 @@ fn here(plan: &Plan) -> String {
     let Ok(cores) = cores::usable() else {
         return text;
     };
+    let lanes = lanes(plan, |_| cores.len());
+    if plan.scenario.measure.concurrent && lanes > 1 {
+        let _ = writeln!(
+            text,
+            "\n{lanes} trials run side by side here, on {}: about {}.",
+            count(cores.len(), "core"),
+            estimate::in_words(estimate::expected(plan) / lanes)
+        );
+    }
     let crowded = |trial: &&Trial| cores::oversubscribed(&trial.config, cores.len());
     let crowded = plan.trials.iter().filter(crowded).count();
     if crowded > 0 {

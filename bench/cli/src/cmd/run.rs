@@ -29,7 +29,7 @@ use crate::run::learning_summary;
 use crate::run::ledger::FolderLedger;
 use crate::run::norms_summary;
 use crate::run::progress::Bar;
-use crate::run::resume::{Done, resume};
+use crate::run::resume::{Done, plan_as_run, resume};
 use crate::run::signals::Signals;
 use crate::run::standing::{Standing, Unrun};
 use crate::run::summary::{cautions, summary, terminal_width};
@@ -44,7 +44,14 @@ use crate::scenario::file::{BackendChoice, Kind};
 pub fn execute(args: &RunArgs) -> Result<Status> {
     let signals = Signals::install()
         .map_err(|error| CliError::failed(format!("failed to take over ctrl-C: {error}")))?;
-    let plans = runnable_plans(&args.scenario, args.profile);
+    let plans = match &args.resume {
+        Some(folder) if args.scenario.scenarios.is_empty() => plan_as_run(folder, &args.scenario)
+            .and_then(|plan| {
+                check_runnable(&plan)?;
+                Ok(vec![plan])
+            }),
+        _ => runnable_plans(&args.scenario, args.profile),
+    };
     let (plans, crew) = match part("run", args.launcher, plans, &signals)? {
         Part::Conduct { plans, crew } => (plans, crew),
         Part::Served(status) => return Ok(status),
@@ -61,12 +68,7 @@ pub fn execute(args: &RunArgs) -> Result<Status> {
                 ))
             })
             .collect::<Result<Vec<_>>>()?,
-        Some(folder) => vec![take_up(
-            &plans,
-            &args.scenario.scenarios,
-            folder,
-            crew.as_deref(),
-        )?],
+        Some(folder) => vec![take_up(&plans, folder, crew.as_deref())?],
     };
     let mut status = Status::Passed;
     for (plan, (folder, done)) in plans.iter().zip(folders) {
@@ -128,19 +130,15 @@ pub fn check_runnable(plan: &Plan) -> Result<()> {
 }
 
 /// The folder of the one scenario that is to be finished, and what of it is done.
-fn take_up(
-    plans: &[Plan],
-    scenarios: &[String],
-    folder: &Path,
-    crew: Option<&Crew>,
-) -> Result<(RunFolder, Done)> {
-    let ([plan], [scenario]) = (plans, scenarios) else {
+fn take_up(plans: &[Plan], folder: &Path, crew: Option<&Crew>) -> Result<(RunFolder, Done)> {
+    let [plan] = plans else {
         return Err(
             CliError::usage("--resume finishes one run, but there are several scenarios")
-                .help("give the one whose run folder it is"),
+                .help("leave them out: the run folder says what was run"),
         );
     };
-    resume(plan, folder, &here(plan, scenario, crew))
+    // What the scenario's own folder is at is not compared.
+    resume(plan, folder, &here(plan, "", crew))
 }
 
 /// This machine and build, as a run of `plan` now would record them.

@@ -11,7 +11,7 @@ use crate::plan::config::{StrategyConfig, TrialConfig};
 use crate::plan::profile::profile;
 use crate::plan::settings::{Settings, labels, settings, told_apart};
 use crate::plan::unused::unused;
-use crate::plan::{LeftOut, Merged, Plan, Trial, identity};
+use crate::plan::{LeftOut, Merged, Plan, Trial, identity, model};
 use crate::scenario::check::Checker;
 use crate::scenario::contradictions;
 use crate::scenario::file::{Kind, Scenario};
@@ -33,6 +33,8 @@ pub struct Request {
     pub filters: Vec<String>,
     /// Whether the scenario's models are to be profiled in its place.
     pub profile: bool,
+    /// Whether the text is the `scenario.toml` of a run folder: its overrides are in it, and it stays as it is.
+    pub as_run: bool,
 }
 
 /// Builds the plan.
@@ -92,7 +94,8 @@ fn read_and_combine(
         merged: Vec::new(),
     };
     built.combine_all()?;
-    built.check_answer(overrides.is_empty() || answer_is_set)?;
+    let as_written = overrides.is_empty() && !request.as_run;
+    built.check_answer(as_written || answer_is_set)?;
     Ok(built)
 }
 
@@ -133,8 +136,23 @@ impl Built {
                 self.add(name.as_deref(), combination, &tree)?;
             }
         }
+        self.check_norms()?;
         self.note_unused();
         Ok(())
+    }
+
+    /// A trial without norms is what the others are held against; alone it answers nothing.
+    fn check_norms(&self) -> std::result::Result<(), Problem> {
+        let has = |draft: &Draft| model::has_norm(&draft.config.model, draft.config.norm);
+        if self.scenario.kind != Kind::NormCost
+            || self.trials.is_empty()
+            || self.trials.iter().any(has)
+        {
+            return Ok(());
+        }
+        let message = "no trial has a norm, so there is nothing to be held against a model without";
+        let help = "write norm = \"batch\", \"sync-batch\", \"layer\", \"instance\", \"group\" or \"rms\" in one of them, and a model whose layers have `norm`";
+        Err(Checker(&self.tree).problem("model.norm", message, help))
     }
 
     /// Collectives alone have no strategy, so nothing can be said of its options.
@@ -169,8 +187,12 @@ impl Built {
             {
                 return Err(Checker(tree).problem("parallel.strategy", why, instead));
             }
-            Combination::LeftOut { why, .. } => {
-                self.left_out.push(LeftOut { what: what(), why });
+            Combination::LeftOut { why, instead } => {
+                self.left_out.push(LeftOut {
+                    what: what(),
+                    why,
+                    instead,
+                });
                 return Ok(());
             }
             Combination::Trial {
@@ -259,10 +281,11 @@ impl Built {
             }
         }
         if self.trials.is_empty() {
-            let mut reasons: Vec<&str> = Vec::new();
+            let mut reasons: Vec<String> = Vec::new();
             for left in &self.left_out {
-                if !reasons.contains(&left.why.as_str()) {
-                    reasons.push(&left.why);
+                let reason = format!("{}: {}", left.why, left.instead);
+                if !reasons.contains(&reason) {
+                    reasons.push(reason);
                 }
             }
             return Err(CliError::usage(format!(
@@ -380,7 +403,7 @@ fn as_run(request: &Request, tree: &Node) -> Result<String> {
                 .map(|text| format!("--filter {text}")),
         )
         .collect();
-    if arguments.is_empty() {
+    if arguments.is_empty() || request.as_run {
         return Ok(request.text.clone());
     }
     let body = match request.overrides.is_empty() && !request.profile {

@@ -166,6 +166,22 @@ pub fn keeps_own_statistics(spec: &ModelSpec, norm: Norm) -> bool {
         })
 }
 
+/// Whether the model has a norm, whatever it is.
+pub fn has_norm(spec: &ModelSpec, norm: Norm) -> bool {
+    norm != Norm::None
+        || any(&spec.layers, &|layer| {
+            matches!(
+                layer,
+                LayerSpec::BatchNorm(_)
+                    | LayerSpec::SyncBatchNorm(_)
+                    | LayerSpec::LayerNorm(_)
+                    | LayerSpec::InstanceNorm(_)
+                    | LayerSpec::GroupNorm(_)
+                    | LayerSpec::RmsNorm(_)
+            )
+        })
+}
+
 fn any(layers: &[LayerSpec], is: &impl Fn(&LayerSpec) -> bool) -> bool {
     layers.iter().any(|layer| {
         is(layer)

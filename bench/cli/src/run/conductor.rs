@@ -18,6 +18,7 @@ use super::recorder::RepeatFacts;
 use super::resume::Done;
 use super::standing::{RepeatEnd, Standing, Unrun};
 use super::trial_row;
+use crate::plan::config::TrialConfig;
 use crate::plan::schedule::schedule;
 use crate::plan::{Plan, Trial};
 
@@ -129,7 +130,7 @@ impl Conductor<'_> {
         let jobs: Vec<Job> = seats.iter().map(job).collect();
         let concurrent = plan.scenario.measure.concurrent;
         let lanes = match concurrent {
-            true => lanes(plan, self.executor),
+            true => lanes(plan, |config| self.executor.cores(config)),
             false => 1,
         };
         let mut following = Following {
@@ -158,11 +159,11 @@ impl Conductor<'_> {
     }
 }
 
-/// How many trials of a plan run at a time where they run side by side.
-fn lanes(plan: &Plan, executor: &dyn Executor) -> u32 {
+/// How many trials of a plan run at a time where they run side by side, by the cores that there are for one.
+pub fn lanes(plan: &Plan, cores: impl Fn(&TrialConfig) -> usize) -> u32 {
     let lanes = |trial: &Trial| {
         let own = trial.config.devices.saturating_mul(trial.config.threads);
-        executor.cores(&trial.config) / own.max(1)
+        cores(&trial.config) / own.max(1)
     };
     let fewest = plan.trials.iter().map(lanes).min().unwrap_or(1);
     u32::try_from(fewest).unwrap_or(u32::MAX).max(1)

@@ -1,23 +1,76 @@
 //! Taking up a run that was interrupted: which of its repeats stand, and whether this is the same run.
 //!
 //! Contract: nothing is measured twice and nothing is mixed. Another scenario, another machine or another build is refused, with
-//! the difference. Repeats that came to an end stay, however they ended; what is left of an interrupted one is taken out and
+//! the difference. The folder itself says what was run, so no scenario has to be given. Repeats that came to an end stay, however they ended; what is left of an interrupted one is taken out and
 //! measured again.
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use clap::Parser;
 use syncmark_record::rows::RepeatRow;
 use syncmark_record::{Environment, FolderError, Outcome, RunFolder};
 
 use super::standing::RepeatEnd;
+use crate::args::{Cli, Command, ScenarioArgs};
 use crate::error::{CliError, Result};
 use crate::plan::Plan;
+use crate::plan::build::{Request, build};
 
 /// Lines of a difference that are shown of each side.
 const SHOWN: usize = 8;
 
 /// Repeats that stand, by trial.
 pub type Done = BTreeMap<String, Vec<RepeatEnd>>;
+
+/// The plan of the run in a folder, by its own records: the scenario with its overrides, and the filters of its command line.
+///
+/// # Errors
+/// Exit status 2 with what the folder lacks, or with overrides that came beside `--resume`.
+pub fn plan_as_run(path: &Path, beside: &ScenarioArgs) -> Result<Plan> {
+    if !beside.overrides.is_empty() || !beside.filters.is_empty() || beside.backend.is_some() {
+        let message = "an interrupted run is finished as it was begun, so nothing of it can be set or filtered";
+        let help = "leave --set, --filter and --backend out, or start a new run without --resume";
+        return Err(CliError::usage(message).help(help));
+    }
+    let unusable = |error: FolderError| CliError::usage(format!("cannot resume: {error}"));
+    let folder = RunFolder::open(path).map_err(unusable)?;
+    let text = folder
+        .scenario()
+        .map_err(unusable)?
+        .ok_or_else(|| lacks(path, "scenario.toml", "what was run"))?;
+    let environment = folder
+        .environment()
+        .map_err(unusable)?
+        .ok_or_else(|| lacks(path, "environment.json", "where it was run"))?;
+    let filters = match Cli::try_parse_from(&environment.command) {
+        Ok(Cli {
+            command: Command::Run(args),
+        }) => args.scenario.filters,
+        _ => {
+            let message = format!(
+                "cannot resume: the command in {} is no `syncmark run` of this version: {}",
+                path.join("environment.json").display(),
+                environment.command.join(" ")
+            );
+            let help = "give the scenario, its overrides and its filters beside --resume";
+            return Err(CliError::usage(message).help(help));
+        }
+    };
+    build(&Request {
+        name: path.join("scenario.toml").display().to_string(),
+        text,
+        filters,
+        as_run: true,
+        ..Request::default()
+    })
+}
+
+fn lacks(path: &Path, what: &str, unknown: &str) -> CliError {
+    CliError::usage(format!(
+        "cannot resume: {} holds no {what}, so nobody knows {unknown}",
+        path.display()
+    ))
+}
 
 /// Opens `path`, checks that it holds `plan`'s run on this machine, and takes out what did not come to its end.
 ///
@@ -27,10 +80,7 @@ pub fn resume(plan: &Plan, path: &Path, here: &Environment) -> Result<(RunFolder
     let unusable = |error: FolderError| CliError::usage(format!("cannot resume: {error}"));
     let folder = RunFolder::open(path).map_err(unusable)?;
     let Some(scenario) = folder.scenario().map_err(unusable)? else {
-        return Err(CliError::usage(format!(
-            "cannot resume: {} holds no scenario.toml, so nobody knows what was run",
-            path.display()
-        )));
+        return Err(lacks(path, "scenario.toml", "what was run"));
     };
     if scenario != plan.toml {
         return Err(CliError::usage(format!(
@@ -38,13 +88,10 @@ pub fn resume(plan: &Plan, path: &Path, here: &Environment) -> Result<(RunFolder
             path.display(),
             difference(&scenario, &plan.toml)
         ))
-        .help("give the same scenario and overrides, or start a new run without --resume"));
+        .help("leave the scenario out to finish the run as it was begun, or start a new one without --resume"));
     }
     let Some(mut environment) = folder.environment().map_err(unusable)? else {
-        return Err(CliError::usage(format!(
-            "cannot resume: {} holds no environment.json, so nobody knows where it was run",
-            path.display()
-        )));
+        return Err(lacks(path, "environment.json", "where it was run"));
     };
     let differences = elsewhere(&environment, here);
     if !differences.is_empty() {
@@ -116,11 +163,11 @@ fn elsewhere(then: &Environment, here: &Environment) -> Vec<String> {
         .collect()
 }
 
-/// Lines that only one of two texts has.
+/// Keys that only one of two scenarios has, or has otherwise.
 fn difference(then: &str, now: &str) -> String {
-    let only = |of: &str, other: &str, sign: char| {
-        let others: BTreeSet<&str> = other.lines().collect();
-        let own: Vec<&str> = of.lines().filter(|line| !others.contains(line)).collect();
+    let (then, now) = (flat(then), flat(now));
+    let only = |of: &[String], others: &[String], sign: char| {
+        let own: Vec<&String> = of.iter().filter(|line| !others.contains(line)).collect();
         let mut shown: Vec<String> = own
             .iter()
             .take(SHOWN)
@@ -131,10 +178,46 @@ fn difference(then: &str, now: &str) -> String {
         }
         shown
     };
-    let lines = [only(then, now, '-'), only(now, then, '+')].concat();
+    let lines = [only(&then, &now, '-'), only(&now, &then, '+')].concat();
     match lines.is_empty() {
-        true => "  the lines are the same, in another order".to_owned(),
+        true => "  all keys have the values that they had: they stand in another order, or comments or filters changed".to_owned(),
         false => lines.join("\n"),
+    }
+}
+
+/// A line for each key of a scenario, with its whole path: comments and the way it is written are no difference.
+fn flat(text: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    match text.parse::<toml::Table>() {
+        Ok(table) => flatten("", &toml::Value::Table(table), &mut lines),
+        // A folder that somebody edited by hand.
+        Err(_) => lines.extend(text.lines().map(str::to_owned)),
+    }
+    lines
+}
+
+fn flatten(path: &str, value: &toml::Value, lines: &mut Vec<String>) {
+    let below = |key: &str| match path.is_empty() {
+        true => key.to_owned(),
+        false => format!("{path}.{key}"),
+    };
+    match value {
+        toml::Value::Table(table) => table
+            .iter()
+            .for_each(|(key, value)| flatten(&below(&quoted(key)), value, lines)),
+        toml::Value::Array(values) if values.iter().any(toml::Value::is_table) => values
+            .iter()
+            .enumerate()
+            .for_each(|(index, value)| flatten(&format!("{path}[{index}]"), value, lines)),
+        value => lines.push(format!("{path} = {value}")),
+    }
+}
+
+/// The key of a sweep has dots of its own.
+fn quoted(key: &str) -> String {
+    match key.contains('.') {
+        true => format!("\"{key}\""),
+        false => key.to_owned(),
     }
 }
 
@@ -146,10 +229,15 @@ mod tests {
     fn a_difference_shows_the_lines_of_both_sides() {
         let (then, now) = ("a = 1\nb = 2\nc = 3\n", "a = 1\nb = 4\nc = 3\n");
         assert_eq!(difference(then, now), "  - b = 2\n  + b = 4");
-        assert_eq!(
-            difference("a\nb\n", "b\na\n"),
-            "  the lines are the same, in another order"
+        let (then, now) = (
+            "# how long\n[train]\nsteps = 4\n[sweep]\n\"model.norm\" = [\"batch\"]",
+            "train = { steps = 5 }\n# another\nsweep = { \"model.norm\" = [ \"batch\" ] }\n[[variant]]\nname = \"a\"",
         );
+        assert_eq!(
+            difference(then, now),
+            "  - train.steps = 4\n  + train.steps = 5\n  + variant[0].name = \"a\""
+        );
+        assert!(difference("a = 1\nb = 2", "b = 2\na = 1 # one").contains("all keys have"));
         let long: String = (0..20).map(|n| format!("x{n} = 1\n")).collect();
         assert!(difference(&long, "").ends_with("- and 12 more lines"));
     }

@@ -182,18 +182,25 @@ pub fn assignment(argument: &str, source: usize) -> Result<Assignment, Problem> 
         start: 0,
         len: key.len(),
     };
-    let path = key_path(key)
-        .filter(|path| can_be_set(path))
-        .ok_or_else(|| {
-            let mut allowed = settings();
-            allowed.extend(WHOLE_RUN.iter().chain(&HEAD).map(|key| (*key).to_owned()));
-            allowed.push("sweep.\"KEY\"".to_owned());
-            Problem::new(ProblemKind::UnknownKey {
-                key: key.trim().to_owned(),
-                allowed,
-            })
-            .at(key_place)
-        })?;
+    let path = key_path(key);
+    if path.as_ref().is_some_and(|path| path == &["kind"]) {
+        return Err(Problem::new(ProblemKind::Meaningless {
+            message: "`kind` says what the whole file is about and cannot be set".to_owned(),
+            help: "write another scenario file, or name a shipped scenario of that kind; `syncmark run --profile` makes a layer-cost of any that trains"
+                .to_owned(),
+        })
+        .at(key_place));
+    }
+    let path = path.filter(|path| can_be_set(path)).ok_or_else(|| {
+        let mut allowed = settings();
+        allowed.extend(WHOLE_RUN.iter().chain(&HEAD).map(|key| (*key).to_owned()));
+        allowed.push("sweep.\"KEY\"".to_owned());
+        Problem::new(ProblemKind::UnknownKey {
+            key: key.trim().to_owned(),
+            allowed,
+        })
+        .at(key_place)
+    })?;
     Ok(Assignment {
         path,
         key_place,

@@ -59,8 +59,9 @@ fn figure(costs: &[NormCost<'_>]) -> Option<Figure> {
     let caption = format!(
         "All norms of a step, timed within whole steps, with the rectifiers and additions that their kernels do: {}. Behind a bar: its time, its share of the \
          step, the share of memory's bandwidth forward / backward, and the whole step over one without norms. The solid part of a bar is what its bytes would take at \
-         that bandwidth.",
-        spread_words(costs)
+         that bandwidth.{}",
+        spread_words(costs),
+        above_words(costs)
     );
     Some(Figure {
         name: format!("norm-cost-{}-{}", slug(&first.model), first.global_batch),
@@ -70,6 +71,21 @@ fn figure(costs: &[NormCost<'_>]) -> Option<Figure> {
         width: WIDTH,
         height,
     })
+}
+
+/// What a share above the ceiling is, where there is one: such a bar has no part beyond.
+fn above_words(costs: &[NormCost<'_>]) -> &'static str {
+    let directions = costs
+        .iter()
+        .flat_map(|cost| [&cost.forward, &cost.backward]);
+    let above = |direction: &Direction| direction.share.is_some_and(|share| share.value > 1.0);
+    match directions.into_iter().any(above) {
+        true => {
+            " A share above 100 % (marked ↑) is no speed of memory: values were still in a cache, or more of them were read than written, which costs less than \
+             the ceiling's equal halves."
+        }
+        false => "",
+    }
 }
 
 /// What the brackets are.
@@ -108,7 +124,8 @@ fn group(cost: &NormCost<'_>) -> Group {
     };
     let share = |direction: &Direction| {
         or_dash(direction.share, |share| {
-            format!("{:.0} %", share.value * 100.0)
+            let mark = if share.value > 1.0 { " ↑" } else { "" };
+            format!("{:.0} %{mark}", share.value * 100.0)
         })
     };
     let beside = cost.beside_none.map_or(String::new(), |e| {

@@ -13,7 +13,7 @@ use crate::{
     },
     format::{count, estimated, number, or_dash, percent, significant, whole, with_spread},
     learning::{
-        Figure, Learned, Pair, Statistics, against, difference, learned, momentum,
+        Figure, Learned, Pair, Statistics, against, chosen, difference, learned, momentum,
         rates_of_their_own, told,
     },
     run_data::RunData,
@@ -314,6 +314,7 @@ pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
             words.join(", ")
         ));
     }
+    sentences.extend(grid_sentence(&all));
     if pairs.is_empty() && !all.is_empty() {
         let best = |learned: &Learned<'_>| learned.estimate(Statistics::Stored.error());
         let words: Vec<String> = all
@@ -329,6 +330,35 @@ pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
         sentences.push(format!("Errors after the last step: {}.", words.join("; ")));
     }
     sentences
+}
+
+/// What a grid of learning rates found; the rate that comes next says how clear that is.
+fn grid_sentence(all: &[Learned<'_>]) -> Option<String> {
+    let found = chosen(all);
+    if found.is_empty() {
+        return None;
+    }
+    let facts: Vec<String> = found
+        .iter()
+        .map(|best| {
+            format!(
+                "{} {} ({}; next {} with {}{})",
+                best.norm,
+                best.rate,
+                estimated(Some(best.error), percent),
+                best.next.0,
+                estimated(Some(best.next.1), percent),
+                match best.at_edge {
+                    true => "; at the end of the grid: a better one may lie beyond",
+                    false => "",
+                }
+            )
+        })
+        .collect();
+    Some(format!(
+        "Learning rates with the smallest median error, by norm: {}.",
+        facts.join("; ")
+    ))
 }
 
 fn sentence(baseline: &str, pairs: &[Pair<'_, '_>], statistics: Statistics) -> Option<String> {
