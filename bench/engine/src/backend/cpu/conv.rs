@@ -43,8 +43,6 @@ pub(crate) fn workspace(window: &Window) -> usize {
 const FEW: usize = 4;
 /// Channels from which on pixels with stride are worth copying together, and from which on they are not any more.
 const GATHERED: Range<usize> = 64..1024;
-/// Output pixels of a sample from which on a plain product is the fastest forward.
-const LARGE: usize = 28 * 28;
 
 /// How a convolution of this shape is computed, by what was measured (`cargo bench -p syncmark-engine --bench kernels -- conv`, on a
 /// machine with AVX-512). A fixed rule and no probe: what a clock has chosen would not repeat to the bit.
@@ -57,7 +55,7 @@ pub(crate) fn algorithms(window: &Window) -> ConvAlgorithms {
         false => ConvAlgorithm::Direct,
     };
     ConvAlgorithms {
-        forward: fastest(product && window.out_h * window.out_w >= LARGE),
+        forward: fastest(product),
         backward_input: fastest(product || gathered || few),
         backward_weight: fastest(product || gathered || (few && window.stride > 1)),
     }
@@ -173,7 +171,7 @@ mod tests {
             (3, 64, 224, 7, 2, "direct im2row im2row"),
             // Single pixels.
             (64, 256, 56, 1, 1, "im2row im2row im2row"),
-            (1024, 256, 14, 1, 1, "direct im2row im2row"),
+            (1024, 256, 14, 1, 1, "im2row im2row im2row"),
             (16, 32, 32, 1, 2, "direct direct direct"),
             (256, 512, 56, 1, 2, "direct im2row im2row"),
             (1024, 2048, 14, 1, 2, "direct direct direct"),

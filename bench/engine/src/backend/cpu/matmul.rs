@@ -19,6 +19,8 @@ use crate::kernel::Write;
 /// Rows of `b`, stored [n, k], that are copied at a time: two panels of the crate's packing. With rows of 1024 they are 400 KB and stay in the
 /// second-level cache; 48 to 384 were measured and are as fast within the noise, all rows at once slower.
 const COPIED: usize = 96;
+/// Elements of `b` up to which all rows are copied at once: `a` is read again for every copy.
+const SMALL: usize = 1 << 17;
 /// Elements from which on rows are copied. Shorter ones are at most 1 KiB apart, and copying costs as much as it gains.
 const LONG: usize = 256;
 /// Elements of a line of the cache: what copied rows are further apart, and where the first begins.
@@ -88,100 +90,122 @@ impl Whole {
             m,
             n,
             k,
+            transpose_a,
             transpose_b,
-            ..
         } = self.product;
         assert!(rows.end <= m && columns.end <= n);
         if rows.is_empty() || columns.is_empty() {
             return;
         }
-        if transpose_b && k >= LONG {
-            // SAFETY: as the caller promises.
-            return ROWS
-                .with_borrow_mut(|room| unsafe { self.by_copies(rows, columns, write, room) });
-        }
+        let (a_row, a_column) = if transpose_a { (1, m) } else { (k, 1) };
         let (b_row, b_column) = if transpose_b { (1, k) } else { (n, 1) };
-        // SAFETY: the columns are inside of b, whose size was checked; the rest is as the caller promises.
+        // SAFETY: the ranges are inside, the sizes were checked against the operands, and this part of c is the caller's.
         unsafe {
-            let b = self.b.add(columns.start * b_column);
-            self.multiply(rows, columns, (b, b_row, b_column), write);
+            let a = Placed {
+                at: self.a.add(rows.start * a_row),
+                row: a_row,
+                column: a_column,
+            };
+            let b = Placed {
+                at: self.b.add(columns.start * b_column),
+                row: b_row,
+                column: b_column,
+            };
+            let c = self.c.add(rows.start * n + columns.start);
+            multiply([rows.len(), columns.len(), k], 1.0, a, b, (c, n), write);
         }
     }
+}
 
-    /// As [`Whole::part`], for rows of b that are far apart.
-    ///
-    /// # Safety
-    /// As for [`Whole::part`], and the ranges are inside.
-    unsafe fn by_copies(
-        &self,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        write: Write,
-        room: &mut Vec<f32>,
-    ) {
-        let k = self.product.k;
+/// Where a matrix begins, and the elements from one of its rows and columns to the next.
+#[derive(Clone, Copy)]
+struct Placed {
+    at: *const f32,
+    row: usize,
+    column: usize,
+}
+
+/// c (+)= factor·a·b for [m, n, k], by copies of b where it is stored [n, k] in long rows. Rows of c are `c.1` elements apart.
+///
+/// # Safety
+/// There are matrices of these sizes, none of which is empty, and c is the caller's alone.
+unsafe fn multiply(
+    [m, n, k]: [usize; 3],
+    factor: f32,
+    a: Placed,
+    b: Placed,
+    c: (*mut f32, usize),
+    write: Write,
+) {
+    if b.row != 1 || k < LONG {
+        // SAFETY: as the caller promises.
+        return unsafe { packed([m, n, k], factor, a, b, c, write) };
+    }
+    ROWS.with_borrow_mut(|room| {
+        let copied = if n * k <= SMALL { n } else { COPIED };
         let apart = k + LINE;
-        if room.len() < COPIED * apart + LINE {
-            room.resize(COPIED * apart + LINE, 0.0);
+        if room.len() < copied * apart + LINE {
+            room.resize(copied * apart + LINE, 0.0);
         }
         let first = room.as_ptr().align_offset(LINE * size_of::<f32>());
         let copies = &mut room[first..];
-        for start in columns.clone().step_by(COPIED) {
-            let some = start..columns.end.min(start + COPIED);
+        for start in (0..n).step_by(copied) {
+            let some = start..n.min(start + copied);
             for (row, copy) in some.clone().zip(copies.chunks_exact_mut(apart)) {
                 // SAFETY: b has n rows of k elements, and this is one of them.
-                copy[..k]
-                    .copy_from_slice(unsafe { std::slice::from_raw_parts(self.b.add(row * k), k) });
+                let from = unsafe { std::slice::from_raw_parts(b.at.add(row * b.column), k) };
+                copy[..k].copy_from_slice(from);
             }
-            // SAFETY: the copies hold these columns; the rest is as the caller promises.
-            unsafe { self.multiply(rows.clone(), some, (copies.as_ptr(), 1, apart), write) }
+            let b = Placed {
+                at: copies.as_ptr(),
+                row: 1,
+                column: apart,
+            };
+            // SAFETY: the copies hold as many columns; the rest is as the caller promises.
+            unsafe {
+                let c = (c.0.add(start), c.1);
+                packed([m, some.len(), k], factor, a, b, c, write);
+            }
         }
-    }
+    });
+}
 
-    /// These rows and columns of c; `b` is where the first of the columns begins, and its strides by row and by column.
-    ///
-    /// # Safety
-    /// As for [`Whole::part`]; the ranges are inside, and `b` has k rows and as many columns.
-    unsafe fn multiply(
-        &self,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        (b, b_row, b_column): (*const f32, usize, usize),
-        write: Write,
-    ) {
-        let Product {
+/// The same, as the crate does it.
+///
+/// # Safety
+/// As for [`multiply`].
+unsafe fn packed(
+    [m, n, k]: [usize; 3],
+    factor: f32,
+    a: Placed,
+    b: Placed,
+    (c, c_row): (*mut f32, usize),
+    write: Write,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        gemm::gemm(
             m,
             n,
             k,
-            transpose_a,
-            ..
-        } = self.product;
-        let (a_row, a_column) = if transpose_a { (1, m) } else { (k, 1) };
-        // SAFETY: a and c have the sizes that were checked, and the rest is as the caller promises.
-        unsafe {
-            gemm::gemm(
-                rows.len(),
-                columns.len(),
-                k,
-                self.c.add(rows.start * n + columns.start),
-                1,
-                n as isize,
-                write == Write::Accumulate,
-                self.a.add(rows.start * a_row),
-                a_column as isize,
-                a_row as isize,
-                b,
-                b_column as isize,
-                b_row as isize,
-                // The crate computes alpha·c + beta·a·b.
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
-        }
+            c,
+            1,
+            c_row as isize,
+            write == Write::Accumulate,
+            a.at,
+            a.column as isize,
+            a.row as isize,
+            b.at,
+            b.column as isize,
+            b.row as isize,
+            // The crate computes alpha·c + beta·a·b.
+            1.0,
+            factor,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
     }
 }
 
@@ -207,6 +231,12 @@ impl<'a> Strided<'a> {
             column: self.row,
             ..self
         }
+    }
+
+    fn placed(self) -> Placed {
+        let Self { from, row, column } = self;
+        let at = from.as_ptr();
+        Placed { at, row, column }
     }
 
     /// Whether a matrix of so many rows and columns lies inside.
@@ -247,28 +277,8 @@ pub(super) fn product(
     assert!(n <= c.row && (m - 1) * c.row + n <= c.to.len());
     // SAFETY: the matrices lie inside their slices, and c is exclusively borrowed.
     unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.to.as_mut_ptr(),
-            1,
-            c.row as isize,
-            write == Write::Accumulate,
-            a.from.as_ptr(),
-            a.column as isize,
-            a.row as isize,
-            b.from.as_ptr(),
-            b.column as isize,
-            b.row as isize,
-            // The crate computes alpha·c + beta·a·b.
-            1.0,
-            factor,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+        let c = (c.to.as_mut_ptr(), c.row);
+        multiply([m, n, k], factor, a.placed(), b.placed(), c, write);
     }
 }
 
