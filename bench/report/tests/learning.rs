@@ -125,7 +125,7 @@ fn where_a_norm_has_several_rates_equal_ones_are_compared() {
     );
     assert!(!text.contains("of its own"), "{text}");
     // Group norm has one rate, so there is nothing to choose.
-    let grid = "Learning rates with the smallest median error, by norm: batch norm 0.1 (10.5 % [9.0 %, 12.0 %]; next 0.2 with 11.5 % [10.0 %, 13.0 %]; at the end of \
+    let grid = "Learning rates with the smallest median error, by norm: batch norm 0.1 (10.5 % [8.0 %, 13.0 %]; next 0.2 with 11.5 % [9.0 %, 14.0 %]; at the end of \
                 the grid: a better one may lie beyond).";
     assert!(text.contains(grid), "{text}");
 }
