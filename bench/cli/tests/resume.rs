@@ -178,6 +178,7 @@ fn overrides_and_filters_of_the_run_count_when_it_is_resumed_alone() {
     let words = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(2), "{words}");
     assert!(words.contains("leave --set, --filter"), "{words}");
+    assert_eq!(resume(&folder, &["--profile"]).status.code(), Some(2));
     let alone = command().arg("run").output().unwrap();
     assert_eq!(alone.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&alone.stderr).contains("SCENARIO"));

@@ -45,11 +45,12 @@ pub fn execute(args: &RunArgs) -> Result<Status> {
     let signals = Signals::install()
         .map_err(|error| CliError::failed(format!("failed to take over ctrl-C: {error}")))?;
     let plans = match &args.resume {
-        Some(folder) if args.scenario.scenarios.is_empty() => plan_as_run(folder, &args.scenario)
-            .and_then(|plan| {
+        Some(folder) if args.scenario.scenarios.is_empty() => {
+            plan_as_run(folder, args).and_then(|plan| {
                 check_runnable(&plan)?;
                 Ok(vec![plan])
-            }),
+            })
+        }
         _ => runnable_plans(&args.scenario, args.profile),
     };
     let (plans, crew) = match part("run", args.launcher, plans, &signals)? {

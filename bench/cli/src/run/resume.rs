@@ -1,7 +1,8 @@
 //! Taking up a run that was interrupted: which of its repeats stand, and whether this is the same run.
 //!
 //! Contract: nothing is measured twice and nothing is mixed. Another scenario, another machine or another build is refused, with
-//! the difference. The folder itself says what was run, so no scenario has to be given. Repeats that came to an end stay, however they ended; what is left of an interrupted one is taken out and
+//! the difference. The folder itself says what was run, so no scenario has to be given. Repeats that came to an end stay, however
+//! they ended; what is left of an interrupted one is taken out and
 //! measured again.
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,7 +12,7 @@ use syncmark_record::rows::RepeatRow;
 use syncmark_record::{Environment, FolderError, Outcome, RunFolder};
 
 use super::standing::RepeatEnd;
-use crate::args::{Cli, Command, ScenarioArgs};
+use crate::args::{Cli, Command, RunArgs, ScenarioArgs};
 use crate::error::{CliError, Result};
 use crate::plan::Plan;
 use crate::plan::build::{Request, build};
@@ -26,22 +27,19 @@ pub type Done = BTreeMap<String, Vec<RepeatEnd>>;
 ///
 /// # Errors
 /// Exit status 2 with what the folder lacks, or with overrides that came beside `--resume`.
-pub fn plan_as_run(path: &Path, beside: &ScenarioArgs) -> Result<Plan> {
-    if !beside.overrides.is_empty() || !beside.filters.is_empty() || beside.backend.is_some() {
+pub fn plan_as_run(path: &Path, beside: &RunArgs) -> Result<Plan> {
+    let ScenarioArgs {
+        overrides,
+        filters,
+        backend,
+        ..
+    } = &beside.scenario;
+    if !overrides.is_empty() || !filters.is_empty() || backend.is_some() || beside.profile {
         let message = "an interrupted run is finished as it was begun, so nothing of it can be set or filtered";
-        let help = "leave --set, --filter and --backend out, or start a new run without --resume";
+        let help = "leave --set, --filter, --backend and --profile out, or start a new run without --resume";
         return Err(CliError::usage(message).help(help));
     }
-    let unusable = |error: FolderError| CliError::usage(format!("cannot resume: {error}"));
-    let folder = RunFolder::open(path).map_err(unusable)?;
-    let text = folder
-        .scenario()
-        .map_err(unusable)?
-        .ok_or_else(|| lacks(path, "scenario.toml", "what was run"))?;
-    let environment = folder
-        .environment()
-        .map_err(unusable)?
-        .ok_or_else(|| lacks(path, "environment.json", "where it was run"))?;
+    let (_, text, environment) = recorded(path)?;
     let filters = match Cli::try_parse_from(&environment.command) {
         Ok(Cli {
             command: Command::Run(args),
@@ -65,11 +63,24 @@ pub fn plan_as_run(path: &Path, beside: &ScenarioArgs) -> Result<Plan> {
     })
 }
 
-fn lacks(path: &Path, what: &str, unknown: &str) -> CliError {
-    CliError::usage(format!(
-        "cannot resume: {} holds no {what}, so nobody knows {unknown}",
-        path.display()
-    ))
+/// A run folder, the scenario that it was run with, and where.
+fn recorded(path: &Path) -> Result<(RunFolder, String, Environment)> {
+    let lacks = |what: &str, unknown: &str| {
+        CliError::usage(format!(
+            "cannot resume: {} holds no {what}, so nobody knows {unknown}",
+            path.display()
+        ))
+    };
+    let folder = RunFolder::open(path).map_err(unusable)?;
+    let scenario = folder.scenario().map_err(unusable)?;
+    let environment = folder.environment().map_err(unusable)?;
+    let scenario = scenario.ok_or_else(|| lacks("scenario.toml", "what was run"))?;
+    let environment = environment.ok_or_else(|| lacks("environment.json", "where it was run"))?;
+    Ok((folder, scenario, environment))
+}
+
+fn unusable(error: FolderError) -> CliError {
+    CliError::usage(format!("cannot resume: {error}"))
 }
 
 /// Opens `path`, checks that it holds `plan`'s run on this machine, and takes out what did not come to its end.
@@ -77,11 +88,7 @@ fn lacks(path: &Path, what: &str, unknown: &str) -> CliError {
 /// # Errors
 /// Exit status 2 with what differs, or why the folder cannot be used.
 pub fn resume(plan: &Plan, path: &Path, here: &Environment) -> Result<(RunFolder, Done)> {
-    let unusable = |error: FolderError| CliError::usage(format!("cannot resume: {error}"));
-    let folder = RunFolder::open(path).map_err(unusable)?;
-    let Some(scenario) = folder.scenario().map_err(unusable)? else {
-        return Err(lacks(path, "scenario.toml", "what was run"));
-    };
+    let (folder, scenario, mut environment) = recorded(path)?;
     if scenario != plan.toml {
         return Err(CliError::usage(format!(
             "cannot resume: the scenario is not the one that {} was run with\n{}",
@@ -90,9 +97,6 @@ pub fn resume(plan: &Plan, path: &Path, here: &Environment) -> Result<(RunFolder
         ))
         .help("leave the scenario out to finish the run as it was begun, or start a new one without --resume"));
     }
-    let Some(mut environment) = folder.environment().map_err(unusable)? else {
-        return Err(lacks(path, "environment.json", "where it was run"));
-    };
     let differences = elsewhere(&environment, here);
     if !differences.is_empty() {
         return Err(CliError::usage(format!(
