@@ -3,7 +3,7 @@
 //! Contract: every figure of a report that a person reads goes through here, so equal quantities look equal.
 use syncmark_record::rows::TrialRow;
 
-use crate::stats::Estimate;
+use crate::stats::{Estimate, median};
 
 /// A number with `digits` significant digits, with thousands separated by commas.
 pub fn significant(x: f64, digits: i32) -> String {
@@ -136,6 +136,18 @@ pub fn with_spread(
 pub fn estimated(estimate: Option<Estimate>, show: impl Fn(f64) -> String) -> String {
     let part = |of: fn(&Estimate) -> f64| estimate.as_ref().map(of);
     with_spread(part(|e| e.value), part(|e| e.low), part(|e| e.high), show)
+}
+
+/// Median of values, with the smallest and largest where there are several.
+pub fn ranged(mut values: Vec<f64>, show: &dyn Fn(f64) -> String) -> String {
+    values.sort_by(f64::total_cmp);
+    match (median(&values), values.first(), values.last()) {
+        (Some(middle), Some(low), Some(high)) if values.len() > 1 => {
+            format!("{} [{}, {}]", show(middle), show(*low), show(*high))
+        }
+        (Some(middle), ..) => show(middle),
+        _ => "–".into(),
+    }
 }
 
 /// A trial's step time, throughput, efficiencies against single and independent, and exposed communication, each with its

@@ -1,13 +1,13 @@
 //! What a run of kind `norm-cost` ends with: the norms' share of a step and of memory's bandwidth.
 //!
-//! Contract: pure; the figures of the report's table. Nothing is shown of a trial whose outcome carries no figure.
+//! Contract: pure; the figures of the report's table with their spread. Nothing is shown of a trial whose outcome carries no figure.
 use comfy_table::CellAlignment;
 use syncmark_report::format::{bytes, estimated, or_dash, percent, ratio, significant};
 use syncmark_report::norm_cost::{Direction, norm_costs};
 use syncmark_report::run_data::RunData;
 use syncmark_report::stats::Estimate;
 
-use super::summary::bordered;
+use super::summary::{bordered, brackets_of, spreads_below};
 
 /// A table of all norms; nothing where none was timed.
 pub fn summary(data: &RunData, width: Option<u16>) -> String {
@@ -23,10 +23,12 @@ pub fn summary(data: &RunData, width: Option<u16>) -> String {
         "beside none",
         "kept",
     ]);
-    let time = |direction: &Direction| or_dash(direction.time, |e| significant(e.value, 3));
-    let share = |estimate: Option<Estimate>| or_dash(estimate, |e| percent(e.value));
-    for cost in norm_costs(data).iter().filter(|cost| cost.nodes > 0) {
-        table.add_row([
+    let time = |direction: &Direction| estimated(direction.time, |ms| significant(ms, 3));
+    let share = |estimate: Option<Estimate>| estimated(estimate, percent);
+    let costs = norm_costs(data);
+    let shown = || costs.iter().filter(|cost| cost.nodes > 0);
+    for cost in shown() {
+        let cells = [
             cost.trial.model.clone(),
             cost.trial.norm.clone(),
             time(&cost.forward),
@@ -36,7 +38,8 @@ pub fn summary(data: &RunData, width: Option<u16>) -> String {
             share(cost.of_step),
             estimated(cost.beside_none, ratio),
             or_dash(cost.kept, |kept| bytes(kept as f64)),
-        ]);
+        ];
+        table.add_row(cells.map(|cell| spreads_below(cell, width)));
     }
     if table.is_empty() {
         return String::new();
@@ -46,8 +49,10 @@ pub fn summary(data: &RunData, width: Option<u16>) -> String {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
+    let repeats = shown().filter_map(|cost| cost.forward.time.map(|time| time.blocks));
+    let brackets = brackets_of(repeats).map_or_else(String::new, |note| format!("{note}\n"));
     format!(
-        "{table}\nNorms with the rectifiers and additions that their kernels do, in one step on one device. of bandwidth: the fewest bytes over the time, against \
+        "{table}\n{brackets}Norms with the rectifiers and additions that their kernels do, in one step on one device. of bandwidth: the fewest bytes over the time, against \
          one stream in and one out of memory. beside none: a whole step over one of the same model without norms. kept: what they keep from forward for backward, by formula.\n"
     )
 }

@@ -7,11 +7,15 @@ use syncmark_record::Outcome;
 use syncmark_record::rows::TrialRow;
 use syncmark_report::analyse::BYTES_DIFFER;
 use syncmark_report::format::{bytes, spreads};
+use syncmark_report::stats::{Spread, spread_of};
 
 use super::progress::outcome_name;
 
 /// Columns of numbers.
 const RIGHT: std::ops::Range<usize> = 2..9;
+
+/// Columns of a terminal from which figures and spreads of a table of nine columns stand side by side.
+const ROOMY: u16 = 180;
 
 /// How much room a table takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,13 +203,37 @@ fn spread_note(trials: &[TrialRow]) -> Option<String> {
             .iter()
             .any(|trial| trial.spread.as_deref() == Some(spread))
     };
-    match (has("interval"), has("range")) {
-        (true, false) => Some("[low, high] is the 95 % bootstrap interval over blocks.".into()),
-        (false, true) => {
-            Some("[low, high] is the range over repeats: fewer than 6 give no interval and no verdict.".into())
-        }
-        (true, true) => Some("[low, high] is the 95 % bootstrap interval over blocks, or the range with fewer than 6 repeats.".into()),
+    brackets(has("interval"), has("range")).map(str::to_owned)
+}
+
+/// What the brackets of a table are that has intervals, ranges or both.
+pub fn brackets(intervals: bool, ranges: bool) -> Option<&'static str> {
+    match (intervals, ranges) {
+        (true, false) => Some("[low, high] is the 95 % bootstrap interval over blocks."),
+        (false, true) => Some(
+            "[low, high] is the range over repeats: fewer than 6 give no interval and no verdict.",
+        ),
+        (true, true) => Some(
+            "[low, high] is the 95 % bootstrap interval over blocks, or the range with fewer than 6 repeats.",
+        ),
         (false, false) => None,
+    }
+}
+
+/// What the brackets of figures are of so many repeats each; nothing where none has a spread.
+pub fn brackets_of(repeats: impl IntoIterator<Item = usize>) -> Option<&'static str> {
+    let mut kinds = [false; 2];
+    for repeats in repeats.into_iter().filter(|repeats| *repeats > 1) {
+        kinds[usize::from(spread_of(repeats) == Spread::Range)] = true;
+    }
+    brackets(kinds[0], kinds[1])
+}
+
+/// Puts spreads below their figures where a terminal has little room.
+pub fn spreads_below(cell: String, width: Option<u16>) -> String {
+    match width {
+        Some(width) if width < ROOMY => cell.replace(" [", "\n["),
+        _ => cell,
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
         Alignment::{Left, Right},
         Block, Table,
     },
-    format::{bytes, milliseconds, number, or_dash, percent, whole},
+    format::{bytes, milliseconds, number, or_dash, percent, ranged, whole},
     run_data::RunData,
     stats::{median, quantile_of_sorted},
 };
@@ -57,8 +57,7 @@ pub(super) fn collectives(data: &RunData) -> Vec<Block> {
     for trial in data.trials.iter().filter(|t| t.kind == "collectives") {
         for ((collective, size), rows) in rows_of(data, trial) {
             if SIZES.contains(&size) || size == 0 {
-                let floor =
-                    held.then(|| spread_over(floor_shares(data, &trial.trial, &rows), &percent));
+                let floor = held.then(|| ranged(floor_shares(data, &trial.trial, &rows), &percent));
                 table.push(collective_row(
                     trial, collective, size, &rows, floor, measured,
                 ));
@@ -83,18 +82,6 @@ const FLOOR_NOTE: &str = "The floor is what the transport carries without a coll
 the calls of each repeat: over TCP a raw loopback socket, one way or both ways at once as the collective needs it; in shared memory one core's copy \
 of 64 MiB that the other wrote. Reductions, checks and waiting are the collective's own. More than 100 %: the data came from a cache, as small messages do.";
 
-/// Median of values, with the smallest and largest where there are several.
-fn spread_over(mut values: Vec<f64>, show: &dyn Fn(f64) -> String) -> String {
-    values.sort_by(f64::total_cmp);
-    match (median(&values), values.first(), values.last()) {
-        (Some(middle), Some(low), Some(high)) if values.len() > 1 => {
-            format!("{} [{}, {}]", show(middle), show(*low), show(*high))
-        }
-        (Some(middle), ..) => show(middle),
-        _ => "–".into(),
-    }
-}
-
 fn collective_row(
     trial: &TrialRow,
     collective: &str,
@@ -104,7 +91,7 @@ fn collective_row(
     measured: bool,
 ) -> Vec<String> {
     let spread = |column: &dyn Fn(&CollectiveRow) -> Option<f64>, show: &dyn Fn(f64) -> String| {
-        spread_over(rows.iter().filter_map(|row| column(row)).collect(), show)
+        ranged(rows.iter().filter_map(|row| column(row)).collect(), show)
     };
     let per_second = |value: f64| format!("{}/s", bytes(value));
     let bytes_of = |column: &dyn Fn(&CollectiveRow) -> Option<f64>| {
