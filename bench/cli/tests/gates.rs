@@ -1,5 +1,8 @@
 //! The equivalences of METHODOLOGY.md from outside: `verify` starts real children, thread and process ranks, for 2, 3 and 4
 //! devices, even and uneven chunks, and compares what they hold with one device.
+#[path = "../../engine/tests/instructions/mod.rs"]
+mod instructions;
+
 use std::process::Output;
 
 use assert_cmd::Command;
@@ -233,4 +236,10 @@ fn every_option_of_ddp() {
         assert!(text.contains(expected), "{expected} is not in:\n{text}");
     }
     assert_eq!(text.matches("at step 3   passed").count(), 12, "{text}");
+}
+
+/// The children take the variable from this program.
+#[test]
+fn all_gates_hold_with_other_instructions() {
+    instructions::run_again_without("with_other_instructions");
 }

@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "shared with golden.rs, which uses the rest")]
 #[path = "golden/fixture.rs"]
 mod fixture;
+mod instructions;
 mod ranks;
 mod trials;
 
@@ -420,4 +421,9 @@ impl Job<'_> {
         };
         self.buckets.iter().map(each).sum()
     }
+}
+
+#[test]
+fn all_of_this_holds_with_other_instructions() {
+    instructions::run_again_without("with_other_instructions");
 }

@@ -1,5 +1,6 @@
 //! Ranks that are processes: the same collectives, DDP and ZeRO-1 over an inherited memfd, and what the others do when
 //! one is killed. This program starts itself once per rank, so it brings its own `main`.
+mod instructions;
 mod trials;
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -23,18 +24,21 @@ const SLOT: usize = 64 << 10;
 const LEN: usize = 100_003;
 const STEPS: usize = 3;
 const CHUNKS: [usize; WORLD] = [3, 2, 4];
+/// Samples of each rank where 1 to 4 train: the first so many.
+const MORE_CHUNKS: [usize; 4] = [3, 2, 4, 1];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, role, rank, fd] = &arguments[..] {
-        return child(role, rank.parse().unwrap(), fd.parse().unwrap());
+    if let [_, role, rank, world, fd] = &arguments[..] {
+        let [rank, world] = [rank, world].map(|number| number.parse().unwrap());
+        return child(role, rank, world, fd.parse().unwrap());
     }
     // Test runners pass filters and options; there is little enough here to run it all the time.
     for (name, test) in [
         ("collectives between processes", collectives as fn()),
         ("a region of another kind is refused", foreign),
         (
-            "ddp between processes equals ddp between threads",
+            "ddp between 1 to 4 processes repeats to the bit and equals ddp between threads",
             distributed,
         ),
         (
@@ -46,17 +50,19 @@ fn main() -> ExitCode {
         test();
         println!("test {name} ... ok");
     }
+    instructions::run_again_without_filters();
     ExitCode::SUCCESS
 }
 
-fn region() -> (OwnedFd, Arc<Region>) {
-    let (fd, region) = Region::create_memfd(WORLD, SLOT).unwrap();
+fn region(world: usize) -> (OwnedFd, Arc<Region>) {
+    let (fd, region) = Region::create_memfd(world, SLOT).unwrap();
     (fd, Arc::new(region))
 }
 
-fn start(role: &str, rank: usize, fd: RawFd) -> Child {
+fn start(role: &str, rank: usize, world: usize, fd: RawFd) -> Child {
     let program = std::env::current_exe().unwrap();
-    let arguments = [role, &rank.to_string(), &fd.to_string()];
+    let [rank, world, fd] = [rank, world, fd as usize].map(|number| number.to_string());
+    let arguments = [role, &rank, &world, &fd];
     Command::new(program)
         .args(arguments)
         .stdout(Stdio::piped())
@@ -66,10 +72,10 @@ fn start(role: &str, rank: usize, fd: RawFd) -> Child {
 }
 
 /// Runs a role on every rank; the output of each.
-fn run(role: &str) -> Vec<String> {
-    let (fd, _region) = region();
-    let children: Vec<Child> = (0..WORLD)
-        .map(|rank| start(role, rank, fd.as_raw_fd()))
+fn run(role: &str, world: usize) -> Vec<String> {
+    let (fd, _region) = region(world);
+    let children: Vec<Child> = (0..world)
+        .map(|rank| start(role, rank, world, fd.as_raw_fd()))
         .collect();
     let finish = |child: Child| {
         let output = child.wait_with_output().unwrap();
@@ -83,7 +89,7 @@ fn run(role: &str) -> Vec<String> {
     children.into_iter().map(finish).collect()
 }
 
-fn child(role: &str, rank: usize, fd: RawFd) -> ExitCode {
+fn child(role: &str, rank: usize, world: usize, fd: RawFd) -> ExitCode {
     // SAFETY: the parent made this descriptor for its children, and nothing else in this process owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let region = match Region::from_fd(&fd) {
@@ -100,17 +106,18 @@ fn child(role: &str, rank: usize, fd: RawFd) -> ExitCode {
             all_reduce(&region, rank, usize::MAX);
         }
         "ddp" => {
-            let start: usize = CHUNKS[..rank].iter().sum();
+            let chunks = &MORE_CHUNKS[..world];
+            let start: usize = chunks[..rank].iter().sum();
             let mut ddp = ddp(
                 On::Cpu,
                 &model(Norm::SyncBatch),
                 &region,
                 rank,
-                &CHUNKS,
+                chunks,
                 DdpOptions::default(),
             );
-            let outcome = train(&mut ddp, STEPS, CHUNKS.iter().sum(), |batch| {
-                batch.part(start..start + CHUNKS[rank])
+            let outcome = train(&mut ddp, STEPS, chunks.iter().sum(), |batch| {
+                batch.part(start..start + chunks[rank])
             });
             println!("{:?}", (&outcome.losses, &outcome.end));
         }
@@ -170,7 +177,7 @@ fn all_reduce(region: &Arc<Region>, rank: usize, times: usize) {
 }
 
 fn collectives() {
-    for (rank, output) in run("collectives").iter().enumerate() {
+    for (rank, output) in run("collectives", WORLD).iter().enumerate() {
         let [sent, read] = output
             .trim()
             .split(' ')
@@ -193,7 +200,7 @@ fn foreign() {
     let file = std::fs::File::open("/dev/null").unwrap();
     // Descriptors of std are close-on-exec; one above the standard three is passed on by number only if it is not.
     let fd = rustix::io::dup(&file).unwrap();
-    let output = start("collectives", 0, fd.as_raw_fd())
+    let output = start("collectives", 0, WORLD, fd.as_raw_fd())
         .wait_with_output()
         .unwrap();
     assert_eq!(output.status.code(), Some(3));
@@ -202,14 +209,22 @@ fn foreign() {
 }
 
 fn distributed() {
-    let processes = run("ddp");
-    let threads = train_ddp(On::Cpu, &model(Norm::SyncBatch), STEPS, &CHUNKS, None);
-    for (rank, (process, thread)) in processes.iter().zip(&threads).enumerate() {
+    for world in 1..=MORE_CHUNKS.len() {
+        let processes = run("ddp", world);
         assert_eq!(
-            process.trim(),
-            format!("{:?}", (&thread.losses, &thread.end)),
-            "rank {rank}"
+            processes,
+            run("ddp", world),
+            "{world} processes do not repeat"
         );
+        let chunks = &MORE_CHUNKS[..world];
+        let threads = train_ddp(On::Cpu, &model(Norm::SyncBatch), STEPS, chunks, None);
+        for (rank, (process, thread)) in processes.iter().zip(&threads).enumerate() {
+            assert_eq!(
+                process.trim(),
+                format!("{:?}", (&thread.losses, &thread.end)),
+                "rank {rank} of {world}"
+            );
+        }
     }
 }
 
@@ -226,7 +241,7 @@ fn sharded_job(model: &Model) -> Job<'_> {
 }
 
 fn sharded() {
-    let processes = run("zero1");
+    let processes = run("zero1", WORLD);
     let model = model(Norm::SyncBatch);
     let job = sharded_job(&model);
     let threads = job.zero1(|rank, strategy| job.train(rank, strategy, STEPS));
@@ -238,9 +253,9 @@ fn sharded() {
 
 /// The supervisor sees the death and aborts; the others end with its words, long before any time limit.
 fn killed() {
-    let (fd, region) = region();
+    let (fd, region) = region(WORLD);
     let mut children: Vec<Child> = (0..WORLD)
-        .map(|rank| start("forever", rank, fd.as_raw_fd()))
+        .map(|rank| start("forever", rank, WORLD, fd.as_raw_fd()))
         .collect();
     let begin = Instant::now();
     while (0..WORLD).any(|rank| region.heartbeat_ns(rank) == 0) {

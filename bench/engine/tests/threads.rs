@@ -2,6 +2,7 @@
 //!
 //! Sums over samples and rows are made in as many parts as there are threads, and the parts added in order, so the number of
 //! threads decides how sums are rounded and the clock does not. Also with DDP, whose ranks then have two threads each.
+mod instructions;
 mod trials;
 
 use std::sync::Arc;
@@ -135,4 +136,9 @@ fn ranks_of_two_threads_agree_with_ranks_of_one_and_repeat_to_the_bit() {
             expect_close(&what, &first[rank], &one[rank]);
         }
     }
+}
+
+#[test]
+fn all_of_this_holds_with_other_instructions() {
+    instructions::run_again_without("with_other_instructions");
 }

@@ -1,5 +1,6 @@
 //! ZeRO-1 trains like DDP, bit by bit where sums go in rank order, with 1/N of the optimizer's state on each rank; it moves what
 //! its formula says, and its whole state can be exported, taken over and gone back to.
+mod instructions;
 mod trials;
 
 use std::collections::BTreeMap;
@@ -477,4 +478,9 @@ fn buckets_leave_while_backward_goes_on_and_come_back_one_by_one() {
             assert_eq!(of(Phase::Zero).len(), 1);
         });
     }
+}
+
+#[test]
+fn all_of_this_holds_with_other_instructions() {
+    instructions::run_again_without("with_other_instructions");
 }

@@ -3,7 +3,8 @@
 //! Contract: a thread's working set is at least 4 times the last-level cache, and it goes over it part by part, again and again, so it finds
 //! nothing of the time before. Bytes are
 //! those that the loop asks for. An ordinary store first fetches the line that it writes to, which is traffic but is not
-//! counted: the same holds for the kernels that are held against this. All elements are compared after the last window.
+//! counted: the same holds for the kernels that are held against this. The pages are those of the kernels' memory, huge where the
+//! system has such: a ceiling that missed the TLB where they don't would be none. All elements are compared after the last window.
 use std::hint::black_box;
 use std::ops::Range;
 
@@ -12,6 +13,7 @@ use super::{Ceiling, CeilingError, Measured, Result, Spread};
 use crate::backend::BackendError;
 use crate::backend::cpu::ceiling::{read, read_write};
 use crate::backend::cpu::instructions;
+use crate::backend::cpu::memory::Owned;
 
 /// Working set where the size of the last-level cache is not known.
 pub const UNKNOWN_CACHE_BYTES: u64 = 256 << 20;
@@ -28,20 +30,12 @@ pub fn working_set(last_level_cache_bytes: Option<u64>) -> u64 {
     four_times.unwrap_or(UNKNOWN_CACHE_BYTES)
 }
 
-/// So many elements of one value, in memory that has been touched.
-fn filled(elements: u64, value: f32) -> Result<Vec<f32>> {
-    let mut memory = Vec::new();
-    let reserved = usize::try_from(elements).map(|elements| {
-        memory
-            .try_reserve_exact(elements)
-            .map(|()| memory.resize(elements, value))
-    });
-    match reserved {
-        Ok(Ok(())) => Ok(memory),
-        _ => Err(CeilingError::Memory {
-            bytes: elements * ELEMENT,
-        }),
-    }
+/// So many elements of one value, in such memory as devices compute in: in pages as large as theirs.
+fn filled(elements: u64, value: f32) -> Result<Owned> {
+    let memory = usize::try_from(elements).map(|elements| Owned::filled(elements, value));
+    memory.ok().flatten().ok_or(CeilingError::Memory {
+        bytes: elements * ELEMENT,
+    })
 }
 
 /// Where in its memory a thread goes on: each window takes the next part, and the first one again after the last.
@@ -66,7 +60,7 @@ impl Place {
 }
 
 struct Reading {
-    x: Vec<f32>,
+    x: Owned,
     place: Place,
     total: f64,
     /// What the total should be.
@@ -75,7 +69,8 @@ struct Reading {
 
 impl Work for Reading {
     fn window(&mut self) -> f64 {
-        let part = &self.x[self.place.take(self.x.len())];
+        let x = self.x.elements();
+        let part = &x[self.place.take(x.len())];
         let mut total = 0.0;
         read(black_box(part), &mut total);
         self.total += total;
@@ -89,23 +84,24 @@ impl Work for Reading {
 }
 
 struct Streaming {
-    x: Vec<f32>,
-    y: Vec<f32>,
+    x: Owned,
+    y: Owned,
     place: Place,
 }
 
 impl Work for Streaming {
     fn window(&mut self) -> f64 {
         let (factor, summand) = (black_box(FACTOR), black_box(SUMMAND));
-        let part = self.place.take(self.x.len());
-        let (x, y) = (&self.x[part.clone()], &mut self.y[part.clone()]);
+        let part = self.place.take(self.x.elements().len());
+        let x = &self.x.elements()[part.clone()];
+        let y = &mut self.y.elements_mut()[part.clone()];
         read_write(black_box(x), black_box(y), factor, summand);
         (2 * part.len() as u64 * ELEMENT) as f64
     }
 
     fn check(&self) -> Result<()> {
         let expected = VALUE * FACTOR + SUMMAND;
-        let wrong = self.y.iter().find(|value| **value != expected);
+        let wrong = self.y.elements().iter().find(|value| **value != expected);
         same(
             Ceiling::MemoryReadWrite,
             f64::from(*wrong.unwrap_or(&expected)),

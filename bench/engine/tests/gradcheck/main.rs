@@ -6,6 +6,8 @@
 mod cases;
 #[path = "../devices/mod.rs"]
 mod devices;
+#[path = "../instructions/mod.rs"]
+mod instructions;
 
 use cases::{CASES, Case};
 use devices::Device;
@@ -236,4 +238,9 @@ fn gradients_are_those_of_the_forward_pass() {
             run(case, backend);
         }
     }
+}
+
+#[test]
+fn all_of_this_holds_with_other_instructions() {
+    instructions::run_again_without("with_other_instructions");
 }

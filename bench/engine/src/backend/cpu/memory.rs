@@ -208,9 +208,47 @@ impl HostMemory {
     }
 }
 
+/// Elements in memory such as devices have it, of which nobody else has a handle.
+pub(crate) struct Owned {
+    memory: HostMemory,
+    span: Span,
+}
+
+impl Owned {
+    /// So many elements of one value, in memory that has been touched; `None` when there is not enough.
+    pub(crate) fn filled(len: usize, value: f32) -> Option<Self> {
+        let memory = HostMemory::new();
+        let span = memory.allocate(Dtype::F32, len)?;
+        let mut owned = Self { memory, span };
+        owned.elements_mut().fill(value);
+        Some(owned)
+    }
+
+    /// The elements, to read.
+    pub(crate) fn elements(&self) -> &[f32] {
+        // SAFETY: nobody else knows this memory, and whoever writes borrows `self` alone.
+        unsafe { self.memory.read(self.span) }
+    }
+
+    /// The elements, to write.
+    pub(crate) fn elements_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above.
+        unsafe { self.memory.write(self.span) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_owned_begins_with_a_page_as_large_as_that_of_arenas() {
+        let mut owned = Owned::filled(LARGE / size_of::<f32>(), 1.0).expect("8 MiB");
+        assert_eq!(owned.elements().as_ptr() as usize % HUGE_PAGE, 0);
+        owned.elements_mut()[1] = 2.0;
+        assert_eq!(owned.elements()[..3], [1.0, 2.0, 1.0]);
+        assert!(Owned::filled(usize::MAX / 8, 1.0).is_none());
+    }
 
     #[test]
     fn arenas_are_zeroed_aligned_and_stay_in_place() {
