@@ -82,6 +82,21 @@ impl<F: Read> Only<F> {
         }
     }
 
+    /// Goes to the next line that has the value anywhere, or to `end`: most lines have it nowhere, and are only counted.
+    fn skip(&mut self, value: &str, end: usize) {
+        let block = &self.block[self.start..end];
+        let found = memchr::memmem::find(block, value.as_bytes());
+        let skipped = match found {
+            Some(at) => memchr::memrchr(b'\n', &block[..at]).map_or(0, |at| at + 1),
+            None => block.len(),
+        };
+        self.seen += memchr::memchr_iter(b'\n', &block[..skipped]).count() as u64;
+        // A last line without an end is one too.
+        let torn = skipped == block.len() && block.last().is_some_and(|byte| *byte != b'\n');
+        self.seen += u64::from(torn);
+        self.start += skipped;
+    }
+
     /// Looks at another block. False at the end of the file.
     fn advance(&mut self) -> std::io::Result<bool> {
         self.lines.clear();
@@ -99,8 +114,14 @@ impl<F: Read> Only<F> {
             None => 0,
         };
         while self.start < end {
+            if let Some(wanted) = self.wanted.filter(|_| self.seen > 0) {
+                self.skip(wanted.value, end);
+            }
             let line = &self.block[self.start..end];
             let line = &line[..memchr::memchr(b'\n', line).map_or(line.len(), |at| at + 1)];
+            if line.is_empty() {
+                break;
+            }
             self.seen += 1;
             let header = self.seen == 1;
             if header || self.wanted.is_none_or(|wanted| wanted.is_in(line)) {

@@ -30,13 +30,17 @@ impl Device {
             .expect("benchmarks fit into memory")
     }
 
+    pub fn launch(&mut self, kernel: Kernel) {
+        self.0
+            .launch(Stream::Compute, kernel)
+            .expect("the stream has not failed");
+    }
+
     /// Times `kernels`, one after the other.
     pub fn time(&mut self, bencher: &mut Bencher<'_>, kernels: &[Kernel]) {
         bencher.iter(|| {
             for kernel in kernels {
-                self.0
-                    .launch(Stream::Compute, *kernel)
-                    .expect("the stream has not failed");
+                self.launch(*kernel);
             }
         });
     }

@@ -1,4 +1,4 @@
-//! Every norm, forward and backward. Of sync-batch that is what a rank computes between the collectives, with two ranks.
+//! Every norm, forward and backward, and batch and group norm with the addition and the rectifier that follow them in a residual block. Of sync-batch that is what a rank computes between the collectives, with two ranks.
 use criterion::{BenchmarkId, Criterion, Throughput};
 use syncmark_engine::kernel::{Affine, Gate, Kernel, Then, Write};
 use syncmark_engine::tensor::{Dtype, Span};
@@ -8,11 +8,11 @@ use crate::device::Device;
 const EPS: f32 = 1e-5;
 const RANKS: usize = 2;
 
-/// Samples, positions and channels. The first two are layers of large images, one at a quarter of the usual 64 samples: 51 MB an
-/// activation, far beyond any cache, and three of them in memory. The next two are a sample of as many elements that a
+/// Samples, positions and channels. The first two are layers of large images: 206 and 51 MB an activation, far beyond any cache, and three
+/// of them in memory. The next two are a sample of as many elements that a
 /// second-level cache holds. Their figures tell what width costs.
 const SHAPES: [[usize; 3]; 7] = [
-    [16, 112 * 112, 64],
+    [64, 112 * 112, 64],
     [64, 28 * 28, 256],
     [1, 28 * 28, 256],
     [1, 56 * 56, 64],
@@ -26,6 +26,7 @@ struct Operands {
     x: Span,
     y: Span,
     d_y: Span,
+    d_x: Span,
     mean: Span,
     variance: Span,
     rstd: Span,
@@ -41,13 +42,14 @@ struct Operands {
 
 impl Operands {
     fn new(device: &mut Device, elements: usize, channels: usize) -> Self {
-        let [x, y, d_y] = [(); 3].map(|()| device.random(elements));
+        let [x, y, d_y, d_x] = [(); 4].map(|()| device.random(elements));
         let [mean, variance, rstd, gamma, beta, d_gamma, d_beta] =
             [(); 7].map(|()| device.random(channels));
         Self {
             x,
             y,
             d_y,
+            d_x,
             mean,
             variance,
             rstd,
@@ -63,8 +65,16 @@ impl Operands {
     }
 }
 
+/// What follows a norm at the end of a residual block, in the norm's own kernels; `o.d_y` is the shortcut.
+fn residual(o: &Operands) -> Then {
+    Then {
+        shortcut: o.d_y,
+        relu: true,
+    }
+}
+
 /// Forward and backward of batch norm; of its synchronized kind with `sync`.
-fn batch(o: &Operands, rows: usize, channels: usize, sync: bool) -> [Vec<Kernel>; 2] {
+fn batch(o: &Operands, rows: usize, channels: usize, sync: bool, then: Then) -> [Vec<Kernel>; 2] {
     let mut forward = vec![
         Kernel::BatchStatistics {
             x: o.x,
@@ -116,10 +126,15 @@ fn batch(o: &Operands, rows: usize, channels: usize, sync: bool) -> [Vec<Kernel>
             beta: o.beta,
             y: o.y,
             rows,
-            then: Then::NOTHING,
+            then,
         },
     ]);
-    let backward = vec![
+    let mut backward = Vec::new();
+    if then.relu {
+        let (y, d_y) = (o.y, o.d_y);
+        backward.push(Kernel::Gate { y, d_y });
+    }
+    backward.extend([
         Kernel::BatchBackwardReduce {
             x: o.x,
             d_y: o.d_y,
@@ -142,12 +157,12 @@ fn batch(o: &Operands, rows: usize, channels: usize, sync: bool) -> [Vec<Kernel>
             gamma: o.gamma,
             sums: o.sums,
             count: o.count,
-            d_x: o.y,
+            d_x: o.d_x,
             rows,
             write: Write::Overwrite,
             gate: Gate::Open,
         },
-    ];
+    ]);
     [forward, backward]
 }
 
@@ -157,6 +172,7 @@ fn group(
     o: &Operands,
     [batch, spatial, channels]: [usize; 3],
     groups: usize,
+    then: Then,
 ) -> [Vec<Kernel>; 2] {
     let [mean, rstd] = [(); 2].map(|()| device.random(batch * groups));
     let (affine, write) = (Affine::Channel, Write::Overwrite);
@@ -173,7 +189,7 @@ fn group(
         groups,
         affine,
         eps: EPS,
-        then: Then::NOTHING,
+        then,
     };
     let backward = Kernel::GroupNormBackward {
         x: o.x,
@@ -181,7 +197,7 @@ fn group(
         gamma: o.gamma,
         mean,
         rstd,
-        d_x: o.y,
+        d_x: o.d_x,
         d_gamma: o.d_gamma,
         d_beta: o.d_beta,
         batch,
@@ -190,7 +206,7 @@ fn group(
         groups,
         affine,
         write,
-        y: Span::EMPTY,
+        y: if then.relu { o.y } else { Span::EMPTY },
     };
     [vec![forward], vec![backward]]
 }
@@ -219,7 +235,7 @@ fn rms(
         d_y: o.d_y,
         gamma: o.gamma,
         rstd,
-        d_x: o.y,
+        d_x: o.d_x,
         d_gamma: o.d_gamma,
         batch,
         spatial,
@@ -237,18 +253,27 @@ pub fn norm(criterion: &mut Criterion) {
         let mut device = Device::new();
         let (rows, elements) = (samples * spatial, samples * spatial * channels);
         let o = Operands::new(&mut device, elements, channels);
+        let (few, alone) = ((channels / 4).min(32), Then::NOTHING);
         let mut norms = vec![
-            ("batch", batch(&o, rows, channels, false)),
-            ("sync-batch, local part", batch(&o, rows, channels, true)),
-            ("layer", group(&mut device, &o, shape, 1)),
+            ("batch", batch(&o, rows, channels, false, alone)),
             (
-                "group",
-                group(&mut device, &o, shape, (channels / 4).min(32)),
+                "sync-batch, local part",
+                batch(&o, rows, channels, true, alone),
             ),
+            ("layer", group(&mut device, &o, shape, 1, alone)),
+            ("group", group(&mut device, &o, shape, few, alone)),
             ("rms", rms(&mut device, &o, shape)),
+            (
+                "batch + add + relu",
+                batch(&o, rows, channels, false, residual(&o)),
+            ),
+            (
+                "group + add + relu",
+                group(&mut device, &o, shape, few, residual(&o)),
+            ),
         ];
         if spatial > 1 {
-            norms.push(("instance", group(&mut device, &o, shape, channels)));
+            norms.push(("instance", group(&mut device, &o, shape, channels, alone)));
         }
         benchmarks.throughput(Throughput::Bytes(o.x.bytes() as u64));
         for (name, [forward, backward]) in &norms {
