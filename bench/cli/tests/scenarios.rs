@@ -25,7 +25,12 @@ const CHARTS: [(&str, &[&str]); 18] = [
     ("bn-batch-size-paper-arm-smoke", &["error-against-batch"]),
     (
         "bn-batch-size-smoke",
-        &["error-against-normalization-batch", "learning-curves"],
+        &[
+            "error-against-normalization-batch",
+            "paired-differences-of-errors",
+            "noise-of-batch-statistics",
+            "learning-curves",
+        ],
     ),
     ("bucket-size-smoke", &["step-time-against-bucket-size"]),
     ("collectives-smoke", &["collectives"]),
@@ -38,9 +43,19 @@ const CHARTS: [(&str, &[&str]); 18] = [
     ("layer-cost-smoke", &["layers-"]),
     ("norm-cost-smoke", &["norm-cost-", "throughput", "bytes-"]),
     ("norm-convergence-smoke", &["learning-curves"]),
-    ("norm-text-smoke", &["learning-curves"]),
+    (
+        "norm-text-smoke",
+        &["paired-differences-of-errors", "learning-curves"],
+    ),
     ("scaling-smoke", &["weak-strong-", "efficiency"]),
-    ("sync-bn-smoke", &["learning-curves"]),
+    (
+        "sync-bn-smoke",
+        &[
+            "error-against-normalization-batch",
+            "paired-differences-of-errors",
+            "learning-curves",
+        ],
+    ),
     (
         "train-eval-gap-smoke",
         &["train-and-eval-gap", "learning-curves"],

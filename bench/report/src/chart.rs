@@ -10,6 +10,7 @@ pub mod canvas;
 pub mod collectives;
 pub mod compression;
 pub mod curves;
+pub mod intervals;
 pub mod layers;
 pub mod learning;
 pub mod legend;

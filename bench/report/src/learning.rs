@@ -58,6 +58,11 @@ impl Statistics {
         }
     }
 
+    /// Whether a trial with them is held against a baseline with them: so where that has batch statistics too.
+    pub fn of_both(self, baseline: &str) -> bool {
+        self != Self::Stored && baseline == "batch"
+    }
+
     /// The error with them.
     pub fn error(self) -> Figure {
         match self {
@@ -144,7 +149,24 @@ fn ends<'a>(data: &'a RunData, trial: &TrialRow) -> BTreeMap<u32, &'a LearningRo
     ends
 }
 
-/// How much a trial's error is above another's in the same repeats: the median of the differences.
+/// The train/eval gap of batch statistics and that of dropout: a loss in evaluation minus that in the condition of training, within repeats.
+pub fn gaps_of(learned: &Learned<'_>) -> [Option<Estimate>; 2] {
+    let stored = learned.figure(|row| row.eval_loss);
+    let above = |figure: Figure| {
+        let differences: Vec<f64> = paired(&stored, &learned.figure(figure))
+            .into_iter()
+            .map(|(evaluated, trained)| evaluated - trained)
+            .collect();
+        estimate(&differences)
+    };
+    [
+        above(|row| row.batch_statistics_loss),
+        above(|row| row.dropout_loss),
+    ]
+}
+
+/// How much a trial's error is above another's in the same repeats: the median of the differences. Where the other one has batch statistics
+/// too, both have the same.
 pub fn difference(
     trial: &Learned<'_>,
     statistics: Statistics,
@@ -152,7 +174,10 @@ pub fn difference(
 ) -> Option<Estimate> {
     let (own, other) = (
         trial.figure(statistics.error()),
-        baseline.figure(Statistics::Stored.error()),
+        match statistics.of_both(&baseline.trial.norm) {
+            true => baseline.figure(statistics.error()),
+            false => baseline.figure(Statistics::Stored.error()),
+        },
     );
     let differences: Vec<f64> = paired(&own, &other)
         .into_iter()
@@ -181,7 +206,8 @@ pub fn told(difference: &Estimate) -> &'static str {
     }
 }
 
-/// What trials share that are compared with each other: all but norm and normalization batch.
+/// What trials share that are compared with each other: all but norm, normalization batch and how many micro-batches a step is made of, which
+/// changes nothing but the normalization batch.
 pub fn setting(trial: &TrialRow) -> String {
     with_optimizer(trial, trial.optimizer.as_deref().unwrap_or_default())
 }
@@ -198,7 +224,6 @@ fn with_optimizer(trial: &TrialRow, optimizer: &str) -> String {
         around(trial),
         optimizer.to_owned(),
         format!("{} samples a step", trial.global_batch),
-        format!("{} micro-batches", trial.accumulation.unwrap_or(1)),
     ]
     .join(" · ")
 }
@@ -258,6 +283,7 @@ pub struct Chosen<'a> {
 }
 
 /// For each norm that was tried with several learning rates, all else equal, the one with the smallest median error; of equal ones the smaller.
+/// Trials that share a rate as well differ in something else, such as layers: those are no grid.
 pub fn chosen<'a>(all: &[Learned<'a>]) -> Vec<Chosen<'a>> {
     type Tried<'a> = Vec<(f64, &'a str, Estimate)>;
     let mut grids: Vec<(String, String, Tried<'a>)> = Vec::new();
@@ -284,6 +310,9 @@ pub fn chosen<'a>(all: &[Learned<'a>]) -> Vec<Chosen<'a>> {
     }
     let best = |(_, norm, mut tried): (String, String, Tried<'a>)| {
         tried.sort_by(|a, b| a.0.total_cmp(&b.0));
+        if tried.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+            return None;
+        }
         let ends = [tried.first()?.0, tried.last()?.0];
         tried.sort_by(|a, b| a.2.value.total_cmp(&b.2.value));
         let [(value, rate, error), (_, next, after), ..] = tried[..] else {
@@ -316,22 +345,148 @@ pub fn rates_of_their_own<'a>(all: &[Learned<'a>]) -> Option<Vec<(String, &'a st
     differ.then_some(rates)
 }
 
-/// A trial with batch norm, and the one that it is held against.
+/// A trial, and the one that it is held against.
 pub type Pair<'a, 'b> = (&'b Learned<'a>, &'b Learned<'a>);
 
-/// Each trial with batch norm beside the one that it can be compared with: with group norm, or, in a run without it, layer norm. Also which of
-/// the two that is.
-pub fn against<'a, 'b>(all: &'b [Learned<'a>]) -> (&'static str, Vec<Pair<'a, 'b>>) {
+/// A norm with statistics of batches, and the norm that its trials are held against.
+#[derive(Clone, Debug)]
+pub struct Contest<'a, 'b> {
+    /// The norm.
+    pub own: &'static str,
+    /// The other one.
+    pub baseline: &'static str,
+    /// Trials of the first, each beside the one of the other that it can be compared with; never none.
+    pub pairs: Vec<Pair<'a, 'b>>,
+}
+
+/// What can be held against what: batch norm and synchronized batch norm each against group norm, or, in a run without it, layer norm; and the
+/// synchronized one against the other where each device has as many samples.
+pub fn contests<'a, 'b>(all: &'b [Learned<'a>]) -> Vec<Contest<'a, 'b>> {
+    type Also = fn(&TrialRow, &TrialRow) -> bool;
     let shared = comparable(all);
     let has_group = all.iter().any(|learned| learned.trial.norm == "group");
-    let baseline = if has_group { "group" } else { "layer" };
-    let other = |trial: &TrialRow| {
-        all.iter()
-            .find(|other| other.trial.norm == baseline && shared(other.trial) == shared(trial))
+    let still = if has_group { "group" } else { "layer" };
+    let any: Also = |_, _| true;
+    let same_devices: Also = |own, other| {
+        let on_a_device = other.normalization_batch;
+        on_a_device.map(|batch| batch * u64::from(own.devices)) == own.normalization_batch
     };
-    let pairs = all
+    let contest = |(own, baseline, also): (&'static str, &'static str, Also)| {
+        let other = |trial: &TrialRow| {
+            all.iter().find(|other| {
+                let other = other.trial;
+                other.norm == baseline && shared(other) == shared(trial) && also(trial, other)
+            })
+        };
+        let pairs: Vec<_> = all
+            .iter()
+            .filter(|learned| learned.trial.norm == own)
+            .filter_map(|learned| Some((learned, other(learned.trial)?)))
+            .collect();
+        (!pairs.is_empty()).then_some(Contest {
+            own,
+            baseline,
+            pairs,
+        })
+    };
+    [
+        ("batch", still, any),
+        ("sync-batch", "batch", same_devices),
+        ("sync-batch", still, any),
+    ]
+    .into_iter()
+    .filter_map(contest)
+    .collect()
+}
+
+/// How long a norm took to an error that all reach.
+#[derive(Clone, Debug)]
+pub struct Reached<'a> {
+    /// The trial.
+    pub trial: &'a TrialRow,
+    /// Steps to the first evaluation at or below it, over the repeats that have one.
+    pub steps: Estimate,
+    /// Seconds of these steps, where they were recorded.
+    pub seconds: Option<Estimate>,
+    /// Repeats that have none.
+    pub never: usize,
+}
+
+/// The error that every trial's median ends at or below, and how long each took to it. None for fewer than two trials, or where there are
+/// too few evaluations ([`FEWEST_EVALUATIONS`]) to tell.
+pub fn reached<'a>(data: &RunData, all: &[Learned<'a>]) -> Option<(f64, Vec<Reached<'a>>)> {
+    let ends: Vec<f64> = all
         .iter()
-        .filter(|learned| learned.trial.norm == "batch")
-        .filter_map(|learned| Some((learned, other(learned.trial)?)));
-    (baseline, pairs.collect())
+        .filter_map(|learned| Some(learned.estimate(Statistics::Stored.error())?.value))
+        .collect();
+    let level = ends
+        .iter()
+        .copied()
+        .reduce(f64::max)
+        .filter(|_| all.len() > 1)?;
+    let of_trial = |learned: &Learned<'a>| {
+        let own = || {
+            data.learning.iter().filter(|row| {
+                row.trial == learned.trial.trial && learned.ends.contains_key(&row.repeat)
+            })
+        };
+        let mut first: BTreeMap<u32, &LearningRow> = BTreeMap::new();
+        for row in own().filter(|row| row.eval_error.is_some_and(|error| error <= level)) {
+            let known = first.entry(row.repeat).or_insert(row);
+            if row.step < known.step {
+                *known = row;
+            }
+        }
+        let steps: Vec<f64> = first.values().map(|row| row.step as f64).collect();
+        let seconds: Vec<f64> = first
+            .values()
+            .filter_map(|row| Some(row.train_ns? as f64 / 1e9))
+            .collect();
+        let looked_at = own().count() / learned.ends.len().max(1);
+        (looked_at >= FEWEST_EVALUATIONS).then_some(())?;
+        Some(Reached {
+            trial: learned.trial,
+            steps: estimate(&steps)?,
+            seconds: estimate(&seconds),
+            never: learned.ends.len() - first.len(),
+        })
+    };
+    let found: Vec<_> = all.iter().filter_map(of_trial).collect();
+    (found.len() == all.len()).then_some((level, found))
+}
+
+/// Evaluations of a repeat from which it is told how long a norm took to an error.
+pub const FEWEST_EVALUATIONS: usize = 5;
+
+/// A norm in words.
+pub fn norm_name(norm: &str) -> String {
+    match norm {
+        "none" => "no norm".to_owned(),
+        norm => format!("{norm} norm"),
+    }
+}
+
+/// Trials as a legend calls them: the norm and what else sets it apart, or the whole label where that is not enough.
+pub fn names(all: &[Learned<'_>]) -> Vec<String> {
+    let short = |learned: &Learned<'_>| {
+        let trial = learned.trial;
+        let together = trial
+            .normalization_batch
+            .filter(|_| learned.has_batch_norms());
+        let padding = trial.norm_padding.as_ref();
+        let words = [
+            Some(norm_name(&trial.norm)),
+            together.map(|own| format!("{own} together")),
+            momentum(trial),
+            padding.map(|how| format!("padding {how}")),
+        ];
+        words.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    };
+    let all_short: Vec<String> = all.iter().map(short).collect();
+    let unique = |name: &String| all_short.iter().filter(|other| *other == name).count() == 1;
+    let name = |(learned, short): (&Learned<'_>, &String)| match unique(short) {
+        true => short.clone(),
+        false => learned.trial.label.clone(),
+    };
+    all.iter().zip(&all_short).map(name).collect()
 }

@@ -25,6 +25,17 @@ fn csv<R: Serialize>(rows: &[R]) -> Vec<u8> {
 }
 
 fn folder(path: &Path, norms: &[Norm]) -> Rendered {
+    folder_with(path, norms, &[100], |_, _| ())
+}
+
+/// The same with evaluations at these steps, before the last of which errors are 10 points larger for each; `change` is given each trial
+/// and each of its rows.
+fn folder_with(
+    path: &Path,
+    norms: &[Norm],
+    steps: &[u64],
+    change: impl Fn(&mut TrialRow, &mut LearningRow),
+) -> Rendered {
     let ways: Vec<Way> = MODELS[..norms.len()]
         .iter()
         .map(|model| Way {
@@ -42,27 +53,32 @@ fn folder(path: &Path, norms: &[Norm]) -> Rendered {
         trial.norm_padding = padding.map(Into::into);
         trial.normalization_batch = Some(*batch);
         trial.optimizer = Some(format!("sgd learning_rate={rate} momentum=0.9"));
-        for repeat in 0..REPEATS {
+        for (repeat, (left, step)) in (0..REPEATS).flat_map(|repeat| {
+            let steps = steps.iter().rev().enumerate();
+            steps.map(move |(left, step)| (repeat, (left, *step)))
+        }) {
             // What a repeat's seeds do is the same for all norms.
-            let error = (error + f64::from(repeat)) / 100.0;
-            rows.push(LearningRow {
+            let error = (error + f64::from(repeat) + 10.0 * left as f64) / 100.0;
+            let mut row = LearningRow {
                 trial: trial.trial.clone(),
                 repeat,
-                step: 100,
+                step,
                 samples_seen: 3200,
                 train_loss: Some(0.1),
                 eval_loss: Some(0.2),
                 eval_error: Some(error),
                 batch_statistics_loss: None,
                 batch_statistics_error: None,
-                train_ns: Some(1_000),
+                train_ns: Some(step * 1_000_000_000),
                 train_eval_loss: None,
                 train_eval_error: None,
                 precise_loss: None,
                 precise_error: (*norm == "batch").then_some(error - 0.05),
                 dropout_loss: None,
                 dropout_error: None,
-            });
+            };
+            change(trial, &mut row);
+            rows.push(row);
         }
     }
     folder.write_trials(&trials).unwrap();
@@ -171,12 +187,100 @@ fn without_group_norm_layer_norm_is_what_batch_norm_is_held_against() {
         assert!(text.contains(words), "{words}: {text}");
     }
     // One batch is no axis.
-    assert_eq!(
-        rendered.document.figures().count(),
-        1,
-        "the learning curves"
-    );
+    let names: Vec<&str> = rendered
+        .document
+        .figures()
+        .map(|figure| figure.name.as_str())
+        .collect();
+    assert_eq!(names, ["paired-differences-of-errors", "learning-curves"]);
     let differences = table(&rendered, "pairs");
     assert_eq!(differences.rows.len(), 2);
-    assert!(differences.caption.contains("minus layer norm's"));
+    assert!(differences.caption.contains("minus that of layer norm"));
+}
+
+#[test]
+fn synchronized_statistics_are_held_against_those_of_a_device_and_against_group_norm() {
+    let dir = tempfile::tempdir().unwrap();
+    let norms = [
+        ("batch", None, 2, "0.1", 12.0),
+        ("batch", None, 4, "0.1", 10.0),
+        ("sync-batch", None, 4, "0.1", 9.0),
+        ("sync-batch", None, 8, "0.1", 8.0),
+        ("group", None, 8, "0.1", 11.0),
+    ];
+    let rendered = folder_with(dir.path(), &norms, &[100], |trial, _| {
+        // Two devices, and as many micro-batches as make 32 samples.
+        (trial.devices, trial.strategy) = (2, "ddp".into());
+        let own = trial.normalization_batch.unwrap_or(8);
+        let devices = if trial.norm == "sync-batch" { 1 } else { 2 };
+        trial.accumulation = Some(32 / own / devices);
+    });
+    let text = sentences(&rendered);
+    for words in [
+        "With stored statistics, batch norm loses to group norm at normalization batches of 2, and wins at 4.",
+        "sync-batch norm's error is smaller than batch norm's at normalization batches of 4, 8,",
+        "4: -3.00 [-3.00, -3.00]; 8: -2.00 [-2.00, -2.00].",
+        "sync-batch norm's error is smaller than group norm's at normalization batches of 4, 8,",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let figures: Vec<&str> = rendered
+        .document
+        .figures()
+        .map(|figure| figure.name.as_str())
+        .collect();
+    for name in [
+        "error-against-normalization-batch",
+        "paired-differences-of-errors",
+    ] {
+        assert!(figures.contains(&name), "{figures:?}");
+    }
+}
+
+#[test]
+fn trials_that_differ_in_layers_are_no_grid_and_gaps_are_the_answer_where_dropout_has_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let norms = [
+        ("group", None, 32, "0.05", 10.0),
+        ("group", None, 32, "0.05", 11.0),
+        ("batch", None, 32, "0.05", 9.0),
+    ];
+    let rendered = folder_with(dir.path(), &norms, &[100], |trial, row| {
+        if trial.norm == "batch" {
+            row.batch_statistics_loss = Some(0.15);
+        } else {
+            row.dropout_loss = Some(0.3);
+        }
+    });
+    let text = sentences(&rendered);
+    assert!(!text.contains("smallest median error"), "{text}");
+    for words in [
+        "of batch statistics: batch norm, 32 together +0.0500",
+        "of dropout: group 32 -0.1000; group 32 -0.1000",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+}
+
+#[test]
+fn the_pace_of_norms_is_told_to_an_error_that_all_reach() {
+    let dir = tempfile::tempdir().unwrap();
+    let norms = [
+        ("batch", None, 32, "0.05", 5.0),
+        ("group", None, 32, "0.05", 25.0),
+    ];
+    let rendered = folder_with(dir.path(), &norms, &[100, 200, 300, 400, 500], |_, _| ());
+    let text = sentences(&rendered);
+    // The median of the last errors of group norm is 27.5 %; batch norm's first three repeats are there at step 300, the others at 400.
+    assert!(
+        text.contains("To an error of 27.5 %, which all end at or below: batch norm, 32 together"),
+        "{text}"
+    );
+    let pace = table(&rendered, "never reached in");
+    assert_eq!(pace.rows.len(), 2);
+    assert_eq!(
+        pace.rows[0][1..],
+        ["350 [300, 400]", "350.0 [300.0, 400.0]", "–"]
+    );
+    assert_eq!(pace.rows[1][1..], ["500", "500.0", "3 repeats"]);
 }

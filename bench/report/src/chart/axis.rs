@@ -60,6 +60,17 @@ pub fn ticks(high: f64, most: usize) -> (Vec<f64>, f64) {
     ((0..=last).map(|index| index as f64 * step).collect(), step)
 }
 
+/// Round ticks from `low` ≤ 0 to `high` ≥ 0, with 0 among them, and the step between them.
+pub fn ticks_between(low: f64, high: f64, most: usize) -> (Vec<f64>, f64) {
+    if low >= 0.0 {
+        return ticks(high, most);
+    }
+    let step = nice_step(high - low, most);
+    let count = |end: f64| (end / step + 1e-9).floor() as i64;
+    let all = -count(-low)..=count(high);
+    (all.map(|index| index as f64 * step).collect(), step)
+}
+
 /// Room above the largest value, as a share of it.
 pub const HEADROOM: f64 = 1.05;
 
@@ -131,8 +142,19 @@ pub fn horizontal(
     title: &str,
     show: impl Fn(f64, f64) -> String,
 ) -> Scale {
-    let (ticks, step) = ticks(high, 8);
-    let scale = Scale::new(0.0, high, area.left, area.right);
+    horizontal_between(canvas, area, (0.0, high), title, show)
+}
+
+/// The same from `low`, which is at most 0, to `high`, which is at least that.
+pub fn horizontal_between(
+    canvas: &mut Canvas<'_>,
+    area: Area,
+    (low, high): (f64, f64),
+    title: &str,
+    show: impl Fn(f64, f64) -> String,
+) -> Scale {
+    let (ticks, step) = ticks_between(low, high, 8);
+    let scale = Scale::new(low, high, area.left, area.right);
     for tick in ticks {
         let x = scale.at(tick);
         canvas.line(
@@ -178,6 +200,16 @@ mod tests {
                 "{high}: {ticks:?}"
             );
         }
+    }
+
+    #[test]
+    fn ticks_on_both_sides_have_0_among_them() {
+        assert_eq!(
+            ticks_between(-6.2, 2.9, 8),
+            (vec![-6.0, -4.0, -2.0, 0.0, 2.0], 2.0)
+        );
+        assert_eq!(ticks_between(-0.75, 0.0, 3), (vec![-0.5, 0.0], 0.5));
+        assert_eq!(ticks_between(0.0, 97.0, 6), ticks(97.0, 6));
     }
 
     #[test]

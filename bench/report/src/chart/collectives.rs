@@ -175,6 +175,7 @@ fn curves_of(
             marker,
             color,
             points: points.collect(),
+            flat: None,
         }
     };
     trials.iter().enumerate().map(curve).collect()

@@ -79,6 +79,7 @@ pub fn accuracy(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
             let (marker, color) = LOOKS[index % LOOKS.len()];
             let [value, low, high] = point.error;
             Curve {
+                flat: None,
                 name: name(point.trial),
                 marker,
                 color,

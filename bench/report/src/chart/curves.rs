@@ -35,6 +35,8 @@ pub struct Curve {
     pub color: Color,
     /// By x.
     pub points: Vec<CurvePoint>,
+    /// Of one that is the same everywhere, its place among such: its mark and spread are drawn once, counted from the right.
+    pub flat: Option<usize>,
 }
 
 /// How a value is written on an axis.
@@ -68,6 +70,9 @@ pub const LOOKS: [(Marker, Color); 10] = [
     (Marker::Up, Color::SILVER),
 ];
 
+/// From the right edge to the first spread of a flat curve, and between two of them.
+const FLAT_FIRST: f64 = 28.0;
+const FLAT_APART: f64 = 16.0;
 const MARGIN: f64 = 16.0;
 const LEFT: f64 = 94.0;
 const BELOW: f64 = 52.0;
@@ -201,7 +206,20 @@ impl Plot {
             );
         }
         for curve in &self.curves {
-            curve.paint(canvas, &*x, &*y);
+            match (curve.flat, curve.points.first()) {
+                (Some(place), Some(point)) => {
+                    let at = area.right - FLAT_FIRST - FLAT_APART * place as f64;
+                    let level = y(point.value);
+                    canvas.line(
+                        (area.left, level),
+                        (area.right, level),
+                        curve.color.tint(0.25),
+                        1.4,
+                    );
+                    curve.mark(canvas, at, [point.low, point.value, point.high].map(&*y));
+                }
+                _ => curve.paint(canvas, &*x, &*y),
+            }
         }
     }
 }
@@ -217,14 +235,21 @@ impl Curve {
             canvas.path(&line, self.color.tint(0.25), 1.4);
         }
         for point in &self.points {
-            let at = x(point.x);
-            let (low, high) = (y(point.low), y(point.high));
-            canvas.line((at, low), (at, high), self.color, 1.4);
-            for end in [low, high] {
-                canvas.line((at - 4.0, end), (at + 4.0, end), self.color, 1.4);
-            }
-            canvas.marker(at, y(point.value), self.marker, self.color);
+            self.mark(
+                canvas,
+                x(point.x),
+                [point.low, point.value, point.high].map(y),
+            );
         }
+    }
+
+    /// A mark with its spread.
+    fn mark(&self, canvas: &mut Canvas<'_>, at: f64, [low, middle, high]: [f64; 3]) {
+        canvas.line((at, low), (at, high), self.color, 1.4);
+        for end in [low, high] {
+            canvas.line((at - 4.0, end), (at + 4.0, end), self.color, 1.4);
+        }
+        canvas.marker(at, middle, self.marker, self.color);
     }
 }
 
@@ -257,6 +282,7 @@ mod tests {
                 marker: Marker::Circle,
                 color: Color::BLUE,
                 points,
+                flat: None,
             }],
             level: None,
         }

@@ -1,19 +1,25 @@
-//! Charts of what was learned: error against the normalization batch, and learning curves.
+//! Charts of what was learned: error against the normalization batch, paired differences and gaps, and learning curves.
 //!
 //! Contract: medians over finished repeats with their spread, at the last evaluation or at each; norms that no batch matters to are drawn
-//! over the batches of the others.
+//! over the batches of the others. A norm has one colour in all of them; marks tell statistics, and tints trials of one norm.
 use std::collections::{BTreeMap, BTreeSet};
 
 use syncmark_record::rows::{LearningRow, SIDE_BY_SIDE, TrialRow};
 
 use super::{
     WIDTH,
+    canvas::Marker,
     curves::{self, Curve, CurvePoint, LOOKS, Plot},
+    intervals::{Intervals, Row, Series},
     legend,
+    palette::Color,
 };
 use crate::{
     document,
-    learning::{Figure, Learned, Statistics, around, comparable, learned, momentum},
+    learning::{
+        Figure, Learned, Statistics, around, comparable, contests, difference, gaps_of, learned,
+        momentum, names, norm_name,
+    },
     run_data::RunData,
     stats::{Estimate, estimate, median},
 };
@@ -37,25 +43,20 @@ fn point(x: f64, found: &Estimate, scale: f64) -> CurvePoint {
 /// The charts; none without a trial that learned.
 pub fn learning(data: &RunData) -> Vec<document::Figure> {
     let all = learned(data);
-    [
-        against_batch(&all),
-        gap(&all),
-        super::noise::noise(data),
-        learning_curves(data, &all),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    let mut charts = Vec::new();
+    charts.extend(against_batch(&all));
+    charts.extend(differences(&all));
+    charts.extend(gaps(&all));
+    charts.extend(super::noise::noise(data));
+    charts.extend(learning_curves(data, &all));
+    charts
 }
 
 /// Error against the normalization batch, where at least two were tried.
 fn against_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
-    // What is over all ranks does not depend on a device's batch either.
     let own = |learned: &Learned<'_>| {
-        learned
-            .trial
-            .normalization_batch
-            .filter(|_| learned.trial.norm == "batch")
+        let by_batch = matches!(learned.trial.norm.as_str(), "batch" | "sync-batch");
+        learned.trial.normalization_batch.filter(|_| by_batch)
     };
     let batches: BTreeSet<u64> = all.iter().filter_map(own).collect();
     if batches.len() < 2 {
@@ -64,16 +65,17 @@ fn against_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
     if several(all.iter(), comparable(all)) {
         return against_own_batch(all);
     }
-    let mut curves: BTreeMap<String, Vec<CurvePoint>> = BTreeMap::new();
+    let mut curves = Curves::default();
     for learned in all {
         match own(learned) {
             Some(batch) => {
                 for statistics in Statistics::ALL {
                     if let Some(found) = learned.estimate(statistics.error()) {
-                        curves
-                            .entry(name(learned, statistics))
-                            .or_default()
-                            .push(point(batch as f64, &found, 100.0));
+                        curves.add(
+                            learned,
+                            Some(statistics),
+                            [point(batch as f64, &found, 100.0)],
+                        );
                     }
                 }
             }
@@ -82,17 +84,21 @@ fn against_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
                     let points = batches
                         .iter()
                         .map(|batch| point(*batch as f64, &found, 100.0));
-                    curves
-                        .entry(format!("{} norm", learned.trial.norm))
-                        .or_default()
-                        .extend(points);
+                    curves.add(learned, None, points);
                 }
             }
         }
     }
-    let curves = looks(curves);
+    let mut curves = curves.sorted();
+    // Norms without batch statistics trained once a repeat: one interval each, side by side.
+    let still = curves
+        .iter_mut()
+        .filter(|curve| curve.marker == marker_of(None));
+    still
+        .enumerate()
+        .for_each(|(place, curve)| curve.flat = Some(place));
     let caption = "Error after the last step against how many samples share batch statistics; global batch, updates, order and initial parameters are the same. \
-                   Norms without batch statistics do not depend on it: they trained once a repeat, and their line is drawn over all.";
+                   Norms without batch statistics do not depend on it: they trained once a repeat, so their line is drawn over all and their interval once, at the right.";
     figure(all, "Error against normalization batch", caption, |title| {
         Plot {
             title: title.to_owned(),
@@ -109,7 +115,7 @@ fn against_own_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
     if several(all.iter(), around) {
         return None;
     }
-    let mut curves: BTreeMap<String, Vec<CurvePoint>> = BTreeMap::new();
+    let mut curves = Curves::default();
     for learned in all {
         let by_batch = learned.trial.norm == "batch";
         for statistics in Statistics::ALL {
@@ -117,19 +123,13 @@ fn against_own_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
                 continue;
             }
             if let Some(found) = learned.estimate(statistics.error()) {
-                let name = match by_batch {
-                    true => name(learned, statistics),
-                    false => format!("{} norm", learned.trial.norm),
-                };
                 let batch = learned.trial.global_batch as f64;
-                curves
-                    .entry(name)
-                    .or_default()
-                    .push(point(batch, &found, 100.0));
+                let points = [point(batch, &found, 100.0)];
+                curves.add(learned, Some(statistics).filter(|_| by_batch), points);
             }
         }
     }
-    let curves = looks(curves);
+    let curves = curves.sorted();
     let caption = "Error after the last step against the samples of a step. The batch itself differs, and with it learning rate or updates as the table of trials says: \
                    what is seen is not the statistics' doing alone.";
     figure(all, "Error against batch", caption, |title| Plot {
@@ -141,49 +141,193 @@ fn against_own_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
     })
 }
 
-/// A batch norm's curve.
-fn name(learned: &Learned<'_>, statistics: Statistics) -> String {
-    let padding = learned.trial.norm_padding.as_ref();
-    let words = [
-        Some(format!("{} norm", learned.trial.norm)),
-        momentum(learned.trial),
-        padding.map(|how| format!("padding {how}")),
-        Some(statistics.name().to_owned()),
-    ];
-    words.into_iter().flatten().collect::<Vec<_>>().join(", ")
+/// Curves by name, in the order in which they came.
+#[derive(Default)]
+struct Curves(Vec<Curve>);
+
+impl Curves {
+    /// Adds points of a norm, with these statistics if it has any.
+    fn add(
+        &mut self,
+        learned: &Learned<'_>,
+        statistics: Option<Statistics>,
+        points: impl IntoIterator<Item = CurvePoint>,
+    ) {
+        let padding = learned
+            .trial
+            .norm_padding
+            .as_ref()
+            .filter(|_| statistics.is_some());
+        let options = [
+            momentum(learned.trial).filter(|_| statistics.is_some()),
+            padding.map(|how| format!("padding {how}")),
+        ];
+        let name = [Some(norm_name(&learned.trial.norm))]
+            .into_iter()
+            .chain(options)
+            .chain([statistics.map(|statistics| statistics.name().to_owned())]);
+        let name = name.flatten().collect::<Vec<_>>().join(", ");
+        let known = self.0.iter().position(|curve| curve.name == name);
+        let at = known.unwrap_or_else(|| {
+            let color = color_of(&learned.trial.norm);
+            let marker = marker_of(statistics);
+            // Variants of a norm share its colour and marks, and get lighter.
+            let alike = |curve: &&Curve| {
+                curve.marker == marker && TINTS.iter().any(|tint| curve.color == color.tint(*tint))
+            };
+            let variants = self.0.iter().filter(alike).count();
+            self.0.push(Curve {
+                name,
+                marker,
+                color: color.tint(TINTS[variants % TINTS.len()]),
+                points: Vec::new(),
+                flat: None,
+            });
+            self.0.len() - 1
+        });
+        self.0[at].points.extend(points);
+    }
+
+    fn sorted(mut self) -> Vec<Curve> {
+        for curve in &mut self.0 {
+            curve.points.sort_by(|a, b| a.x.total_cmp(&b.x));
+        }
+        self.0
+    }
 }
 
-/// Loss with stored and with batch statistics, against the normalization batch: what is between them is the train/eval gap.
-fn gap(all: &[Learned<'_>]) -> Option<document::Figure> {
-    let losses: [(Statistics, Figure); 2] = [
-        (Statistics::Stored, |row| row.eval_loss),
-        (Statistics::Batch, |row| row.batch_statistics_loss),
-    ];
-    let mut curves: BTreeMap<String, Vec<CurvePoint>> = BTreeMap::new();
-    for learned in all.iter().filter(|learned| learned.trial.norm == "batch") {
-        for (statistics, loss) in losses {
-            let batch = learned.trial.normalization_batch;
-            if let (Some(batch), Some(found)) = (batch, learned.estimate(loss)) {
-                curves
-                    .entry(name(learned, statistics))
-                    .or_default()
-                    .push(point(batch as f64, &found, 1.0));
+/// Shares of white of the trials of one norm.
+const TINTS: [f64; 6] = [0.0, 0.35, 0.55, 0.15, 0.45, 0.25];
+
+/// A norm's colour in every chart of what was learned.
+fn color_of(norm: &str) -> Color {
+    match norm {
+        "batch" => Color::VERMILION,
+        "sync-batch" => Color::ORANGE,
+        "group" => Color::BLUE,
+        "layer" => Color::GREEN,
+        "instance" => Color::PURPLE,
+        "rms" => Color::SKY,
+        _ => Color::GREY,
+    }
+}
+
+fn marker_of(statistics: Option<Statistics>) -> Marker {
+    match statistics {
+        Some(Statistics::Stored) => Marker::Circle,
+        Some(Statistics::Batch) => Marker::Up,
+        Some(Statistics::Precise) => Marker::Square,
+        None => Marker::Diamond,
+    }
+}
+
+/// What a norm's error is above another's in the same repeats.
+fn differences(all: &[Learned<'_>]) -> Option<document::Figure> {
+    let names = names(all);
+    let mut series: Vec<Series> = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
+    let contests = contests(all);
+    let baselines: BTreeSet<&str> = contests.iter().map(|contest| contest.baseline).collect();
+    let other = match baselines.len() {
+        1 => norm_name(contests[0].baseline),
+        _ => "the other norm".to_owned(),
+    };
+    for contest in &contests {
+        let baseline = norm_name(contest.baseline);
+        for (own, other) in &contest.pairs {
+            let mut figures = Vec::new();
+            for statistics in [Statistics::Stored, Statistics::Precise] {
+                let Some(found) = difference(own, statistics, other) else {
+                    continue;
+                };
+                let name = format!("{}, {}", norm_name(contest.own), statistics.name());
+                let known = series.iter().position(|series| series.name == name);
+                let index = known.unwrap_or_else(|| {
+                    series.push(Series {
+                        name,
+                        marker: marker_of(Some(statistics)),
+                        color: color_of(contest.own),
+                    });
+                    series.len() - 1
+                });
+                figures.push((index, scaled(found, 100.0)));
             }
+            let own = all
+                .iter()
+                .position(|learned| learned.trial.trial == own.trial.trial);
+            let name = own.map_or("", |index| &names[index]);
+            let label = match baselines.len() {
+                1 => name.to_owned(),
+                _ => format!("{name} − {baseline}"),
+            };
+            rows.push(Row { label, figures });
         }
     }
-    let drawn = all.iter().filter(|learned| learned.trial.norm == "batch");
-    if curves.values().all(|points| points.len() < 2) || several(drawn, comparable(all)) {
-        return None;
+    let caption = "Error minus the other norm's after the last step, in the same repeats, which share initial parameters, order of samples and what is held out: medians \
+                   of the differences with their spread. Right of 0 the named norm is worse; an interval that holds 0 tells no difference.";
+    let chart = Intervals {
+        title: "Paired differences of errors".into(),
+        subtitle: subtitle(all),
+        axis: format!("error minus {other}'s (percentage points)"),
+        series,
+        rows,
+        show: |points| format!("{points:+.2}"),
+    };
+    rowed(chart, all, caption)
+}
+
+fn scaled(found: Estimate, by: f64) -> Estimate {
+    Estimate {
+        value: by * found.value,
+        low: by * found.low,
+        high: by * found.high,
+        ..found
     }
-    let curves = looks(curves);
-    let caption = "The train/eval gap: the loss with stored statistics and that with the statistics of each batch, on the same samples and weights, dropout off. Where the \
-                   first is above the second, the stored statistics serve the model worse than those of a batch.";
-    figure(all, "Train and eval gap", caption, |title| Plot {
-        title: title.to_owned(),
-        x: ("samples normalized together", Some(whole)),
-        y: ("loss", None),
-        curves,
-        level: None,
+}
+
+/// The train/eval gaps of all trials that have one.
+fn gaps(all: &[Learned<'_>]) -> Option<document::Figure> {
+    let series = [
+        ("of batch statistics", Marker::Circle, Color::VERMILION),
+        ("of dropout", Marker::Square, Color::BLUE),
+    ];
+    let series = series.map(|(name, marker, color)| Series {
+        name: name.into(),
+        marker,
+        color,
+    });
+    let row = |(learned, label): (&Learned<'_>, String)| {
+        let found = gaps_of(learned).into_iter().enumerate();
+        Row {
+            label,
+            figures: found
+                .filter_map(|(index, gap)| Some((index, gap?)))
+                .collect(),
+        }
+    };
+    let chart = Intervals {
+        title: "Train and eval gap".into(),
+        subtitle: subtitle(all),
+        axis: "loss in evaluation minus loss in the condition of training".into(),
+        series: series.into(),
+        rows: all.iter().zip(names(all)).map(row).collect(),
+        show: |loss| format!("{loss:+.4}"),
+    };
+    let caption = "The train/eval gap, on the same samples and weights, within repeats. Of batch statistics: the loss with stored ones minus that with those of batches, \
+                   dropout off. Of dropout: the loss without it minus that with it. Right of 0 the model is worse in evaluation than in the condition of its training.";
+    rowed(chart, all, caption)
+}
+
+fn rowed(chart: Intervals, all: &[Learned<'_>], caption: &str) -> Option<document::Figure> {
+    let trials = all.iter().map(|learned| learned.trial);
+    let (svg, height) = chart.draw(legend::spread(trials))?;
+    Some(document::Figure {
+        name: super::series::slug(&chart.title),
+        title: chart.title,
+        caption: caption.into(),
+        svg,
+        width: WIDTH,
+        height,
     })
 }
 
@@ -196,32 +340,25 @@ fn several<'a, 'b: 'a>(
     all.len() > 1
 }
 
-fn looks(curves: BTreeMap<String, Vec<CurvePoint>>) -> Vec<Curve> {
-    let look = |(index, (name, mut points)): (usize, (String, Vec<CurvePoint>))| {
-        points.sort_by(|a, b| a.x.total_cmp(&b.x));
-        let (marker, color) = LOOKS[index % LOOKS.len()];
-        Curve {
-            name,
-            marker,
-            color,
-            points,
-        }
-    };
-    curves.into_iter().enumerate().map(look).collect()
-}
-
 /// Loss and error against steps, and error against seconds where these may be compared.
 fn learning_curves(data: &RunData, all: &[Learned<'_>]) -> Option<document::Figure> {
     if all.len() > MOST_CURVES {
         return None;
     }
+    let names = names(all);
     let curves = |figure: Figure, scale: f64, axis: Axis| {
         let of = |(index, learned): (usize, &Learned<'_>)| {
-            let (marker, color) = LOOKS[index % LOOKS.len()];
+            let norm = &learned.trial.norm;
+            let before = all[..index]
+                .iter()
+                .filter(|other| other.trial.norm == *norm);
+            let before = before.count();
+            let (marker, _) = LOOKS[before % LOOKS.len()];
             Curve {
-                name: learned.trial.label.clone(),
+                name: names[index].clone(),
                 marker,
-                color,
+                color: color_of(norm).tint(TINTS[before % TINTS.len()]),
+                flat: None,
                 points: by_step(data, learned, figure, scale, axis),
             }
         };
@@ -259,6 +396,12 @@ fn learning_curves(data: &RunData, all: &[Learned<'_>]) -> Option<document::Figu
             "error (%)",
             "seconds of training steps",
             curves(error, 100.0, Axis::Seconds),
+        ));
+        plots.push(plot(
+            "training loss by time",
+            "loss since the last evaluation",
+            "seconds of training steps",
+            curves(|row| row.train_loss, 1.0, Axis::Seconds),
         ));
     }
     let subtitle = subtitle(all);

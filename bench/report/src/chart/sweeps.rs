@@ -243,6 +243,7 @@ fn curves_of(lines: &[Line<'_>], figure: fn(&TrialRow) -> [Option<f64>; 3]) -> V
                 marker,
                 color,
                 points: points.collect(),
+                flat: None,
             }
         })
         .collect()

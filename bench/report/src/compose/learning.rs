@@ -3,21 +3,20 @@
 //! Contract: the last evaluation counts. A norm is said to lose or win only where the interval of the paired differences leaves out 0.
 use std::collections::BTreeSet;
 
-use syncmark_record::rows::NormStatisticsRow;
+use syncmark_record::rows::{NormStatisticsRow, SIDE_BY_SIDE};
 
 use crate::{
-    analyse::paired,
     document::{
         Alignment::{Left, Right},
         Block, Table,
     },
     format::{count, estimated, number, or_dash, percent, significant, whole, with_spread},
     learning::{
-        Figure, Learned, Pair, Statistics, against, chosen, difference, learned, momentum,
-        rates_of_their_own, told,
+        Contest, Learned, Reached, Statistics, chosen, contests, difference, gaps_of, learned,
+        momentum, names, norm_name, rates_of_their_own, reached, told,
     },
     run_data::RunData,
-    stats::{Estimate, estimate, median},
+    stats::{Estimate, median},
 };
 
 const TABLE: &str = "Errors are the share of labels that are not predicted, after the last step: medians over repeats, each with seeds of its own, \
@@ -50,16 +49,19 @@ pub(super) fn blocks(data: &RunData) -> Vec<Block> {
         return Vec::new();
     }
     let mut blocks = vec![Block::Table(ends(&all))];
-    let (baseline, pairs) = against(&all);
-    if !pairs.is_empty() {
-        blocks.push(Block::Table(differences(baseline, &pairs)));
-        let batches: BTreeSet<_> = pairs
+    for contest in contests(&all) {
+        blocks.push(Block::Table(differences(&contest)));
+        let batches: BTreeSet<_> = contest
+            .pairs
             .iter()
             .map(|(own, _)| own.trial.normalization_batch)
             .collect();
-        if batches.len() > 1 && baseline == "group" {
+        if batches.len() > 1 && (contest.own, contest.baseline) == ("batch", "group") {
             blocks.push(Block::Table(paper()));
         }
+    }
+    if let Some((level, found)) = reached(data, &all) {
+        blocks.push(Block::Table(pace(&all, level, &found)));
     }
     let gaps: Vec<[Option<Estimate>; 2]> = all.iter().map(gaps_of).collect();
     if gaps.iter().flatten().any(Option::is_some) {
@@ -124,11 +126,21 @@ fn points(difference: f64) -> String {
     format!("{:+.2}", 100.0 * difference)
 }
 
-fn differences(baseline: &str, pairs: &[Pair<'_, '_>]) -> Table {
+fn differences(contest: &Contest<'_, '_>) -> Table {
+    let Contest {
+        own,
+        baseline,
+        pairs,
+    } = contest;
+    let (name, other) = (norm_name(own), norm_name(baseline));
+    let whose = match Statistics::Precise.of_both(baseline) {
+        true => " PreciseBN is that of both.",
+        false => "",
+    };
     let mut table = Table::new(
         format!(
-            "Batch norm's error minus {baseline} norm's in the same repeats, which share initial parameters, order of samples and what is held out: medians of the \
-             differences, in percentage points."
+            "The error of {name} minus that of {other} in the same repeats, which share initial parameters, order of samples and what is held out: medians of the \
+             differences, in percentage points.{whose}"
         ),
         &[
             ("trial", Left),
@@ -158,6 +170,41 @@ fn differences(baseline: &str, pairs: &[Pair<'_, '_>]) -> Table {
     table
 }
 
+/// How long each norm took to an error that all reach.
+fn pace(all: &[Learned<'_>], level: f64, found: &[Reached<'_>]) -> Table {
+    let about = format!(
+        "How long each took to the first evaluation with an error of at most {}, which is where the last of them ends (median): steps, and seconds of these steps where \
+         trials did not run beside each other. Medians over the repeats that reached it, no finer than the evaluations.",
+        percent(level)
+    );
+    let columns = [
+        ("trial", Left),
+        ("steps", Right),
+        ("seconds", Right),
+        ("never reached in", Right),
+    ];
+    let mut table = Table::new(about, &columns);
+    for (reached, name) in found.iter().zip(names(all)) {
+        let never = match reached.never {
+            0 => "–".to_owned(),
+            never => count(never, "repeat"),
+        };
+        table.push(vec![
+            name,
+            estimated(Some(reached.steps), whole),
+            estimated(seconds(reached), number),
+            never,
+        ]);
+    }
+    table
+}
+
+/// Seconds that may be compared.
+fn seconds(reached: &Reached<'_>) -> Option<Estimate> {
+    let warnings = reached.trial.warnings.as_deref().unwrap_or_default();
+    reached.seconds.filter(|_| !warnings.contains(SIDE_BY_SIDE))
+}
+
 fn paper() -> Table {
     let columns = [
         ("images", Right),
@@ -173,22 +220,6 @@ fn paper() -> Table {
         ]);
     }
     table
-}
-
-/// The gap of batch statistics and that of dropout.
-fn gaps_of(learned: &Learned<'_>) -> [Option<Estimate>; 2] {
-    let stored = learned.figure(|row| row.eval_loss);
-    let above = |figure: Figure| {
-        let differences: Vec<f64> = paired(&stored, &learned.figure(figure))
-            .into_iter()
-            .map(|(evaluated, trained)| evaluated - trained)
-            .collect();
-        estimate(&differences)
-    };
-    [
-        above(|row| row.batch_statistics_loss),
-        above(|row| row.dropout_loss),
-    ]
 }
 
 fn gap_table(all: &[Learned<'_>], gaps: Vec<[Option<Estimate>; 2]>) -> Table {
@@ -278,15 +309,20 @@ fn noise(data: &RunData, all: &[Learned<'_>]) -> Table {
     table
 }
 
-/// Sentences that answer a study: at which normalization batches batch norm loses to group norm (or to layer norm, where that is what there is), with
-/// stored statistics and with PreciseBN.
+/// Sentences that answer a study: how far evaluation is from training, where dropout was looked at; at which normalization batches batch norm and
+/// synchronized batch norm lose to another norm, with stored statistics and with PreciseBN; and which norm is the first at an error that all reach.
 pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
     let all = learned(data);
-    let (baseline, pairs) = against(&all);
-    let mut sentences: Vec<String> = [Statistics::Stored, Statistics::Precise]
-        .into_iter()
-        .filter_map(|statistics| sentence(baseline, &pairs, statistics))
-        .collect();
+    let contests = contests(&all);
+    let mut sentences = gap_sentences(&all);
+    sentences.extend(reached(data, &all).map(|(level, found)| pace_sentence(&all, level, &found)));
+    for contest in &contests {
+        let both = [Statistics::Stored, Statistics::Precise];
+        sentences.extend(
+            both.into_iter()
+                .filter_map(|statistics| sentence(contest, statistics)),
+        );
+    }
     let diverged: Vec<String> = all
         .iter()
         .filter(|learned| learned.diverged > 0)
@@ -315,7 +351,7 @@ pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
         ));
     }
     sentences.extend(grid_sentence(&all));
-    if pairs.is_empty() && !all.is_empty() {
+    if contests.is_empty() && !all.is_empty() {
         let best = |learned: &Learned<'_>| learned.estimate(Statistics::Stored.error());
         let words: Vec<String> = all
             .iter()
@@ -361,7 +397,54 @@ fn grid_sentence(all: &[Learned<'_>]) -> Option<String> {
     ))
 }
 
-fn sentence(baseline: &str, pairs: &[Pair<'_, '_>], statistics: Statistics) -> Option<String> {
+/// The gaps, where dropout has one: then they are what was asked.
+fn gap_sentences(all: &[Learned<'_>]) -> Vec<String> {
+    let gaps: Vec<[Option<Estimate>; 2]> = all.iter().map(gaps_of).collect();
+    if gaps.iter().all(|[_, dropout]| dropout.is_none()) {
+        return Vec::new();
+    }
+    let names = names(all);
+    let facts = |which: usize| -> Vec<String> {
+        let own = names.iter().zip(&gaps).filter_map(|(name, gap)| {
+            Some(format!("{name} {}", estimated(Some(gap[which]?), signed)))
+        });
+        own.collect()
+    };
+    let mut sentences = Vec::new();
+    for (which, what) in [(0, "batch statistics"), (1, "dropout")] {
+        let facts = facts(which);
+        if !facts.is_empty() {
+            sentences.push(format!(
+                "Loss in evaluation minus loss in the condition of training, of {what}: {}.",
+                facts.join("; ")
+            ));
+        }
+    }
+    sentences
+}
+
+fn pace_sentence(all: &[Learned<'_>], level: f64, found: &[Reached<'_>]) -> String {
+    let mut order: Vec<(&Reached<'_>, String)> = found.iter().zip(names(all)).collect();
+    order.sort_by(|a, b| a.0.steps.value.total_cmp(&b.0.steps.value));
+    let fact = |(reached, name): &(&Reached<'_>, String)| {
+        let seconds = seconds(reached).map(|s| format!(", {} s", estimated(Some(s), number)));
+        format!(
+            "{name} {} steps{}",
+            estimated(Some(reached.steps), whole),
+            seconds.unwrap_or_default()
+        )
+    };
+    let facts: Vec<String> = order.iter().map(fact).collect();
+    format!(
+        "To an error of {}, which all end at or below: {}.",
+        percent(level),
+        facts.join("; ")
+    )
+}
+
+fn sentence(contest: &Contest<'_, '_>, statistics: Statistics) -> Option<String> {
+    let (name, baseline) = (norm_name(contest.own), norm_name(contest.baseline));
+    let pairs = &contest.pairs;
     let mut found: Vec<(u64, String, Estimate)> = pairs
         .iter()
         .filter_map(|(own, other)| {
@@ -401,22 +484,26 @@ fn sentence(baseline: &str, pairs: &[Pair<'_, '_>], statistics: Statistics) -> O
     ) {
         (_, true) => "there are too few repeats for a verdict".to_owned(),
         (true, false) => {
-            format!("batch norm was not seen to lose to {baseline} norm at any normalization batch")
+            format!("{name} was not seen to lose to {baseline} at any normalization batch")
         }
         (false, false) => {
-            format!("batch norm loses to {baseline} norm at normalization batches of {lost}")
+            format!("{name} loses to {baseline} at normalization batches of {lost}")
         }
     };
     let verdict = match (won.is_empty(), lost.is_empty()) {
         (true, _) => verdict,
         (false, true) => format!(
-            "batch norm's error is smaller than {baseline} norm's at normalization batches of {won}, and it was not seen to lose at any"
+            "{name}'s error is smaller than {baseline}'s at normalization batches of {won}, and it was not seen to lose at any"
         ),
         (false, false) => format!("{verdict}, and wins at {won}"),
     };
     Some(format!(
-        "With {}, {verdict}. Its error minus {baseline} norm's in percentage points, by normalization batch: {}.",
+        "With {}{}, {verdict}. Its error minus {baseline}'s in percentage points, by normalization batch: {}.",
         statistics.name(),
+        match statistics.of_both(contest.baseline) {
+            true => " of both",
+            false => "",
+        },
         facts.join("; ")
     ))
 }
