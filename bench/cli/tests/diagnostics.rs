@@ -93,6 +93,14 @@ fn the_scenario_that_the_others_break_is_good() {
     assert_eq!(build(&request).expect("it is good").trials.len(), 1);
 }
 
+/// The message for a study that learns.
+fn study(model: &str, data: &str, train: &str) -> String {
+    let text = format!(
+        "name = \"test\"\nquestion = \"Which norm learns?\"\nkind = \"learning\"\n[model]\n{model}\n[data]\n{data}\n[train]\n{train}\n[evaluate]\nsplit = \"test\"\n"
+    );
+    message(&text, &[], &[])
+}
+
 /// A snapshot of the message of each case, under the case's name.
 macro_rules! cases {
     ($($name:ident: $message:expr;)*) => {$(
@@ -104,6 +112,21 @@ macro_rules! cases {
 }
 
 cases! {
+    one_sample_normalized_together: study(
+        "preset = \"mlp\"\nnorm = \"batch\"",
+        "source = \"digits\"\nbatch_size = 32",
+        "steps = 10\nnormalization_batch = 1",
+    );
+    shortest_words_of_text: study(
+        "preset = \"char-encoder\"\nnorm = \"layer\"",
+        "source = \"text\"\nbatch_size = 32\nshortest = 20",
+        "steps = 10",
+    );
+    another_padding: study(
+        "layers = [{ embedding = { vocabulary = \"classes\", features = 8, padding = 5 } }, { linear = { features = \"classes\" } }]\ninput = [16]\nclasses = 29",
+        "source = \"text\"\nbatch_size = 32",
+        "steps = 10",
+    );
     no_toml: replaced("devices = 2", "devices = = 2");
     duplicate_key: replaced("devices = 2", "devices = 2\ndevices = 3");
     whole_number_too_large: replaced("devices = 2", "devices = 99999999999999999999");

@@ -3,7 +3,7 @@
 //! Contract: keys that the combination does not use do not reach the configuration, so equal work is an equal
 //! configuration. What means nothing is named, never silently dropped. Reference: "What is compared" in
 //! METHODOLOGY.md.
-use syncmark_engine::data::tokens::FIRST_WORD;
+use syncmark_engine::data::tokens::{FIRST_WORD, PADDING};
 use syncmark_engine::model::spec::ModelSpec;
 
 use crate::plan::config::{
@@ -322,10 +322,25 @@ fn batch(scenario: &Scenario) -> Batch {
 /// Where samples come from, which the model's input may say.
 fn data(scenario: &Scenario, spec: &ModelSpec, checker: &Checker) -> Result<DataConfig, Problem> {
     let tokens = model::takes_tokens(spec);
+    // A sweep over models may carry what only some of them use.
+    let swept = checker.0.entry("sweep").is_some() || checker.0.entry("variant").is_some();
+    if let Some((layer, token)) = model::other_padding(spec) {
+        let message = format!(
+            "layer {layer} takes token {token} for padding, but sequences are filled up with token {PADDING}"
+        );
+        let help = format!("write padding = {PADDING}, or leave it out where there is none");
+        return Err(checker.problem("model", message, help));
+    }
     let source = match scenario.data.source {
         Source::Synthetic if tokens => synthetic_tokens(scenario, spec, checker)?,
         Source::Text if tokens => {
             length(spec, checker)?;
+            if scenario.data.shortest.is_some() && !swept {
+                let message =
+                    "words are as long as they are, and `data.shortest` is about synthetic tokens";
+                let help = "leave it out, or write source = \"synthetic\"";
+                return Err(checker.problem("data.shortest", message, help));
+            }
             SourceConfig::Text {
                 path: scenario.data.path.clone(),
                 masking: masking(scenario, checker)?,
@@ -356,8 +371,6 @@ fn data(scenario: &Scenario, spec: &ModelSpec, checker: &Checker) -> Result<Data
         ("data.predict", scenario.data.predict.is_some()),
         ("model.norm_padding", scenario.model.norm_padding.is_some()),
     ];
-    // A sweep over models may carry what only some of them use.
-    let swept = checker.0.entry("sweep").is_some() || checker.0.entry("variant").is_some();
     let useless = given.iter().find(|(_, given)| *given && !tokens && !swept);
     if let Some((key, _)) = useless {
         let message = format!("`{key}` is about tokens, and the model has none");

@@ -2,6 +2,7 @@
 //!
 //! Contract: what the engine refuses is shown at the layer in the user's file, or at the preset's name. The
 //! engine's `model` needs no device, so shapes are checked before anything runs.
+use syncmark_engine::data::tokens::PADDING;
 use syncmark_engine::data::{cifar10, fashion_mnist, text};
 use syncmark_engine::model::spec::{BatchNormSpec, LayerSpec, ModelSpec, Momentum, Norm, Padding};
 use syncmark_engine::model::{ModelError, resolve};
@@ -182,6 +183,20 @@ pub fn has_norm(spec: &ModelSpec, norm: Norm) -> bool {
         })
 }
 
+/// The place among the layers of an embedding whose padding token is not that of the data, and the token.
+pub fn other_padding(spec: &ModelSpec) -> Option<(usize, usize)> {
+    spec.layers
+        .iter()
+        .enumerate()
+        .find_map(|(index, layer)| match layer {
+            LayerSpec::Embedding(embedding) => {
+                let token = embedding.padding.filter(|token| *token != PADDING)?;
+                Some((index, token))
+            }
+            _ => None,
+        })
+}
+
 fn any(layers: &[LayerSpec], is: &impl Fn(&LayerSpec) -> bool) -> bool {
     layers.iter().any(|layer| {
         is(layer)
@@ -238,6 +253,11 @@ fn located(
     };
     let key = |key: &str| Segment::Key(key.to_owned());
     let path = match error {
+        ModelError::OneElement { .. }
+            if checker.says(&[key("train"), key("normalization_batch")]) =>
+        {
+            vec![key("train"), key("normalization_batch")]
+        }
         ModelError::OneElement { .. } => vec![key("data"), key("batch_size")],
         ModelError::Groups { .. } if groups.is_some() => vec![key("model"), key("norm_groups")],
         ModelError::Output { .. } if spec.name == IN_PLACE => vec![key("model"), key("layers")],

@@ -41,7 +41,7 @@ impl MissingData {
                 "install Debian's package dataset-fashion-mnist, or put the four files (train-images-idx3-ubyte.gz, \
                  train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz) of \
                  https://github.com/zalandoresearch/fashion-mnist into a folder and name it: data.path = \"DIR\" in the \
-                 scenario, or SYNCMARK_DATA=DIR"
+                 scenario, or SYNCMARK_DATA=DIR. Digits, which need no files: --set 'data.source=\"digits\"'"
             }
             DataSet::Cifar10 => {
                 "get the binary version (cifar-10-binary.tar.gz) from https://www.cs.toronto.edu/~kriz/cifar.html, \

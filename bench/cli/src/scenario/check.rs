@@ -26,7 +26,7 @@ type Outcome = Result<(), Problem>;
 /// Where to point, while values are checked.
 pub struct Checker<'a>(pub &'a Node);
 
-impl Checker<'_> {
+impl<'a> Checker<'a> {
     /// A problem with the value of a dotted key; where the key is left out, with the table that lacks it.
     pub fn problem(
         &self,
@@ -53,6 +53,12 @@ impl Checker<'_> {
             help: help.into(),
         };
         Problem::new(kind).at(self.0.nearest(path).place)
+    }
+
+    /// Whether the scenario has a value there.
+    pub fn says(&self, path: &[Segment]) -> bool {
+        let step = |node: Option<&'a Node>, segment| node.and_then(|node| node.child(segment));
+        path.iter().fold(Some(self.0), step).is_some()
     }
 
     pub(super) fn at_least_one(&self, key: &str, value: usize) -> Outcome {
