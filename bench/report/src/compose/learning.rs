@@ -482,7 +482,9 @@ fn sentence(contest: &Contest<'_, '_>, statistics: Statistics) -> Option<String>
         lost.is_empty(),
         found.iter().all(|(.., d)| told(d) == "no verdict"),
     ) {
-        (_, true) => "there are too few repeats for a verdict".to_owned(),
+        (_, true) => {
+            format!("there are too few repeats for a verdict on {name} against {baseline}")
+        }
         (true, false) => {
             format!("{name} was not seen to lose to {baseline} at any normalization batch")
         }
@@ -498,7 +500,7 @@ fn sentence(contest: &Contest<'_, '_>, statistics: Statistics) -> Option<String>
         (false, false) => format!("{verdict}, and wins at {won}"),
     };
     Some(format!(
-        "With {}{}, {verdict}. Its error minus {baseline}'s in percentage points, by normalization batch: {}.",
+        "With {}{}, {verdict}. The error of {name} minus that of {baseline} in percentage points, by normalization batch: {}.",
         statistics.name(),
         match statistics.of_both(contest.baseline) {
             true => " of both",
