@@ -6,7 +6,7 @@ use std::path::Path;
 use fixtures::{Way, table, way, write};
 use serde::Serialize;
 use syncmark_record::{
-    RunFolder,
+    Outcome, RunFolder,
     rows::{LearningRow, RepeatRow, TrialRow},
 };
 use syncmark_report::{Rendered, answer::answer, render};
@@ -283,4 +283,33 @@ fn the_pace_of_norms_is_told_to_an_error_that_all_reach() {
         ["350 [300, 400]", "350.0 [300.0, 400.0]", "–"]
     );
     assert_eq!(pace.rows[1][1..], ["500", "500.0", "3 repeats"]);
+}
+
+#[test]
+fn repeats_that_diverged_are_counted_and_left_out_of_the_figures() {
+    let dir = tempfile::tempdir().unwrap();
+    let norms = [
+        ("batch", None, 2, "0.1", 12.0),
+        ("group", None, 32, "0.1", 10.0),
+    ];
+    let whole = folder(dir.path(), &norms);
+    assert!(!sentences(&whole).contains("Diverged"));
+    let folder = RunFolder::open(dir.path()).unwrap();
+    let mut repeats: Vec<RepeatRow> = folder.read().unwrap();
+    let trials: Vec<TrialRow> = folder.read().unwrap();
+    let diverged = repeats
+        .iter_mut()
+        .filter(|row| row.trial == trials[0].trial)
+        .take(2);
+    diverged.for_each(|row| row.outcome = Outcome::Diverged);
+    folder.replace("repeats.csv", &csv(&repeats)).unwrap();
+    let text = sentences(&render(dir.path()).unwrap());
+    assert!(
+        text.contains("Diverged: 2 repeats of batch 2; figures are those of the other repeats."),
+        "{text}"
+    );
+    assert!(
+        text.contains("too few repeats for a verdict on batch norm against group norm"),
+        "{text}"
+    );
 }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     document,
+    format::count,
     learning::{
         Figure, Learned, Statistics, around, comparable, contests, difference, gaps_of, learned,
         momentum, names, norm_name,
@@ -467,7 +468,12 @@ fn subtitle(all: &[Learned<'_>]) -> String {
             words.push(word);
         }
     }
-    words.join("; ")
+    let repeats = all.iter().map(|learned| learned.ends.len()).max();
+    format!(
+        "{} · {}",
+        words.join("; "),
+        count(repeats.unwrap_or(0), "repeat")
+    )
 }
 
 fn figure(

@@ -320,7 +320,8 @@ pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
         let both = [Statistics::Stored, Statistics::Precise];
         sentences.extend(
             both.into_iter()
-                .filter_map(|statistics| sentence(contest, statistics)),
+                .filter_map(|statistics| sentence(contest, statistics))
+                .flatten(),
         );
     }
     let diverged: Vec<String> = all
@@ -442,7 +443,8 @@ fn pace_sentence(all: &[Learned<'_>], level: f64, found: &[Reached<'_>]) -> Stri
     )
 }
 
-fn sentence(contest: &Contest<'_, '_>, statistics: Statistics) -> Option<String> {
+/// The verdict, and the figures that it rests on.
+fn sentence(contest: &Contest<'_, '_>, statistics: Statistics) -> Option<[String; 2]> {
     let (name, baseline) = (norm_name(contest.own), norm_name(contest.baseline));
     let pairs = &contest.pairs;
     let mut found: Vec<(u64, String, Estimate)> = pairs
@@ -499,13 +501,16 @@ fn sentence(contest: &Contest<'_, '_>, statistics: Statistics) -> Option<String>
         ),
         (false, false) => format!("{verdict}, and wins at {won}"),
     };
-    Some(format!(
-        "With {}{}, {verdict}. The error of {name} minus that of {baseline} in percentage points, by normalization batch: {}.",
-        statistics.name(),
-        match statistics.of_both(contest.baseline) {
-            true => " of both",
-            false => "",
-        },
-        facts.join("; ")
-    ))
+    let both = match statistics.of_both(contest.baseline) {
+        true => " of both",
+        false => "",
+    };
+    let statistics = statistics.name();
+    Some([
+        format!("With {statistics}{both}, {verdict}."),
+        format!(
+            "The error of {name} minus that of {baseline} with {statistics}{both}, in percentage points, by normalization batch: {}.",
+            facts.join("; ")
+        ),
+    ])
 }
