@@ -348,7 +348,7 @@ pub fn rates_of_their_own<'a>(all: &[Learned<'a>]) -> Option<Vec<(String, &'a st
 /// A trial, and the one that it is held against.
 pub type Pair<'a, 'b> = (&'b Learned<'a>, &'b Learned<'a>);
 
-/// A norm with statistics of batches, and the norm that its trials are held against.
+/// A norm, and the norm that its trials are held against.
 #[derive(Clone, Debug)]
 pub struct Contest<'a, 'b> {
     /// The norm.
@@ -359,8 +359,8 @@ pub struct Contest<'a, 'b> {
     pub pairs: Vec<Pair<'a, 'b>>,
 }
 
-/// What can be held against what: batch norm and synchronized batch norm each against group norm, or, in a run without it, layer norm; and the
-/// synchronized one against the other where each device has as many samples.
+/// What can be held against what: batch norm and synchronized batch norm each against group norm, or, in a run without it, layer norm; the
+/// synchronized one against the other where each device has as many samples; and last, the norms without batch statistics against that same norm.
 pub fn contests<'a, 'b>(all: &'b [Learned<'a>]) -> Vec<Contest<'a, 'b>> {
     type Also = fn(&TrialRow, &TrialRow) -> bool;
     let shared = comparable(all);
@@ -389,14 +389,25 @@ pub fn contests<'a, 'b>(all: &'b [Learned<'a>]) -> Vec<Contest<'a, 'b>> {
             pairs,
         })
     };
-    [
+    let by_batch = [
         ("batch", still, any),
         ("sync-batch", "batch", same_devices),
         ("sync-batch", still, any),
-    ]
-    .into_iter()
-    .filter_map(contest)
-    .collect()
+    ];
+    let others = ["none", "layer", "instance", "rms"];
+    let others = others.into_iter().filter(|own| *own != still);
+    by_batch
+        .into_iter()
+        .chain(others.map(|own| (own, still, any)))
+        .filter_map(contest)
+        .collect()
+}
+
+impl Contest<'_, '_> {
+    /// Whether the norm has statistics of batches.
+    pub fn by_batch(&self) -> bool {
+        matches!(self.own, "batch" | "sync-batch")
+    }
 }
 
 /// How long a norm took to an error that all reach.

@@ -124,6 +124,22 @@ fn norms_with_a_rate_each_are_compared_and_the_rates_are_said() {
 }
 
 #[test]
+fn norms_without_batch_statistics_are_held_against_the_same_norm() {
+    let dir = tempfile::tempdir().unwrap();
+    let rendered = folder(
+        dir.path(),
+        &[
+            ("batch", None, 32, "0.8", 8.0),
+            ("layer", None, 32, "0.4", 10.0),
+            ("rms", None, 32, "0.2", 7.0),
+        ],
+    );
+    let text = sentences(&rendered);
+    let words = "Without batch statistics, error minus that of layer norm in percentage points: rms norm -3.00 [-3.00, -3.00] (better).";
+    assert!(text.contains(words), "{text}");
+}
+
+#[test]
 fn where_a_norm_has_several_rates_equal_ones_are_compared() {
     let dir = tempfile::tempdir().unwrap();
     let rendered = folder(

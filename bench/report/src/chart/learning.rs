@@ -241,12 +241,18 @@ fn differences(all: &[Learned<'_>]) -> Option<document::Figure> {
                 let Some(found) = difference(own, statistics, other) else {
                     continue;
                 };
-                let name = format!("{}, {}", norm_name(contest.own), statistics.name());
+                let by_batch = Some(statistics).filter(|_| contest.by_batch());
+                let name = match by_batch {
+                    Some(statistics) => {
+                        format!("{}, {}", norm_name(contest.own), statistics.name())
+                    }
+                    None => norm_name(contest.own),
+                };
                 let known = series.iter().position(|series| series.name == name);
                 let index = known.unwrap_or_else(|| {
                     series.push(Series {
                         name,
-                        marker: marker_of(Some(statistics)),
+                        marker: marker_of(by_batch),
                         color: color_of(contest.own),
                     });
                     series.len() - 1

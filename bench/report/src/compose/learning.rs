@@ -316,7 +316,7 @@ pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
     let contests = contests(&all);
     let mut sentences = gap_sentences(&all);
     sentences.extend(reached(data, &all).map(|(level, found)| pace_sentence(&all, level, &found)));
-    for contest in &contests {
+    for contest in contests.iter().filter(|contest| contest.by_batch()) {
         let both = [Statistics::Stored, Statistics::Precise];
         sentences.extend(
             both.into_iter()
@@ -324,6 +324,7 @@ pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
                 .flatten(),
         );
     }
+    sentences.extend(others_sentence(&contests));
     let diverged: Vec<String> = all
         .iter()
         .filter(|learned| learned.diverged > 0)
@@ -441,6 +442,35 @@ fn pace_sentence(all: &[Learned<'_>], level: f64, found: &[Reached<'_>]) -> Stri
         percent(level),
         facts.join("; ")
     )
+}
+
+/// Norms without batch statistics, where each has one trial to hold against another.
+fn others_sentence(contests: &[Contest<'_, '_>]) -> Option<String> {
+    let others = contests.iter().filter(|contest| !contest.by_batch());
+    let fact = |contest: &Contest<'_, '_>| match contest.pairs[..] {
+        [(own, other)] => {
+            let found = difference(own, Statistics::Stored, other)?;
+            let figure = estimated(Some(found), points);
+            Some(format!(
+                "{} {figure} ({})",
+                norm_name(contest.own),
+                told(&found)
+            ))
+        }
+        _ => None,
+    };
+    let facts: Vec<String> = others.filter_map(fact).collect();
+    let baseline = contests
+        .iter()
+        .find(|contest| !contest.by_batch())?
+        .baseline;
+    (!facts.is_empty()).then(|| {
+        format!(
+            "Without batch statistics, error minus that of {} in percentage points: {}.",
+            norm_name(baseline),
+            facts.join("; ")
+        )
+    })
 }
 
 /// The verdict, and the figures that it rests on.
