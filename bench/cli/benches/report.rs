@@ -1,6 +1,6 @@
 //! `syncmark report` as a user runs it, PDF included: 198 trials with 100,000 steps each.
 //!
-//! Those are 20 million rows, 1.3 GB in the temporary folder. Run with `cargo bench -p syncmark --bench report` on an idle machine; what
+//! Those are 20 million rows, 2.4 GB in the temporary folder. Run with `cargo bench -p syncmark --bench report` on an idle machine; what
 //! the command holds at most is printed first.
 #[path = "../../report/tests/fixtures/mod.rs"]
 mod fixtures;

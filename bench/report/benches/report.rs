@@ -1,7 +1,7 @@
 //! From a run folder to its report: reading, the statistics, composing with all charts, and writing every file.
 //!
 //! The folder is the tests' made-up one (9 trials, 10 repeats), and once more with 198 trials and 100,000 steps of each, which are 20 million
-//! rows (1.3 GB in the temporary folder): what is timed does not depend on the figures in it. The PDF is not among it; the bench `report` of
+//! rows (2.4 GB in the temporary folder): what is timed does not depend on the figures in it. The PDF is not among it; the bench `report` of
 //! the command line times the whole command.
 //! Run with `cargo bench -p syncmark-report` on an idle machine.
 #[path = "../tests/fixtures/mod.rs"]
