@@ -17,6 +17,14 @@ use crate::{
     stats::{Estimate, Spread, estimate},
 };
 
+mod contests;
+mod pace;
+mod rates;
+
+pub use contests::{Contest, Pair, contests};
+pub use pace::{FEWEST_EVALUATIONS, Reached, reached};
+pub use rates::{Chosen, chosen, rates_of_their_own};
+
 /// How an optimizer's learning rate begins in the records.
 const RATE: &str = "learning_rate=";
 
@@ -187,7 +195,7 @@ pub fn difference(
 }
 
 /// The momentum of running statistics in words, where it is not the usual one: three digits tell it.
-pub fn momentum(trial: &TrialRow) -> Option<String> {
+fn momentum(trial: &TrialRow) -> Option<String> {
     let written = trial.norm_momentum.as_deref()?;
     let shown = match written.parse::<f64>() {
         Ok(weight) => significant(weight, 3),
@@ -259,215 +267,15 @@ pub fn comparable(all: &[Learned<'_>]) -> fn(&TrialRow) -> String {
     }
 }
 
-/// The trials of a norm as messages call it.
-fn norm_in_words(trial: &TrialRow) -> String {
-    match &trial.norm_padding {
-        Some(padding) => format!("{} norm, padding {padding}", trial.norm),
-        None => format!("{} norm", trial.norm),
-    }
+/// What sets trials of one norm apart besides the batch: the momentum of running statistics, and what is done with padding.
+pub fn options(trial: &TrialRow) -> Vec<String> {
+    momentum(trial).into_iter().chain(padding(trial)).collect()
 }
 
-/// What a grid of learning rates found for one norm.
-#[derive(Clone, Debug)]
-pub struct Chosen<'a> {
-    /// The norm, and what else sets its trials apart from others.
-    pub norm: String,
-    /// The rate as recorded.
-    pub rate: &'a str,
-    /// Its error with stored statistics.
-    pub error: Estimate,
-    /// The rate that comes next, and its error.
-    pub next: (&'a str, Estimate),
-    /// Whether it is the smallest or the largest that was tried.
-    pub at_edge: bool,
+fn padding(trial: &TrialRow) -> Option<String> {
+    let how = trial.norm_padding.as_ref()?;
+    Some(format!("padding {how}"))
 }
-
-/// For each norm that was tried with several learning rates, all else equal, the one with the smallest median error; of equal ones the smaller.
-/// Trials that share a rate as well differ in something else, such as layers: those are no grid.
-pub fn chosen<'a>(all: &[Learned<'a>]) -> Vec<Chosen<'a>> {
-    type Tried<'a> = Vec<(f64, &'a str, Estimate)>;
-    let mut grids: Vec<(String, String, Tried<'a>)> = Vec::new();
-    for learned in all {
-        let trial = learned.trial;
-        let Some((rate, error)) = rate(trial).zip(learned.estimate(Statistics::Stored.error()))
-        else {
-            continue;
-        };
-        let Ok(value) = rate.parse::<f64>() else {
-            continue;
-        };
-        let norm = norm_in_words(trial);
-        let apart = format!(
-            "{norm} · {:?} · {:?} · {}",
-            trial.normalization_batch,
-            trial.norm_momentum,
-            setting_but_rate(trial)
-        );
-        match grids.iter_mut().find(|(known, ..)| *known == apart) {
-            Some((.., tried)) => tried.push((value, rate, error)),
-            None => grids.push((apart, norm, vec![(value, rate, error)])),
-        }
-    }
-    let best = |(_, norm, mut tried): (String, String, Tried<'a>)| {
-        tried.sort_by(|a, b| a.0.total_cmp(&b.0));
-        if tried.windows(2).any(|pair| pair[0].0 == pair[1].0) {
-            return None;
-        }
-        let ends = [tried.first()?.0, tried.last()?.0];
-        tried.sort_by(|a, b| a.2.value.total_cmp(&b.2.value));
-        let [(value, rate, error), (_, next, after), ..] = tried[..] else {
-            return None;
-        };
-        Some(Chosen {
-            norm,
-            rate,
-            error,
-            next: (next, after),
-            at_edge: ends.contains(&value),
-        })
-    };
-    grids.into_iter().filter_map(best).collect()
-}
-
-/// The learning rate of each norm, in the order of the trials, where each has one and not all have the same.
-pub fn rates_of_their_own<'a>(all: &[Learned<'a>]) -> Option<Vec<(String, &'a str)>> {
-    let mut rates: Vec<(String, &str)> = Vec::new();
-    for trial in all.iter().map(|learned| learned.trial) {
-        let norm = norm_in_words(trial);
-        let own = rate(trial)?;
-        match rates.iter().find(|(known, _)| *known == norm) {
-            Some((_, known)) if *known != own => return None,
-            Some(_) => {}
-            None => rates.push((norm, own)),
-        }
-    }
-    let differ = rates.iter().any(|(_, own)| *own != rates[0].1);
-    differ.then_some(rates)
-}
-
-/// A trial, and the one that it is held against.
-pub type Pair<'a, 'b> = (&'b Learned<'a>, &'b Learned<'a>);
-
-/// A norm, and the norm that its trials are held against.
-#[derive(Clone, Debug)]
-pub struct Contest<'a, 'b> {
-    /// The norm.
-    pub own: &'static str,
-    /// The other one.
-    pub baseline: &'static str,
-    /// Trials of the first, each beside the one of the other that it can be compared with; never none.
-    pub pairs: Vec<Pair<'a, 'b>>,
-}
-
-/// What can be held against what: batch norm and synchronized batch norm each against group norm, or, in a run without it, layer norm; the
-/// synchronized one against the other where each device has as many samples; and last, the norms without batch statistics against that same norm.
-pub fn contests<'a, 'b>(all: &'b [Learned<'a>]) -> Vec<Contest<'a, 'b>> {
-    type Also = fn(&TrialRow, &TrialRow) -> bool;
-    let shared = comparable(all);
-    let has_group = all.iter().any(|learned| learned.trial.norm == "group");
-    let still = if has_group { "group" } else { "layer" };
-    let any: Also = |_, _| true;
-    let same_devices: Also = |own, other| {
-        let on_a_device = other.normalization_batch;
-        on_a_device.map(|batch| batch * u64::from(own.devices)) == own.normalization_batch
-    };
-    let contest = |(own, baseline, also): (&'static str, &'static str, Also)| {
-        let other = |trial: &TrialRow| {
-            all.iter().find(|other| {
-                let other = other.trial;
-                other.norm == baseline && shared(other) == shared(trial) && also(trial, other)
-            })
-        };
-        let pairs: Vec<_> = all
-            .iter()
-            .filter(|learned| learned.trial.norm == own)
-            .filter_map(|learned| Some((learned, other(learned.trial)?)))
-            .collect();
-        (!pairs.is_empty()).then_some(Contest {
-            own,
-            baseline,
-            pairs,
-        })
-    };
-    let by_batch = [
-        ("batch", still, any),
-        ("sync-batch", "batch", same_devices),
-        ("sync-batch", still, any),
-    ];
-    let others = ["none", "layer", "instance", "rms"];
-    let others = others.into_iter().filter(|own| *own != still);
-    by_batch
-        .into_iter()
-        .chain(others.map(|own| (own, still, any)))
-        .filter_map(contest)
-        .collect()
-}
-
-impl Contest<'_, '_> {
-    /// Whether the norm has statistics of batches.
-    pub fn by_batch(&self) -> bool {
-        matches!(self.own, "batch" | "sync-batch")
-    }
-}
-
-/// How long a norm took to an error that all reach.
-#[derive(Clone, Debug)]
-pub struct Reached<'a> {
-    /// The trial.
-    pub trial: &'a TrialRow,
-    /// Steps to the first evaluation at or below it, over the repeats that have one.
-    pub steps: Estimate,
-    /// Seconds of these steps, where they were recorded.
-    pub seconds: Option<Estimate>,
-    /// Repeats that have none.
-    pub never: usize,
-}
-
-/// The error that every trial's median ends at or below, and how long each took to it. None for fewer than two trials, or where there are
-/// too few evaluations ([`FEWEST_EVALUATIONS`]) to tell.
-pub fn reached<'a>(data: &RunData, all: &[Learned<'a>]) -> Option<(f64, Vec<Reached<'a>>)> {
-    let ends: Vec<f64> = all
-        .iter()
-        .filter_map(|learned| Some(learned.estimate(Statistics::Stored.error())?.value))
-        .collect();
-    let level = ends
-        .iter()
-        .copied()
-        .reduce(f64::max)
-        .filter(|_| all.len() > 1)?;
-    let of_trial = |learned: &Learned<'a>| {
-        let own = || {
-            data.learning.iter().filter(|row| {
-                row.trial == learned.trial.trial && learned.ends.contains_key(&row.repeat)
-            })
-        };
-        let mut first: BTreeMap<u32, &LearningRow> = BTreeMap::new();
-        for row in own().filter(|row| row.eval_error.is_some_and(|error| error <= level)) {
-            let known = first.entry(row.repeat).or_insert(row);
-            if row.step < known.step {
-                *known = row;
-            }
-        }
-        let steps: Vec<f64> = first.values().map(|row| row.step as f64).collect();
-        let seconds: Vec<f64> = first
-            .values()
-            .filter_map(|row| Some(row.train_ns? as f64 / 1e9))
-            .collect();
-        let looked_at = own().count() / learned.ends.len().max(1);
-        (looked_at >= FEWEST_EVALUATIONS).then_some(())?;
-        Some(Reached {
-            trial: learned.trial,
-            steps: estimate(&steps)?,
-            seconds: estimate(&seconds),
-            never: learned.ends.len() - first.len(),
-        })
-    };
-    let found: Vec<_> = all.iter().filter_map(of_trial).collect();
-    (found.len() == all.len()).then_some((level, found))
-}
-
-/// Evaluations of a repeat from which it is told how long a norm took to an error.
-pub const FEWEST_EVALUATIONS: usize = 5;
 
 /// A norm in words.
 pub fn norm_name(norm: &str) -> String {
@@ -484,14 +292,9 @@ pub fn names(all: &[Learned<'_>]) -> Vec<String> {
         let together = trial
             .normalization_batch
             .filter(|_| learned.has_batch_norms());
-        let padding = trial.norm_padding.as_ref();
-        let words = [
-            Some(norm_name(&trial.norm)),
-            together.map(|own| format!("{own} together")),
-            momentum(trial),
-            padding.map(|how| format!("padding {how}")),
-        ];
-        words.into_iter().flatten().collect::<Vec<_>>().join(", ")
+        let together = together.map(|own| format!("{own} together"));
+        let words = [norm_name(&trial.norm)].into_iter().chain(together);
+        words.chain(options(trial)).collect::<Vec<_>>().join(", ")
     };
     let all_short: Vec<String> = all.iter().map(short).collect();
     let unique = |name: &String| all_short.iter().filter(|other| *other == name).count() == 1;

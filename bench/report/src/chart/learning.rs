@@ -10,7 +10,6 @@ use super::{
     WIDTH,
     canvas::Marker,
     curves::{self, Curve, CurvePoint, LOOKS, Plot},
-    intervals::{Intervals, Row, Series},
     legend,
     palette::Color,
 };
@@ -18,12 +17,13 @@ use crate::{
     document,
     format::count,
     learning::{
-        Figure, Learned, Statistics, around, comparable, contests, difference, gaps_of, learned,
-        momentum, names, norm_name,
+        Figure, Learned, Statistics, around, comparable, learned, names, norm_name, options,
     },
     run_data::RunData,
     stats::{Estimate, estimate, median},
 };
+
+mod rows;
 
 /// More curves than this in one chart cannot be told apart; the tables have them all.
 const MOST_CURVES: usize = LOOKS.len();
@@ -46,8 +46,8 @@ pub fn learning(data: &RunData) -> Vec<document::Figure> {
     let all = learned(data);
     let mut charts = Vec::new();
     charts.extend(against_batch(&all));
-    charts.extend(differences(&all));
-    charts.extend(gaps(&all));
+    charts.extend(rows::differences(&all));
+    charts.extend(rows::gaps(&all));
     charts.extend(super::noise::noise(data));
     charts.extend(learning_curves(data, &all));
     charts
@@ -142,9 +142,9 @@ fn against_own_batch(all: &[Learned<'_>]) -> Option<document::Figure> {
     })
 }
 
-/// Curves by name, in the order in which they came.
+/// Curves with the norms that they are of, in the order in which they came.
 #[derive(Default)]
-struct Curves(Vec<Curve>);
+struct Curves(Vec<(String, Curve)>);
 
 impl Curves {
     /// Adds points of a norm, with these statistics if it has any.
@@ -154,46 +154,39 @@ impl Curves {
         statistics: Option<Statistics>,
         points: impl IntoIterator<Item = CurvePoint>,
     ) {
-        let padding = learned
-            .trial
-            .norm_padding
-            .as_ref()
-            .filter(|_| statistics.is_some());
-        let options = [
-            momentum(learned.trial).filter(|_| statistics.is_some()),
-            padding.map(|how| format!("padding {how}")),
-        ];
-        let name = [Some(norm_name(&learned.trial.norm))]
+        let options = statistics.map(|_| options(learned.trial));
+        let name = [norm_name(&learned.trial.norm)]
             .into_iter()
-            .chain(options)
-            .chain([statistics.map(|statistics| statistics.name().to_owned())]);
-        let name = name.flatten().collect::<Vec<_>>().join(", ");
-        let known = self.0.iter().position(|curve| curve.name == name);
+            .chain(options.into_iter().flatten())
+            .chain(statistics.map(|statistics| statistics.name().to_owned()));
+        let name = name.collect::<Vec<_>>().join(", ");
+        let known = self.0.iter().position(|(_, curve)| curve.name == name);
         let at = known.unwrap_or_else(|| {
             let color = color_of(&learned.trial.norm);
             let marker = marker_of(statistics);
             // Variants of a norm share its colour and marks, and get lighter.
-            let alike = |curve: &&Curve| {
-                curve.marker == marker && TINTS.iter().any(|tint| curve.color == color.tint(*tint))
-            };
+            let norm = learned.trial.norm.clone();
+            let alike =
+                |(other, curve): &&(String, Curve)| *other == norm && curve.marker == marker;
             let variants = self.0.iter().filter(alike).count();
-            self.0.push(Curve {
+            let curve = Curve {
                 name,
                 marker,
                 color: color.tint(TINTS[variants % TINTS.len()]),
                 points: Vec::new(),
                 flat: None,
-            });
+            };
+            self.0.push((norm, curve));
             self.0.len() - 1
         });
-        self.0[at].points.extend(points);
+        self.0[at].1.points.extend(points);
     }
 
     fn sorted(mut self) -> Vec<Curve> {
-        for curve in &mut self.0 {
+        for (_, curve) in &mut self.0 {
             curve.points.sort_by(|a, b| a.x.total_cmp(&b.x));
         }
-        self.0
+        self.0.into_iter().map(|(_, curve)| curve).collect()
     }
 }
 
@@ -220,122 +213,6 @@ fn marker_of(statistics: Option<Statistics>) -> Marker {
         Some(Statistics::Precise) => Marker::Square,
         None => Marker::Diamond,
     }
-}
-
-/// What a norm's error is above another's in the same repeats.
-fn differences(all: &[Learned<'_>]) -> Option<document::Figure> {
-    let names = names(all);
-    let mut series: Vec<Series> = Vec::new();
-    let mut rows: Vec<Row> = Vec::new();
-    let contests = contests(all);
-    let baselines: BTreeSet<&str> = contests.iter().map(|contest| contest.baseline).collect();
-    let other = match baselines.len() {
-        1 => norm_name(contests[0].baseline),
-        _ => "the other norm".to_owned(),
-    };
-    for contest in &contests {
-        let baseline = norm_name(contest.baseline);
-        for (own, other) in &contest.pairs {
-            let mut figures = Vec::new();
-            for statistics in [Statistics::Stored, Statistics::Precise] {
-                let Some(found) = difference(own, statistics, other) else {
-                    continue;
-                };
-                let by_batch = Some(statistics).filter(|_| contest.by_batch());
-                let name = match by_batch {
-                    Some(statistics) => {
-                        format!("{}, {}", norm_name(contest.own), statistics.name())
-                    }
-                    None => norm_name(contest.own),
-                };
-                let known = series.iter().position(|series| series.name == name);
-                let index = known.unwrap_or_else(|| {
-                    series.push(Series {
-                        name,
-                        marker: marker_of(by_batch),
-                        color: color_of(contest.own),
-                    });
-                    series.len() - 1
-                });
-                figures.push((index, scaled(found, 100.0)));
-            }
-            let own = all
-                .iter()
-                .position(|learned| learned.trial.trial == own.trial.trial);
-            let name = own.map_or("", |index| &names[index]);
-            let label = match baselines.len() {
-                1 => name.to_owned(),
-                _ => format!("{name} − {baseline}"),
-            };
-            rows.push(Row { label, figures });
-        }
-    }
-    let caption = "Error minus the other norm's after the last step, in the same repeats, which share initial parameters, order of samples and what is held out: medians \
-                   of the differences with their spread. Right of 0 the named norm is worse; an interval that holds 0 tells no difference.";
-    let chart = Intervals {
-        title: "Paired differences of errors".into(),
-        subtitle: subtitle(all),
-        axis: format!("error minus {other}'s (percentage points)"),
-        series,
-        rows,
-        show: |points| format!("{points:+.2}"),
-    };
-    rowed(chart, all, caption)
-}
-
-fn scaled(found: Estimate, by: f64) -> Estimate {
-    Estimate {
-        value: by * found.value,
-        low: by * found.low,
-        high: by * found.high,
-        ..found
-    }
-}
-
-/// The train/eval gaps of all trials that have one.
-fn gaps(all: &[Learned<'_>]) -> Option<document::Figure> {
-    let series = [
-        ("of batch statistics", Marker::Circle, Color::VERMILION),
-        ("of dropout", Marker::Square, Color::BLUE),
-    ];
-    let series = series.map(|(name, marker, color)| Series {
-        name: name.into(),
-        marker,
-        color,
-    });
-    let row = |(learned, label): (&Learned<'_>, String)| {
-        let found = gaps_of(learned).into_iter().enumerate();
-        Row {
-            label,
-            figures: found
-                .filter_map(|(index, gap)| Some((index, gap?)))
-                .collect(),
-        }
-    };
-    let chart = Intervals {
-        title: "Train and eval gap".into(),
-        subtitle: subtitle(all),
-        axis: "loss in evaluation minus loss in the condition of training".into(),
-        series: series.into(),
-        rows: all.iter().zip(names(all)).map(row).collect(),
-        show: |loss| format!("{loss:+.4}"),
-    };
-    let caption = "The train/eval gap, on the same samples and weights, within repeats. Of batch statistics: the loss with stored ones minus that with those of batches, \
-                   dropout off. Of dropout: the loss without it minus that with it. Right of 0 the model is worse in evaluation than in the condition of its training.";
-    rowed(chart, all, caption)
-}
-
-fn rowed(chart: Intervals, all: &[Learned<'_>], caption: &str) -> Option<document::Figure> {
-    let trials = all.iter().map(|learned| learned.trial);
-    let (svg, height) = chart.draw(legend::spread(trials))?;
-    Some(document::Figure {
-        name: super::series::slug(&chart.title),
-        title: chart.title,
-        caption: caption.into(),
-        svg,
-        width: WIDTH,
-        height,
-    })
 }
 
 /// Whether trials differ in what they should share: then they have no axis to share.

@@ -1,0 +1,69 @@
+//! How fast norms learn: steps and seconds to an error that all of them reach.
+use std::collections::BTreeMap;
+
+use syncmark_record::rows::{LearningRow, TrialRow};
+
+use super::{Learned, Statistics};
+use crate::{
+    run_data::RunData,
+    stats::{Estimate, estimate},
+};
+
+/// Evaluations of a repeat from which it is told how long a norm took to an error.
+pub const FEWEST_EVALUATIONS: usize = 5;
+
+/// How long a norm took to an error that all reach.
+#[derive(Clone, Debug)]
+pub struct Reached<'a> {
+    /// The trial.
+    pub trial: &'a TrialRow,
+    /// Steps to the first evaluation at or below it, over the repeats that have one.
+    pub steps: Estimate,
+    /// Seconds of these steps, where they were recorded.
+    pub seconds: Option<Estimate>,
+    /// Repeats that have none.
+    pub never: usize,
+}
+
+/// The error that every trial's median ends at or below, and how long each took to it. None for fewer than two trials, or where there are
+/// too few evaluations ([`FEWEST_EVALUATIONS`]) to tell.
+pub fn reached<'a>(data: &RunData, all: &[Learned<'a>]) -> Option<(f64, Vec<Reached<'a>>)> {
+    let ends: Vec<f64> = all
+        .iter()
+        .filter_map(|learned| Some(learned.estimate(Statistics::Stored.error())?.value))
+        .collect();
+    let level = ends
+        .iter()
+        .copied()
+        .reduce(f64::max)
+        .filter(|_| all.len() > 1)?;
+    let of_trial = |learned: &Learned<'a>| {
+        let own = || {
+            data.learning.iter().filter(|row| {
+                row.trial == learned.trial.trial && learned.ends.contains_key(&row.repeat)
+            })
+        };
+        let mut first: BTreeMap<u32, &LearningRow> = BTreeMap::new();
+        for row in own().filter(|row| row.eval_error.is_some_and(|error| error <= level)) {
+            let known = first.entry(row.repeat).or_insert(row);
+            if row.step < known.step {
+                *known = row;
+            }
+        }
+        let steps: Vec<f64> = first.values().map(|row| row.step as f64).collect();
+        let seconds: Vec<f64> = first
+            .values()
+            .filter_map(|row| Some(row.train_ns? as f64 / 1e9))
+            .collect();
+        let looked_at = own().count() / learned.ends.len().max(1);
+        (looked_at >= FEWEST_EVALUATIONS).then_some(())?;
+        Some(Reached {
+            trial: learned.trial,
+            steps: estimate(&steps)?,
+            seconds: estimate(&seconds),
+            never: learned.ends.len() - first.len(),
+        })
+    };
+    let found: Vec<_> = all.iter().filter_map(of_trial).collect();
+    (found.len() == all.len()).then_some((level, found))
+}
