@@ -24,7 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-from paired import SURROUNDINGS, alternate, beside, free_port, told_by
+from paired import SURROUNDINGS, alternate, beside, free_port, leave, told_by
 from syncmark import BINARY, ceiling, ran, rows
 
 SIZES = {"4 KiB": 4 << 10, "1 MiB": 1 << 20, "64 MiB": 64 << 20}
@@ -73,8 +73,8 @@ def rank_of_gloo(rank: int, ranks: int, port: int, seconds: float, pinned: bool)
         under_way = (1, min(UNDER_WAY, max(1, LARGEST_UNDER_WAY // size)))
         took = min(seconds_per_call([torch.zeros(size // 4) for _ in range(calls)]) for calls in under_way)
         if rank == 0:
-            print(took, flush=True)
-    distributed.destroy_process_group()
+            print(took)
+    leave()
 
 
 def run_gloo(ranks: int, seconds: float, how: tuple[bool, str]) -> dict[str, float]:
@@ -85,7 +85,8 @@ def run_gloo(ranks: int, seconds: float, how: tuple[bool, str]) -> dict[str, flo
         subprocess.Popen(
             [sys.executable, __file__, "--rank", str(rank), "--ranks", str(ranks), "--port", str(port),
              "--seconds", str(seconds), *(["--pinned"] if pinned else [])],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | SURROUNDINGS[around],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | SURROUNDINGS[around],
         )  # fmt: skip
         for rank in range(ranks)
     ]
@@ -165,7 +166,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.rank is not None:
         rank_of_gloo(options.rank, options.ranks, options.port, options.seconds, options.pinned)
-        return
     print("| all-reduce | peer | syncmark / PyTorch | µs | PyTorch's µs | of the ceiling |\n|---|---|---:|---:|---:|---:|", flush=True)
     floor = {"shared": "shared-copy", "tcp": "tcp-both-ways"}[options.transport]
     gloo = Gloo(options.ranks, options.seconds)

@@ -9,7 +9,9 @@ Reference: METHODOLOGY.md, "Against PyTorch".
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import random
 import socket
 import statistics
@@ -17,11 +19,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from scipy.stats import norm, t
 
 RESAMPLES = 10_000
+TOLD = "told"
 FEWEST_FOR_INTERVAL = 6
 
 # What PyTorch's processes may run with besides nothing. Glibc gives every large tensor back to the kernel and takes new pages for the
@@ -90,13 +93,25 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def leave() -> NoReturn:
+    """End this rank when all have told what they found (see `told_by`), without PyTorch's own end.
+
+    A rank that leaves while another still talks to it takes that one down, and threads of Gloo that outlive it abort the process: a
+    measurement that is over would be lost.
+    """
+    print(TOLD, flush=True)
+    sys.stdin.read()
+    os._exit(0)
+
+
 def told_by(ranks: list[subprocess.Popen[str]]) -> str:
-    """What rank 0 printed, once all ranks have ended well."""
-    told = [rank.communicate() for rank in ranks]
-    for rank, (_, error) in zip(ranks, told, strict=True):
+    """What rank 0 printed before it called `leave`, as all ranks do; their standard input, output and error are pipes."""
+    told = [list(itertools.takewhile(lambda line: line.strip() != TOLD, rank.stdout or ())) for rank in ranks]
+    for rank in ranks:
+        _, error = rank.communicate()
         if rank.returncode:
             sys.exit(f"PyTorch failed with status {rank.returncode}:\n{error}")
-    return told[0][0]
+    return "".join(told[0])
 
 
 def alternate(

@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paired import SURROUNDINGS, SURROUNDINGS_OF_THREADS, alternate, beside, fastest, free_port, told_by
+from paired import SURROUNDINGS, SURROUNDINGS_OF_THREADS, alternate, beside, fastest, free_port, leave, told_by
 from syncmark import BINARY, ceiling, ran, rows, training
 
 if TYPE_CHECKING:
@@ -185,10 +185,7 @@ def time_pytorch(work: Work, peer: Peer, seconds: float, core: int, rank: int, p
     pace = agreed(window(0.0, 2), distributed.ReduceOp.MAX)
     distributed.barrier()
     took = window(0.0, max(LEAST_STEPS, int(seconds * 1e3 / pace)))
-    slowest = agreed(took, distributed.ReduceOp.MAX)
-    distributed.barrier()  # A rank that leaves while another still talks to it aborts that one.
-    distributed.destroy_process_group()
-    return slowest
+    return agreed(took, distributed.ReduceOp.MAX)
 
 
 def random_batch(work: Work, spec: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -221,7 +218,7 @@ def run_pytorch(work: Work, peer: Peer, seconds: float, core: int) -> float:
     ranks = [
         subprocess.Popen(
             [sys.executable, __file__, "--task", json.dumps(task | {"rank": rank})],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=os.environ | SURROUNDINGS_OF_THREADS[peer.surroundings],
         )  # fmt: skip
         for rank in range(work.ranks)
@@ -281,7 +278,7 @@ def main() -> None:
         task = json.loads(options.task)
         work, peer = Work(**task["work"]), Peer(**task["peer"])
         print(time_pytorch(work, peer, task["seconds"], task["core"], task["rank"], task["port"]))
-        return
+        leave()
     print("| step | PyTorch | syncmark / PyTorch | ms | PyTorch's ms | of the peak |\n|---|---|---:|---:|---:|---:|", flush=True)
     for name in options.works or WORKS:
         compare(WORKS[name], options)

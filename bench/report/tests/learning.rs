@@ -302,6 +302,26 @@ fn the_pace_of_norms_is_told_to_an_error_that_all_reach() {
 }
 
 #[test]
+fn a_norm_that_does_not_learn_sets_no_level_and_never_reaches_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let norms = [
+        ("batch", None, 32, "0.05", 5.0),
+        ("group", None, 32, "0.05", 25.0),
+        ("layer", None, 32, "0.05", 90.0),
+    ];
+    let rendered = folder_with(dir.path(), &norms, &[100, 101, 102, 103, 104], |_, _| ());
+    let text = sentences(&rendered);
+    for words in [
+        "To an error of 27.5 %, which those that learn end at or below: batch norm, 32 together",
+        "; layer norm never.",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let pace = table(&rendered, "never reached in");
+    assert_eq!(pace.rows[2][1..], ["–", "–", "6 repeats"]);
+}
+
+#[test]
 fn repeats_that_diverged_are_counted_and_left_out_of_the_figures() {
     let dir = tempfile::tempdir().unwrap();
     let norms = [

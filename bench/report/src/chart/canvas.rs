@@ -4,7 +4,7 @@
 //! everything is drawn on a grid ten times as fine and the SVG's viewBox scales it back. Hatches, dashes and markers,
 //! which plotters lacks, are made of its lines. Nothing is clipped here: callers clip their data.
 //! Reference: <https://docs.rs/plotters-backend>, `DrawingBackend`.
-use std::sync::OnceLock;
+use std::{fmt::Write as _, sync::OnceLock};
 
 use plotters::{
     backend::{DrawingBackend, SVGBackend},
@@ -90,12 +90,49 @@ pub fn draw(width: u32, height: u32, title: &str, paint: impl FnOnce(&mut Canvas
     drop(canvas);
     let size = format!("width=\"{grid_width}\" height=\"{grid_height}\"");
     let named = format!("width=\"{width}\" height=\"{height}\" role=\"img\"");
-    let text = text.replacen(&size, &named, 1);
+    let text = joined(&text.replacen(&size, &named, 1));
     text.replacen(
         ">\n",
         &format!(">\n<title>{}</title>\n", crate::html::escape(title)),
         1,
     )
+}
+
+/// The same picture with lines that follow each other and look alike as one path: a hatch is hundreds of lines, and readers of SVG take
+/// time and memory for each.
+fn joined(svg: &str) -> String {
+    let mut text = String::with_capacity(svg.len());
+    let mut open: Option<&str> = None;
+    for row in svg.lines() {
+        let line = row.strip_prefix("<line ").and_then(as_line);
+        let look = line.as_ref().map(|(look, _)| *look);
+        if open.is_some() && open != look {
+            text.push_str("\"/>\n");
+        }
+        match line {
+            Some((look, [x1, y1, x2, y2])) => {
+                if open != Some(look) {
+                    let _ = write!(text, "<path {look} fill=\"none\" d=\"");
+                }
+                let _ = write!(text, "M{x1},{y1}L{x2},{y2}");
+            }
+            None => {
+                text.push_str(row);
+                text.push('\n');
+            }
+        }
+        open = look;
+    }
+    text
+}
+
+/// How a line of plotters' looks, and its four coordinates.
+fn as_line(row: &str) -> Option<(&str, [&str; 4])> {
+    let (look, ends) = row.strip_suffix("\"/>")?.split_once(" x1=\"")?;
+    let (x1, ends) = ends.split_once("\" y1=\"")?;
+    let (y1, ends) = ends.split_once("\" x2=\"")?;
+    let (x2, y2) = ends.split_once("\" y2=\"")?;
+    Some((look, [x1, y1, x2, y2]))
 }
 
 /// The backend writes into a string, which cannot fail.
@@ -364,6 +401,31 @@ mod tests {
             "{}",
             text_width("iiii", look)
         );
+    }
+
+    #[test]
+    fn lines_that_look_alike_are_one_path_and_the_same_picture() {
+        let mut apart = String::new();
+        let mut backend = SVGBackend::with_string(&mut apart, (60, 40));
+        let white = filled(Color::WHITE, 1.0);
+        in_memory(backend.draw_rect((0, 0), (60, 40), &white, true));
+        for (at, color) in [(5, Color::BLACK), (15, Color::BLACK), (25, Color::GREEN)] {
+            in_memory(backend.draw_line((at, 5), (at + 10, 30), &stroke(color, 0.2)));
+        }
+        in_memory(backend.draw_rect((40, 5), (45, 30), &filled(Color::BLACK, 1.0), true));
+        in_memory(backend.draw_line((50, 5), (50, 30), &stroke(Color::GREEN, 0.2)));
+        in_memory(backend.present());
+        drop(backend);
+        let together = joined(&apart);
+        assert_eq!(apart.matches("<line").count(), 4);
+        assert_eq!(together.matches("<line").count(), 0);
+        assert_eq!(together.matches("<path").count(), 3, "{together}");
+        assert!(
+            together.contains("d=\"M5,5L15,30M15,5L25,30\"/>"),
+            "{together}"
+        );
+        let pixels = |svg: &str| super::super::raster::png(svg).unwrap();
+        assert_eq!(pixels(&apart), pixels(&together));
     }
 
     #[test]

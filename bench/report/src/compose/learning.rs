@@ -174,10 +174,10 @@ fn differences(contest: &Contest<'_, '_>) -> Table {
     table
 }
 
-/// How long each norm took to an error that all reach.
+/// How long each norm took to an error that all reach that learn.
 fn pace(all: &[Learned<'_>], level: f64, found: &[Reached<'_>]) -> Table {
     let about = format!(
-        "How long each took to the first evaluation with an error of at most {}, which is where the last of them ends (median): steps, and seconds of these steps where \
+        "How long each took to the first evaluation with an error of at most {}, which is where the last of those ends (median) that end nearer to the best end than to the worst error of all evaluations: steps, and seconds of these steps where \
          trials did not run beside each other. Medians over the repeats that reached it, no finer than the evaluations.",
         percent(level)
     );
@@ -195,7 +195,7 @@ fn pace(all: &[Learned<'_>], level: f64, found: &[Reached<'_>]) -> Table {
         };
         table.push(vec![
             name,
-            estimated(Some(reached.steps), whole),
+            estimated(reached.steps, whole),
             estimated(seconds(reached), number),
             never,
         ]);

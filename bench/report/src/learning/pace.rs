@@ -1,4 +1,4 @@
-//! How fast norms learn: steps and seconds to an error that all of them reach.
+//! How fast norms learn: steps and seconds to an error that all of them reach that learn at all.
 use std::collections::BTreeMap;
 
 use syncmark_record::rows::{LearningRow, TrialRow};
@@ -12,29 +12,36 @@ use crate::{
 /// Evaluations of a repeat from which it is told how long a norm took to an error.
 pub const FEWEST_EVALUATIONS: usize = 5;
 
-/// How long a norm took to an error that all reach.
+/// How long a norm took to that error.
 #[derive(Clone, Debug)]
 pub struct Reached<'a> {
     /// The trial.
     pub trial: &'a TrialRow,
-    /// Steps to the first evaluation at or below it, over the repeats that have one.
-    pub steps: Estimate,
+    /// Steps to the first evaluation at or below it, over the repeats that have one; none where no repeat has.
+    pub steps: Option<Estimate>,
     /// Seconds of these steps, where they were recorded.
     pub seconds: Option<Estimate>,
     /// Repeats that have none.
     pub never: usize,
 }
 
-/// The error that every trial's median ends at or below, and how long each took to it. None for fewer than two trials, or where there are
-/// too few evaluations ([`FEWEST_EVALUATIONS`]) to tell.
+/// The error that the median of every trial ends at or below that learns, and how long each took to it. None for fewer than two trials, or
+/// where there are too few evaluations ([`FEWEST_EVALUATIONS`]) to tell.
+///
+/// A trial learns if it ends nearer to the best end than to the worst error of all evaluations. One that does not would set a level that
+/// the others pass at their first look, which would tell nothing of their pace.
 pub fn reached<'a>(data: &RunData, all: &[Learned<'a>]) -> Option<(f64, Vec<Reached<'a>>)> {
     let ends: Vec<f64> = all
         .iter()
         .filter_map(|learned| Some(learned.estimate(Statistics::Stored.error())?.value))
         .collect();
+    let best = ends.iter().copied().reduce(f64::min)?;
+    let errors = data.learning.iter().filter_map(|row| row.eval_error);
+    let worst = errors.reduce(f64::max)?;
+    let learns = |end: &f64| *end <= f64::midpoint(best, worst);
     let level = ends
-        .iter()
-        .copied()
+        .into_iter()
+        .filter(learns)
         .reduce(f64::max)
         .filter(|_| all.len() > 1)?;
     let of_trial = |learned: &Learned<'a>| {
@@ -59,7 +66,7 @@ pub fn reached<'a>(data: &RunData, all: &[Learned<'a>]) -> Option<(f64, Vec<Reac
         (looked_at >= FEWEST_EVALUATIONS).then_some(())?;
         Some(Reached {
             trial: learned.trial,
-            steps: estimate(&steps)?,
+            steps: estimate(&steps),
             seconds: estimate(&seconds),
             never: learned.ends.len() - first.len(),
         })

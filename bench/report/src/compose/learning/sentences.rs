@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Sentences that answer a study: how far evaluation is from training, where dropout was looked at; at which normalization batches batch norm and
-/// synchronized batch norm lose to another norm, with stored statistics and with PreciseBN; and which norm is the first at an error that all reach.
+/// synchronized batch norm lose to another norm, with stored statistics and with PreciseBN; and which norm is the first at an error that all reach that learn.
 pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
     let all = learned(data);
     let contests = contests(&all);
@@ -130,19 +130,28 @@ fn gap_sentences(all: &[Learned<'_>]) -> Vec<String> {
 
 fn pace_sentence(all: &[Learned<'_>], level: f64, found: &[Reached<'_>]) -> String {
     let mut order: Vec<(&Reached<'_>, String)> = found.iter().zip(names(all)).collect();
-    order.sort_by(|a, b| a.0.steps.value.total_cmp(&b.0.steps.value));
+    let steps = |reached: &Reached<'_>| reached.steps.map_or(f64::INFINITY, |steps| steps.value);
+    order.sort_by(|a, b| steps(a.0).total_cmp(&steps(b.0)));
     let fact = |(reached, name): &(&Reached<'_>, String)| {
         let seconds = seconds(reached).map(|s| format!(", {} s", estimated(Some(s), number)));
-        format!(
-            "{name} {} steps{}",
-            estimated(Some(reached.steps), whole),
-            seconds.unwrap_or_default()
-        )
+        match reached.steps {
+            Some(steps) => format!(
+                "{name} {} steps{}",
+                estimated(Some(steps), whole),
+                seconds.unwrap_or_default()
+            ),
+            None => format!("{name} never"),
+        }
     };
     let facts: Vec<String> = order.iter().map(fact).collect();
     format!(
-        "To an error of {}, which all end at or below: {}.",
+        "To an error of {}, {} end at or below: {}.",
         percent(level),
+        if found.iter().all(|reached| reached.steps.is_some()) {
+            "which all"
+        } else {
+            "which those that learn"
+        },
         facts.join("; ")
     )
 }
