@@ -2,7 +2,7 @@
 //!
 //! Contract: a figure stands only where the outcome allows one, and every ratio is taken within blocks (equal repeat
 //! numbers). A trial without finished repeats keeps what its row says. Applying [`summarise`] twice changes nothing.
-//! Reference: METHODOLOGY.md, "Figures".
+//! Reference: METHODOLOGY.md, "Headline throughput" to "Bytes, three ways".
 use std::collections::BTreeMap;
 
 use syncmark_record::{

@@ -3,7 +3,7 @@
 //! Contract: two trials are compared only if they are equal in everything but the factor and what follows from it (a
 //! strategy brings its launch and its transport). Ratios are taken within blocks. A sentence claims a difference only
 //! where the 95 % interval of the ratio leaves out 1, and fewer than 6 repeats give a range and no verdict.
-//! Reference: METHODOLOGY.md, "Verdicts".
+//! Reference: METHODOLOGY.md, "Repeats are blocks".
 mod metric;
 mod words;
 

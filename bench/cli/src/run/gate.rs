@@ -2,7 +2,7 @@
 //!
 //! Contract: a trial is gated against `single` on the same samples with the same normalization chunks, for a few steps of
 //! a small batch, with as many micro-batches a step. Trials that differ only in how long they are measured share a gate.
-//! Whether the dumps agree is decided in [`super::agreement`]. Reference: "What the equivalences must show" in METHODOLOGY.md.
+//! Whether the dumps agree is decided in [`super::agreement`]. Reference: "Gates come before timing" in METHODOLOGY.md.
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 //!
 //! Contract: these types say what is well formed, `check` says what is meaningful. There is no `untagged`,
 //! no `flatten` and no internally tagged enum, so every error keeps the place of the value that caused it.
-//! The format is described under "Scenario files" in ARCHITECTURE.md; `syncmark schema` prints it as JSON Schema.
+//! `syncmark schema` prints the format as JSON Schema; the files in `scenarios` are examples of all of it.
 mod learning;
 mod parallel;
 mod time_span;

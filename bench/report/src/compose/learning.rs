@@ -177,8 +177,9 @@ fn differences(contest: &Contest<'_, '_>) -> Table {
 /// How long each norm took to an error that all reach that learn.
 fn pace(all: &[Learned<'_>], level: f64, found: &[Reached<'_>]) -> Table {
     let about = format!(
-        "How long each took to the first evaluation with an error of at most {}, which is where the last of those ends (median) that end nearer to the best end than to the worst error of all evaluations: steps, and seconds of these steps where \
-         trials did not run beside each other. Medians over the repeats that reached it, no finer than the evaluations.",
+        "How long each took to the first evaluation with an error of at most {}, which is where the last repeat of those ends that learn (that end nearer to the best trial's end \
+         than to the worst error of all evaluations): steps, and seconds of these steps where trials did not run beside each other. Medians over all repeats, no finer \
+         than the evaluations.",
         percent(level)
     );
     let columns = [

@@ -17,31 +17,30 @@ pub const FEWEST_EVALUATIONS: usize = 5;
 pub struct Reached<'a> {
     /// The trial.
     pub trial: &'a TrialRow,
-    /// Steps to the first evaluation at or below it, over the repeats that have one; none where no repeat has.
+    /// Steps to the first evaluation at or below it; none unless every repeat has one.
     pub steps: Option<Estimate>,
-    /// Seconds of these steps, where they were recorded.
+    /// Seconds of these steps, where there are any and they were recorded.
     pub seconds: Option<Estimate>,
     /// Repeats that have none.
     pub never: usize,
 }
 
-/// The error that the median of every trial ends at or below that learns, and how long each took to it. None for fewer than two trials, or
-/// where there are too few evaluations ([`FEWEST_EVALUATIONS`]) to tell.
+/// The error that every repeat ends at or below that learns, and how long each trial took to it. None for fewer than two trials, or where
+/// there are too few evaluations ([`FEWEST_EVALUATIONS`]) to tell.
 ///
-/// A trial learns if it ends nearer to the best end than to the worst error of all evaluations. One that does not would set a level that
-/// the others pass at their first look, which would tell nothing of their pace.
+/// A repeat learns if it ends nearer to the end of the best trial (median) than to the worst error of all evaluations. One that does not
+/// would set a level that the others pass at their first look, which would tell nothing of their pace. No repeat that learns is left out, so
+/// that no median is one of the fast alone.
 pub fn reached<'a>(data: &RunData, all: &[Learned<'a>]) -> Option<(f64, Vec<Reached<'a>>)> {
-    let ends: Vec<f64> = all
-        .iter()
-        .filter_map(|learned| Some(learned.estimate(Statistics::Stored.error())?.value))
-        .collect();
-    let best = ends.iter().copied().reduce(f64::min)?;
+    let error = Statistics::Stored.error();
+    let medians = all.iter().filter_map(|learned| learned.estimate(error));
+    let best = medians.map(|median| median.value).reduce(f64::min)?;
     let errors = data.learning.iter().filter_map(|row| row.eval_error);
-    let worst = errors.reduce(f64::max)?;
-    let learns = |end: &f64| *end <= f64::midpoint(best, worst);
-    let level = ends
-        .into_iter()
-        .filter(learns)
+    let learns = f64::midpoint(best, errors.reduce(f64::max)?);
+    let level = all
+        .iter()
+        .flat_map(|learned| learned.figure(error).into_values())
+        .filter(|end| *end <= learns)
         .reduce(f64::max)
         .filter(|_| all.len() > 1)?;
     let of_trial = |learned: &Learned<'a>| {
@@ -62,13 +61,14 @@ pub fn reached<'a>(data: &RunData, all: &[Learned<'a>]) -> Option<(f64, Vec<Reac
             .values()
             .filter_map(|row| Some(row.train_ns? as f64 / 1e9))
             .collect();
+        let never = learned.ends.len() - first.len();
         let looked_at = own().count() / learned.ends.len().max(1);
         (looked_at >= FEWEST_EVALUATIONS).then_some(())?;
         Some(Reached {
             trial: learned.trial,
-            steps: estimate(&steps),
-            seconds: estimate(&seconds),
-            never: learned.ends.len() - first.len(),
+            steps: estimate(&steps).filter(|_| never == 0),
+            seconds: estimate(&seconds).filter(|_| never == 0),
+            never,
         })
     };
     let found: Vec<_> = all.iter().filter_map(of_trial).collect();

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Sentences that answer a study: how far evaluation is from training, where dropout was looked at; at which normalization batches batch norm and
-/// synchronized batch norm lose to another norm, with stored statistics and with PreciseBN; and which norm is the first at an error that all reach that learn.
+/// synchronized batch norm lose to another norm, with stored statistics and with PreciseBN; and which norm is the first at an error that all repeats reach that learn.
 pub(crate) fn learning_sentences(data: &RunData) -> Vec<String> {
     let all = learned(data);
     let contests = contests(&all);
@@ -140,17 +140,17 @@ fn pace_sentence(all: &[Learned<'_>], level: f64, found: &[Reached<'_>]) -> Stri
                 estimated(Some(steps), whole),
                 seconds.unwrap_or_default()
             ),
-            None => format!("{name} never"),
+            None => format!("{name} never in {}", count(reached.never, "repeat")),
         }
     };
     let facts: Vec<String> = order.iter().map(fact).collect();
     format!(
-        "To an error of {}, {} end at or below: {}.",
+        "To an error of {}, which {} at or below: {}.",
         percent(level),
         if found.iter().all(|reached| reached.steps.is_some()) {
-            "which all"
+            "all repeats end"
         } else {
-            "which those that learn"
+            "those that learn end"
         },
         facts.join("; ")
     )
