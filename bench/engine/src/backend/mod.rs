@@ -4,6 +4,7 @@
 //! only blocks in [`Backend::download`] and [`Backend::synchronize`]. A backend whose compute stream runs at once on the
 //! calling thread (the CPU) is the special case of an empty queue.
 pub mod cpu;
+pub mod cuda;
 pub mod deferred;
 
 use std::sync::Arc;
