@@ -7,12 +7,12 @@
 use std::sync::Arc;
 
 use crate::backend::cpu::memory::HostMemory;
-use crate::backend::cpu::stream::Completion;
+use crate::backend::cpu::stream::HostCompletion;
 use crate::backend::cpu::worker::{Command, HostData, Worker, WorkerSettings};
 use crate::backend::cpu::{Allocator, download};
 use crate::backend::{
-    Backend, BackendError, Category, Event, HostSlice, HostSliceMut, HostTask, MemoryUse, Result,
-    Stream,
+    Backend, BackendError, Category, Completion, Event, HostSlice, HostSliceMut, HostTask,
+    MemoryUse, Result, Stream,
 };
 use crate::comm::HostCall;
 use crate::kernel::Kernel;
@@ -120,7 +120,10 @@ impl Backend for DeferredBackend {
     }
 
     fn completion(&mut self, event: Event) -> Completion {
-        Completion::new(self.stream(event.stream).progress(), event.sequence)
+        Completion::Host(HostCompletion::new(
+            self.stream(event.stream).progress(),
+            event.sequence,
+        ))
     }
 
     fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {

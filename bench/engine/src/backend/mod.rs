@@ -3,6 +3,7 @@
 //! The backend owns memory; everyone else passes [`Span`]s. Everything *enqueues*; events order streams, and the host
 //! only blocks in [`Backend::download`] and [`Backend::synchronize`]. A backend whose compute stream runs at once on the
 //! calling thread (the CPU) is the special case of an empty queue.
+mod completion;
 pub mod cpu;
 pub mod cuda;
 pub mod deferred;
@@ -14,8 +15,8 @@ use crate::half::{Bf16, F16};
 use crate::kernel::Kernel;
 use crate::tensor::{Dtype, Span};
 
+pub use completion::Completion;
 pub use cpu::memory::HostMemory;
-pub use cpu::stream::Completion;
 
 /// One of a device's two queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,6 +103,12 @@ pub enum BackendError {
         /// Its samples.
         samples: usize,
     },
+    /// What a GPU, or one of its libraries, said when it could not go on.
+    #[error("{0}")]
+    Device(String),
+    /// A library that a GPU needs cannot be used.
+    #[error("{}; {}", .0, .0.help())]
+    Library(#[from] cuda::library::Missing),
     /// Host access to memory that is not the host's, or work of a kind this backend cannot queue.
     #[error("not supported on this backend: {0}")]
     Unsupported(&'static str),
@@ -216,6 +223,10 @@ pub trait Backend: Send {
     fn memory_use(&self) -> MemoryUse;
     /// A handle to this device's memory where that is the host's: what [`HostTask`]s of other devices copy from.
     fn host_memory(&self) -> Option<HostMemory> {
+        None
+    }
+    /// The GPU behind this device, if there is one: for who enqueues on its streams (NCCL) or copies from its memory (DP's links).
+    fn cuda(&mut self) -> Option<&mut cuda::CudaBackend> {
         None
     }
     /// `cpu`, `deferred`, ...

@@ -42,8 +42,8 @@ use std::sync::Arc;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::backend::{
-    Backend, BackendError, Category, Event, HostSlice, HostSliceMut, HostTask, MemoryUse, Result,
-    Stream,
+    Backend, BackendError, Category, Completion, Event, HostSlice, HostSliceMut, HostTask,
+    MemoryUse, Result, Stream,
 };
 use crate::comm::HostCall;
 use crate::half::{Bf16, F16};
@@ -51,7 +51,7 @@ use crate::kernel::Kernel;
 use crate::tensor::{Dtype, Span};
 use crew::Crew;
 use memory::HostMemory;
-use stream::{Completion, Progress};
+use stream::{HostCompletion, Progress};
 use team::Team;
 use worker::{Command, HostData, Worker, WorkerSettings};
 
@@ -302,7 +302,10 @@ impl Backend for CpuBackend {
     }
 
     fn completion(&mut self, event: Event) -> Completion {
-        Completion::new(self.progress(event.stream), event.sequence)
+        Completion::Host(HostCompletion::new(
+            self.progress(event.stream),
+            event.sequence,
+        ))
     }
 
     fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {

@@ -154,18 +154,18 @@ pub(super) fn spin_until<T>(mut ready: impl FnMut() -> Option<T>) -> Option<T> {
 
 /// An event of some backend of this process, for others to wait for. Cloning does not allocate.
 #[derive(Clone)]
-pub struct Completion {
+pub struct HostCompletion {
     progress: Arc<Progress>,
     sequence: u64,
 }
 
-impl std::fmt::Debug for Completion {
+impl std::fmt::Debug for HostCompletion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Completion({}, done: {})", self.sequence, self.is_done())
     }
 }
 
-impl Completion {
+impl HostCompletion {
     pub(crate) fn new(progress: &Arc<Progress>, sequence: u64) -> Self {
         Self {
             progress: Arc::clone(progress),
@@ -195,7 +195,7 @@ mod tests {
     fn waiters_park_and_wake() {
         for spin in [false, true] {
             let progress = Progress::new(spin);
-            let completion = Completion::new(&progress, 2);
+            let completion = HostCompletion::new(&progress, 2);
             let waiter = std::thread::spawn(move || completion.wait());
             progress.reach(1, None);
             std::thread::sleep(Duration::from_millis(5));

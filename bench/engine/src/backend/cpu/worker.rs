@@ -9,9 +9,9 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::Duration;
 
 use crate::backend::cpu::memory::HostMemory;
-use crate::backend::cpu::stream::{Completion, Progress, spin_until};
+use crate::backend::cpu::stream::{Progress, spin_until};
 use crate::backend::cpu::{execute, pin_to_cores, upload};
-use crate::backend::{BackendError, HostSlice, HostTask, Result};
+use crate::backend::{BackendError, Completion, HostSlice, HostTask, Result};
 use crate::comm::HostCall;
 use crate::half::{Bf16, F16};
 use crate::kernel::Kernel;

@@ -1,2 +1,324 @@
 //! An NVIDIA GPU as a device. Nothing is linked: libraries are found when a device is made ([`library`]).
+//!
+//! Contract: [`crate::backend::Backend`]'s. Everything enqueues on one of two streams of the device's own; the host blocks in `download`,
+//! in `synchronize`, and where an upload finds all of its pinned memory under way. Several devices may share one GPU. Results are the
+//! same from call to call: no kernel of ours adds atomically where order matters, and only deterministic algorithms of cuDNN are taken.
+//! A call that fails makes the device fail for good: CUDA's errors are sticky.
+//! Reference: CUDA driver API; [`crate::kernel::Kernel`] for what each kernel computes.
+mod blas;
+pub mod compile;
+mod dnn;
+pub(crate) mod gpu;
+mod launch;
 pub mod library;
+mod memory;
+mod module;
+pub mod stream;
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::{self, CUdeviceptr, CUstream};
+
+use crate::backend::{
+    Backend, BackendError, Category, Completion, Event, HostSlice, HostSliceMut, HostTask,
+    MemoryUse, Result, Stream,
+};
+use crate::comm::HostCall;
+use crate::half::{Bf16, F16};
+use crate::kernel::Kernel;
+use crate::tensor::{Dtype, Span};
+use blas::Blas;
+use dnn::Dnn;
+use gpu::{Gpu, check};
+use memory::{Memory, Scratch, Staging};
+use stream::{Clock, Queue};
+
+/// How products and convolutions of f32 are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// In f32, multiply-adds included.
+    #[default]
+    Fp32,
+    /// By tensor cores, from operands rounded to 10 bits of fraction; sums in f32.
+    Tf32,
+}
+
+/// What a device is made of.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CudaDevice {
+    /// Which of the GPUs that the driver shows this process.
+    pub ordinal: usize,
+    /// Of products and convolutions.
+    pub precision: Precision,
+}
+
+/// A device on a GPU.
+pub struct CudaBackend {
+    failure: Option<BackendError>,
+    // Handles go before the streams that they were given, all of it before the memory. Pairs are indexed by [`Stream`].
+    blas: [Blas; 2],
+    dnn: Dnn,
+    queues: [Queue; 2],
+    clock: Clock,
+    scratch: [Scratch; 2],
+    staging: [Staging; 2],
+    memory: Memory,
+    gpu: Arc<Gpu>,
+}
+
+// SAFETY: handles of streams, events and libraries may be used on any thread, by one at a time, which `&mut self` has them be.
+unsafe impl Send for CudaBackend {}
+
+/// Bytes of host data.
+fn bytes<T>(values: &[T]) -> &[u8] {
+    // SAFETY: the element types of `HostSlice` are plain numbers.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+fn of_slice(slice: HostSlice<'_>) -> (Dtype, &[u8]) {
+    match slice {
+        HostSlice::F32(values) => (Dtype::F32, bytes(values)),
+        HostSlice::I32(values) => (Dtype::I32, bytes(values)),
+        HostSlice::I64(values) => (Dtype::I64, bytes(values)),
+        HostSlice::F16(values) => (Dtype::F16, bytes::<F16>(values)),
+        HostSlice::Bf16(values) => (Dtype::Bf16, bytes::<Bf16>(values)),
+    }
+}
+
+fn of_slice_mut(slice: HostSliceMut<'_>) -> (Dtype, *mut std::ffi::c_void, usize) {
+    fn of<T>(dtype: Dtype, values: &mut [T]) -> (Dtype, *mut std::ffi::c_void, usize) {
+        (dtype, values.as_mut_ptr().cast(), size_of_val(values))
+    }
+    match slice {
+        HostSliceMut::F32(values) => of(Dtype::F32, values),
+        HostSliceMut::I32(values) => of(Dtype::I32, values),
+        HostSliceMut::I64(values) => of(Dtype::I64, values),
+        HostSliceMut::F16(values) => of(Dtype::F16, values),
+        HostSliceMut::Bf16(values) => of(Dtype::Bf16, values),
+    }
+}
+
+impl CudaBackend {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// A library that is missing, no such GPU, no memory.
+    pub fn new(device: CudaDevice) -> Result<Self> {
+        let gpu = Gpu::get(device.ordinal)?;
+        gpu.enter()?;
+        let queues = [Queue::new(&gpu)?, Queue::new(&gpu)?];
+        let mut memory = Memory::new(&gpu);
+        let clock = Clock::new(&gpu, &queues[0])?;
+        let blas = [
+            Blas::new(queues[0].raw, device.precision, &mut memory)?,
+            Blas::new(queues[1].raw, device.precision, &mut memory)?,
+        ];
+        Ok(Self {
+            failure: None,
+            clock,
+            scratch: [Scratch::default(), Scratch::default()],
+            dnn: Dnn::new(queues[0].raw, device.precision)?,
+            blas,
+            staging: [Staging::new(&gpu)?, Staging::new(&gpu)?],
+            queues,
+            memory,
+            gpu,
+        })
+    }
+
+    /// Where a span lies on the GPU.
+    pub(crate) fn address(&self, span: Span) -> CUdeviceptr {
+        self.memory.address(span)
+    }
+
+    /// A stream, for libraries that enqueue on it themselves.
+    pub(crate) fn raw_stream(&self, on: Stream) -> CUstream {
+        self.queues[on as usize].raw
+    }
+
+    /// The GPU that this device is on.
+    pub(crate) fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    /// Does what enqueues on `on` between two events, after `after`; returns the event of its end, whose begin is told as well.
+    pub(crate) fn enqueue(
+        &mut self,
+        on: Stream,
+        after: &Completion,
+        work: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<Event> {
+        self.wait_for(on, after)?;
+        self.guard(|device| {
+            device.queues[on as usize].open()?;
+            work(device)?;
+            device.queues[on as usize].record().map(|sequence| Event {
+                stream: on,
+                sequence,
+            })
+        })
+    }
+
+    /// Runs what may fail, unless something has failed before; its failure stays.
+    fn guard<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
+        let out = self.gpu.enter().and_then(|()| work(self));
+        if let Err(error) = &out
+            && !matches!(
+                error,
+                BackendError::Unsupported(_) | BackendError::OutOfMemory { .. }
+            )
+        {
+            self.failure = Some(error.clone());
+        }
+        out
+    }
+}
+
+impl Backend for CudaBackend {
+    fn allocate(&mut self, category: Category, dtype: Dtype, len: usize) -> Result<Span> {
+        self.guard(|device| {
+            let (span, base) = device.memory.allocate(category, dtype, len)?;
+            let queue = &mut device.queues[Stream::Compute as usize];
+            if span.bytes() > 0 {
+                // SAFETY: the arena is new.
+                let zeroed = unsafe { sys::cuMemsetD8Async(base, 0, span.bytes(), queue.raw) };
+                check(zeroed, "failed to zero memory on the GPU")?;
+            }
+            // The other stream may be the first to use it.
+            queue.synchronize()?;
+            Ok(span)
+        })
+    }
+
+    fn launch(&mut self, on: Stream, kernel: Kernel) -> Result<()> {
+        self.guard(|device| launch::run(device, on, &kernel))
+    }
+
+    fn upload(&mut self, on: Stream, from: HostSlice<'_>, to: Span) -> Result<()> {
+        let (dtype, from) = of_slice(from);
+        assert!(
+            dtype == to.dtype() && from.len() == to.bytes(),
+            "{} bytes of {dtype:?} do not fill {to:?}",
+            from.len()
+        );
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.guard(|device| {
+            let (stream, to) = (device.raw_stream(on), device.address(to));
+            device.staging[on as usize].upload(stream, from, to)
+        })
+    }
+
+    fn download(&mut self, from: Span, to: HostSliceMut<'_>) -> Result<()> {
+        self.synchronize()?;
+        let (dtype, to, bytes) = of_slice_mut(to);
+        assert!(
+            dtype == from.dtype() && bytes == from.bytes(),
+            "{from:?} does not fill {bytes} bytes of {dtype:?}"
+        );
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.guard(|device| {
+            // SAFETY: the host's slice is as long, and nobody else has it; both streams are empty.
+            let copied = unsafe { sys::cuMemcpyDtoH_v2(to, device.address(from), bytes) };
+            check(copied, "failed to copy from the GPU")
+        })
+    }
+
+    fn record(&mut self, on: Stream) -> Event {
+        // A failure here is told by whatever comes next.
+        let recorded = self.guard(|device| device.queues[on as usize].record());
+        Event {
+            stream: on,
+            sequence: recorded.unwrap_or(self.queues[on as usize].recorded),
+        }
+    }
+
+    fn wait(&mut self, on: Stream, event: Event) -> Result<()> {
+        self.guard(|device| {
+            if on == event.stream {
+                return Ok(());
+            }
+            let other = device.queues[event.stream as usize].completion(event.sequence);
+            device.queues[on as usize].wait(&other)
+        })
+    }
+
+    fn completion(&mut self, event: Event) -> Completion {
+        Completion::Device(self.queues[event.stream as usize].completion(event.sequence))
+    }
+
+    fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {
+        self.guard(|device| match completion {
+            Completion::Device(other) => device.queues[on as usize].wait(other),
+            // What a thread of the host has not done, only a thread of the host can wait for.
+            Completion::Host(other) => other.wait(),
+        })
+    }
+
+    fn enqueue_host(
+        &mut self,
+        _: Stream,
+        _: &Completion,
+        _: &Arc<dyn HostTask>,
+        _: HostCall,
+    ) -> Result<Event> {
+        Err(BackendError::Unsupported(
+            "work of the host on memory of a GPU",
+        ))
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.guard(|device| {
+            for queue in &mut device.queues {
+                queue.synchronize()?;
+            }
+            let next = [0, 1].map(|stream| device.queues[stream].recorded + 1);
+            device.clock.keep(&device.queues[0], next)
+        })
+    }
+
+    fn time_ns(&mut self, event: Event) -> Result<u64> {
+        self.guard(|device| {
+            let stream = event.stream as usize;
+            let times = device.queues[stream].times(event.sequence, &device.clock, stream);
+            times.map(|(_, end)| end)
+        })
+    }
+
+    fn begin_ns(&mut self, event: Event) -> Result<u64> {
+        self.guard(|device| {
+            let stream = event.stream as usize;
+            let times = device.queues[stream].times(event.sequence, &device.clock, stream);
+            times.map(|(begin, _)| begin)
+        })
+    }
+
+    fn memory_use(&self) -> MemoryUse {
+        self.memory.by_category()
+    }
+
+    fn cuda(&mut self) -> Option<&mut CudaBackend> {
+        Some(self)
+    }
+
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+}
+
+impl Drop for CudaBackend {
+    fn drop(&mut self) {
+        // Memory and events must not go while kernels use them; what failed was said before.
+        if self.gpu.enter().is_ok() {
+            for queue in &mut self.queues {
+                let _ = queue.synchronize();
+            }
+        }
+    }
+}

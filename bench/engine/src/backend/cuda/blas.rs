@@ -1,0 +1,140 @@
+//! Matrix products, by cuBLAS.
+//!
+//! Contract: row-major operands, as everywhere in the engine. cuBLAS has columns first, so each product is computed as that of the
+//! transposes: Cᵀ = op(B)ᵀ·op(A)ᵀ. The handle has a workspace of its own, so that no call allocates and results repeat to the bit.
+//! Reference: cuBLAS library user guide, `cublasGemmStridedBatchedEx` and "Results reproducibility".
+use cudarc::cublas::sys::{
+    self, cublasComputeType_t as Compute, cublasGemmAlgo_t, cublasHandle_t, cublasOperation_t,
+    cublasStatus_t, cudaDataType_t,
+};
+use cudarc::driver::sys::{CUdeviceptr, CUstream};
+
+use super::Precision;
+use super::memory::Memory;
+use crate::backend::{BackendError, Category, Result};
+use crate::kernel::Write;
+use crate::tensor::Dtype;
+
+/// What cuBLAS recommends for Hopper.
+const WORKSPACE: usize = 32 << 20;
+
+/// A row-major matrix on the GPU, or the first of several that lie `stride` elements apart.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Matrix {
+    pub(super) at: CUdeviceptr,
+    /// Elements from one row to the next, as it is stored.
+    pub(super) row: usize,
+    pub(super) stride: usize,
+    /// Whether it is stored the other way round than its place in the product says.
+    pub(super) transposed: bool,
+}
+
+/// C (+)= scale·op(A)·op(B), `batch` times.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Product {
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) scale: f32,
+    pub(super) batch: usize,
+    pub(super) write: Write,
+}
+
+/// cuBLAS on one stream.
+pub(super) struct Blas {
+    handle: cublasHandle_t,
+    compute: Compute,
+}
+
+fn check(status: cublasStatus_t, what: &str) -> Result<()> {
+    if status == cublasStatus_t::CUBLAS_STATUS_SUCCESS {
+        return Ok(());
+    }
+    Err(BackendError::Device(format!(
+        "{what}: cuBLAS returned {status:?}"
+    )))
+}
+
+impl Blas {
+    pub(super) fn new(stream: CUstream, precision: Precision, memory: &mut Memory) -> Result<Self> {
+        let (_, workspace) = memory.allocate(Category::Workspace, Dtype::F32, WORKSPACE / 4)?;
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: the context is the thread's; the workspace lives as long as the device.
+        unsafe {
+            check(sys::cublasCreate_v2(&mut handle), "failed to start cuBLAS")?;
+            check(
+                sys::cublasSetStream_v2(handle, stream.cast()),
+                "failed to give cuBLAS a stream",
+            )?;
+            check(
+                sys::cublasSetWorkspace_v2(handle, workspace as *mut _, WORKSPACE),
+                "failed to give cuBLAS a workspace",
+            )?;
+        }
+        let compute = match precision {
+            Precision::Fp32 => Compute::CUBLAS_COMPUTE_32F,
+            Precision::Tf32 => Compute::CUBLAS_COMPUTE_32F_FAST_TF32,
+        };
+        Ok(Self { handle, compute })
+    }
+
+    /// Enqueues a product; C's rows are `c.row` apart.
+    pub(super) fn product(&self, product: Product, a: Matrix, b: Matrix, c: Matrix) -> Result<()> {
+        let Product {
+            m,
+            n,
+            k,
+            scale,
+            batch,
+            write,
+        } = product;
+        if m == 0 || n == 0 || batch == 0 {
+            return Ok(());
+        }
+        let operation = |matrix: Matrix| match matrix.transposed {
+            true => cublasOperation_t::CUBLAS_OP_T,
+            false => cublasOperation_t::CUBLAS_OP_N,
+        };
+        let float = cudaDataType_t::CUDA_R_32F;
+        let beta: f32 = match write {
+            Write::Overwrite => 0.0,
+            Write::Accumulate => 1.0,
+        };
+        // SAFETY: the caller's spans are as large as the product says; scalars are read before the call returns.
+        let status = unsafe {
+            sys::cublasGemmStridedBatchedEx(
+                self.handle,
+                operation(b),
+                operation(a),
+                n as i32,
+                m as i32,
+                k as i32,
+                (&raw const scale).cast(),
+                b.at as *const _,
+                float,
+                b.row as i32,
+                b.stride as i64,
+                a.at as *const _,
+                float,
+                a.row as i32,
+                a.stride as i64,
+                (&raw const beta).cast(),
+                c.at as *mut _,
+                float,
+                c.row as i32,
+                c.stride as i64,
+                batch as i32,
+                self.compute,
+                cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        check(status, "failed to enqueue a matrix product")
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has the handle. What a broken context says of it was said before.
+        let _ = unsafe { sys::cublasDestroy_v2(self.handle) };
+    }
+}

@@ -1,0 +1,249 @@
+//! From the text of our kernels to machine code of a GPU, by NVRTC, once per machine.
+//!
+//! Contract: the sources are part of the binary. Machine code is kept on disk under a hash of source, options, architecture and NVRTC's
+//! version; a file there that cannot be read or written costs a compilation and nothing else. Options leave rounding as written but
+//! for fused multiply-adds; `--use_fast_math` is not among them.
+//! Reference: NVRTC's user guide.
+use std::ffi::{CStr, CString, c_char};
+use std::path::PathBuf;
+
+use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
+
+use super::library::{self, Library};
+use crate::backend::{BackendError, Result};
+
+const COMMON: &str = include_str!("kernels/common.cuh");
+
+/// A file of kernels and how it is compiled.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// The file's name.
+    pub name: &'static str,
+    text: &'static str,
+    /// Channels that a thread holds; none where the file has no such choice.
+    vector: Option<u32>,
+}
+
+macro_rules! source {
+    ($name:literal) => {
+        source!($name, None)
+    };
+    ($name:literal, $vector:expr) => {
+        Source {
+            name: $name,
+            text: include_str!(concat!("kernels/", $name)),
+            vector: $vector,
+        }
+    };
+}
+
+impl Source {
+    /// Elementwise work.
+    pub const ELEMENTWISE: Self = source!("elementwise.cu");
+    /// Sums over rows, a channel a thread.
+    pub const COLUMNS: Self = source!("columns.cu", Some(1));
+    /// Sums over rows, four channels a thread.
+    pub const COLUMNS_OF_4: Self = source!("columns.cu", Some(4));
+    /// Norms whose group is one run of memory.
+    pub const ROWS: Self = source!("rows.cu");
+    /// Losses and errors.
+    pub const LOSS: Self = source!("loss.cu");
+    /// Optimizers.
+    pub const OPTIMIZER: Self = source!("optimizer.cu");
+    /// Pooling.
+    pub const POOL: Self = source!("pool.cu");
+    /// Embeddings and attention.
+    pub const TOKENS: Self = source!("tokens.cu");
+    /// Compression of gradients.
+    pub const COMPRESSION: Self = source!("compression.cu");
+    /// All.
+    pub const ALL: [Self; 9] = [
+        Self::ELEMENTWISE,
+        Self::COLUMNS,
+        Self::COLUMNS_OF_4,
+        Self::ROWS,
+        Self::LOSS,
+        Self::OPTIMIZER,
+        Self::POOL,
+        Self::TOKENS,
+        Self::COMPRESSION,
+    ];
+
+    fn options(self, architecture: &str) -> Vec<String> {
+        let mut options = vec![
+            "--std=c++17".to_owned(),
+            format!("--gpu-architecture={architecture}"),
+        ];
+        if let Some(vector) = self.vector {
+            options.push(format!("-DVECTOR={vector}"));
+        }
+        options
+    }
+}
+
+/// What comes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Machine code of one architecture.
+    Cubin,
+    /// The virtual architecture's text.
+    Ptx,
+}
+
+/// Compiles `source` for compute capability `(major, minor)`.
+///
+/// # Errors
+/// NVRTC is missing, or what it says of the source.
+pub fn compile(source: Source, (major, minor): (u32, u32), form: Form) -> Result<Vec<u8>> {
+    library::find(Library::Nvrtc)?;
+    let architecture = match form {
+        Form::Cubin => format!("sm_{major}{minor}"),
+        Form::Ptx => format!("compute_{major}{minor}"),
+    };
+    let text = |text: &str| CString::new(text).expect("sources hold no zero");
+    let (code, name, common, common_name) = (
+        text(source.text),
+        text(source.name),
+        text(COMMON),
+        text("common.cuh"),
+    );
+    let options: Vec<CString> = source
+        .options(&architecture)
+        .iter()
+        .map(|option| text(option))
+        .collect();
+    let options: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
+    let mut program: nvrtcProgram = std::ptr::null_mut();
+    // SAFETY: all strings outlive the program, which is destroyed below.
+    unsafe {
+        let created = sys::nvrtcCreateProgram(
+            &mut program,
+            code.as_ptr(),
+            name.as_ptr(),
+            1,
+            [common.as_ptr()].as_ptr(),
+            [common_name.as_ptr()].as_ptr(),
+        );
+        said(created, source, "")?;
+        let compiled = sys::nvrtcCompileProgram(program, options.len() as i32, options.as_ptr());
+        let out =
+            said(compiled, source, &log(program)).and_then(|()| output(program, source, form));
+        let _ = sys::nvrtcDestroyProgram(&mut program);
+        out
+    }
+}
+
+fn said(result: nvrtcResult, source: Source, log: &str) -> Result<()> {
+    if result == nvrtcResult::NVRTC_SUCCESS {
+        return Ok(());
+    }
+    // SAFETY: the string lives as long as the library.
+    let words = unsafe { CStr::from_ptr(sys::nvrtcGetErrorString(result)) };
+    let words = words.to_string_lossy();
+    Err(BackendError::Device(
+        format!("failed to compile {}: {words}\n{log}", source.name)
+            .trim_end()
+            .to_owned(),
+    ))
+}
+
+/// # Safety
+/// The program is alive.
+unsafe fn log(program: nvrtcProgram) -> String {
+    let mut size = 0;
+    // SAFETY: the caller's promise; the log is as long as was said.
+    unsafe {
+        if sys::nvrtcGetProgramLogSize(program, &mut size) != nvrtcResult::NVRTC_SUCCESS {
+            return String::new();
+        }
+        let mut bytes = vec![0u8; size];
+        if sys::nvrtcGetProgramLog(program, bytes.as_mut_ptr().cast()) != nvrtcResult::NVRTC_SUCCESS
+        {
+            return String::new();
+        }
+        String::from_utf8_lossy(&bytes)
+            .trim_matches(['\0', '\n'])
+            .to_owned()
+    }
+}
+
+/// # Safety
+/// The program is alive and was compiled.
+unsafe fn output(program: nvrtcProgram, source: Source, form: Form) -> Result<Vec<u8>> {
+    let mut size = 0;
+    // SAFETY: the caller's promise; the output is as long as was said.
+    unsafe {
+        let sized = match form {
+            Form::Cubin => sys::nvrtcGetCUBINSize(program, &mut size),
+            Form::Ptx => sys::nvrtcGetPTXSize(program, &mut size),
+        };
+        said(sized, source, "")?;
+        let mut bytes = vec![0u8; size];
+        let to = bytes.as_mut_ptr().cast();
+        let written = match form {
+            Form::Cubin => sys::nvrtcGetCUBIN(program, to),
+            Form::Ptx => sys::nvrtcGetPTX(program, to),
+        };
+        said(written, source, "").map(|()| bytes)
+    }
+}
+
+/// Machine code of `source`, from disk if it was compiled before.
+///
+/// # Errors
+/// As [`compile`].
+pub(super) fn machine_code(source: Source, capability: (u32, u32)) -> Result<Vec<u8>> {
+    let nvrtc = library::find(Library::Nvrtc)?;
+    let architecture = format!("sm_{}{}", capability.0, capability.1);
+    let mut hash = blake3::Hasher::new();
+    for part in [
+        source.text,
+        COMMON,
+        &nvrtc.version,
+        env!("CARGO_PKG_VERSION"),
+    ]
+    .into_iter()
+    .chain(source.options(&architecture).iter().map(String::as_str))
+    {
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    let file =
+        kept().map(|kept| kept.join(format!("{architecture}-{}.cubin", hash.finalize().to_hex())));
+    // Its first 32 bytes are the hash of the rest: a file that a full disk cut short is not taken for code.
+    let sound =
+        |bytes: &[u8]| bytes.len() > 32 && blake3::hash(&bytes[32..]).as_bytes()[..] == bytes[..32];
+    if let Some(file) = &file
+        && let Ok(bytes) = std::fs::read(file)
+        && sound(&bytes)
+    {
+        return Ok(bytes[32..].to_vec());
+    }
+    let code = compile(source, capability, Form::Cubin)?;
+    if let Some(file) = file {
+        let mut bytes = blake3::hash(&code).as_bytes().to_vec();
+        bytes.extend_from_slice(&code);
+        let beside = file.with_extension(format!("{}", std::process::id()));
+        let written = file
+            .parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| std::fs::write(&beside, &bytes))
+            .and_then(|()| std::fs::rename(&beside, &file));
+        if written.is_err() {
+            // Next time it is compiled again; that is all that is lost.
+            let _ = std::fs::remove_file(&beside);
+        }
+    }
+    Ok(code)
+}
+
+/// Where machine code is kept: `syncmark/kernels` of the user's caches.
+fn kept() -> Option<PathBuf> {
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(caches.join("syncmark/kernels"))
+}

@@ -1,0 +1,363 @@
+//! Convolutions, by cuDNN.
+//!
+//! Contract: NHWC images, weights [out_c, kernel, kernel, c]. Descriptors and the algorithm of a shape are made once and kept. Only
+//! algorithms that cuDNN calls deterministic are taken, and with [`Precision::Fp32`] only those without tensor cores: the first of cuDNN's
+//! own ranking, so that the same shape has the same algorithm in every run, whatever a clock says.
+//! Reference: cuDNN's API reference, `cudnnConvolutionForward` and the two backwards.
+use std::collections::HashMap;
+
+use cudarc::cudnn::sys::{
+    self, cudnnConvolutionBwdDataAlgo_t as DataAlgorithm,
+    cudnnConvolutionBwdFilterAlgo_t as FilterAlgorithm, cudnnConvolutionDescriptor_t,
+    cudnnConvolutionFwdAlgo_t as ForwardAlgorithm, cudnnConvolutionMode_t, cudnnDataType_t,
+    cudnnDeterminism_t, cudnnFilterDescriptor_t, cudnnHandle_t, cudnnMathType_t, cudnnStatus_t,
+    cudnnTensorDescriptor_t, cudnnTensorFormat_t,
+};
+use cudarc::driver::sys::{CUdeviceptr, CUstream};
+
+use super::Precision;
+use super::memory::{Memory, Scratch};
+use crate::backend::{BackendError, Result};
+use crate::kernel::{Window, Write};
+
+/// Most workspace that an algorithm may want.
+const MOST_WORKSPACE: usize = 2 << 30;
+/// Algorithms of one direction that cuDNN may name.
+const NAMED: usize = 8;
+
+/// An algorithm with what it needs.
+#[derive(Clone, Copy)]
+struct Choice<A> {
+    algorithm: A,
+    workspace: usize,
+    math: cudnnMathType_t,
+}
+
+/// Descriptors of one shape, and the algorithms chosen so far.
+struct Shape {
+    x: cudnnTensorDescriptor_t,
+    y: cudnnTensorDescriptor_t,
+    weight: cudnnFilterDescriptor_t,
+    convolution: cudnnConvolutionDescriptor_t,
+    forward: Option<Choice<ForwardAlgorithm>>,
+    data: Option<Choice<DataAlgorithm>>,
+    filter: Option<Choice<FilterAlgorithm>>,
+}
+
+/// cuDNN on one stream.
+pub(super) struct Dnn {
+    handle: cudnnHandle_t,
+    precision: Precision,
+    shapes: HashMap<(Window, usize), Shape>,
+}
+
+fn check(status: cudnnStatus_t, what: &str) -> Result<()> {
+    if status == cudnnStatus_t::CUDNN_STATUS_SUCCESS {
+        return Ok(());
+    }
+    Err(BackendError::Device(format!(
+        "{what}: cuDNN returned {status:?}"
+    )))
+}
+
+impl Shape {
+    fn new(window: &Window, batch: usize, math: cudnnMathType_t) -> Result<Self> {
+        let mut shape = Self {
+            x: std::ptr::null_mut(),
+            y: std::ptr::null_mut(),
+            weight: std::ptr::null_mut(),
+            convolution: std::ptr::null_mut(),
+            forward: None,
+            data: None,
+            filter: None,
+        };
+        let (format, float) = (
+            cudnnTensorFormat_t::CUDNN_TENSOR_NHWC,
+            cudnnDataType_t::CUDNN_DATA_FLOAT,
+        );
+        let int = |value: usize| value as i32;
+        let (n, kernel, padding, stride) = (
+            int(batch),
+            int(window.kernel),
+            int(window.padding),
+            int(window.stride),
+        );
+        let (c, h, w) = (int(window.c), int(window.h), int(window.w));
+        let (out_c, out_h, out_w) = (int(window.out_c), int(window.out_h), int(window.out_w));
+        let what = "failed to describe a convolution";
+        // SAFETY: each descriptor is made before it is set; `Drop` takes them away.
+        unsafe {
+            check(sys::cudnnCreateTensorDescriptor(&mut shape.x), what)?;
+            check(sys::cudnnCreateTensorDescriptor(&mut shape.y), what)?;
+            check(sys::cudnnCreateFilterDescriptor(&mut shape.weight), what)?;
+            check(
+                sys::cudnnCreateConvolutionDescriptor(&mut shape.convolution),
+                what,
+            )?;
+            check(
+                sys::cudnnSetTensor4dDescriptor(shape.x, format, float, n, c, h, w),
+                what,
+            )?;
+            check(
+                sys::cudnnSetTensor4dDescriptor(shape.y, format, float, n, out_c, out_h, out_w),
+                what,
+            )?;
+            check(
+                sys::cudnnSetFilter4dDescriptor(
+                    shape.weight,
+                    float,
+                    format,
+                    out_c,
+                    c,
+                    kernel,
+                    kernel,
+                ),
+                what,
+            )?;
+            let mode = cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
+            check(
+                sys::cudnnSetConvolution2dDescriptor(
+                    shape.convolution,
+                    padding,
+                    padding,
+                    stride,
+                    stride,
+                    1,
+                    1,
+                    mode,
+                    float,
+                ),
+                what,
+            )?;
+            check(
+                sys::cudnnSetConvolutionMathType(shape.convolution, math),
+                what,
+            )?;
+        }
+        Ok(shape)
+    }
+
+    fn set<A>(&self, choice: &Choice<A>) -> Result<()> {
+        // SAFETY: the descriptor is alive.
+        let set = unsafe { sys::cudnnSetConvolutionMathType(self.convolution, choice.math) };
+        check(set, "failed to set how a convolution multiplies")
+    }
+}
+
+impl Drop for Shape {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has the descriptors; cuDNN takes none for none.
+        unsafe {
+            let _ = sys::cudnnDestroyTensorDescriptor(self.x);
+            let _ = sys::cudnnDestroyTensorDescriptor(self.y);
+            let _ = sys::cudnnDestroyFilterDescriptor(self.weight);
+            let _ = sys::cudnnDestroyConvolutionDescriptor(self.convolution);
+        }
+    }
+}
+
+/// The first of cuDNN's ranking that may be taken.
+macro_rules! choose {
+    ($dnn:expr, $function:ident, $shape:expr, [$($descriptor:ident),*], $what:literal) => {{
+        // SAFETY: results are plain numbers, which the call overwrites as far as it says.
+        let mut found: [_; NAMED] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        // SAFETY: the descriptors are alive; the array is as long as said.
+        let ranked = unsafe {
+            sys::$function($dnn.handle, $($shape.$descriptor,)* NAMED as i32, &mut count, found.as_mut_ptr())
+        };
+        check(ranked, concat!("failed to rank algorithms of a convolution's ", $what))?;
+        let precision = $dnn.precision;
+        found[..count as usize]
+            .iter()
+            .find(|one| {
+                one.status == cudnnStatus_t::CUDNN_STATUS_SUCCESS
+                    && one.determinism == cudnnDeterminism_t::CUDNN_DETERMINISTIC
+                    && one.memory <= MOST_WORKSPACE
+                    && (precision == Precision::Tf32 || one.mathType == cudnnMathType_t::CUDNN_FMA_MATH)
+            })
+            .map(|one| Choice { algorithm: one.algo, workspace: one.memory, math: one.mathType })
+            .ok_or_else(|| BackendError::Device(format!(
+                concat!("cuDNN has no deterministic algorithm for a convolution's ", $what, " in {:?}; it names {:?}"),
+                precision,
+                found[..count as usize].iter().map(|one| (one.algo, one.status, one.mathType)).collect::<Vec<_>>(),
+            )))?
+    }};
+}
+
+impl Dnn {
+    pub(super) fn new(stream: CUstream, precision: Precision) -> Result<Self> {
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: the context is the thread's.
+        unsafe {
+            check(sys::cudnnCreate(&mut handle), "failed to start cuDNN")?;
+            check(
+                sys::cudnnSetStream(handle, stream.cast()),
+                "failed to give cuDNN a stream",
+            )?;
+        }
+        Ok(Self {
+            handle,
+            precision,
+            shapes: HashMap::new(),
+        })
+    }
+
+    fn shape(&mut self, window: &Window, batch: usize) -> Result<&mut Shape> {
+        let key = (*window, batch);
+        if !self.shapes.contains_key(&key) {
+            let math = match self.precision {
+                Precision::Fp32 => cudnnMathType_t::CUDNN_FMA_MATH,
+                Precision::Tf32 => cudnnMathType_t::CUDNN_DEFAULT_MATH,
+            };
+            self.shapes.insert(key, Shape::new(window, batch, math)?);
+        }
+        Ok(self.shapes.get_mut(&key).expect("just inserted"))
+    }
+
+    /// y = x ⋆ w.
+    pub(super) fn forward(
+        &mut self,
+        (window, batch): (&Window, usize),
+        [x, weight, y]: [CUdeviceptr; 3],
+        room: (&mut Scratch, &mut Memory),
+    ) -> Result<()> {
+        self.shape(window, batch)?;
+        let shape = &self.shapes[&(*window, batch)];
+        let choice = match shape.forward {
+            Some(choice) => choice,
+            None => choose!(
+                self,
+                cudnnGetConvolutionForwardAlgorithm_v7,
+                shape,
+                [x, weight, convolution, y],
+                "forward"
+            ),
+        };
+        shape.set(&choice)?;
+        let workspace = room.0.room(room.1, choice.workspace)?;
+        // SAFETY: the spans are as large as the shapes say.
+        let status = unsafe {
+            sys::cudnnConvolutionForward(
+                self.handle,
+                (&raw const ONE).cast(),
+                shape.x,
+                x as *const _,
+                shape.weight,
+                weight as *const _,
+                shape.convolution,
+                choice.algorithm,
+                workspace as *mut _,
+                choice.workspace,
+                (&raw const ZERO).cast(),
+                shape.y,
+                y as *mut _,
+            )
+        };
+        self.shape(window, batch)?.forward = Some(choice);
+        check(status, "failed to enqueue a convolution")
+    }
+
+    /// dx (+)= the input gradient.
+    pub(super) fn backward_input(
+        &mut self,
+        (window, batch): (&Window, usize),
+        [d_y, weight, d_x]: [CUdeviceptr; 3],
+        write: Write,
+        room: (&mut Scratch, &mut Memory),
+    ) -> Result<()> {
+        self.shape(window, batch)?;
+        let shape = &self.shapes[&(*window, batch)];
+        let choice = match shape.data {
+            Some(choice) => choice,
+            None => choose!(
+                self,
+                cudnnGetConvolutionBackwardDataAlgorithm_v7,
+                shape,
+                [weight, y, convolution, x],
+                "input gradient"
+            ),
+        };
+        shape.set(&choice)?;
+        let workspace = room.0.room(room.1, choice.workspace)?;
+        let beta = if write == Write::Accumulate {
+            ONE
+        } else {
+            ZERO
+        };
+        // SAFETY: as in `forward`.
+        let status = unsafe {
+            sys::cudnnConvolutionBackwardData(
+                self.handle,
+                (&raw const ONE).cast(),
+                shape.weight,
+                weight as *const _,
+                shape.y,
+                d_y as *const _,
+                shape.convolution,
+                choice.algorithm,
+                workspace as *mut _,
+                choice.workspace,
+                (&raw const beta).cast(),
+                shape.x,
+                d_x as *mut _,
+            )
+        };
+        self.shape(window, batch)?.data = Some(choice);
+        check(status, "failed to enqueue a convolution's input gradient")
+    }
+
+    /// d_weight += the weight gradient.
+    pub(super) fn backward_weight(
+        &mut self,
+        (window, batch): (&Window, usize),
+        [x, d_y, d_weight]: [CUdeviceptr; 3],
+        room: (&mut Scratch, &mut Memory),
+    ) -> Result<()> {
+        self.shape(window, batch)?;
+        let shape = &self.shapes[&(*window, batch)];
+        let choice = match shape.filter {
+            Some(choice) => choice,
+            None => choose!(
+                self,
+                cudnnGetConvolutionBackwardFilterAlgorithm_v7,
+                shape,
+                [x, y, convolution, weight],
+                "weight gradient"
+            ),
+        };
+        shape.set(&choice)?;
+        let workspace = room.0.room(room.1, choice.workspace)?;
+        // SAFETY: as in `forward`.
+        let status = unsafe {
+            sys::cudnnConvolutionBackwardFilter(
+                self.handle,
+                (&raw const ONE).cast(),
+                shape.x,
+                x as *const _,
+                shape.y,
+                d_y as *const _,
+                shape.convolution,
+                choice.algorithm,
+                workspace as *mut _,
+                choice.workspace,
+                (&raw const ONE).cast(),
+                shape.weight,
+                d_weight as *mut _,
+            )
+        };
+        self.shape(window, batch)?.filter = Some(choice);
+        check(status, "failed to enqueue a convolution's weight gradient")
+    }
+}
+
+static ONE: f32 = 1.0;
+static ZERO: f32 = 0.0;
+
+impl Drop for Dnn {
+    fn drop(&mut self) {
+        self.shapes.clear();
+        // SAFETY: nobody else has the handle.
+        let _ = unsafe { sys::cudnnDestroy(self.handle) };
+    }
+}

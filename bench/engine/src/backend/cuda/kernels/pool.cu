@@ -1,0 +1,123 @@
+// Pooling, NHWC. Backwards gather: an element of d_x adds up the windows that hold it, in row-major order, so that nothing is added atomically.
+// Reference: kernel.rs; PyTorch's max_pool2d (NaN wins, the first of equal ones wins) and avg_pool2d.
+#include "common.cuh"
+
+struct Window {
+    u32 h, w, c, out_h, out_w, kernel, stride, padding;
+};
+
+struct Range {
+    u32 begin, end;
+};
+
+// Rows or columns of the image under window `at`.
+__device__ __forceinline__ Range under(u32 at, const Window& window, u32 side) {
+    const u32 start = at * window.stride;
+    const u32 end = start + window.kernel > window.padding ? start + window.kernel - window.padding : 0;
+    return {start > window.padding ? start - window.padding : 0, min(end, side)};
+}
+
+// Windows that hold row or column `at`.
+__device__ __forceinline__ Range holding(u32 at, const Window& window, u32 outputs) {
+    const u32 place = at + window.padding;
+    const u32 begin = place < window.kernel ? 0 : (place - window.kernel) / window.stride + 1;
+    return {begin, min(place / window.stride + 1, outputs)};
+}
+
+extern "C" {
+
+__global__ void max_forward(const float* x, float* y, int* index, Window window, u64 batch) {
+    EACH(i, batch * window.out_h * window.out_w * window.c) {
+        const u32 c = i % window.c;
+        const u64 position = i / window.c, sample = position / (window.out_h * window.out_w);
+        const u32 o = position % (window.out_h * window.out_w);
+        const Range rows = under(o / window.out_w, window, window.h), columns = under(o % window.out_w, window, window.w);
+        const float* own = x + sample * window.h * window.w * window.c + c;
+        float largest = -INFINITY;
+        u32 winner = rows.begin * window.w + columns.begin;
+        for (u32 row = rows.begin; row < rows.end; ++row)
+            for (u32 column = columns.begin; column < columns.end; ++column) {
+                const u32 offset = row * window.w + column;
+                const float value = own[(u64)offset * window.c];
+                if (value > largest || value != value) {
+                    largest = value;
+                    winner = offset;
+                }
+            }
+        y[i] = largest;
+        index[i] = (int)winner;
+    }
+}
+
+__global__ void max_backward(const float* d_y, const int* index, float* d_x, Window window, u64 batch, int accumulate) {
+    EACH(i, batch * window.h * window.w * window.c) {
+        const u32 c = i % window.c;
+        const u64 pixel = i / window.c, sample = pixel / (window.h * window.w);
+        const u32 offset = pixel % (window.h * window.w);
+        const Range rows = holding(offset / window.w, window, window.out_h), columns = holding(offset % window.w, window, window.out_w);
+        float total = 0.0f;
+        for (u32 row = rows.begin; row < rows.end; ++row)
+            for (u32 column = columns.begin; column < columns.end; ++column) {
+                const u64 at = ((sample * window.out_h + row) * window.out_w + column) * window.c + c;
+                if ((u32)index[at] == offset) total += d_y[at];
+            }
+        d_x[i] = accumulate ? d_x[i] + total : total;
+    }
+}
+
+__global__ void average_forward(const float* x, float* y, Window window, u64 batch, int count_padding) {
+    EACH(i, batch * window.out_h * window.out_w * window.c) {
+        const u32 c = i % window.c;
+        const u64 position = i / window.c, sample = position / (window.out_h * window.out_w);
+        const u32 o = position % (window.out_h * window.out_w);
+        const Range rows = under(o / window.out_w, window, window.h), columns = under(o % window.out_w, window, window.w);
+        const float* own = x + sample * window.h * window.w * window.c + c;
+        float total = 0.0f;
+        for (u32 row = rows.begin; row < rows.end; ++row)
+            for (u32 column = columns.begin; column < columns.end; ++column) total += own[(u64)(row * window.w + column) * window.c];
+        const u32 divisor = count_padding ? window.kernel * window.kernel : (rows.end - rows.begin) * (columns.end - columns.begin);
+        y[i] = total * (1.0f / (float)divisor);
+    }
+}
+
+__global__ void average_backward(const float* d_y, float* d_x, Window window, u64 batch, int count_padding, int accumulate) {
+    EACH(i, batch * window.h * window.w * window.c) {
+        const u32 c = i % window.c;
+        const u64 pixel = i / window.c, sample = pixel / (window.h * window.w);
+        const u32 offset = pixel % (window.h * window.w);
+        const Range rows = holding(offset / window.w, window, window.out_h), columns = holding(offset % window.w, window, window.out_w);
+        float total = 0.0f;
+        for (u32 row = rows.begin; row < rows.end; ++row)
+            for (u32 column = columns.begin; column < columns.end; ++column) {
+                const Range a = under(row, window, window.h), b = under(column, window, window.w);
+                const u32 divisor = count_padding ? window.kernel * window.kernel : (a.end - a.begin) * (b.end - b.begin);
+                total += d_y[((sample * window.out_h + row) * window.out_w + column) * window.c + c] * (1.0f / (float)divisor);
+            }
+        d_x[i] = accumulate ? d_x[i] + total : total;
+    }
+}
+
+// grid (channel tiles of 32, samples), block (32, 8).
+__global__ void global_average_forward(const float* x, float* y, u64 spatial, u32 channels) {
+    __shared__ float shared[8][33];
+    const u32 channel = blockIdx.x * 32 + threadIdx.x;
+    const float* own = x + blockIdx.y * spatial * channels + channel;
+    float total = 0.0f;
+    if (channel < channels)
+        for (u64 s = threadIdx.y; s < spatial; s += blockDim.y) total += own[s * channels];
+    shared[threadIdx.y][threadIdx.x] = total;
+    __syncthreads();
+    if (threadIdx.y == 0 && channel < channels) {
+        for (u32 r = 1; r < blockDim.y; ++r) total += shared[r][threadIdx.x];
+        y[(u64)blockIdx.y * channels + channel] = total / (float)spatial;
+    }
+}
+
+__global__ void global_average_backward(const float* d_y, float* d_x, u64 batch, u64 spatial, u32 channels, int accumulate) {
+    const float share = 1.0f / (float)spatial;
+    EACH(i, batch * spatial * channels) {
+        const float value = d_y[i / (spatial * channels) * channels + i % channels] * share;
+        d_x[i] = accumulate ? d_x[i] + value : value;
+    }
+}
+}

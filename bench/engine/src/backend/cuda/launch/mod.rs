@@ -1,0 +1,334 @@
+//! From kernels as data to launches: one `match`, with a file for each family behind it.
+//!
+//! Contract: a kernel's grid depends on its shape and on the number of multiprocessors, never on a clock, so results repeat. What a
+//! kernel leaves for the next one lies in the stream's scratch.
+//! Reference: [`crate::kernel::Kernel`], which states each formula; `kernels/*.cu`, whose signatures the calls repeat.
+mod attention;
+mod batch_norm;
+mod group_norm;
+mod loss;
+mod pool;
+mod tokens;
+
+use std::ffi::c_void;
+
+use cudarc::driver::sys::{self, CUdeviceptr, CUfunction};
+
+use super::CudaBackend;
+use super::blas::{Matrix, Product};
+use super::dnn::Dnn;
+use super::gpu::check;
+use super::memory::{Memory, Scratch};
+use crate::backend::{Result, Stream};
+use crate::kernel::{Gelu, Kernel, Window, Write};
+use crate::tensor::{Dtype, Span};
+
+/// Threads of a block where a kernel does not say otherwise.
+const BLOCK: u32 = 256;
+/// Blocks that each multiprocessor gets at most of elementwise work.
+const WAVES: u32 = 16;
+
+/// A kernel's blocks.
+#[derive(Clone, Copy)]
+struct Grid {
+    blocks: [u32; 3],
+    threads: [u32; 2],
+    shared: u32,
+}
+
+impl Grid {
+    const fn blocks(blocks: u32, threads: u32) -> Self {
+        Self {
+            blocks: [blocks, 1, 1],
+            threads: [threads, 1],
+            shared: 0,
+        }
+    }
+}
+
+/// A device in the course of one launch.
+struct Launch<'a> {
+    device: &'a mut CudaBackend,
+    on: Stream,
+}
+
+/// Enqueues a kernel function with arguments of exactly its parameters' types.
+macro_rules! call {
+    ($launch:expr, $function:expr, $grid:expr; $($argument:expr),* $(,)?) => {
+        $launch.enqueue($function, $grid, &mut [$(std::ptr::from_ref(&$argument).cast_mut().cast::<std::ffi::c_void>()),*])
+    };
+}
+use call;
+
+impl Launch<'_> {
+    fn enqueue(
+        &self,
+        function: CUfunction,
+        grid: Grid,
+        parameters: &mut [*mut c_void],
+    ) -> Result<()> {
+        let [x, y, z] = grid.blocks;
+        if x == 0 || y == 0 || z == 0 {
+            return Ok(());
+        }
+        let [across, down] = grid.threads;
+        // SAFETY: the parameters are those of the function, by type and number; the spans behind them are the caller's.
+        let launched = unsafe {
+            sys::cuLaunchKernel(
+                function,
+                x,
+                y,
+                z,
+                across,
+                down,
+                1,
+                grid.shared,
+                self.device.raw_stream(self.on),
+                parameters.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        check(launched, "failed to launch a kernel")
+    }
+
+    /// Where a span lies; 0 for none.
+    fn at(&self, span: Span) -> CUdeviceptr {
+        self.device.address(span)
+    }
+
+    /// Blocks for `items` independent pieces of work, each thread taking as many as it must.
+    fn over(&self, items: u64) -> Grid {
+        let most = u64::from(self.device.gpu.multiprocessors * WAVES);
+        Grid::blocks(items.div_ceil(u64::from(BLOCK)).min(most) as u32, BLOCK)
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.device.gpu.multiprocessors
+    }
+
+    /// Room for so many f32.
+    fn room(&mut self, floats: usize) -> Result<CUdeviceptr> {
+        let device = &mut *self.device;
+        device.scratch[self.on as usize].room(&mut device.memory, floats * size_of::<f32>())
+    }
+
+    /// Sets bytes to 0.
+    fn zero(&self, span: Span) -> Result<()> {
+        if span.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the span is the caller's to write.
+        let zeroed = unsafe {
+            sys::cuMemsetD8Async(
+                self.at(span),
+                0,
+                span.bytes(),
+                self.device.raw_stream(self.on),
+            )
+        };
+        check(zeroed, "failed to zero memory on the GPU")
+    }
+
+    fn product(&self, product: Product, a: Matrix, b: Matrix, c: Matrix) -> Result<()> {
+        self.device.blas[self.on as usize].product(product, a, b, c)
+    }
+}
+
+/// As kernels take it.
+const fn accumulate(write: Write) -> i32 {
+    match write {
+        Write::Overwrite => 0,
+        Write::Accumulate => 1,
+    }
+}
+
+fn tanh(formula: Gelu) -> i32 {
+    i32::from(formula == Gelu::Tanh)
+}
+
+/// Enqueues `kernel`.
+#[rustfmt::skip]
+#[allow(clippy::too_many_lines, reason = "one arm per kernel")]
+pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Result<()> {
+    let gpu = std::sync::Arc::clone(&device.gpu);
+    let (elementwise, optimizer, compression) = (&gpu.kernels.elementwise, &gpu.kernels.optimizer, &gpu.kernels.compression);
+    let mut l = Launch { device, on };
+    match *kernel {
+        Kernel::Fill { to, value: 0.0 } if to.dtype() == Dtype::F32 => l.zero(to),
+        Kernel::Fill { to, value } => {
+            let n = to.len() as u64;
+            call!(l, elementwise.fill, l.over(n); l.at(to), n, value)
+        }
+        Kernel::Copy { from, to, write } => {
+            let n = to.len() as u64;
+            call!(l, elementwise.copy, l.over(n); l.at(from), l.at(to), n, accumulate(write))
+        }
+        Kernel::Add { a, b, to } => {
+            let n = to.len() as u64;
+            call!(l, elementwise.add_two, l.over(n); l.at(a), l.at(b), l.at(to), n)
+        }
+        Kernel::Scale { to, factor } => {
+            let n = to.len() as u64;
+            call!(l, elementwise.scale, l.over(n); l.at(to), n, factor)
+        }
+        Kernel::ReluForward { x, y } => {
+            let n = y.len() as u64;
+            call!(l, elementwise.relu_forward, l.over(n); l.at(x), l.at(y), n)
+        }
+        Kernel::ReluBackward { y, d_y, d_x, write } => {
+            let n = d_x.len() as u64;
+            call!(l, elementwise.relu_backward, l.over(n); l.at(y), l.at(d_y), l.at(d_x), n, accumulate(write))
+        }
+        Kernel::Gate { y, d_y } => {
+            let n = d_y.len() as u64;
+            call!(l, elementwise.gate, l.over(n); l.at(y), l.at(d_y), n)
+        }
+        Kernel::GeluForward { x, y, formula } => {
+            let n = y.len() as u64;
+            call!(l, elementwise.gelu_forward, l.over(n); l.at(x), l.at(y), n, tanh(formula))
+        }
+        Kernel::GeluBackward { x, d_y, d_x, formula, write } => {
+            let n = d_x.len() as u64;
+            call!(l, elementwise.gelu_backward, l.over(n); l.at(x), l.at(d_y), l.at(d_x), n, tanh(formula), accumulate(write))
+        }
+        Kernel::Transpose { from, to, batch, rows, columns, write } => {
+            let grid = Grid {
+                blocks: [columns.div_ceil(32) as u32, rows.div_ceil(32) as u32, batch as u32],
+                threads: [32, 8],
+                shared: 0,
+            };
+            call!(l, elementwise.transpose, grid; l.at(from), l.at(to), rows as u32, columns as u32, accumulate(write))
+        }
+        Kernel::Dropout { x, y, p, seed, node, state, batch, write } => {
+            let (batch, size) = (batch as u64, y.len() as u64 / batch.max(1) as u64);
+            let blocks = size.div_ceil(4);
+            let (x, y, state) = (l.at(x), l.at(y), l.at(state));
+            call!(l, elementwise.dropout, l.over(batch * blocks); x, y, size, blocks, batch, p, seed, node, state, accumulate(write))
+        }
+        Kernel::EmbeddingForward { .. } | Kernel::EmbeddingBackward { .. } => tokens::run(&mut l, kernel),
+        Kernel::AttentionForward { .. } | Kernel::AttentionBackward { .. } => attention::run(&mut l, kernel),
+        Kernel::Narrow { from, to, divisor } => {
+            let n = to.len() as u64;
+            let function = if to.dtype() == Dtype::F16 { compression.narrow_f16 } else { compression.narrow_bf16 };
+            call!(l, function, l.over(n); l.at(from), l.at(to), n, divisor)
+        }
+        Kernel::Widen { from, to } => {
+            let n = to.len() as u64;
+            let function = if from.dtype() == Dtype::F16 { compression.widen_f16 } else { compression.widen_bf16 };
+            call!(l, function, l.over(n); l.at(from), l.at(to), n)
+        }
+        Kernel::Subtract { from, to } => {
+            let n = to.len() as u64;
+            call!(l, elementwise.subtract, l.over(n); l.at(from), l.at(to), n)
+        }
+        Kernel::FillNormal { to, seed, stream, state } => {
+            let n = to.len() as u64;
+            call!(l, compression.fill_normal, l.over(n.div_ceil(4)); l.at(to), n, seed, l.at(state), stream)
+        }
+        Kernel::Orthogonalize { matrix, columns, workspace } => {
+            let (rows, at) = ((matrix.len() / columns.max(1)) as u64, l.at(matrix));
+            if columns <= 2 {
+                return call!(l, compression.gram_schmidt, Grid::blocks(1, BLOCK); at, rows, columns as u32);
+            }
+            call!(l, compression.householder, Grid::blocks(1, BLOCK); at, rows, columns as u32, l.at(workspace))
+        }
+        Kernel::Matmul { a, b, c, m, n, k, transpose_a, transpose_b, write } => {
+            let matrix = |span: Span, row: usize, transposed: bool| Matrix { at: l.at(span), row, stride: 0, transposed };
+            let (a, b) = (
+                matrix(a, if transpose_a { m } else { k }, transpose_a),
+                matrix(b, if transpose_b { k } else { n }, transpose_b),
+            );
+            l.product(Product { m, n, k, scale: 1.0, batch: 1, write }, a, b, matrix(c, n, false))
+        }
+        Kernel::AddBias { y, bias, rows } => add_bias(&l, y, bias, rows),
+        Kernel::BiasBackward { d_y, d_bias, rows } => batch_norm::bias_backward(&mut l, d_y, d_bias, rows),
+        Kernel::Conv2dForward { x, weight, bias, y, window, batch, .. } => {
+            let spans = [l.at(x), l.at(weight), l.at(y)];
+            convolution(&mut l, |dnn, room| dnn.forward((&window, batch), spans, room))?;
+            match bias.is_empty() {
+                true => Ok(()),
+                false => add_bias(&l, y, bias, batch * window.out_h * window.out_w),
+            }
+        }
+        Kernel::Conv2dBackwardInput { d_y, weight, d_x, window, batch, write, .. } => {
+            let spans = [l.at(d_y), l.at(weight), l.at(d_x)];
+            convolution(&mut l, |dnn, room| dnn.backward_input((&window, batch), spans, write, room))
+        }
+        Kernel::Conv2dBackwardWeight { x, d_y, d_weight, window, batch, .. } => {
+            let spans = [l.at(x), l.at(d_y), l.at(d_weight)];
+            convolution(&mut l, |dnn, room| dnn.backward_weight((&window, batch), spans, room))
+        }
+        Kernel::MaxPoolForward { .. } | Kernel::MaxPoolBackward { .. } | Kernel::AveragePoolForward { .. }
+        | Kernel::AveragePoolBackward { .. } | Kernel::GlobalAveragePoolForward { .. } | Kernel::GlobalAveragePoolBackward { .. } => {
+            pool::run(&l, kernel)
+        }
+        Kernel::GroupNormForward { .. } | Kernel::GroupNormBackward { .. } | Kernel::RmsNormForward { .. }
+        | Kernel::RmsNormBackward { .. } => group_norm::run(&mut l, kernel),
+        Kernel::SoftmaxCrossEntropy { .. } | Kernel::CountErrors { .. } => loss::run(&mut l, kernel),
+        Kernel::Sgd { parameter, gradient, buffer, rates, momentum, weight_decay, nesterov } => {
+            let n = parameter.len() as u64;
+            let [parameter, gradient, buffer, rates] = [parameter, gradient, buffer, rates].map(|span| l.at(span));
+            call!(l, optimizer.sgd, l.over(n); parameter, gradient, buffer, rates, n, momentum, weight_decay, i32::from(nesterov))
+        }
+        Kernel::Adamw { parameter, gradient, average, square, rates, counters, beta1, beta2, eps, weight_decay } => {
+            let n = parameter.len() as u64;
+            let [parameter, gradient, average, square] = [parameter, gradient, average, square].map(|span| l.at(span));
+            let (rates, counters) = (l.at(rates), l.at(counters));
+            call!(l, optimizer.adamw, l.over(n); parameter, gradient, average, square, rates, counters, n, beta1, beta2, eps, weight_decay)
+        }
+        _ => batch_norm::run(&mut l, kernel),
+    }
+}
+
+fn add_bias(l: &Launch<'_>, y: Span, bias: Span, rows: usize) -> Result<()> {
+    let (n, columns) = ((rows * bias.len()) as u64, bias.len() as u32);
+    let function = l.device.gpu.kernels.elementwise.add_bias;
+    call!(l, function, l.over(n); l.at(y), l.at(bias), n, columns)
+}
+
+/// cuDNN has one handle, on the compute stream, where all convolutions are.
+fn convolution(
+    l: &mut Launch<'_>,
+    work: impl FnOnce(&mut Dnn, (&mut Scratch, &mut Memory)) -> Result<()>,
+) -> Result<()> {
+    assert!(
+        l.on == Stream::Compute,
+        "convolutions are on the compute stream"
+    );
+    let CudaBackend {
+        dnn,
+        scratch,
+        memory,
+        ..
+    } = &mut *l.device;
+    work(dnn, (&mut scratch[Stream::Compute as usize], memory))
+}
+
+/// A window as kernels take it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct DeviceWindow {
+    h: u32,
+    w: u32,
+    c: u32,
+    out_h: u32,
+    out_w: u32,
+    kernel: u32,
+    stride: u32,
+    padding: u32,
+}
+
+impl From<&Window> for DeviceWindow {
+    fn from(window: &Window) -> Self {
+        Self {
+            h: window.h as u32,
+            w: window.w as u32,
+            c: window.c as u32,
+            out_h: window.out_h as u32,
+            out_w: window.out_w as u32,
+            kernel: window.kernel as u32,
+            stride: window.stride as u32,
+            padding: window.padding as u32,
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Our kernels on a GPU, by name: looked up once, so that a launch is a field.
+use std::ffi::CString;
+
+use cudarc::driver::sys::{self, CUfunction};
+
+use super::compile::{Source, machine_code};
+use super::gpu::check;
+use crate::backend::Result;
+
+macro_rules! modules {
+    ($($module:ident { $($function:ident),* $(,)? })*) => {
+        $(
+            #[allow(non_snake_case, reason = "modules are named as their types")]
+            pub(crate) struct $module { $(pub(crate) $function: CUfunction),* }
+            impl $module {
+                fn load(source: Source, capability: (u32, u32)) -> Result<Self> {
+                    let code = machine_code(source, capability)?;
+                    let mut module = std::ptr::null_mut();
+                    // SAFETY: NVRTC's cubin is complete; modules are never unloaded.
+                    unsafe {
+                        check(
+                            sys::cuModuleLoadData(&mut module, code.as_ptr().cast()),
+                            concat!("failed to load the kernels of ", stringify!($module)),
+                        )?;
+                    }
+                    let function = |name: &str| {
+                        let named = CString::new(name).expect("names hold no zero");
+                        let mut function = std::ptr::null_mut();
+                        // SAFETY: the module was loaded.
+                        let found = unsafe { sys::cuModuleGetFunction(&mut function, module, named.as_ptr()) };
+                        check(found, &format!("failed to find the kernel {name}")).map(|()| function)
+                    };
+                    Ok(Self { $($function: function(stringify!($function))?),* })
+                }
+            }
+        )*
+    };
+}
+
+modules! {
+    Elementwise {
+        fill, copy, add_two, scale, subtract, relu_forward, relu_backward, gate, gelu_forward, gelu_backward, dropout, transpose, add_bias,
+    }
+    Columns {
+        moments, finish_statistics, finish_groups, reciprocal_deviation, update_running, normalize, backward_sums, finish_sums,
+        backward_affine, backward_input, backward_eval, sync_pack, sync_merge, group_normalize, finish_group_sums, group_affine,
+        group_backward_input, column_sums, finish_column_sums,
+    }
+    Rows { run_forward, rms_forward, run_backward, run_affine, finish_run_affine }
+    Loss { label_shares, row_loss, sample_losses, count_errors }
+    Optimizer { sgd, adamw }
+    Pool {
+        max_forward, max_backward, average_forward, average_backward, global_average_forward, global_average_backward,
+    }
+    Tokens { embedding_forward, embedding_backward, attention_softmax }
+    Compression {
+        narrow_f16, narrow_bf16, widen_f16, widen_bf16, fill_normal, gram_schmidt, householder,
+    }
+}
+
+/// All of them.
+pub(crate) struct Kernels {
+    pub(crate) elementwise: Elementwise,
+    /// With one channel a thread, and with four.
+    pub(crate) columns: [Columns; 2],
+    pub(crate) rows: Rows,
+    pub(crate) loss: Loss,
+    pub(crate) optimizer: Optimizer,
+    pub(crate) pool: Pool,
+    pub(crate) tokens: Tokens,
+    pub(crate) compression: Compression,
+}
+
+impl Kernels {
+    /// Those of a compute capability, on the calling thread's context.
+    pub(super) fn load(capability: (u32, u32)) -> Result<Self> {
+        Ok(Self {
+            elementwise: Elementwise::load(Source::ELEMENTWISE, capability)?,
+            columns: [
+                Columns::load(Source::COLUMNS, capability)?,
+                Columns::load(Source::COLUMNS_OF_4, capability)?,
+            ],
+            rows: Rows::load(Source::ROWS, capability)?,
+            loss: Loss::load(Source::LOSS, capability)?,
+            optimizer: Optimizer::load(Source::OPTIMIZER, capability)?,
+            pool: Pool::load(Source::POOL, capability)?,
+            tokens: Tokens::load(Source::TOKENS, capability)?,
+            compression: Compression::load(Source::COMPRESSION, capability)?,
+        })
+    }
+}
