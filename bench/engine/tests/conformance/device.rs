@@ -1,4 +1,5 @@
 //! A device under test: uploads, launches and reads back, and says what differs.
+use crate::gpu::gpu;
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
 use syncmark_engine::backend::deferred::DeferredBackend;
 use syncmark_engine::backend::{Backend, Category, HostSlice, HostSliceMut, Stream};
@@ -15,8 +16,17 @@ pub struct Device {
     seed: u64,
 }
 
-/// Runs a test on each backend.
+/// Runs a test on each backend, and on a GPU where there is one.
 pub fn on_every_backend(test: impl Fn(&mut Device)) {
+    on_every_host_backend(&test);
+    if let Some(backend) = gpu() {
+        println!("backend {}", backend.name());
+        test(&mut Device { backend, seed: 0 });
+    }
+}
+
+/// Runs a test on each backend whose memory is the host's.
+pub fn on_every_host_backend(test: impl Fn(&mut Device)) {
     let cpu = CpuBackend::new(CpuDevice::default()).unwrap();
     let deferred = DeferredBackend::new(5).unwrap();
     let in_parts = |threads| {

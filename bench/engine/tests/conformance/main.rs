@@ -6,6 +6,9 @@ mod chains;
 mod compression;
 mod device;
 mod elementwise;
+#[path = "../gpu/mod.rs"]
+mod gpu;
+mod gpu_order;
 #[path = "../instructions/mod.rs"]
 mod instructions;
 mod loss;

@@ -12,7 +12,7 @@ use syncmark_engine::kernel::{Kernel, Write};
 use syncmark_engine::probe::{Phase, now_ns};
 use syncmark_engine::tensor::{Dtype, Span};
 
-use crate::device::on_every_backend;
+use crate::device::on_every_host_backend;
 
 /// to = 2·from + 1 after a pause: late enough that a missing wait is seen.
 struct Twice {
@@ -86,7 +86,7 @@ fn pairs(test: impl Fn(Box<dyn Backend>, Box<dyn Backend>)) {
 
 #[test]
 fn compute_and_communication_wait_for_each_other() {
-    on_every_backend(|device| {
+    on_every_host_backend(|device| {
         for round in 0..20 {
             let (a, b, c) = (device.zeros(100), device.zeros(100), device.zeros(100));
             let backend = device.backend.as_mut();
@@ -188,7 +188,7 @@ fn devices_wait_for_each_other() {
 
 #[test]
 fn host_work_also_runs_on_the_compute_stream() {
-    on_every_backend(|device| {
+    on_every_host_backend(|device| {
         let (a, b) = (device.given(&[4.0]).span, device.zeros(1));
         let backend = device.backend.as_mut();
         let twice = task(backend, 3);
@@ -260,7 +260,7 @@ fn failures_stick_and_reach_whoever_waits() {
 
 #[test]
 fn events_have_times_after_synchronize() {
-    on_every_backend(|device| {
+    on_every_host_backend(|device| {
         let (a, b) = (device.given(&[1.0]).span, device.zeros(1));
         let backend = device.backend.as_mut();
         let before = now_ns();
@@ -309,7 +309,7 @@ fn times_wait_for_synchronize_where_work_is_queued() {
 
 #[test]
 fn uploads_keep_their_data() {
-    on_every_backend(|device| {
+    on_every_host_backend(|device| {
         let spans: Vec<Span> = (0..50).map(|_| device.zeros(10)).collect();
         let mut data = [0.0; 10];
         for (i, &span) in spans.iter().enumerate() {
@@ -332,7 +332,7 @@ fn uploads_keep_their_data() {
 
 #[test]
 fn memory_is_zeroed_and_counted() {
-    on_every_backend(|device| {
+    on_every_host_backend(|device| {
         let backend = device.backend.as_mut();
         let a = backend
             .allocate(Category::Parameters, Dtype::F32, 3)
@@ -396,7 +396,7 @@ fn cores_that_do_not_exist_are_named() {
 
 #[test]
 fn results_repeat_bit_by_bit() {
-    on_every_backend(|device| {
+    on_every_host_backend(|device| {
         let (x, w) = (device.random(37 * 211), device.random(211 * 45));
         let y = [device.zeros(37 * 45), device.zeros(37 * 45)];
         let sums = [device.zeros(211), device.zeros(211)];
@@ -429,7 +429,7 @@ fn results_repeat_bit_by_bit() {
 /// (a communicator's good-bye) must not be left to the stream's thread.
 #[test]
 fn a_task_is_let_go_before_its_event() {
-    on_every_backend(|device| {
+    on_every_host_backend(|device| {
         let backend = &mut *device.backend;
         let (from, to) = (
             backend

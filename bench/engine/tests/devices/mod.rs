@@ -1,5 +1,8 @@
 //! What the engine's tests share: every backend they run on, and running a program on one of them.
 #![allow(dead_code, reason = "each test binary uses its part")]
+#[path = "../gpu/mod.rs"]
+mod gpu;
+
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
 use syncmark_engine::backend::deferred::DeferredBackend;
 use syncmark_engine::backend::{Backend, HostSlice, HostSliceMut, Stream};
@@ -34,9 +37,10 @@ pub fn whole() -> Vec<Box<dyn Backend>> {
     vec![cpu(), deferred()]
 }
 
-/// One device of each kind.
+/// One device of each kind, a GPU included where there is one.
 pub fn all() -> Vec<Box<dyn Backend>> {
-    vec![cpu(), deferred(), in_parts(2)]
+    let hosts = [cpu(), deferred(), in_parts(2)];
+    hosts.into_iter().chain(gpu::gpu()).collect()
 }
 
 /// A program, its device, and the device's step state.

@@ -42,6 +42,8 @@ impl Source {
     pub const ELEMENTWISE: Self = source!("elementwise.cu");
     /// Sums over rows, a channel a thread.
     pub const COLUMNS: Self = source!("columns.cu", Some(1));
+    /// Sums over rows, two channels a thread.
+    pub const COLUMNS_OF_2: Self = source!("columns.cu", Some(2));
     /// Sums over rows, four channels a thread.
     pub const COLUMNS_OF_4: Self = source!("columns.cu", Some(4));
     /// Norms whose group is one run of memory.
@@ -57,9 +59,10 @@ impl Source {
     /// Compression of gradients.
     pub const COMPRESSION: Self = source!("compression.cu");
     /// All.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::ELEMENTWISE,
         Self::COLUMNS,
+        Self::COLUMNS_OF_2,
         Self::COLUMNS_OF_4,
         Self::ROWS,
         Self::LOSS,

@@ -44,7 +44,7 @@ modules! {
     Columns {
         moments, finish_statistics, finish_groups, reciprocal_deviation, update_running, normalize, backward_sums, finish_sums,
         backward_affine, backward_input, backward_eval, sync_pack, sync_merge, group_normalize, finish_group_sums, group_affine,
-        group_backward_input, column_sums, finish_column_sums,
+        group_backward_input, column_sums, finish_column_sums, element_sums, element_affine, element_backward_input,
     }
     Rows { run_forward, rms_forward, run_backward, run_affine, finish_run_affine }
     Loss { label_shares, row_loss, sample_losses, count_errors }
@@ -52,7 +52,7 @@ modules! {
     Pool {
         max_forward, max_backward, average_forward, average_backward, global_average_forward, global_average_backward,
     }
-    Tokens { embedding_forward, embedding_backward, attention_softmax }
+    Tokens { embedding_forward, embedding_backward, attention_softmax, attention_softmax_backward }
     Compression {
         narrow_f16, narrow_bf16, widen_f16, widen_bf16, fill_normal, gram_schmidt, householder,
     }
@@ -61,8 +61,8 @@ modules! {
 /// All of them.
 pub(crate) struct Kernels {
     pub(crate) elementwise: Elementwise,
-    /// With one channel a thread, and with four.
-    pub(crate) columns: [Columns; 2],
+    /// With one channel a thread, with two, and with four.
+    pub(crate) columns: [Columns; 3],
     pub(crate) rows: Rows,
     pub(crate) loss: Loss,
     pub(crate) optimizer: Optimizer,
@@ -78,6 +78,7 @@ impl Kernels {
             elementwise: Elementwise::load(Source::ELEMENTWISE, capability)?,
             columns: [
                 Columns::load(Source::COLUMNS, capability)?,
+                Columns::load(Source::COLUMNS_OF_2, capability)?,
                 Columns::load(Source::COLUMNS_OF_4, capability)?,
             ],
             rows: Rows::load(Source::ROWS, capability)?,

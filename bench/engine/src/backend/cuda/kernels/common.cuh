@@ -1,9 +1,13 @@
-// What all kernels share: loops over elements, sums over a warp and a block, Welford's moments, Philox.
+// What all kernels share: loops over elements, sums over a warp and a block, Philox.
 //
-// Contract: results do not depend on the size of the grid where a kernel says so: partial sums lie in an order of their own and are added up in it.
-// Reference: Chan, Golub, LeVeque 1979 for merged moments; Salmon et al., SC 2011, for Philox4x32-10.
+// Contract: no headers are needed, not even CUDA's. Sums have an order of their own, whatever the scheduler does; nothing adds floats
+// atomically. Where two kernels must round alike, products and sums are written as `__fmaf_rn`, `__fmul_rn` and `__fadd_rn`, which the compiler
+// leaves as they are. Blocks of kernels that use `warp_sum` or `block_sum` are whole warps.
+// Reference: Salmon et al., SC 2011, for Philox4x32-10.
 #pragma once
 
+typedef unsigned char u8;
+typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
@@ -13,40 +17,74 @@ typedef long long i64;
 constexpr u32 WARP = 32;
 constexpr u32 ALL = 0xffffffffu;
 
-__device__ __forceinline__ float warp_sum(float value) {
+__device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
+
+struct Split {
+    u64 quotient;
+    u32 rest;
+};
+
+// i / by and i % by. A division of 64 bits takes many times the instructions of one of 32, and is hardly ever needed.
+__device__ __forceinline__ Split split(u64 i, u32 by) {
+    if (i >> 32) return {i / by, (u32)(i % by)};
+    const u32 quotient = (u32)i / by;
+    return {quotient, (u32)i - quotient * by};
+}
+
+// As EACH, four elements of a thread at a time, so that enough of memory is under way where an element is only a few bytes.
+template <typename F>
+__device__ __forceinline__ void each(u64 n, F body) {
+    const u64 tile = 4 * (u64)blockDim.x;
+    for (u64 first = blockIdx.x * tile; first < n; first += gridDim.x * tile) {
+        const u64 i = first + threadIdx.x;
+        if (first + tile <= n) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) body(i + j * blockDim.x);
+        } else {
+            for (int j = 0; j < 4; ++j)
+                if (i + j * blockDim.x < n) body(i + j * blockDim.x);
+        }
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(ALL, value, offset);
     return value;
 }
 
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(ALL, value, offset));
+    return value;
+}
+
 // The sum over a block of up to 1024 threads, for every thread of it. `shared` has 32 places.
-__device__ __forceinline__ float block_sum(float value, float* shared) {
+template <typename T>
+__device__ __forceinline__ T block_sum(T value, T* shared) {
+    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     value = warp_sum(value);
-    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = (blockDim.x + WARP - 1) / WARP;
+    if (warps == 1) return value;
     __syncthreads();
     if (lane == 0) shared[warp] = value;
     __syncthreads();
-    return warp_sum(lane < warps ? shared[lane] : 0.0f);
+    return warp_sum(lane < warps ? shared[lane] : (T)0);
 }
 
-// Number, mean, and sum of squared distances from it.
-struct Moments {
-    float count, mean, m2;
-};
-
-__device__ __forceinline__ void add(Moments& to, float value) {
-    to.count += 1.0f;
-    const float delta = value - to.mean;
-    to.mean += delta / to.count;
-    to.m2 += delta * (value - to.mean);
+// The same of the largest value.
+__device__ __forceinline__ float block_max(float value, float* shared) {
+    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    value = warp_max(value);
+    if (warps == 1) return value;
+    __syncthreads();
+    if (lane == 0) shared[warp] = value;
+    __syncthreads();
+    return warp_max(lane < warps ? shared[lane] : -infinity());
 }
 
-__device__ __forceinline__ Moments merged(const Moments& a, const Moments& b) {
-    const float count = a.count + b.count;
-    if (count == 0.0f) return a;
-    const float delta = b.mean - a.mean, share = b.count / count;
-    return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * a.count * share};
-}
+// max(value, 0) where `relu`; NaN stays NaN, so that a diverged run shows.
+__device__ __forceinline__ float rectified(float value, int relu) { return relu && value < 0.0f ? 0.0f : value; }
 
 struct Words {
     u32 at[4];
@@ -70,3 +108,17 @@ __device__ __forceinline__ Words philox(u64 seed, u32 c0, u32 c1, u32 c2, u32 c3
 }
 
 __device__ __forceinline__ float uniform(u32 word) { return (float)(word >> 8) * (1.0f / 16777216.0f); }
+
+// What dropout multiplies the elements 4·block .. of a sample by: 1/(1 − p) or 0.
+struct Factors {
+    float at[4];
+};
+
+__device__ __forceinline__ Factors drop(float p, u64 seed, u32 node, u32 step, u32 sample, u32 block) {
+    const float scale = p < 1.0f ? 1.0f / (1.0f - p) : 0.0f;
+    const Words words = philox(seed, block, sample, step, 1u | node << 8);
+    Factors factors;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) factors.at[j] = uniform(words.at[j]) >= p ? scale : 0.0f;
+    return factors;
+}

@@ -24,16 +24,25 @@ __device__ __forceinline__ Range holding(u32 at, const Window& window, u32 outpu
     return {begin, min(place / window.stride + 1, outputs)};
 }
 
+// Element i of an image [batch, h, w, c].
+struct Place {
+    u64 sample;
+    u32 row, column, channel;
+};
+
+__device__ __forceinline__ Place place(u64 i, u32 h, u32 w, u32 c) {
+    const Split channel = split(i, c), column = split(channel.quotient, w), row = split(column.quotient, h);
+    return {row.quotient, row.rest, column.rest, channel.rest};
+}
+
 extern "C" {
 
-__global__ void max_forward(const float* x, float* y, int* index, Window window, u64 batch) {
+__global__ void max_forward(const float* __restrict__ x, float* __restrict__ y, int* __restrict__ index, Window window, u64 batch) {
     EACH(i, batch * window.out_h * window.out_w * window.c) {
-        const u32 c = i % window.c;
-        const u64 position = i / window.c, sample = position / (window.out_h * window.out_w);
-        const u32 o = position % (window.out_h * window.out_w);
-        const Range rows = under(o / window.out_w, window, window.h), columns = under(o % window.out_w, window, window.w);
-        const float* own = x + sample * window.h * window.w * window.c + c;
-        float largest = -INFINITY;
+        const Place at = place(i, window.out_h, window.out_w, window.c);
+        const Range rows = under(at.row, window, window.h), columns = under(at.column, window, window.w);
+        const float* own = x + at.sample * window.h * window.w * window.c + at.channel;
+        float largest = -infinity();
         u32 winner = rows.begin * window.w + columns.begin;
         for (u32 row = rows.begin; row < rows.end; ++row)
             for (u32 column = columns.begin; column < columns.end; ++column) {
@@ -49,29 +58,31 @@ __global__ void max_forward(const float* x, float* y, int* index, Window window,
     }
 }
 
-__global__ void max_backward(const float* d_y, const int* index, float* d_x, Window window, u64 batch, int accumulate) {
+__global__ void max_backward(
+    const float* __restrict__ d_y, const int* __restrict__ index, float* __restrict__ d_x, Window window, u64 batch, int accumulate
+) {
     EACH(i, batch * window.h * window.w * window.c) {
-        const u32 c = i % window.c;
-        const u64 pixel = i / window.c, sample = pixel / (window.h * window.w);
-        const u32 offset = pixel % (window.h * window.w);
-        const Range rows = holding(offset / window.w, window, window.out_h), columns = holding(offset % window.w, window, window.out_w);
+        const Place at = place(i, window.h, window.w, window.c);
+        const u32 offset = at.row * window.w + at.column;
+        const Range rows = holding(at.row, window, window.out_h), columns = holding(at.column, window, window.out_w);
         float total = 0.0f;
         for (u32 row = rows.begin; row < rows.end; ++row)
             for (u32 column = columns.begin; column < columns.end; ++column) {
-                const u64 at = ((sample * window.out_h + row) * window.out_w + column) * window.c + c;
-                if ((u32)index[at] == offset) total += d_y[at];
+                const u64 of = ((at.sample * window.out_h + row) * window.out_w + column) * window.c + at.channel;
+                // Both are read, so that neither waits for the other.
+                const u32 winner = (u32)index[of];
+                const float slope = d_y[of];
+                total += winner == offset ? slope : 0.0f;
             }
         d_x[i] = accumulate ? d_x[i] + total : total;
     }
 }
 
-__global__ void average_forward(const float* x, float* y, Window window, u64 batch, int count_padding) {
+__global__ void average_forward(const float* __restrict__ x, float* __restrict__ y, Window window, u64 batch, int count_padding) {
     EACH(i, batch * window.out_h * window.out_w * window.c) {
-        const u32 c = i % window.c;
-        const u64 position = i / window.c, sample = position / (window.out_h * window.out_w);
-        const u32 o = position % (window.out_h * window.out_w);
-        const Range rows = under(o / window.out_w, window, window.h), columns = under(o % window.out_w, window, window.w);
-        const float* own = x + sample * window.h * window.w * window.c + c;
+        const Place at = place(i, window.out_h, window.out_w, window.c);
+        const Range rows = under(at.row, window, window.h), columns = under(at.column, window, window.w);
+        const float* own = x + at.sample * window.h * window.w * window.c + at.channel;
         float total = 0.0f;
         for (u32 row = rows.begin; row < rows.end; ++row)
             for (u32 column = columns.begin; column < columns.end; ++column) total += own[(u64)(row * window.w + column) * window.c];
@@ -80,30 +91,33 @@ __global__ void average_forward(const float* x, float* y, Window window, u64 bat
     }
 }
 
-__global__ void average_backward(const float* d_y, float* d_x, Window window, u64 batch, int count_padding, int accumulate) {
+__global__ void average_backward(
+    const float* __restrict__ d_y, float* __restrict__ d_x, Window window, u64 batch, int count_padding, int accumulate
+) {
     EACH(i, batch * window.h * window.w * window.c) {
-        const u32 c = i % window.c;
-        const u64 pixel = i / window.c, sample = pixel / (window.h * window.w);
-        const u32 offset = pixel % (window.h * window.w);
-        const Range rows = holding(offset / window.w, window, window.out_h), columns = holding(offset % window.w, window, window.out_w);
+        const Place at = place(i, window.h, window.w, window.c);
+        const Range rows = holding(at.row, window, window.out_h), columns = holding(at.column, window, window.out_w);
         float total = 0.0f;
-        for (u32 row = rows.begin; row < rows.end; ++row)
+        for (u32 row = rows.begin; row < rows.end; ++row) {
+            const Range a = under(row, window, window.h);
             for (u32 column = columns.begin; column < columns.end; ++column) {
-                const Range a = under(row, window, window.h), b = under(column, window, window.w);
+                const Range b = under(column, window, window.w);
                 const u32 divisor = count_padding ? window.kernel * window.kernel : (a.end - a.begin) * (b.end - b.begin);
-                total += d_y[((sample * window.out_h + row) * window.out_w + column) * window.c + c] * (1.0f / (float)divisor);
+                total += d_y[((at.sample * window.out_h + row) * window.out_w + column) * window.c + at.channel] * (1.0f / (float)divisor);
             }
+        }
         d_x[i] = accumulate ? d_x[i] + total : total;
     }
 }
 
 // grid (channel tiles of 32, samples), block (32, 8).
-__global__ void global_average_forward(const float* x, float* y, u64 spatial, u32 channels) {
+__global__ void global_average_forward(const float* __restrict__ x, float* __restrict__ y, u64 spatial, u32 channels) {
     __shared__ float shared[8][33];
     const u32 channel = blockIdx.x * 32 + threadIdx.x;
     const float* own = x + blockIdx.y * spatial * channels + channel;
     float total = 0.0f;
     if (channel < channels)
+#pragma unroll 4
         for (u64 s = threadIdx.y; s < spatial; s += blockDim.y) total += own[s * channels];
     shared[threadIdx.y][threadIdx.x] = total;
     __syncthreads();
@@ -113,10 +127,14 @@ __global__ void global_average_forward(const float* x, float* y, u64 spatial, u3
     }
 }
 
-__global__ void global_average_backward(const float* d_y, float* d_x, u64 batch, u64 spatial, u32 channels, int accumulate) {
+__global__ void global_average_backward(
+    const float* __restrict__ d_y, float* __restrict__ d_x, u64 batch, u64 spatial, u32 channels, int accumulate
+) {
     const float share = 1.0f / (float)spatial;
     EACH(i, batch * spatial * channels) {
-        const float value = d_y[i / (spatial * channels) * channels + i % channels] * share;
+        const Split at = split(i, channels);
+        const u64 sample = split(at.quotient, (u32)spatial).quotient;
+        const float value = d_y[sample * channels + at.rest] * share;
         d_x[i] = accumulate ? d_x[i] + value : value;
     }
 }

@@ -1,16 +1,172 @@
 // Norms whose group is one run of memory: layer norm over features, group norm of one pixel, RMS norm. A block takes a run.
 //
-// Layout: x is [runs, length]; run r belongs to group r % groups of its sample. γ and β: `place` of element i of run r is
-// affine 0: none, 1: per channel, (group·length + i) % channels, 2: per element of a sample, group·length + i.
-// Up to KEPT elements a thread stay in registers, so that short runs are read once; longer ones are read again from the cache.
+// Layout: x is [runs, length]; run r belongs to group r % groups of its sample. γ and β: element i of run r has that of
+// affine 0: none, 1: its channel, (group·length + i) % channels, 2: its place in the sample, group·length + i.
+// Up to ROOM elements a thread stay in registers, so that runs are read once; longer ones are read again from the cache. Four elements move
+// together where lengths and addresses allow it.
 // Reference: kernel.rs, GroupNormForward and RmsNormForward; Zhang and Sennrich 2019 for RMS norm.
 #include "common.cuh"
 
-constexpr int KEPT = 8;
+constexpr int ROOM = 16;
+constexpr u32 COLUMNS = 32;  // elements of a block that sums over runs
 
-__device__ __forceinline__ u64 place(u64 run, u64 i, u64 length, u32 groups, u32 channels, int affine) {
-    const u64 element = (run % groups) * length + i;
-    return affine == 1 ? element % channels : element;
+template <int V>
+struct alignas(4 * V) Lanes {
+    float at[V];
+};
+
+template <int V>
+__device__ __forceinline__ Lanes<V> load(const float* from) { return *reinterpret_cast<const Lanes<V>*>(from); }
+
+template <int V>
+__device__ __forceinline__ void store(float* to, const Lanes<V>& value) { *reinterpret_cast<Lanes<V>*>(to) = value; }
+
+__device__ __forceinline__ bool aligned(const void* a, const void* b, const void* c, const void* d, const void* e) {
+    return (((u64)a | (u64)b | (u64)c | (u64)d | (u64)e) & 15u) == 0;
+}
+
+// Where γ and β of the sample's element lie; V neighbours lie beside each other.
+__device__ __forceinline__ u64 place(u64 element, u32 channels, int affine) { return affine == 1 ? split(element, channels).rest : element; }
+
+template <int V, bool RMS>
+__device__ __forceinline__ void forward(
+    const float* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta, const float* __restrict__ shortcut, float* __restrict__ y,
+    float* __restrict__ mean, float* __restrict__ rstd, u64 length, u32 groups, u32 channels, int affine, float eps, int relu, float* shared
+) {
+    constexpr int KEPT = ROOM / V;
+    const u64 run = blockIdx.x, base = run * length, start = split(run, groups).rest * length, step = (u64)blockDim.x * V, mine = (u64)threadIdx.x * V;
+    Lanes<V> kept[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; ++k) {
+        kept[k] = {};
+        if (mine + k * step < length) kept[k] = load<V>(x + base + mine + k * step);
+    }
+    float centre = 0.0f, off = 0.0f, squares = 0.0f;
+    if (!RMS) {
+        float total = 0.0f;
+#pragma unroll
+        for (int k = 0; k < KEPT; ++k)
+#pragma unroll
+            for (int v = 0; v < V; ++v) total += kept[k].at[v];
+        for (u64 i = mine + KEPT * step; i < length; i += step) {
+            const Lanes<V> more = load<V>(x + base + i);
+#pragma unroll
+            for (int v = 0; v < V; ++v) total += more.at[v];
+        }
+        centre = block_sum(total, shared) / (float)length;
+    }
+    auto measure = [&](const Lanes<V>& from) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+            const float distance = from.at[v] - centre;
+            off += distance;
+            squares += distance * distance;
+        }
+    };
+#pragma unroll
+    for (int k = 0; k < KEPT; ++k)
+        if (mine + k * step < length) measure(kept[k]);
+    for (u64 i = mine + KEPT * step; i < length; i += step) measure(load<V>(x + base + i));
+    squares = block_sum(squares, shared);
+    float variance = squares / (float)length;
+    if (!RMS) {
+        // What the first sum's rounding left, which is much where the mean is far from zero.
+        const float missing = block_sum(off, shared) / (float)length;
+        variance -= missing * missing;
+        variance = variance < 0.0f ? 0.0f : variance;
+        centre += missing;
+        if (threadIdx.x == 0) mean[run] = centre;
+    }
+    const float deviation = 1.0f / sqrtf(variance + eps);
+    if (threadIdx.x == 0) rstd[run] = deviation;
+    auto write = [&](u64 i, const Lanes<V>& from) {
+        Lanes<V> to, factor = {}, offset = {}, added = {};
+        if (affine != 0) {
+            const u64 at = place(start + i, channels, affine);
+            factor = load<V>(gamma + at);
+            if (!RMS) offset = load<V>(beta + at);
+        }
+        if (shortcut != nullptr) added = load<V>(shortcut + base + i);
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+            float value = __fmul_rn(from.at[v] - centre, deviation);
+            if (affine != 0) value = RMS ? __fmul_rn(value, factor.at[v]) : __fmaf_rn(value, factor.at[v], offset.at[v]);
+            if (shortcut != nullptr) value = __fadd_rn(value, added.at[v]);
+            to.at[v] = rectified(value, relu);
+        }
+        store<V>(y + base + i, to);
+    };
+#pragma unroll
+    for (int k = 0; k < KEPT; ++k)
+        if (mine + k * step < length) write(mine + k * step, kept[k]);
+    for (u64 i = mine + KEPT * step; i < length; i += step) write(i, load<V>(x + base + i));
+}
+
+template <int V>
+__device__ __forceinline__ void backward(
+    const float* __restrict__ x, float* d_y, const float* __restrict__ y, const float* __restrict__ gamma, const float* __restrict__ mean,
+    const float* __restrict__ rstd, float* __restrict__ d_x, u64 length, u32 groups, u32 channels, int affine, int accumulate, float* shared
+) {
+    constexpr int KEPT = ROOM / 2 / V;
+    const u64 run = blockIdx.x, base = run * length, start = split(run, groups).rest * length, step = (u64)blockDim.x * V, mine = (u64)threadIdx.x * V;
+    const float centre = mean != nullptr ? mean[run] : 0.0f, deviation = rstd[run];
+    // g, and d_y as it passes the gate, which is kept.
+    auto slope = [&](u64 i, bool gated) {
+        Lanes<V> g = load<V>(d_y + base + i);
+        if (gated) {
+            const Lanes<V> out = load<V>(y + base + i);
+#pragma unroll
+            for (int v = 0; v < V; ++v) g.at[v] = out.at[v] > 0.0f ? g.at[v] : 0.0f;
+            store<V>(d_y + base + i, g);
+        }
+        if (affine != 0) {
+            const Lanes<V> factor = load<V>(gamma + place(start + i, channels, affine));
+#pragma unroll
+            for (int v = 0; v < V; ++v) g.at[v] = __fmul_rn(g.at[v], factor.at[v]);
+        }
+        return g;
+    };
+    auto normalized = [&](u64 i) {
+        Lanes<V> hat = load<V>(x + base + i);
+#pragma unroll
+        for (int v = 0; v < V; ++v) hat.at[v] = __fmul_rn(hat.at[v] - centre, deviation);
+        return hat;
+    };
+    float a = 0.0f, b = 0.0f;
+    auto sum = [&](const Lanes<V>& g, const Lanes<V>& hat) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+            a = __fadd_rn(a, g.at[v]);
+            b = __fmaf_rn(g.at[v], hat.at[v], b);
+        }
+    };
+    Lanes<V> g_kept[KEPT], hat_kept[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; ++k) {
+        g_kept[k] = hat_kept[k] = {};
+        if (mine + k * step >= length) continue;
+        hat_kept[k] = normalized(mine + k * step);
+        g_kept[k] = slope(mine + k * step, y != nullptr);
+    }
+#pragma unroll
+    for (int k = 0; k < KEPT; ++k) sum(g_kept[k], hat_kept[k]);
+    for (u64 i = mine + KEPT * step; i < length; i += step) sum(slope(i, y != nullptr), normalized(i));
+    const float d_mean = mean != nullptr ? block_sum(a, shared) / (float)length : 0.0f;
+    const float projection = block_sum(b, shared) / (float)length;
+    auto write = [&](u64 i, const Lanes<V>& g, const Lanes<V>& hat) {
+        Lanes<V> to = {};
+        if (accumulate) to = load<V>(d_x + base + i);
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+            const float gradient = __fmul_rn(deviation, __fmaf_rn(-hat.at[v], projection, g.at[v] - d_mean));
+            to.at[v] = accumulate ? __fadd_rn(to.at[v], gradient) : gradient;
+        }
+        store<V>(d_x + base + i, to);
+    };
+#pragma unroll
+    for (int k = 0; k < KEPT; ++k)
+        if (mine + k * step < length) write(mine + k * step, g_kept[k], hat_kept[k]);
+    for (u64 i = mine + KEPT * step; i < length; i += step) write(i, slope(i, false), normalized(i));
 }
 
 extern "C" {
@@ -20,123 +176,72 @@ __global__ void run_forward(
     int affine, float eps, int relu
 ) {
     __shared__ float shared[32];
-    const u64 run = blockIdx.x, base = run * length;
-    float kept[KEPT], total = 0.0f;
-#pragma unroll
-    for (int k = 0; k < KEPT; ++k) {
-        const u64 i = threadIdx.x + (u64)k * blockDim.x;
-        kept[k] = i < length ? x[base + i] : 0.0f;
-        total += kept[k];
-    }
-    for (u64 i = threadIdx.x + (u64)KEPT * blockDim.x; i < length; i += blockDim.x) total += x[base + i];
-    const float centre = block_sum(total, shared) / (float)length;
-    float squares = 0.0f;
-#pragma unroll
-    for (int k = 0; k < KEPT; ++k) {
-        const float distance = threadIdx.x + (u64)k * blockDim.x < length ? kept[k] - centre : 0.0f;
-        squares += distance * distance;
-    }
-    for (u64 i = threadIdx.x + (u64)KEPT * blockDim.x; i < length; i += blockDim.x) {
-        const float distance = x[base + i] - centre;
-        squares += distance * distance;
-    }
-    const float deviation = 1.0f / sqrtf(block_sum(squares, shared) / (float)length + eps);
-    if (threadIdx.x == 0) {
-        mean[run] = centre;
-        rstd[run] = deviation;
-    }
-    auto write = [&](u64 i, float from) {
-        float value = (from - centre) * deviation;
-        if (affine != 0) {
-            const u64 at = place(run, i, length, groups, channels, affine);
-            value = value * gamma[at] + beta[at];
-        }
-        if (shortcut != nullptr) value += shortcut[base + i];
-        y[base + i] = relu && value < 0.0f ? 0.0f : value;
-    };
-#pragma unroll
-    for (int k = 0; k < KEPT; ++k) {
-        const u64 i = threadIdx.x + (u64)k * blockDim.x;
-        if (i < length) write(i, kept[k]);
-    }
-    for (u64 i = threadIdx.x + (u64)KEPT * blockDim.x; i < length; i += blockDim.x) write(i, x[base + i]);
+    if (length % 4 == 0 && (affine != 1 || channels % 4 == 0) && aligned(x, gamma, beta, shortcut, y))
+        forward<4, false>(x, gamma, beta, shortcut, y, mean, rstd, length, groups, channels, affine, eps, relu, shared);
+    else
+        forward<1, false>(x, gamma, beta, shortcut, y, mean, rstd, length, groups, channels, affine, eps, relu, shared);
 }
 
 __global__ void rms_forward(
     const float* x, const float* gamma, const float* shortcut, float* y, float* rstd, u64 length, u32 channels, int affine, float eps, int relu
 ) {
     __shared__ float shared[32];
-    const u64 run = blockIdx.x, base = run * length;
-    float squares = 0.0f;
-    for (u64 i = threadIdx.x; i < length; i += blockDim.x) squares += x[base + i] * x[base + i];
-    const float deviation = 1.0f / sqrtf(block_sum(squares, shared) / (float)length + eps);
-    if (threadIdx.x == 0) rstd[run] = deviation;
-    for (u64 i = threadIdx.x; i < length; i += blockDim.x) {
-        float value = x[base + i] * deviation;
-        if (affine != 0) value *= gamma[place(0, i, length, 1, channels, affine)];
-        if (shortcut != nullptr) value += shortcut[base + i];
-        y[base + i] = relu && value < 0.0f ? 0.0f : value;
-    }
+    if (length % 4 == 0 && (affine != 1 || channels % 4 == 0) && aligned(x, gamma, nullptr, shortcut, y))
+        forward<4, true>(x, gamma, nullptr, shortcut, y, nullptr, rstd, length, 1, channels, affine, eps, relu, shared);
+    else
+        forward<1, true>(x, gamma, nullptr, shortcut, y, nullptr, rstd, length, 1, channels, affine, eps, relu, shared);
 }
 
-// `mean` null: RMS norm, whose x̂ has no centre and whose gradient no mean. An empty `d_x` is not wanted.
+// `mean` null: RMS norm, whose x̂ has no centre and whose gradient no mean. With `y`, d_y becomes 0 where y is not positive, and stays so.
 __global__ void run_backward(
-    const float* x, const float* d_y, const float* y, const float* gamma, const float* mean, const float* rstd, float* d_x, u64 length, u32 groups, u32 channels,
+    const float* x, float* d_y, const float* y, const float* gamma, const float* mean, const float* rstd, float* d_x, u64 length, u32 groups, u32 channels,
     int affine, int accumulate
 ) {
     __shared__ float shared[32];
-    const u64 run = blockIdx.x, base = run * length;
-    const float centre = mean ? mean[run] : 0.0f, deviation = rstd[run];
-    auto slope = [&](u64 i) {
-        float value = y == nullptr || y[base + i] > 0.0f ? d_y[base + i] : 0.0f;
-        if (affine != 0) value *= gamma[place(run, i, length, groups, channels, affine)];
-        return value;
-    };
-    float g_kept[KEPT], hat_kept[KEPT], a = 0.0f, b = 0.0f;
-#pragma unroll
-    for (int k = 0; k < KEPT; ++k) {
-        const u64 i = threadIdx.x + (u64)k * blockDim.x;
-        g_kept[k] = i < length ? slope(i) : 0.0f;
-        hat_kept[k] = i < length ? (x[base + i] - centre) * deviation : 0.0f;
-        a += g_kept[k];
-        b += g_kept[k] * hat_kept[k];
-    }
-    for (u64 i = threadIdx.x + (u64)KEPT * blockDim.x; i < length; i += blockDim.x) {
-        const float g = slope(i);
-        a += g;
-        b += g * ((x[base + i] - centre) * deviation);
-    }
-    const float mean_g = mean ? block_sum(a, shared) / (float)length : 0.0f;
-    const float mean_product = block_sum(b, shared) / (float)length;
-    auto write = [&](u64 i, float g, float hat) {
-        const float value = deviation * (g - mean_g - hat * mean_product);
-        d_x[base + i] = accumulate ? d_x[base + i] + value : value;
-    };
-#pragma unroll
-    for (int k = 0; k < KEPT; ++k) {
-        const u64 i = threadIdx.x + (u64)k * blockDim.x;
-        if (i < length) write(i, g_kept[k], hat_kept[k]);
-    }
-    for (u64 i = threadIdx.x + (u64)KEPT * blockDim.x; i < length; i += blockDim.x) write(i, slope(i), (x[base + i] - centre) * deviation);
+    if (length % 4 == 0 && (affine != 1 || channels % 4 == 0) && aligned(x, d_y, y, gamma, d_x))
+        backward<4>(x, d_y, y, gamma, mean, rstd, d_x, length, groups, channels, affine, accumulate, shared);
+    else
+        backward<1>(x, d_y, y, gamma, mean, rstd, d_x, length, groups, channels, affine, accumulate, shared);
 }
 
 // Gradients of γ and β over runs: x is [samples, spatial, elements] with an element for each γ (per channel: elements = channels; per element:
-// spatial = 1). Threads (32, 8) take 32 elements and a slab of rows each; partial [slabs, 2, elements], added up by `finish_run_affine`.
+// spatial = 1). Threads (32, 8) take 32 elements and a slab of rows each; partial [slabs, 2, elements], added up by `finish_run_affine`. Several groups
+// are only where a run is a group of one pixel. With `y` as in `run_backward`.
 __global__ void run_affine(
-    const float* x, const float* d_y, const float* y, const float* mean, const float* rstd, float* partial, u64 rows, u64 spatial, u32 elements, u32 groups,
-    u64 rows_a_slab
+    const float* __restrict__ x, float* __restrict__ d_y, const float* __restrict__ y, const float* __restrict__ mean, const float* __restrict__ rstd,
+    float* __restrict__ partial, u64 rows, u64 spatial, u32 elements, u32 groups, u64 rows_a_slab
 ) {
-    __shared__ float shared[2][8][33];
-    const u32 element = blockIdx.x * 32 + threadIdx.x;
+    __shared__ float shared[2][8][COLUMNS + 1];
+    const u32 element = blockIdx.x * COLUMNS + threadIdx.x;
     const u64 begin = blockIdx.y * rows_a_slab, end = min(begin + rows_a_slab, rows);
     float gamma = 0.0f, beta = 0.0f;
     if (element < elements) {
         const u32 group = element / (elements / groups);
-        for (u64 row = begin + threadIdx.y; row < end; row += blockDim.y) {
-            const u64 at = row * elements + element, run = row / spatial * groups + group;
-            const float value = y == nullptr || y[at] > 0.0f ? d_y[at] : 0.0f;
-            beta += value;
-            gamma += value * ((x[at] - (mean ? mean[run] : 0.0f)) * rstd[run]);
+        for (u64 first = begin + threadIdx.y; first < end; first += (u64)4 * blockDim.y) {
+            float from[4], slope[4], out[4], centre[4], deviation[4];
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                const u64 row = first + (u64)r * blockDim.y, at = row * elements + element;
+                from[r] = slope[r] = centre[r] = deviation[r] = 0.0f;
+                out[r] = 1.0f;
+                if (row >= end) continue;
+                const u64 run = (spatial == 1 ? row : split(row, (u32)spatial).quotient) * groups + group;
+                from[r] = x[at];
+                slope[r] = d_y[at];
+                if (y != nullptr) out[r] = y[at];
+                if (mean != nullptr) centre[r] = mean[run];
+                deviation[r] = rstd[run];
+            }
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                const u64 row = first + (u64)r * blockDim.y;
+                if (y != nullptr && row < end && !(out[r] > 0.0f)) {
+                    slope[r] = 0.0f;
+                    d_y[row * elements + element] = 0.0f;
+                }
+                beta = __fadd_rn(beta, slope[r]);
+                gamma = __fmaf_rn(slope[r], __fmul_rn(from[r] - centre[r], deviation[r]), gamma);
+            }
         }
     }
     shared[0][threadIdx.y][threadIdx.x] = gamma;
@@ -153,15 +258,28 @@ __global__ void run_affine(
     }
 }
 
-__global__ void finish_run_affine(const float* partial, u32 slabs, u32 elements, float* d_gamma, float* d_beta) {
-    EACH(e, elements) {
-        float gamma = 0.0f, beta = 0.0f;
-        for (u32 s = 0; s < slabs; ++s) {
-            gamma += partial[(u64)s * 2 * elements + e];
-            beta += partial[((u64)s * 2 + 1) * elements + e];
+// d_gamma and d_beta += the sums over slabs, in the order of a tree.
+__global__ void finish_run_affine(const float* __restrict__ partial, u32 slabs, u32 elements, float* __restrict__ d_gamma, float* __restrict__ d_beta) {
+    __shared__ float2 kept[32][COLUMNS];
+    const u32 e = blockIdx.x * COLUMNS + threadIdx.x;
+    float2 total = {0.0f, 0.0f};
+    if (e < elements)
+#pragma unroll 4
+        for (u32 s = threadIdx.y; s < slabs; s += blockDim.y) {
+            total.x += partial[(u64)s * 2 * elements + e];
+            total.y += partial[((u64)s * 2 + 1) * elements + e];
         }
-        if (d_gamma != nullptr) d_gamma[e] += gamma;
-        if (d_beta != nullptr) d_beta[e] += beta;
+    kept[threadIdx.y][threadIdx.x] = total;
+    for (u32 step = 1; step < blockDim.y; step *= 2) {
+        __syncthreads();
+        if (threadIdx.y % (2 * step) == 0 && threadIdx.y + step < blockDim.y) {
+            kept[threadIdx.y][threadIdx.x].x += kept[threadIdx.y + step][threadIdx.x].x;
+            kept[threadIdx.y][threadIdx.x].y += kept[threadIdx.y + step][threadIdx.x].y;
+        }
+    }
+    if (threadIdx.y == 0 && e < elements) {
+        if (d_gamma != nullptr) d_gamma[e] += kept[0][threadIdx.x].x;
+        if (d_beta != nullptr) d_beta[e] += kept[0][threadIdx.x].y;
     }
 }
 }

@@ -1,82 +1,152 @@
-// Embeddings, and attention without tensor cores: the fallback and the reference of cuDNN's.
+// Embeddings, and attention between matrix products: softmax and its backward on the scores of all heads of some samples.
+//
+// Attention's products are cuBLAS's, batched over samples and heads: forward Q·Kᵀ/√size, `attention_softmax`, weights·V; backward
+// Q·Kᵀ/√size and dO·Vᵀ, `attention_softmax_backward`, then dV = Aᵀ·dO, dQ = B·K/√size, dK = Bᵀ·Q/√size of the matrices A and B that it leaves.
+// Weights are made again from `kept`, the logarithm of each row's Σ exp, so that nothing of the square of the length outlives a call.
 // Reference: kernel.rs; Dao et al. 2022, algorithm 4, for the backward of attention.
 #include "common.cuh"
 
+// A row of scores, four elements that share one draw of dropout's numbers at a time.
+struct Row {
+    float* own;
+    const float* keys;
+    u64 element, first_four, fours;  // the row's first element of its sample, and the fours that hold it
+    u32 length, sample;
+};
+
+__device__ __forceinline__ Row row_of(float* scores, const float* tokens, u32 length, u32 heads) {
+    const u64 row = blockIdx.x, rows = (u64)heads * length, sample = row / rows, element = row % rows * length;
+    return {scores + row * length, tokens + sample * length, element, element / 4, (element + length + 3) / 4 - element / 4, length, (u32)sample};
+}
+
+// Where `padding` is below 0, there is none.
+__device__ __forceinline__ bool seen(const float* keys, int padding, u32 k) { return padding < 0 || keys[k] != (float)padding; }
+
 extern "C" {
 
-__global__ void embedding_forward(const float* tokens, const float* table, float* y, u64 rows, u32 features) {
-    EACH(i, rows * features) y[i] = table[(u64)tokens[i / features] * features + i % features];
+__global__ void embedding_forward(const float* __restrict__ tokens, const float* __restrict__ table, float* __restrict__ y, u64 rows, u32 features) {
+    EACH(i, rows * features) {
+        const Split at = split(i, features);
+        y[i] = table[(u64)tokens[at.quotient] * features + at.rest];
+    }
 }
 
-// In order of the rows, without atomics: a thread owns a feature, a block (features / 256, words that are looked for) scans the tokens of its word.
-// `padding` below 0: none. One block a word costs rows × words / 32 reads of tokens, which lie in the cache; the table is written once.
-__global__ void embedding_backward(const float* tokens, const float* d_y, float* d_table, u64 rows, u32 features, int padding) {
-    extern __shared__ u32 found[];
-    __shared__ u32 count;
-    const u32 word = blockIdx.y;
-    if ((int)word == padding) return;
-    const u32 feature = blockIdx.x * blockDim.x + threadIdx.x;
-    float total = 0.0f;
-    for (u64 first = 0; first < rows; first += blockDim.x) {
-        if (threadIdx.x == 0) count = 0;
-        __syncthreads();
-        const u64 row = first + threadIdx.x;
-        const bool here = row < rows && (u32)tokens[row] == word;
-        // Places in order: a ballot a warp, warps one after the other.
-        const u32 mask = __ballot_sync(ALL, here);
-        for (u32 warp = 0; warp < blockDim.x / WARP; ++warp) {
-            if (threadIdx.x / WARP == warp) {
-                const u32 lane = threadIdx.x % WARP, base = count;
-                __syncwarp();
-                if (here) found[base + __popc(mask & ((1u << lane) - 1u))] = threadIdx.x;
-                if (lane == 0) count = base + __popc(mask);
+// In order of the rows, without atomics. Of the rows with the same token the first one's block adds up all: a block looks for the token before its
+// row, stops where it finds it, and goes on behind it where it does not. A thread owns a feature; grid (feature tiles, rows or fewer).
+// `padding` below 0: none.
+__global__ void embedding_backward(
+    const float* __restrict__ tokens, const float* __restrict__ d_y, float* __restrict__ d_table, u64 rows, u32 features, int padding
+) {
+    extern __shared__ u32 found[];  // a place for each thread
+    __shared__ u32 counts[32];
+    const u32 feature = blockIdx.x * blockDim.x + threadIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    for (u64 mine = blockIdx.y; mine < rows; mine += gridDim.y) {
+        const float word = tokens[mine];
+        if (padding >= 0 && word == (float)padding) continue;
+        bool before = false;
+        for (u64 row = threadIdx.x; row < mine && !before; row += blockDim.x) before = tokens[row] == word;
+        if (__syncthreads_or(before)) continue;
+        float total = 0.0f;
+        for (u64 first = mine; first < rows; first += blockDim.x) {
+            const u64 row = first + threadIdx.x;
+            const bool here = row < rows && tokens[row] == word;
+            // Places in order: those of the warps before, and of the lanes before.
+            const u32 mask = __ballot_sync(ALL, here);
+            if (lane == 0) counts[warp] = __popc(mask);
+            __syncthreads();
+            u32 place = __popc(mask & ((1u << lane) - 1u)), count = 0;
+            for (u32 w = 0; w < warps; ++w) {
+                if (w < warp) place += counts[w];
+                count += counts[w];
             }
+            if (here) found[place] = threadIdx.x;
+            __syncthreads();
+            if (feature < features)
+#pragma unroll 4
+                for (u32 k = 0; k < count; ++k) total += d_y[(first + found[k]) * features + feature];
             __syncthreads();
         }
-        if (feature < features)
-            for (u32 k = 0; k < count; ++k) total += d_y[(first + found[k]) * features + feature];
-        __syncthreads();
+        if (feature < features) d_table[(u64)word * features + feature] += total;
     }
-    if (feature < features && total != 0.0f) d_table[(u64)word * features + feature] += total;
 }
 
-// Scores are [batch·heads, length, length], made by a batched matrix product and already scaled by 1/√size. A block takes a row: softmax over the keys
-// that are not padding, dropout; `kept` is the logarithm of Σ exp. A row without keys becomes zeros.
+// Scores [samples·heads, length, length], already over √size, become drop(softmax) over the keys that are not padding, zeros where all are. A block
+// takes a row. kept[row] = ln Σ exp, infinite where all keys are padding.
 __global__ void attention_softmax(
-    float* scores, const float* tokens, float* kept, u32 length, u32 heads, int padding, float p, u64 seed, u32 node, const int* state, u32 first
+    float* scores, const float* __restrict__ tokens, float* __restrict__ kept, u32 length, u32 heads, int padding, float p, u64 seed, u32 node,
+    const int* __restrict__ state, u32 first
 ) {
     __shared__ float shared[32];
-    const u64 row = blockIdx.x, sample = row / ((u64)heads * length);
-    float* own = scores + row * length;
-    const float* keys = tokens + sample * length;
-    float largest = -INFINITY;
+    const Row row = row_of(scores, tokens, length, heads);
+    float largest = -infinity();
     for (u32 k = threadIdx.x; k < length; k += blockDim.x)
-        if (padding < 0 || keys[k] != (float)padding) largest = fmaxf(largest, own[k]);
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL, largest, offset));
-    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = (blockDim.x + WARP - 1) / WARP;
-    if (lane == 0) shared[warp] = largest;
-    __syncthreads();
-    largest = lane < warps ? shared[lane] : -INFINITY;
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL, largest, offset));
+        if (seen(row.keys, padding, k)) largest = fmaxf(largest, row.own[k]);
+    largest = block_max(largest, shared);
     float total = 0.0f;
     for (u32 k = threadIdx.x; k < length; k += blockDim.x)
-        if (padding < 0 || keys[k] != (float)padding) total += expf(own[k] - largest);
+        if (seen(row.keys, padding, k)) total += expf(row.own[k] - largest);
     total = block_sum(total, shared);
-    const bool any = total > 0.0f;
-    if (threadIdx.x == 0) kept[row] = any ? largest + logf(total) : 0.0f;
-    const u32 step = (u32)state[0], global = (u32)state[1] + first + (u32)sample;
-    const u64 element = row % ((u64)heads * length) * length;
-    const float factor = p < 1.0f ? 1.0f / (1.0f - p) : 0.0f;
-    for (u32 k = threadIdx.x; k < length; k += blockDim.x) {
-        float weight = any && (padding < 0 || keys[k] != (float)padding) ? expf(own[k] - largest) / total : 0.0f;
-        if (p > 0.0f) {
-            const u64 at = element + k;
-            const Words words = philox(seed, (u32)(at / 4), global, step, 1u | node << 8);
-            weight *= uniform(words.at[at % 4]) >= p ? factor : 0.0f;
+    // A sum of NaN is one of keys, and shows.
+    const bool any = total != 0.0f;
+    if (threadIdx.x == 0) kept[blockIdx.x] = any ? largest + logf(total) : infinity();
+    const float share = any ? 1.0f / total : 0.0f;
+    const u32 step = (u32)state[0], sample = (u32)state[1] + first + row.sample;
+    __syncthreads();
+    for (u64 four = row.first_four + threadIdx.x; four < row.first_four + row.fours; four += blockDim.x) {
+        Factors factors = {{1.0f, 1.0f, 1.0f, 1.0f}};
+        if (p > 0.0f) factors = drop(p, seed, node, step, sample, (u32)four);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const u64 at = 4 * four + j;
+            if (at < row.element || at >= row.element + length) continue;
+            const u32 k = (u32)(at - row.element);
+            row.own[k] = any && seen(row.keys, padding, k) ? expf(row.own[k] - largest) * share * factors.at[j] : 0.0f;
         }
-        own[k] = weight;
+    }
+}
+
+// `scores` as they were before `attention_softmax` become drop(softmax), A; `d_weights`, dO·Vᵀ of the same shape, becomes the gradient of the scores,
+// B = P·(drop(dO·Vᵀ) − Σ P·drop(dO·Vᵀ)). A block takes a row.
+__global__ void attention_softmax_backward(
+    float* scores, float* d_weights, const float* __restrict__ tokens, const float* __restrict__ kept, u32 length, u32 heads, int padding, float p, u64 seed,
+    u32 node, const int* __restrict__ state, u32 first
+) {
+    __shared__ float shared[32];
+    const Row row = row_of(scores, tokens, length, heads);
+    float* slopes = d_weights + (u64)blockIdx.x * length;
+    const float logarithm = kept[blockIdx.x];
+    const u32 step = (u32)state[0], sample = (u32)state[1] + first + row.sample;
+    float mean = 0.0f;
+    for (u64 four = row.first_four + threadIdx.x; four < row.first_four + row.fours; four += blockDim.x) {
+        Factors factors = {{1.0f, 1.0f, 1.0f, 1.0f}};
+        if (p > 0.0f) factors = drop(p, seed, node, step, sample, (u32)four);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const u64 at = 4 * four + j;
+            if (at < row.element || at >= row.element + length) continue;
+            const u32 k = (u32)(at - row.element);
+            // Where a key is not seen nothing of it matters, even where it is no number.
+            const bool looked = seen(row.keys, padding, k);
+            const float weight = looked ? expf(row.own[k] - logarithm) : 0.0f, slope = looked ? slopes[k] * factors.at[j] : 0.0f;
+            mean += weight * slope;
+            // The same thread comes back to it.
+            row.own[k] = weight;
+            slopes[k] = slope;
+        }
+    }
+    mean = block_sum(mean, shared);
+    for (u64 four = row.first_four + threadIdx.x; four < row.first_four + row.fours; four += blockDim.x) {
+        Factors factors = {{1.0f, 1.0f, 1.0f, 1.0f}};
+        if (p > 0.0f) factors = drop(p, seed, node, step, sample, (u32)four);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const u64 at = 4 * four + j;
+            if (at < row.element || at >= row.element + length) continue;
+            const u32 k = (u32)(at - row.element);
+            const float weight = row.own[k];
+            slopes[k] = weight * (slopes[k] - mean);
+            row.own[k] = weight * factors.at[j];
+        }
     }
 }
 }

@@ -1,17 +1,20 @@
 //! Group norm (with layer and instance norm) and RMS norm.
 //!
-//! A group that is one run of memory is a block's (`rows.cu`); others, and runs too long for that to fill the GPU, are sums over rows
-//! (`columns.cu`), as batch norm's, sample by sample.
-use super::batch_norm::Cut;
-use super::{Grid, Launch, accumulate, call};
+//! A group that is one run of memory is a block's (`rows.cu`); others, and runs so long and so few that they would leave most of the GPU
+//! idle, are sums over rows (`columns.cu`), sample by sample.
 use cudarc::driver::sys::CUdeviceptr;
 
-use crate::backend::{BackendError, Result};
-use crate::kernel::{Affine, Kernel, Write};
+use super::batch_norm::MOMENTS;
+use super::columns::{Cut, finish};
+use super::{Grid, Launch, accumulate, call};
+use crate::backend::Result;
+use crate::kernel::{Affine, Kernel, Then, Write};
 use crate::tensor::Span;
 
 /// Elements of a run beyond which it is cut into slabs of its rows.
 const LONG: usize = 32 << 10;
+/// Rows that a block of the sums for γ and β has at least.
+const ROWS: usize = 64;
 
 fn affine(affine: Affine) -> i32 {
     match affine {
@@ -35,54 +38,66 @@ impl Shape {
     fn run(&self) -> usize {
         self.spatial * self.channels / self.groups
     }
-    /// Whether each group lies in one run.
+    /// Whether each group lies in one run that a block takes.
     fn in_runs(&self) -> bool {
-        self.groups == 1 || self.spatial == 1
-    }
-    /// Threads of a block that takes a run.
-    fn threads(&self) -> u32 {
-        (self.run().div_ceil(4).next_power_of_two() as u32).clamp(32, 1024)
+        (self.groups == 1 || self.spatial == 1) && (self.run() <= LONG || self.spatial == 1)
     }
     fn runs(&self) -> Grid {
-        Grid::blocks((self.batch * self.groups) as u32, self.threads())
+        let threads = self.run().div_ceil(16).next_multiple_of(32) as u32;
+        Grid::blocks((self.batch * self.groups) as u32, threads.clamp(32, 1024))
     }
+    /// Blocks that finish what slabs of each group held.
+    fn per_group(&self) -> Grid {
+        Grid { blocks: [self.groups as u32, self.batch as u32, 1], ..Grid::blocks(1, 64) }
+    }
+}
+
+/// Operands of a forward; β and mean are empty for RMS norm.
+#[derive(Clone, Copy)]
+struct Forward {
+    x: Span,
+    gamma: Span,
+    beta: Span,
+    y: Span,
+    mean: Span,
+    rstd: Span,
+    eps: f32,
+    then: Then,
+}
+
+/// Operands of a backward; β's gradient and mean are empty for RMS norm.
+#[derive(Clone, Copy)]
+struct Backward {
+    x: Span,
+    y: Span,
+    d_y: Span,
+    gamma: Span,
+    mean: Span,
+    rstd: Span,
+    d_x: Span,
+    d_gamma: Span,
+    d_beta: Span,
+    write: Write,
 }
 
 #[rustfmt::skip]
 pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
     match *kernel {
-        Kernel::GroupNormForward { x, gamma, beta, y, mean, rstd, batch, spatial, channels, groups, affine: of, eps, then } => {
-            let shape = Shape { batch, spatial, channels, groups, affine: of };
-            let [gamma, beta, shortcut, mean, rstd] = [gamma, beta, then.shortcut, mean, rstd].map(|span| l.at(span));
-            let (x, y, relu) = (l.at(x), l.at(y), i32::from(then.relu));
-            if shape.in_runs() && shape.run() <= LONG {
-                let rows = &l.device.gpu.kernels.rows;
-                return call!(
-                    l, rows.run_forward, shape.runs();
-                    x, gamma, beta, shortcut, y, mean, rstd, shape.run() as u64, groups as u32, channels as u32, affine(of), eps, relu,
-                );
+        Kernel::GroupNormForward { x, gamma, beta, y, mean, rstd, batch, spatial, channels, groups, affine, eps, then } => {
+            let shape = Shape { batch, spatial, channels, groups, affine };
+            let operands = Forward { x, gamma, beta, y, mean, rstd, eps, then };
+            match shape.in_runs() {
+                true => forward_in_runs(l, shape, operands),
+                false => forward_in_columns(l, shape, operands),
             }
-            let cut = Cut::new(l, batch, spatial, channels, &[x, y, shortcut]);
-            let partial = l.room(batch * cut.slabs * 3 * channels)?;
-            let columns = &l.device.gpu.kernels.columns[cut.module];
-            let none: CUdeviceptr = 0;
-            call!(l, columns.moments, cut.grid(3); x, none, 0.0f32, partial, spatial as u64, channels as u32, cut.rows_a_slab)?;
-            let grid = Grid { blocks: [groups as u32, batch as u32, 1], ..Grid::blocks(1, 256) };
-            call!(l, columns.finish_groups, grid; partial, cut.slabs as u32, channels as u32, groups as u32, eps, mean, rstd)?;
-            let grid = l.over((batch * spatial * channels / cut.vector) as u64);
-            call!(
-                l, columns.group_normalize, grid;
-                x, mean, rstd, gamma, beta, shortcut, y, spatial as u64, channels as u32, groups as u32, batch as u64, affine(of), relu,
-            )
         }
         Kernel::GroupNormBackward { x, y, d_y, gamma, mean, rstd, d_x, d_gamma, d_beta, batch, spatial, channels, groups, affine, write } => {
             let shape = Shape { batch, spatial, channels, groups, affine };
-            gate(l, y, d_y)?;
-            let spans = Spans { x, d_y, gamma, mean, rstd, d_x, d_gamma, d_beta };
-            if shape.in_runs() && (shape.run() <= LONG || affine == Affine::Element) {
-                return in_runs(l, shape, spans, write);
+            let operands = Backward { x, y, d_y, gamma, mean, rstd, d_x, d_gamma, d_beta, write };
+            match shape.in_runs() {
+                true => backward_in_runs(l, shape, operands),
+                false => backward_in_columns(l, shape, operands),
             }
-            in_columns(l, shape, spans, write)
         }
         Kernel::RmsNormForward { x, gamma, y, rstd, batch, spatial, channels, affine: of, eps, then } => {
             let shape = Shape { batch, spatial, channels, groups: 1, affine: of };
@@ -95,63 +110,78 @@ pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
         }
         Kernel::RmsNormBackward { x, y, d_y, gamma, rstd, d_x, d_gamma, batch, spatial, channels, affine, write } => {
             let shape = Shape { batch, spatial, channels, groups: 1, affine };
-            gate(l, y, d_y)?;
-            let spans = Spans { x, d_y, gamma, mean: Span::EMPTY, rstd, d_x, d_gamma, d_beta: Span::EMPTY };
-            in_runs(l, shape, spans, write)
+            let (mean, d_beta) = (Span::EMPTY, Span::EMPTY);
+            backward_in_runs(l, shape, Backward { x, y, d_y, gamma, mean, rstd, d_x, d_gamma, d_beta, write })
         }
         _ => unreachable!("only norms of samples come here"),
     }
 }
 
-/// Operands of a backward.
-#[derive(Clone, Copy)]
-struct Spans {
-    x: Span,
-    d_y: Span,
-    gamma: Span,
-    mean: Span,
-    rstd: Span,
-    d_x: Span,
-    d_gamma: Span,
-    d_beta: Span,
+#[rustfmt::skip]
+fn forward_in_runs(l: &Launch<'_>, shape: Shape, o: Forward) -> Result<()> {
+    let [x, gamma, beta, shortcut] = [o.x, o.gamma, o.beta, o.then.shortcut].map(|span| l.at(span));
+    let [y, mean, rstd] = [o.y, o.mean, o.rstd].map(|span| l.at(span));
+    let rows = &l.device.gpu.kernels.rows;
+    let (length, groups, channels, relu) = (shape.run() as u64, shape.groups as u32, shape.channels as u32, i32::from(o.then.relu));
+    call!(
+        l, rows.run_forward, shape.runs();
+        x, gamma, beta, shortcut, y, mean, rstd, length, groups, channels, affine(shape.affine), o.eps, relu,
+    )
 }
 
-/// d_y through the rectifier, where there is one. It is written, since whoever added to the norm's output reads it too.
-fn gate(l: &Launch<'_>, y: Span, d_y: Span) -> Result<()> {
-    if y.is_empty() {
-        return Ok(());
-    }
-    let n = d_y.len() as u64;
-    let function = l.device.gpu.kernels.elementwise.gate;
-    call!(l, function, l.over(n); l.at(y), l.at(d_y), n)
+/// γ and β are read several at a time too, where each element has its own.
+fn with_affine(shape: Shape, spans: &[CUdeviceptr], parameters: [CUdeviceptr; 2]) -> Vec<CUdeviceptr> {
+    let own = if shape.affine == Affine::Element { &parameters[..] } else { &[] };
+    spans.iter().chain(own).copied().collect()
 }
-
-/// Rows that a block of `run_affine` adds up at least.
-const ROWS: usize = 64;
 
 #[rustfmt::skip]
-fn in_runs(l: &mut Launch<'_>, shape: Shape, s: Spans, write: Write) -> Result<()> {
-    let Shape { batch, spatial, channels, groups, .. } = shape;
+fn forward_in_columns(l: &mut Launch<'_>, shape: Shape, o: Forward) -> Result<()> {
+    let [x, gamma, beta, shortcut] = [o.x, o.gamma, o.beta, o.then.shortcut].map(|span| l.at(span));
+    let [y, mean, rstd] = [o.y, o.mean, o.rstd].map(|span| l.at(span));
+    let cut = Cut::new(l, shape.batch, shape.spatial, shape.channels, &with_affine(shape, &[x, y, shortcut], [gamma, beta]));
+    let partial = l.room(shape.batch * cut.slabs * MOMENTS * shape.channels)?;
+    let of = cut.kernels(l);
     let none: CUdeviceptr = 0;
-    let [x, d_y, gamma, mean, rstd, d_x] = [s.x, s.d_y, s.gamma, s.mean, s.rstd, s.d_x].map(|span| l.at(span));
-    if !s.d_x.is_empty() {
+    let (spatial, channels, groups) = (shape.spatial as u64, shape.channels as u32, shape.groups as u32);
+    call!(l, of.moments, cut.sum(16); x, none, 0.0f32, partial, spatial, channels, cut.rows_a_slab)?;
+    call!(l, of.finish_groups, shape.per_group(); partial, cut.slabs as u32, channels, groups, o.eps, mean, rstd)?;
+    let relu = i32::from(o.then.relu);
+    call!(
+        l, of.group_normalize, cut.walk();
+        x, mean, rstd, gamma, beta, shortcut, y, spatial, channels, groups, shape.batch as u64, affine(shape.affine), relu,
+    )
+}
+
+#[rustfmt::skip]
+fn backward_in_runs(l: &mut Launch<'_>, shape: Shape, o: Backward) -> Result<()> {
+    let Shape { batch, spatial, channels, groups, .. } = shape;
+    let [x, d_y, gamma, mean, rstd, d_x] = [o.x, o.d_y, o.gamma, o.mean, o.rstd, o.d_x].map(|span| l.at(span));
+    // The first kernel of the chain sends d_y through the rectifier where it lies; those behind it find it done.
+    let mut y = l.at(o.y);
+    let wants_affine = shape.affine != Affine::None && !(o.d_gamma.is_empty() && o.d_beta.is_empty());
+    if !o.d_x.is_empty() {
         let rows = &l.device.gpu.kernels.rows;
+        let length = shape.run() as u64;
         call!(
             l, rows.run_backward, shape.runs();
-            x, d_y, none, gamma, mean, rstd, d_x, shape.run() as u64, groups as u32, channels as u32, affine(shape.affine), accumulate(write),
+            x, d_y, y, gamma, mean, rstd, d_x, length, groups as u32, channels as u32, affine(shape.affine), accumulate(o.write),
         )?;
+        y = 0;
+    } else if !wants_affine && y != 0 {
+        let n = o.d_y.len() as u64;
+        let function = l.device.gpu.kernels.elementwise.gate;
+        return call!(l, function, l.by_four(n); y, d_y, n);
     }
-    let (elements, rows, positions) = match shape.affine {
-        Affine::None => return Ok(()),
-        Affine::Channel => (channels, batch * spatial, spatial),
-        Affine::Element if groups == 1 || spatial == 1 => (spatial * channels, batch, 1),
-        Affine::Element => return Err(BackendError::Unsupported("γ per element of groups that are not one run")),
-    };
-    if s.d_gamma.is_empty() && s.d_beta.is_empty() {
+    if !wants_affine {
         return Ok(());
     }
+    let (elements, rows, positions) = match shape.affine {
+        Affine::Element => (spatial * channels, batch, 1),
+        _ => (channels, batch * spatial, spatial),
+    };
     let across = elements.div_ceil(32);
-    let wanted = (4 * l.multiprocessors() as usize).div_ceil(across);
+    let wanted = (4 * l.device.gpu.multiprocessors as usize).div_ceil(across);
     let slabs = wanted.clamp(1, rows.div_ceil(ROWS));
     let rows_a_slab = rows.div_ceil(slabs);
     let slabs = rows.div_ceil(rows_a_slab);
@@ -160,44 +190,48 @@ fn in_runs(l: &mut Launch<'_>, shape: Shape, s: Spans, write: Write) -> Result<(
     let grid = Grid { blocks: [across as u32, slabs as u32, 1], threads: [32, 8], shared: 0 };
     call!(
         l, of.run_affine, grid;
-        x, d_y, none, mean, rstd, partial, rows as u64, positions as u64, elements as u32, groups as u32, rows_a_slab as u64,
+        x, d_y, y, mean, rstd, partial, rows as u64, positions as u64, elements as u32, groups as u32, rows_a_slab as u64,
     )?;
-    let [d_gamma, d_beta] = [s.d_gamma, s.d_beta].map(|span| l.at(span));
-    call!(l, of.finish_run_affine, l.over(elements as u64); partial, slabs as u32, elements as u32, d_gamma, d_beta)
+    let [d_gamma, d_beta] = [o.d_gamma, o.d_beta].map(|span| l.at(span));
+    call!(l, of.finish_run_affine, finish(elements); partial, slabs as u32, elements as u32, d_gamma, d_beta)
 }
 
 #[rustfmt::skip]
-fn in_columns(l: &mut Launch<'_>, shape: Shape, s: Spans, write: Write) -> Result<()> {
-    let Shape { batch, spatial, channels, groups, affine } = shape;
-    if affine == Affine::Element {
-        return Err(BackendError::Unsupported("γ per element of groups that are not one run"));
-    }
-    let [x, d_y, gamma, mean, rstd, d_x] = [s.x, s.d_y, s.gamma, s.mean, s.rstd, s.d_x].map(|span| l.at(span));
-    let [d_gamma, d_beta] = [s.d_gamma, s.d_beta].map(|span| l.at(span));
-    let cut = Cut::new(l, batch, spatial, channels, &[x, d_y, d_x]);
-    let floats = batch * cut.slabs * 2 * channels;
-    let partial = l.room(floats + 2 * batch * groups)?;
+fn backward_in_columns(l: &mut Launch<'_>, shape: Shape, o: Backward) -> Result<()> {
+    let [x, y, d_y, gamma, mean, rstd, d_x] = [o.x, o.y, o.d_y, o.gamma, o.mean, o.rstd, o.d_x].map(|span| l.at(span));
+    let [d_gamma, d_beta] = [o.d_gamma, o.d_beta].map(|span| l.at(span));
+    let cut = Cut::new(l, shape.batch, shape.spatial, shape.channels, &with_affine(shape, &[x, y, d_y, d_x], [gamma, 0]));
+    let floats = shape.batch * cut.slabs * 2 * shape.channels;
+    let partial = l.room(floats + 2 * shape.batch * shape.groups)?;
     let sums = partial + (floats * size_of::<f32>()) as u64;
-    let of = &l.device.gpu.kernels.columns[cut.module];
+    let of = cut.kernels(l);
     let none: CUdeviceptr = 0;
-    call!(
-        l, of.backward_sums, cut.grid(2);
-        x, d_y, none, none, 0.0f32, mean, none, none, none, partial, spatial as u64, channels as u32, groups as u32, cut.rows_a_slab,
-    )?;
-    if affine == Affine::Channel && !(s.d_gamma.is_empty() && s.d_beta.is_empty()) {
+    let (batch, spatial, channels, groups) = (shape.batch as u64, shape.spatial as u64, shape.channels as u32, shape.groups as u32);
+    let (slabs, wants_affine) = (cut.slabs as u32, !(o.d_gamma.is_empty() && o.d_beta.is_empty()));
+    if shape.affine == Affine::Element {
+        call!(l, of.element_sums, cut.sum(8); x, d_y, y, gamma, mean, partial, spatial, channels, groups, cut.rows_a_slab)?;
+        call!(l, of.finish_group_sums, shape.per_group(); partial, none, slabs, channels, groups, sums)?;
+        if wants_affine {
+            let each = l.over(spatial * u64::from(channels));
+            call!(l, of.element_affine, each; x, d_y, mean, rstd, batch, spatial, channels, groups, d_gamma, d_beta)?;
+        }
+    } else {
         call!(
-            l, of.group_affine, l.over(channels as u64);
-            partial, rstd, batch as u64, cut.slabs as u32, channels as u32, groups as u32, d_gamma, d_beta,
+            l, of.backward_sums, cut.sum(8);
+            x, d_y, y, none, 0.0f32, mean, none, none, none, partial, spatial, channels, groups, cut.rows_a_slab,
         )?;
+        call!(l, of.finish_group_sums, shape.per_group(); partial, gamma, slabs, channels, groups, sums)?;
+        if wants_affine && shape.affine == Affine::Channel {
+            call!(l, of.group_affine, finish(shape.channels); partial, rstd, batch, slabs, channels, groups, d_gamma, d_beta)?;
+        }
     }
-    if s.d_x.is_empty() {
+    if o.d_x.is_empty() {
         return Ok(());
     }
-    let grid = Grid { blocks: [groups as u32, batch as u32, 1], ..Grid::blocks(1, 256) };
-    call!(l, of.finish_group_sums, grid; partial, gamma, cut.slabs as u32, channels as u32, groups as u32, sums)?;
-    let grid = l.over((batch * spatial * channels / cut.vector) as u64);
+    // d_y has been through the rectifier by now.
+    let function = if shape.affine == Affine::Element { of.element_backward_input } else { of.group_backward_input };
     call!(
-        l, of.group_backward_input, grid;
-        x, d_y, none, gamma, mean, rstd, sums, d_x, spatial as u64, channels as u32, groups as u32, batch as u64, accumulate(write),
+        l, function, cut.walk();
+        x, d_y, none, gamma, mean, rstd, sums, d_x, spatial, channels, groups, batch, accumulate(o.write),
     )
 }

@@ -5,6 +5,7 @@
 //! Reference: [`crate::kernel::Kernel`], which states each formula; `kernels/*.cu`, whose signatures the calls repeat.
 mod attention;
 mod batch_norm;
+mod columns;
 mod group_norm;
 mod loss;
 mod pool;
@@ -102,8 +103,9 @@ impl Launch<'_> {
         Grid::blocks(items.div_ceil(u64::from(BLOCK)).min(most) as u32, BLOCK)
     }
 
-    fn multiprocessors(&self) -> u32 {
-        self.device.gpu.multiprocessors
+    /// The same for kernels whose threads take four elements at a time.
+    fn by_four(&self, items: u64) -> Grid {
+        self.over(items.div_ceil(4))
     }
 
     /// Room for so many f32.
@@ -157,39 +159,39 @@ pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Resu
         Kernel::Fill { to, value: 0.0 } if to.dtype() == Dtype::F32 => l.zero(to),
         Kernel::Fill { to, value } => {
             let n = to.len() as u64;
-            call!(l, elementwise.fill, l.over(n); l.at(to), n, value)
+            call!(l, elementwise.fill, l.by_four(n); l.at(to), n, value)
         }
         Kernel::Copy { from, to, write } => {
             let n = to.len() as u64;
-            call!(l, elementwise.copy, l.over(n); l.at(from), l.at(to), n, accumulate(write))
+            call!(l, elementwise.copy, l.by_four(n); l.at(from), l.at(to), n, accumulate(write))
         }
         Kernel::Add { a, b, to } => {
             let n = to.len() as u64;
-            call!(l, elementwise.add_two, l.over(n); l.at(a), l.at(b), l.at(to), n)
+            call!(l, elementwise.add_two, l.by_four(n); l.at(a), l.at(b), l.at(to), n)
         }
         Kernel::Scale { to, factor } => {
             let n = to.len() as u64;
-            call!(l, elementwise.scale, l.over(n); l.at(to), n, factor)
+            call!(l, elementwise.scale, l.by_four(n); l.at(to), n, factor)
         }
         Kernel::ReluForward { x, y } => {
             let n = y.len() as u64;
-            call!(l, elementwise.relu_forward, l.over(n); l.at(x), l.at(y), n)
+            call!(l, elementwise.relu_forward, l.by_four(n); l.at(x), l.at(y), n)
         }
         Kernel::ReluBackward { y, d_y, d_x, write } => {
             let n = d_x.len() as u64;
-            call!(l, elementwise.relu_backward, l.over(n); l.at(y), l.at(d_y), l.at(d_x), n, accumulate(write))
+            call!(l, elementwise.relu_backward, l.by_four(n); l.at(y), l.at(d_y), l.at(d_x), n, accumulate(write))
         }
         Kernel::Gate { y, d_y } => {
             let n = d_y.len() as u64;
-            call!(l, elementwise.gate, l.over(n); l.at(y), l.at(d_y), n)
+            call!(l, elementwise.gate, l.by_four(n); l.at(y), l.at(d_y), n)
         }
         Kernel::GeluForward { x, y, formula } => {
             let n = y.len() as u64;
-            call!(l, elementwise.gelu_forward, l.over(n); l.at(x), l.at(y), n, tanh(formula))
+            call!(l, elementwise.gelu_forward, l.by_four(n); l.at(x), l.at(y), n, tanh(formula))
         }
         Kernel::GeluBackward { x, d_y, d_x, formula, write } => {
             let n = d_x.len() as u64;
-            call!(l, elementwise.gelu_backward, l.over(n); l.at(x), l.at(d_y), l.at(d_x), n, tanh(formula), accumulate(write))
+            call!(l, elementwise.gelu_backward, l.by_four(n); l.at(x), l.at(d_y), l.at(d_x), n, tanh(formula), accumulate(write))
         }
         Kernel::Transpose { from, to, batch, rows, columns, write } => {
             let grid = Grid {
@@ -210,16 +212,16 @@ pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Resu
         Kernel::Narrow { from, to, divisor } => {
             let n = to.len() as u64;
             let function = if to.dtype() == Dtype::F16 { compression.narrow_f16 } else { compression.narrow_bf16 };
-            call!(l, function, l.over(n); l.at(from), l.at(to), n, divisor)
+            call!(l, function, l.by_four(n); l.at(from), l.at(to), n, divisor)
         }
         Kernel::Widen { from, to } => {
             let n = to.len() as u64;
             let function = if from.dtype() == Dtype::F16 { compression.widen_f16 } else { compression.widen_bf16 };
-            call!(l, function, l.over(n); l.at(from), l.at(to), n)
+            call!(l, function, l.by_four(n); l.at(from), l.at(to), n)
         }
         Kernel::Subtract { from, to } => {
             let n = to.len() as u64;
-            call!(l, elementwise.subtract, l.over(n); l.at(from), l.at(to), n)
+            call!(l, elementwise.subtract, l.by_four(n); l.at(from), l.at(to), n)
         }
         Kernel::FillNormal { to, seed, stream, state } => {
             let n = to.len() as u64;
@@ -228,9 +230,9 @@ pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Resu
         Kernel::Orthogonalize { matrix, columns, workspace } => {
             let (rows, at) = ((matrix.len() / columns.max(1)) as u64, l.at(matrix));
             if columns <= 2 {
-                return call!(l, compression.gram_schmidt, Grid::blocks(1, BLOCK); at, rows, columns as u32);
+                return call!(l, compression.gram_schmidt, Grid::blocks(1, 1024); at, rows, columns as u32);
             }
-            call!(l, compression.householder, Grid::blocks(1, BLOCK); at, rows, columns as u32, l.at(workspace))
+            call!(l, compression.householder, Grid::blocks(1, 1024); at, rows, columns as u32, l.at(workspace))
         }
         Kernel::Matmul { a, b, c, m, n, k, transpose_a, transpose_b, write } => {
             let matrix = |span: Span, row: usize, transposed: bool| Matrix { at: l.at(span), row, stride: 0, transposed };
@@ -268,13 +270,13 @@ pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Resu
         Kernel::Sgd { parameter, gradient, buffer, rates, momentum, weight_decay, nesterov } => {
             let n = parameter.len() as u64;
             let [parameter, gradient, buffer, rates] = [parameter, gradient, buffer, rates].map(|span| l.at(span));
-            call!(l, optimizer.sgd, l.over(n); parameter, gradient, buffer, rates, n, momentum, weight_decay, i32::from(nesterov))
+            call!(l, optimizer.sgd, l.by_four(n); parameter, gradient, buffer, rates, n, momentum, weight_decay, i32::from(nesterov))
         }
         Kernel::Adamw { parameter, gradient, average, square, rates, counters, beta1, beta2, eps, weight_decay } => {
             let n = parameter.len() as u64;
             let [parameter, gradient, average, square] = [parameter, gradient, average, square].map(|span| l.at(span));
             let (rates, counters) = (l.at(rates), l.at(counters));
-            call!(l, optimizer.adamw, l.over(n); parameter, gradient, average, square, rates, counters, n, beta1, beta2, eps, weight_decay)
+            call!(l, optimizer.adamw, l.by_four(n); parameter, gradient, average, square, rates, counters, n, beta1, beta2, eps, weight_decay)
         }
         _ => batch_norm::run(&mut l, kernel),
     }
@@ -283,7 +285,7 @@ pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Resu
 fn add_bias(l: &Launch<'_>, y: Span, bias: Span, rows: usize) -> Result<()> {
     let (n, columns) = ((rows * bias.len()) as u64, bias.len() as u32);
     let function = l.device.gpu.kernels.elementwise.add_bias;
-    call!(l, function, l.over(n); l.at(y), l.at(bias), n, columns)
+    call!(l, function, l.by_four(n); l.at(y), l.at(bias), n, columns)
 }
 
 /// cuDNN has one handle, on the compute stream, where all convolutions are.

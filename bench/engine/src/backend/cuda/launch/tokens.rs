@@ -1,5 +1,5 @@
 //! Embeddings.
-use super::{BLOCK, Grid, Launch, call};
+use super::{Grid, Launch, call};
 use crate::backend::Result;
 use crate::kernel::Kernel;
 
@@ -12,13 +12,15 @@ pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
             call!(l, of.embedding_forward, l.over(rows * features as u64); l.at(tokens), l.at(table), l.at(y), rows, features as u32)
         }
         Kernel::EmbeddingBackward { tokens, d_y, d_table, features, padding } => {
-            let (rows, words) = (tokens.len() as u64, d_table.len() / features.max(1));
+            let rows = tokens.len();
             let padding = padding.map_or(-1, |padding| padding as i32);
+            let threads = (features.next_multiple_of(32) as u32).clamp(128, 1024);
             let grid = Grid {
-                blocks: [features.div_ceil(BLOCK as usize) as u32, words as u32, 1],
-                threads: [BLOCK, 1],
-                shared: BLOCK * size_of::<u32>() as u32,
+                blocks: [features.div_ceil(threads as usize) as u32, rows.min(65_535) as u32, 1],
+                threads: [threads, 1],
+                shared: threads * size_of::<u32>() as u32,
             };
+            let rows = rows as u64;
             call!(l, of.embedding_backward, grid; l.at(tokens), l.at(d_y), l.at(d_table), rows, features as u32, padding)
         }
         _ => unreachable!("only embeddings come here"),

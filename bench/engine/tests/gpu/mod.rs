@@ -1,0 +1,22 @@
+//! A GPU under test, where there is one.
+use syncmark_engine::backend::Backend;
+use syncmark_engine::backend::cuda::{CudaBackend, CudaDevice};
+
+/// Makes a test fail that would be skipped for want of a GPU.
+pub const REQUIRED: &str = "SYNCMARK_REQUIRE_GPU";
+
+/// A device on the first GPU; none, with the reason on stdout, where there is no GPU.
+///
+/// # Panics
+/// When there is none and [`REQUIRED`] is set.
+pub fn gpu() -> Option<Box<dyn Backend>> {
+    match CudaBackend::new(CudaDevice::default()) {
+        Ok(backend) => Some(Box::new(backend)),
+        Err(reason) => {
+            let required = std::env::var_os(REQUIRED).is_some_and(|value| value == "1");
+            assert!(!required, "{REQUIRED} is set, and there is no GPU: {reason}");
+            println!("not run on a GPU: {reason}");
+            None
+        }
+    }
+}

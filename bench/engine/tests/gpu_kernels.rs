@@ -1,0 +1,36 @@
+//! Every kernel of the CUDA backend compiles for each architecture, where NVRTC is there: no GPU is needed for that.
+use syncmark_engine::backend::BackendError;
+use syncmark_engine::backend::cuda::compile::{Form, Source, compile};
+
+/// Makes this fail, where it would be skipped for want of NVRTC.
+const REQUIRED: &str = "SYNCMARK_REQUIRE_NVRTC";
+
+#[test]
+fn every_kernel_compiles_for_every_architecture() {
+    let mut entries = 0;
+    for source in Source::ALL {
+        for capability in [(8, 0), (9, 0), (10, 0)] {
+            let ptx = match compile(source, capability, Form::Ptx) {
+                Ok(ptx) => String::from_utf8(ptx).expect("PTX is text"),
+                Err(error @ BackendError::Library(_)) => {
+                    let required = std::env::var_os(REQUIRED).is_some_and(|value| value == "1");
+                    assert!(!required, "{REQUIRED} is set, and there is no NVRTC: {error}");
+                    println!("kernels are not compiled: {error}");
+                    return;
+                }
+                Err(error) => panic!("{error}"),
+            };
+            let (major, minor) = capability;
+            assert!(ptx.contains(&format!(".target sm_{major}{minor}")), "{}", source.name);
+            let found = ptx.matches(".visible .entry").count();
+            assert!(found > 0, "{} has no kernel", source.name);
+            entries += found;
+            // Doubles are for optimizers' factors, losses' sums, normal numbers and orthonormal columns; elsewhere they are a slip.
+            let doubles = ["loss.cu", "optimizer.cu", "compression.cu", "columns.cu"];
+            if !doubles.contains(&source.name) {
+                assert!(!ptx.contains(".f64"), "{} computes in f64", source.name);
+            }
+        }
+    }
+    println!("{entries} kernels");
+}
