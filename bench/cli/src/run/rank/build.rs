@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use syncmark_engine::backend::Backend;
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice, pin_to_cores};
+use syncmark_engine::backend::cuda::{self, CudaBackend, CudaDevice};
 use syncmark_engine::comm::Communicator;
 use syncmark_engine::comm::links::HostLinks;
 use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicator, Waiting};
@@ -19,7 +20,7 @@ use syncmark_engine::strategy::{
 };
 
 use super::{RankError, data, settings};
-use crate::plan::config::{StrategyConfig, TrialConfig};
+use crate::plan::config::{self, StrategyConfig, TrialConfig};
 use crate::run::protocol::{Assignment, Meeting, Purpose};
 use crate::run::spool::Writer;
 use crate::scenario::file;
@@ -327,6 +328,22 @@ fn model(config: &TrialConfig) -> Result<Model, RankError> {
 }
 
 fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankError> {
+    match assignment.trial.backend {
+        config::Backend::Cpu => cpu(assignment, index),
+        config::Backend::Cuda => gpu(index),
+    }
+}
+
+/// Devices go over the GPUs in turn: with more devices than GPUs some share one.
+fn gpu(index: usize) -> Result<Box<dyn Backend>, RankError> {
+    let device = CudaDevice {
+        ordinal: index % cuda::gpus()?.max(1),
+        ..CudaDevice::default()
+    };
+    Ok(Box::new(CudaBackend::new(device)?))
+}
+
+fn cpu(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankError> {
     let cores = cores(assignment, index).to_vec();
     Ok(Box::new(CpuBackend::new(CpuDevice {
         cores,

@@ -98,6 +98,14 @@ fn of_slice_mut(slice: HostSliceMut<'_>) -> (Dtype, *mut std::ffi::c_void, usize
     }
 }
 
+/// GPUs that the driver shows this process.
+///
+/// # Errors
+/// No driver, or one that does not start.
+pub fn gpus() -> Result<usize> {
+    gpu::count()
+}
+
 impl CudaBackend {
     /// Opens a device.
     ///
