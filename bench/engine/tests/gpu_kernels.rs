@@ -14,14 +14,21 @@ fn every_kernel_compiles_for_every_architecture() {
                 Ok(ptx) => String::from_utf8(ptx).expect("PTX is text"),
                 Err(error @ BackendError::Library(_)) => {
                     let required = std::env::var_os(REQUIRED).is_some_and(|value| value == "1");
-                    assert!(!required, "{REQUIRED} is set, and there is no NVRTC: {error}");
+                    assert!(
+                        !required,
+                        "{REQUIRED} is set, and there is no NVRTC: {error}"
+                    );
                     println!("kernels are not compiled: {error}");
                     return;
                 }
                 Err(error) => panic!("{error}"),
             };
             let (major, minor) = capability;
-            assert!(ptx.contains(&format!(".target sm_{major}{minor}")), "{}", source.name);
+            assert!(
+                ptx.contains(&format!(".target sm_{major}{minor}")),
+                "{}",
+                source.name
+            );
             let found = ptx.matches(".visible .entry").count();
             assert!(found > 0, "{} has no kernel", source.name);
             entries += found;

@@ -10,7 +10,9 @@ use crate::gpu::gpu;
 const LONG: usize = 32 << 20;
 
 fn floats(backend: &mut dyn Backend, len: usize) -> Span {
-    backend.allocate(Category::Workspace, Dtype::F32, len).unwrap()
+    backend
+        .allocate(Category::Workspace, Dtype::F32, len)
+        .unwrap()
 }
 
 fn fill(backend: &mut dyn Backend, on: Stream, to: Span, value: f32) {
@@ -19,12 +21,16 @@ fn fill(backend: &mut dyn Backend, on: Stream, to: Span, value: f32) {
 
 fn copy(backend: &mut dyn Backend, on: Stream, from: Span, to: Span) {
     let write = Write::Overwrite;
-    backend.launch(on, Kernel::Copy { from, to, write }).unwrap();
+    backend
+        .launch(on, Kernel::Copy { from, to, write })
+        .unwrap();
 }
 
 fn read(backend: &mut dyn Backend, span: Span) -> Vec<f32> {
     let mut values = vec![0.0; span.len()];
-    backend.download(span, HostSliceMut::F32(&mut values)).unwrap();
+    backend
+        .download(span, HostSliceMut::F32(&mut values))
+        .unwrap();
     values
 }
 
@@ -32,16 +38,25 @@ fn read(backend: &mut dyn Backend, span: Span) -> Vec<f32> {
 fn memory_starts_as_zeros_and_is_counted() {
     let Some(mut backend) = gpu() else { return };
     let before = backend.memory_use()[Category::Gradients as usize];
-    let span = backend.allocate(Category::Gradients, Dtype::F32, 1000).unwrap();
+    let span = backend
+        .allocate(Category::Gradients, Dtype::F32, 1000)
+        .unwrap();
     assert_eq!(read(backend.as_mut(), span), vec![0.0; 1000]);
-    assert_eq!(backend.memory_use()[Category::Gradients as usize], before + 4000);
+    assert_eq!(
+        backend.memory_use()[Category::Gradients as usize],
+        before + 4000
+    );
 }
 
 #[test]
 fn streams_wait_for_each_other() {
     let Some(mut backend) = gpu() else { return };
     let backend = backend.as_mut();
-    let (a, b, c) = (floats(backend, LONG), floats(backend, LONG), floats(backend, LONG));
+    let (a, b, c) = (
+        floats(backend, LONG),
+        floats(backend, LONG),
+        floats(backend, LONG),
+    );
     for round in 0..10 {
         let value = round as f32 + 1.0;
         for _ in 0..4 {
@@ -66,7 +81,9 @@ fn streams_wait_for_each_other() {
 
 #[test]
 fn a_device_waits_for_another_on_the_same_gpu() {
-    let (Some(mut first), Some(mut second)) = (gpu(), gpu()) else { return };
+    let (Some(mut first), Some(mut second)) = (gpu(), gpu()) else {
+        return;
+    };
     let from = floats(first.as_mut(), LONG);
     for round in 0..5 {
         for value in [0.5, round as f32] {
@@ -102,10 +119,16 @@ fn times_are_those_of_the_host_and_come_after_a_synchronize() {
         assert!(matches!(early, BackendError::Unsupported(_)), "{early}");
         backend.synchronize().unwrap();
         let after = now_ns();
-        let (begin, end) = (backend.time_ns(first).unwrap(), backend.time_ns(last).unwrap());
+        let (begin, end) = (
+            backend.time_ns(first).unwrap(),
+            backend.time_ns(last).unwrap(),
+        );
         // The host looks at its clock within 15 microseconds of the event that sets the GPU's, unless it is busy.
         let slack = 100_000;
-        assert!(before < begin + slack && begin < end && end < after + slack, "round {round}: {before} {begin} {end} {after}");
+        assert!(
+            before < begin + slack && begin < end && end < after + slack,
+            "round {round}: {before} {begin} {end} {after}"
+        );
         // 50 times 128 MiB: no GPU writes that in less than 0.2 ms.
         assert!(end - begin > 200_000, "{}", end - begin);
         assert_eq!(backend.begin_ns(last).unwrap(), end);
@@ -129,11 +152,15 @@ fn what_was_uploaded_may_change_at_once() {
     let mut host = vec![0.0f32; 100_000];
     for (i, span) in spans.iter().enumerate() {
         host[..3].fill(i as f32);
-        backend.upload(Stream::Compute, HostSlice::F32(&host[..3]), *span).unwrap();
+        backend
+            .upload(Stream::Compute, HostSlice::F32(&host[..3]), *span)
+            .unwrap();
     }
     for (i, span) in large.iter().enumerate() {
         host.fill(i as f32 + 0.5);
-        backend.upload(Stream::Compute, HostSlice::F32(&host), *span).unwrap();
+        backend
+            .upload(Stream::Compute, HostSlice::F32(&host), *span)
+            .unwrap();
     }
     host.fill(-1.0);
     for (i, span) in spans.iter().enumerate() {
@@ -147,7 +174,9 @@ fn what_was_uploaded_may_change_at_once() {
 #[test]
 fn too_much_memory_is_an_error_after_which_the_device_goes_on() {
     let Some(mut backend) = gpu() else { return };
-    let error = backend.allocate(Category::Activations, Dtype::F32, 1 << 46).unwrap_err();
+    let error = backend
+        .allocate(Category::Activations, Dtype::F32, 1 << 46)
+        .unwrap_err();
     assert!(matches!(error, BackendError::OutOfMemory { .. }), "{error}");
     let span = floats(backend.as_mut(), 4);
     fill(backend.as_mut(), Stream::Compute, span, 3.0);
@@ -156,13 +185,33 @@ fn too_much_memory_is_an_error_after_which_the_device_goes_on() {
 
 #[test]
 fn results_repeat_to_the_bit() {
-    let (Some(mut first), Some(mut second)) = (gpu(), gpu()) else { return };
+    let (Some(mut first), Some(mut second)) = (gpu(), gpu()) else {
+        return;
+    };
     let (rows, channels) = (100_000, 64);
-    let values: Vec<f32> = (0..rows * channels).map(|i| ((i * 7919) % 10_007) as f32 * 1e-3).collect();
+    let values: Vec<f32> = (0..rows * channels)
+        .map(|i| ((i * 7919) % 10_007) as f32 * 1e-3)
+        .collect();
     let mut statistics = |backend: &mut dyn Backend| {
-        let (x, mean, variance) = (floats(backend, rows * channels), floats(backend, channels), floats(backend, channels));
-        backend.upload(Stream::Compute, HostSlice::F32(&values), x).unwrap();
-        backend.launch(Stream::Compute, Kernel::BatchStatistics { x, mean, variance, rows }).unwrap();
+        let (x, mean, variance) = (
+            floats(backend, rows * channels),
+            floats(backend, channels),
+            floats(backend, channels),
+        );
+        backend
+            .upload(Stream::Compute, HostSlice::F32(&values), x)
+            .unwrap();
+        backend
+            .launch(
+                Stream::Compute,
+                Kernel::BatchStatistics {
+                    x,
+                    mean,
+                    variance,
+                    rows,
+                },
+            )
+            .unwrap();
         [read(backend, mean), read(backend, variance)]
     };
     let expected = statistics(first.as_mut());

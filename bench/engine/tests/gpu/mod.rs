@@ -14,7 +14,10 @@ pub fn gpu() -> Option<Box<dyn Backend>> {
         Ok(backend) => Some(Box::new(backend)),
         Err(reason) => {
             let required = std::env::var_os(REQUIRED).is_some_and(|value| value == "1");
-            assert!(!required, "{REQUIRED} is set, and there is no GPU: {reason}");
+            assert!(
+                !required,
+                "{REQUIRED} is set, and there is no GPU: {reason}"
+            );
             println!("not run on a GPU: {reason}");
             None
         }

@@ -5,6 +5,7 @@
 //! own ranking, so that the same shape has the same algorithm in every run, whatever a clock says.
 //! Reference: cuDNN's API reference, `cudnnConvolutionForward` and the two backwards.
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::cudnn::sys::{
     self, cudnnConvolutionBwdDataAlgo_t as DataAlgorithm,
@@ -146,12 +147,20 @@ impl Shape {
 
 impl Drop for Shape {
     fn drop(&mut self) {
-        // SAFETY: nobody else has the descriptors; cuDNN takes none for none.
+        // SAFETY: nobody else has the descriptors. One that was never made must not be destroyed: cuDNN aborts the process where
+        // the part of it that would destroy it was never loaded.
         unsafe {
-            let _ = sys::cudnnDestroyTensorDescriptor(self.x);
-            let _ = sys::cudnnDestroyTensorDescriptor(self.y);
-            let _ = sys::cudnnDestroyFilterDescriptor(self.weight);
-            let _ = sys::cudnnDestroyConvolutionDescriptor(self.convolution);
+            for tensor in [self.x, self.y] {
+                if !tensor.is_null() {
+                    let _ = sys::cudnnDestroyTensorDescriptor(tensor);
+                }
+            }
+            if !self.weight.is_null() {
+                let _ = sys::cudnnDestroyFilterDescriptor(self.weight);
+            }
+            if !self.convolution.is_null() {
+                let _ = sys::cudnnDestroyConvolutionDescriptor(self.convolution);
+            }
         }
     }
 }
@@ -187,6 +196,7 @@ macro_rules! choose {
 
 impl Dnn {
     pub(super) fn new(stream: CUstream, precision: Precision) -> Result<Self> {
+        load_parts()?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: the context is the thread's.
         unsafe {
@@ -349,6 +359,29 @@ impl Dnn {
         self.shape(window, batch)?.filter = Some(choice);
         check(status, "failed to enqueue a convolution's weight gradient")
     }
+}
+
+/// Has cuDNN load the parts of itself that describe convolutions, on one thread: it does so at first use, and threads that come to that
+/// together have been seen to find it half done.
+fn load_parts() -> Result<()> {
+    static PARTS: Mutex<bool> = Mutex::new(false);
+    let mut parts = PARTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*parts {
+        let window = Window {
+            h: 1,
+            w: 1,
+            c: 1,
+            out_h: 1,
+            out_w: 1,
+            out_c: 1,
+            kernel: 1,
+            stride: 1,
+            padding: 0,
+        };
+        drop(Shape::new(&window, 1, cudnnMathType_t::CUDNN_FMA_MATH)?);
+        *parts = true;
+    }
+    Ok(())
 }
 
 static ONE: f32 = 1.0;

@@ -54,7 +54,7 @@ __device__ __forceinline__ Moments read(const float* of, u32 channels) {
 extern "C" {
 
 // partial [samples, slabs, 4, channels].
-__global__ void moments(
+__global__ void __launch_bounds__(256) moments(
     const float* __restrict__ x, const float* __restrict__ tokens, float padding, float* __restrict__ partial, u64 rows, u32 channels, u64 rows_a_slab
 ) {
     extern __shared__ double room[];
@@ -129,7 +129,7 @@ __global__ void moments(
 }
 
 // mean[c], biased variance[c] of one sample; count[0] where asked for. Zeros without any row.
-__global__ void finish_statistics(
+__global__ void __launch_bounds__(1024) finish_statistics(
     const float* __restrict__ partial, u32 slabs, u32 channels, float* __restrict__ mean, float* __restrict__ variance, float* __restrict__ count
 ) {
     __shared__ Moments kept[32][COLUMNS];
@@ -153,7 +153,7 @@ __global__ void finish_statistics(
 }
 
 // mean and rstd [samples, groups]; a block a (group, sample).
-__global__ void finish_groups(
+__global__ void __launch_bounds__(256) finish_groups(
     const float* __restrict__ partial, u32 slabs, u32 channels, u32 groups, float eps, float* __restrict__ mean, float* __restrict__ rstd
 ) {
     __shared__ Moments kept[256];
@@ -197,7 +197,7 @@ __global__ void update_running(
 }
 
 // y = γ·(x − mean)·rstd + β (+ shortcut), rectified or not; 0 in rows that don't count.
-__global__ void normalize(
+__global__ void __launch_bounds__(256) normalize(
     const float* __restrict__ x, const float* __restrict__ tokens, float padding, const float* __restrict__ mean, const float* __restrict__ rstd,
     const float* __restrict__ gamma, const float* __restrict__ beta, const float* __restrict__ shortcut, float* __restrict__ y, u64 rows, u32 channels, int relu
 ) {
@@ -331,7 +331,7 @@ __device__ __forceinline__ float slab_sum(const float* __restrict__ partial, u32
 extern "C" {
 
 // partial [samples, slabs, 2, channels]: Σ d_y and Σ d_y·(x − mean), with the gates of `sums`. With `y`, d_y is written.
-__global__ void backward_sums(
+__global__ void __launch_bounds__(256) backward_sums(
     const float* x, float* d_y, const float* y, const float* tokens, float padding, const float* mean, const float* again_gamma, const float* again_beta,
     const float* again_rstd, float* partial, u64 rows, u32 channels, u32 groups, u64 rows_a_slab
 ) {
@@ -340,7 +340,7 @@ __global__ void backward_sums(
 }
 
 // sums[0..c], sums[c..2c] of one sample.
-__global__ void finish_sums(const float* __restrict__ partial, u32 slabs, u32 channels, float* __restrict__ sums) {
+__global__ void __launch_bounds__(1024) finish_sums(const float* __restrict__ partial, u32 slabs, u32 channels, float* __restrict__ sums) {
     __shared__ float kept[32][COLUMNS + 1];
     const u32 i = blockIdx.x * COLUMNS + threadIdx.x;
     const float total = slab_sum(partial, slabs, 2 * (u64)channels, i, kept);
@@ -356,7 +356,7 @@ __global__ void backward_affine(
     }
 }
 
-__global__ void backward_input(
+__global__ void __launch_bounds__(256) backward_input(
     const float* __restrict__ x, const float* __restrict__ d_y, const float* __restrict__ tokens, float padding, const float* __restrict__ mean,
     const float* __restrict__ rstd, const float* __restrict__ gamma, const float* __restrict__ sums, const float* __restrict__ count,
     const float* __restrict__ again_gamma, const float* __restrict__ again_beta, const float* __restrict__ again_rstd, float* __restrict__ d_x, u64 rows,
@@ -410,7 +410,7 @@ __global__ void backward_input(
     }
 }
 
-__global__ void backward_eval(
+__global__ void __launch_bounds__(256) backward_eval(
     const float* __restrict__ d_y, const float* __restrict__ tokens, float padding, const float* __restrict__ rstd, const float* __restrict__ gamma,
     float* __restrict__ d_x, u64 rows, u32 channels, int accumulate
 ) {
@@ -434,7 +434,7 @@ __global__ void backward_eval(
 
 // --- gradients of biases: Σ over rows ---
 // partial [slabs, channels].
-__global__ void column_sums(const float* __restrict__ x, float* __restrict__ partial, u64 rows, u32 channels, u64 rows_a_slab) {
+__global__ void __launch_bounds__(256) column_sums(const float* __restrict__ x, float* __restrict__ partial, u64 rows, u32 channels, u64 rows_a_slab) {
     extern __shared__ float shared[];
     const u32 lane = threadIdx.x, channel = (blockIdx.x * blockDim.x + lane) * VECTOR;
     const u64 begin = blockIdx.y * rows_a_slab, end = min(begin + rows_a_slab, rows);
@@ -471,7 +471,7 @@ __global__ void column_sums(const float* __restrict__ x, float* __restrict__ par
 }
 
 // to[c] (+)= the sum over slabs.
-__global__ void finish_column_sums(const float* __restrict__ partial, u32 slabs, u32 channels, float* __restrict__ to, int accumulate) {
+__global__ void __launch_bounds__(1024) finish_column_sums(const float* __restrict__ partial, u32 slabs, u32 channels, float* __restrict__ to, int accumulate) {
     __shared__ float kept[32][COLUMNS + 1];
     const u32 c = blockIdx.x * COLUMNS + threadIdx.x;
     const float total = slab_sum(partial, slabs, channels, c, kept);
@@ -516,7 +516,7 @@ __global__ void sync_merge(
 
 // --- group norm over large samples: after `moments` and `finish_groups`, or `backward_sums` and `finish_group_sums` ---
 // affine: 0 none, 1 per channel, 2 per element of a sample.
-__global__ void group_normalize(
+__global__ void __launch_bounds__(256) group_normalize(
     const float* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ rstd, const float* __restrict__ gamma, const float* __restrict__ beta,
     const float* __restrict__ shortcut, float* __restrict__ y, u64 spatial, u32 channels, u32 groups, u64 batch, int affine, int relu
 ) {
@@ -564,7 +564,7 @@ __global__ void group_normalize(
 }
 
 // As `backward_sums` of γ·d_y, γ per element of a sample.
-__global__ void element_sums(
+__global__ void __launch_bounds__(256) element_sums(
     const float* x, float* d_y, const float* y, const float* gamma, const float* mean, float* partial, u64 rows, u32 channels, u32 groups, u64 rows_a_slab
 ) {
     extern __shared__ float shared[];
@@ -572,7 +572,7 @@ __global__ void element_sums(
 }
 
 // Of each sample and group: sums [samples, groups, 2] of γ·(Σ d_y) and γ·(Σ d_y·(x − mean)), γ per channel or absent; a block a (group, sample).
-__global__ void finish_group_sums(
+__global__ void __launch_bounds__(1024) finish_group_sums(
     const float* __restrict__ partial, const float* __restrict__ gamma, u32 slabs, u32 channels, u32 groups, float* __restrict__ sums
 ) {
     __shared__ float shared[32];
@@ -595,7 +595,7 @@ __global__ void finish_group_sums(
 }
 
 // d_gamma[c] += Σ_samples rstd·Σ d_y·(x − mean), d_beta[c] += Σ_samples Σ d_y: over samples and slabs in the order of a tree.
-__global__ void group_affine(
+__global__ void __launch_bounds__(1024) group_affine(
     const float* __restrict__ partial, const float* __restrict__ rstd, u64 samples, u32 slabs, u32 channels, u32 groups, float* __restrict__ d_gamma,
     float* __restrict__ d_beta
 ) {
@@ -705,7 +705,7 @@ __device__ __forceinline__ void group_input(
 
 extern "C" {
 
-__global__ void group_backward_input(
+__global__ void __launch_bounds__(256) group_backward_input(
     const float* x, const float* d_y, const float* y, const float* gamma, const float* mean, const float* rstd, const float* sums, float* d_x, u64 spatial,
     u32 channels, u32 groups, u64 batch, int accumulate
 ) {
@@ -713,7 +713,7 @@ __global__ void group_backward_input(
 }
 
 // γ per element of a sample.
-__global__ void element_backward_input(
+__global__ void __launch_bounds__(256) element_backward_input(
     const float* x, const float* d_y, const float* y, const float* gamma, const float* mean, const float* rstd, const float* sums, float* d_x, u64 spatial,
     u32 channels, u32 groups, u64 batch, int accumulate
 ) {

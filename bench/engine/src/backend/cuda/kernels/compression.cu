@@ -60,7 +60,7 @@ __global__ void fill_normal(float* to, u64 n, u64 seed, const int* state, u32 st
 }
 
 // One block; modified Gram-Schmidt, as the host's. `rows` ≥ `columns`, columns fastest. More than two columns have Householder reflections.
-__global__ void gram_schmidt(float* matrix, u64 rows, u32 columns) {
+__global__ void __launch_bounds__(1024) gram_schmidt(float* matrix, u64 rows, u32 columns) {
     __shared__ double shared[32];
     auto dot = [&](u32 a, u32 b) {
         double total = 0.0;
@@ -94,7 +94,7 @@ __device__ __forceinline__ void reflect(float* matrix, u64 rows, u32 columns, u3
 }
 
 // One block; the orthonormal factor of a QR factorization, as the host's `householder`. workspace [columns] or more.
-__global__ void householder(float* matrix, u64 rows, u32 columns, float* workspace) {
+__global__ void __launch_bounds__(1024) householder(float* matrix, u64 rows, u32 columns, float* workspace) {
     __shared__ double shared[32];
     for (u32 k = 0; k < columns; ++k) {
         double below = 0.0;

@@ -6,7 +6,7 @@
 extern "C" {
 
 // share[b] = scale / (labels of sample b, at least 1). A warp takes a sample.
-__global__ void label_shares(const int* __restrict__ labels, float* __restrict__ share, u64 batch, u32 positions, float scale) {
+__global__ void __launch_bounds__(1024) label_shares(const int* __restrict__ labels, float* __restrict__ share, u64 batch, u32 positions, float scale) {
     const u32 lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
     for (u64 b = (u64)blockIdx.x * warps + threadIdx.x / WARP; b < batch; b += (u64)gridDim.x * warps) {
         u32 labelled = 0;
@@ -16,7 +16,7 @@ __global__ void label_shares(const int* __restrict__ labels, float* __restrict__
     }
 }
 
-__global__ void row_loss(
+__global__ void __launch_bounds__(1024) row_loss(
     const float* __restrict__ logits, const int* __restrict__ labels, const float* __restrict__ share, float* __restrict__ row_losses,
     float* __restrict__ d_logits, u32 positions, u32 classes
 ) {
@@ -51,7 +51,7 @@ __global__ void row_loss(
 }
 
 // losses[b] = the mean over a sample's labels; loss[0] = scale·Σ losses. One block; a warp takes a sample.
-__global__ void sample_losses(
+__global__ void __launch_bounds__(1024) sample_losses(
     const float* __restrict__ row_losses, const int* __restrict__ labels, float* losses, float* __restrict__ loss, u64 batch, u32 positions, float scale
 ) {
     __shared__ double shared[32];
@@ -82,7 +82,7 @@ __global__ void zero_errors(int* errors) {
 
 // errors[0] += rows whose largest logit (the first of equal ones) is not their label, errors[1] += rows with a label. A block takes a row; whole numbers
 // add up to the same in any order. Logits that are no numbers make an error.
-__global__ void count_errors(const float* __restrict__ logits, const int* __restrict__ labels, int* __restrict__ errors, u32 classes) {
+__global__ void __launch_bounds__(1024) count_errors(const float* __restrict__ logits, const int* __restrict__ labels, int* __restrict__ errors, u32 classes) {
     const u64 row = blockIdx.x;
     const int label = labels[row];
     if (label < 0) return;

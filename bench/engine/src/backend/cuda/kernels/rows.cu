@@ -171,7 +171,7 @@ __device__ __forceinline__ void backward(
 
 extern "C" {
 
-__global__ void run_forward(
+__global__ void __launch_bounds__(512) run_forward(
     const float* x, const float* gamma, const float* beta, const float* shortcut, float* y, float* mean, float* rstd, u64 length, u32 groups, u32 channels,
     int affine, float eps, int relu
 ) {
@@ -182,7 +182,7 @@ __global__ void run_forward(
         forward<1, false>(x, gamma, beta, shortcut, y, mean, rstd, length, groups, channels, affine, eps, relu, shared);
 }
 
-__global__ void rms_forward(
+__global__ void __launch_bounds__(512) rms_forward(
     const float* x, const float* gamma, const float* shortcut, float* y, float* rstd, u64 length, u32 channels, int affine, float eps, int relu
 ) {
     __shared__ float shared[32];
@@ -193,7 +193,7 @@ __global__ void rms_forward(
 }
 
 // `mean` null: RMS norm, whose x̂ has no centre and whose gradient no mean. With `y`, d_y becomes 0 where y is not positive, and stays so.
-__global__ void run_backward(
+__global__ void __launch_bounds__(512) run_backward(
     const float* x, float* d_y, const float* y, const float* gamma, const float* mean, const float* rstd, float* d_x, u64 length, u32 groups, u32 channels,
     int affine, int accumulate
 ) {
@@ -207,7 +207,7 @@ __global__ void run_backward(
 // Gradients of γ and β over runs: x is [samples, spatial, elements] with an element for each γ (per channel: elements = channels; per element:
 // spatial = 1). Threads (32, 8) take 32 elements and a slab of rows each; partial [slabs, 2, elements], added up by `finish_run_affine`. Several groups
 // are only where a run is a group of one pixel. With `y` as in `run_backward`.
-__global__ void run_affine(
+__global__ void __launch_bounds__(256) run_affine(
     const float* __restrict__ x, float* __restrict__ d_y, const float* __restrict__ y, const float* __restrict__ mean, const float* __restrict__ rstd,
     float* __restrict__ partial, u64 rows, u64 spatial, u32 elements, u32 groups, u64 rows_a_slab
 ) {
@@ -259,7 +259,7 @@ __global__ void run_affine(
 }
 
 // d_gamma and d_beta += the sums over slabs, in the order of a tree.
-__global__ void finish_run_affine(const float* __restrict__ partial, u32 slabs, u32 elements, float* __restrict__ d_gamma, float* __restrict__ d_beta) {
+__global__ void __launch_bounds__(1024) finish_run_affine(const float* __restrict__ partial, u32 slabs, u32 elements, float* __restrict__ d_gamma, float* __restrict__ d_beta) {
     __shared__ float2 kept[32][COLUMNS];
     const u32 e = blockIdx.x * COLUMNS + threadIdx.x;
     float2 total = {0.0f, 0.0f};

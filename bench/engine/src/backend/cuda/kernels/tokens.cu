@@ -34,7 +34,7 @@ __global__ void embedding_forward(const float* __restrict__ tokens, const float*
 // In order of the rows, without atomics. Of the rows with the same token the first one's block adds up all: a block looks for the token before its
 // row, stops where it finds it, and goes on behind it where it does not. A thread owns a feature; grid (feature tiles, rows or fewer).
 // `padding` below 0: none.
-__global__ void embedding_backward(
+__global__ void __launch_bounds__(1024) embedding_backward(
     const float* __restrict__ tokens, const float* __restrict__ d_y, float* __restrict__ d_table, u64 rows, u32 features, int padding
 ) {
     extern __shared__ u32 found[];  // a place for each thread
@@ -72,7 +72,7 @@ __global__ void embedding_backward(
 
 // Scores [samples·heads, length, length], already over √size, become drop(softmax) over the keys that are not padding, zeros where all are. A block
 // takes a row. kept[row] = ln Σ exp, infinite where all keys are padding.
-__global__ void attention_softmax(
+__global__ void __launch_bounds__(1024) attention_softmax(
     float* scores, const float* __restrict__ tokens, float* __restrict__ kept, u32 length, u32 heads, int padding, float p, u64 seed, u32 node,
     const int* __restrict__ state, u32 first
 ) {
@@ -107,7 +107,7 @@ __global__ void attention_softmax(
 
 // `scores` as they were before `attention_softmax` become drop(softmax), A; `d_weights`, dO·Vᵀ of the same shape, becomes the gradient of the scores,
 // B = P·(drop(dO·Vᵀ) − Σ P·drop(dO·Vᵀ)). A block takes a row.
-__global__ void attention_softmax_backward(
+__global__ void __launch_bounds__(1024) attention_softmax_backward(
     float* scores, float* d_weights, const float* __restrict__ tokens, const float* __restrict__ kept, u32 length, u32 heads, int padding, float p, u64 seed,
     u32 node, const int* __restrict__ state, u32 first
 ) {

@@ -128,7 +128,10 @@ impl Operands {
         let Heads { length, size, .. } = part.heads;
         let product = part.product(length, length, size, part.scale());
         for sample in 0..part.samples {
-            let (q, k) = (part.of_qkv(self.qkv, sample, 0), part.of_qkv(self.qkv, sample, 1));
+            let (q, k) = (
+                part.of_qkv(self.qkv, sample, 0),
+                part.of_qkv(self.qkv, sample, 1),
+            );
             l.product(product, q, transposed(k), part.of_scores(scores, sample))?;
         }
         Ok(())

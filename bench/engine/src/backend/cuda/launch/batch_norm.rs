@@ -19,7 +19,10 @@ struct Mask {
     padding: f32,
 }
 
-const OPEN: Mask = Mask { tokens: 0, padding: 0.0 };
+const OPEN: Mask = Mask {
+    tokens: 0,
+    padding: 0.0,
+};
 
 /// γ, β and 1/deviation of a rectifier that is computed again.
 fn again(l: &Launch<'_>, gate: Gate) -> [CUdeviceptr; 3] {

@@ -35,9 +35,16 @@ pub(super) struct Cut {
 
 impl Cut {
     /// `spans` are what is read or written several channels at a time.
-    pub(super) fn new(l: &Launch<'_>, samples: usize, rows: usize, channels: usize, spans: &[CUdeviceptr]) -> Self {
+    pub(super) fn new(
+        l: &Launch<'_>,
+        samples: usize,
+        rows: usize,
+        channels: usize,
+        spans: &[CUdeviceptr],
+    ) -> Self {
         let fits = |vector: &usize| {
-            channels.is_multiple_of(*vector) && spans.iter().all(|at| at.is_multiple_of(4 * *vector as u64))
+            channels.is_multiple_of(*vector)
+                && spans.iter().all(|at| at.is_multiple_of(4 * *vector as u64))
         };
         let vector = [4, 2].into_iter().find(fits).unwrap_or(1);
         let tiles = channels / vector;
@@ -82,11 +89,14 @@ impl Cut {
     /// Blocks of what writes every row.
     pub(super) fn walk(&self) -> Grid {
         let together = if self.vector == 1 { 4 } else { 2 };
-        let most = (super::WAVES as usize * self.multiprocessors).div_ceil(self.across * self.samples.clamp(1, SIDE));
+        let most = (super::WAVES as usize * self.multiprocessors)
+            .div_ceil(self.across * self.samples.clamp(1, SIDE));
         Grid {
             blocks: [
                 self.across as u32,
-                self.rows.div_ceil(self.down * together).clamp(1, most.min(SIDE)) as u32,
+                self.rows
+                    .div_ceil(self.down * together)
+                    .clamp(1, most.min(SIDE)) as u32,
                 self.samples.min(SIDE) as u32,
             ],
             threads: [self.lanes as u32, self.down as u32],

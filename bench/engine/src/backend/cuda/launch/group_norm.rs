@@ -44,11 +44,14 @@ impl Shape {
     }
     fn runs(&self) -> Grid {
         let threads = self.run().div_ceil(16).next_multiple_of(32) as u32;
-        Grid::blocks((self.batch * self.groups) as u32, threads.clamp(32, 1024))
+        Grid::blocks((self.batch * self.groups) as u32, threads.clamp(32, 512))
     }
     /// Blocks that finish what slabs of each group held.
     fn per_group(&self) -> Grid {
-        Grid { blocks: [self.groups as u32, self.batch as u32, 1], ..Grid::blocks(1, 64) }
+        Grid {
+            blocks: [self.groups as u32, self.batch as u32, 1],
+            ..Grid::blocks(1, 64)
+        }
     }
 }
 
@@ -130,8 +133,16 @@ fn forward_in_runs(l: &Launch<'_>, shape: Shape, o: Forward) -> Result<()> {
 }
 
 /// γ and β are read several at a time too, where each element has its own.
-fn with_affine(shape: Shape, spans: &[CUdeviceptr], parameters: [CUdeviceptr; 2]) -> Vec<CUdeviceptr> {
-    let own = if shape.affine == Affine::Element { &parameters[..] } else { &[] };
+fn with_affine(
+    shape: Shape,
+    spans: &[CUdeviceptr],
+    parameters: [CUdeviceptr; 2],
+) -> Vec<CUdeviceptr> {
+    let own = if shape.affine == Affine::Element {
+        &parameters[..]
+    } else {
+        &[]
+    };
     spans.iter().chain(own).copied().collect()
 }
 
