@@ -72,13 +72,17 @@ def rows(table: Path) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def ran(
-    binary: Path, scenario: str, table: str, beside: Callable[[subprocess.Popen[str]], None] | None = None, *, interrupted: bool = False
+    binary: Path, scenario: str, table: str, beside: Callable[[subprocess.Popen[str]], None] | None = None, *, interrupted: bool = False,
+    further: tuple[str, ...] = (),
 ) -> Iterator[Path]:  # fmt: skip
-    """Run a scenario; within the `with` its table is there. `beside` may watch the process, and interrupt it if that is wanted."""
+    """Run a scenario; within the `with` its table is there. `beside` may watch the process, and interrupt it if that is wanted.
+
+    `further` are more arguments of `syncmark run`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "scenario.toml", Path(folder) / "out"
         path.write_text(scenario)
-        command = [binary, "run", "--quiet", "--out", out, path]
+        command = [binary, "run", "--quiet", "--out", out, *further, path]
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if beside:
             beside(run)
