@@ -69,7 +69,7 @@ pub struct ScenarioArgs {
 /// Values of `--backend`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BackendArg {
-    /// The fastest that this build has.
+    /// GPUs where all is there that the scenario needs, with one for each device, and else the CPU; the run says which and why.
     Auto,
     /// Sets of CPU cores.
     Cpu,

@@ -9,6 +9,7 @@ pub mod man;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod runnable;
 pub mod schema;
 pub mod verify;
 

@@ -1,11 +1,13 @@
 //! Describes the machine, the limits and the build that a run's figures belong to.
 //!
-//! Contract: reads files of the kernel below a root that tests replace, and never measures anything. What the
+//! Contract: reads files of the kernel below a root that tests replace, asks NVIDIA's driver where there is one, and never measures
+//! anything. What the
 //! machine does not say stays `None` or empty. Of the environment's variables only an allow-list is kept.
 //! Reference: proc(5), sysfs(5), and `syncmark_record::environment`.
 pub mod build;
 pub mod cgroup;
 pub mod cores;
+pub mod gpus;
 pub mod machine;
 
 use std::collections::BTreeMap;
@@ -115,6 +117,7 @@ pub fn capture(run: Run) -> Environment {
         ))
     });
     let mut environment = describe(&Root::machine(), variables);
+    environment.cuda = gpus::with_a_driver();
     environment.scenario = run.scenario.to_string();
     environment.command = run.command;
     environment.started = run.started;
@@ -125,7 +128,7 @@ pub fn capture(run: Run) -> Environment {
     environment
 }
 
-/// Describes the machine below `root`, with the variables of the allow-list; the fields of [`Run`] and of the build
+/// Describes the machine below `root`, with the variables of the allow-list; the fields of [`Run`], of the build and of GPUs
 /// stay empty.
 pub fn describe(root: &Root, variables: impl IntoIterator<Item = (String, String)>) -> Environment {
     let affinity = cores::affinity(root);
@@ -154,6 +157,8 @@ pub fn describe(root: &Root, variables: impl IntoIterator<Item = (String, String
             .map(|set| set.name().to_owned()),
         memory_bytes: memory_bytes(root, "MemTotal").unwrap_or(0),
         machine: machine::machine(root, &affinity),
+        cuda: None,
+        auto_backend: None,
         governor: affinity
             .first()
             .and_then(|&core| cores::governor(root, core)),

@@ -1,8 +1,9 @@
 //! The plan of a scenario: its trials in order, what was left out and why, and what it will take.
 //!
-//! Contract: a plan does no I/O and depends on nothing but the scenario and the command line: the same
+//! Contract: a plan does no I/O and depends on nothing but the scenario, the command line and what `auto` stands for: the same
 //! input gives the same plan, ids and order on every machine. See "Data flows one way" in ARCHITECTURE.md.
 pub mod axes;
+pub mod backend;
 pub mod build;
 pub mod collectives;
 pub mod combine;
@@ -16,9 +17,10 @@ pub mod settings;
 pub mod unused;
 
 use crate::args::ScenarioArgs;
-use crate::error::{CliError, Result};
+use crate::error::Result;
+use crate::plan::backend::Choice;
 use crate::plan::build::{Request, build};
-use crate::plan::config::{Backend, TrialConfig};
+use crate::plan::config::TrialConfig;
 use crate::plan::settings::Settings;
 use crate::scenario::file::Scenario;
 use crate::scenario::preset;
@@ -30,6 +32,8 @@ pub struct Plan {
     pub scenario: Scenario,
     /// `scenario.toml` as run: the file with `--set` applied, to be written into the run folder.
     pub toml: String,
+    /// What `auto` stands for; none where no trial leaves its backend to the machine.
+    pub auto: Option<Choice>,
     /// In the order of the file: variants outside, the sweep's last key innermost.
     pub trials: Vec<Trial>,
     /// Combinations that mean nothing, with the reason.
@@ -57,6 +61,8 @@ pub struct Trial {
     pub parameters: u64,
     /// What a reader must know, such as devices that get no samples.
     pub notes: Vec<String>,
+    /// Whether its backend was left to the machine.
+    pub automatic: bool,
 }
 
 /// A combination that means nothing.
@@ -79,11 +85,16 @@ pub struct Merged {
     pub into: String,
 }
 
-/// The plans of the scenarios on a command line, in their order; with `profile` those of profiles of their models.
+/// The plans of the scenarios on a command line, in their order; with `profile` those of profiles of their models. `choose` says
+/// what `auto` stands for in a plan, and is asked only where a trial leaves it open.
 ///
 /// # Errors
 /// A scenario that cannot be read, and anything wrong with it or with the arguments.
-pub fn plans(args: &ScenarioArgs, profile: bool) -> Result<Vec<Plan>> {
+pub fn plans(
+    args: &ScenarioArgs,
+    profile: bool,
+    choose: &dyn Fn(&Plan) -> Choice,
+) -> Result<Vec<Plan>> {
     let backend = args
         .backend
         .map(|backend| ("--backend", format!("parallel.backend={}", backend.name())));
@@ -96,32 +107,32 @@ pub fn plans(args: &ScenarioArgs, profile: bool) -> Result<Vec<Plan>> {
         .iter()
         .map(|argument| {
             let (name, text) = preset::scenario(argument)?;
-            build(&Request {
+            let request = Request {
                 name,
                 text,
                 overrides: overrides.clone(),
                 filters: args.filters.clone(),
                 profile,
-                as_run: false,
-            })
+                ..Request::default()
+            };
+            with_choice(request, choose)
         })
         .collect()
 }
 
-impl Plan {
-    /// Whether this build has the backends that the plan asks for; `run` and `verify` ask before they start.
-    ///
-    /// # Errors
-    /// Exit status 4, when a trial asks for a backend that this build does not have.
-    pub fn require_backend(&self) -> Result<()> {
-        if self
-            .trials
-            .iter()
-            .any(|trial| trial.config.backend == Backend::Cuda && false)
-        {
-            return Err(CliError::nothing_runs("this build has no CUDA backend yet")
-                .help("leave out `--backend cuda`, or write `parallel.backend = \"auto\"`"));
+/// The plan of a request, with what `choose` makes of `auto`.
+///
+/// # Errors
+/// As [`build()`].
+pub fn with_choice(mut request: Request, choose: &dyn Fn(&Plan) -> Choice) -> Result<Plan> {
+    let mut plan = build(&request)?;
+    if plan.trials.iter().any(|trial| trial.automatic) {
+        let choice = choose(&plan);
+        if choice.backend != request.auto {
+            request.auto = choice.backend;
+            plan = build(&request)?;
         }
-        Ok(())
+        plan.auto = Some(choice);
     }
+    Ok(plan)
 }

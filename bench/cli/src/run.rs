@@ -4,6 +4,7 @@
 //! knows one job's processes and nothing of plans. Between them stands [`job::Executor`]. A child ([`rank`]) speaks
 //! [`protocol`] and writes events to a [`spool`], which [`recorder`] folds into rows.
 pub mod agreement;
+pub mod backend;
 pub mod blame;
 pub mod child;
 pub mod collectives_summary;

@@ -335,17 +335,3 @@ fn verify_runs_every_trial_and_writes_nothing() {
     assert_eq!(stdout.matches("passed").count(), 2, "{stdout}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
-
-#[test]
-fn what_this_build_cannot_run_is_exit_status_four() {
-    let output = command()
-        .args(["run", "quickstart", "--backend", "cuda"])
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(4), "{stderr}");
-    assert!(
-        stderr.contains("this build has no CUDA backend yet"),
-        "{stderr}"
-    );
-}

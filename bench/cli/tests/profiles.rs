@@ -2,6 +2,7 @@
 use syncmark::args::ScenarioArgs;
 use syncmark::cmd::plan::describe;
 use syncmark::error::Status;
+use syncmark::plan::backend::Choice;
 use syncmark::plan::build::{Request, build};
 use syncmark::plan::config::Work;
 use syncmark::plan::{Plan, plans};
@@ -13,7 +14,7 @@ fn profile(name: &str, overrides: &[&str]) -> Plan {
         overrides: overrides.iter().map(|text| (*text).to_owned()).collect(),
         ..ScenarioArgs::default()
     };
-    let plans = plans(&args, true);
+    let plans = plans(&args, true, &|_| Choice::cpu("is a test"));
     plans
         .unwrap_or_else(|error| panic!("{name}: {}", error.render(false)))
         .remove(0)
@@ -76,7 +77,8 @@ fn only_training_can_be_profiled() {
             scenarios: vec![name.to_owned()],
             ..ScenarioArgs::default()
         };
-        let error = plans(&args, true).expect_err("it does not train");
+        let error =
+            plans(&args, true, &|_| Choice::cpu("is a test")).expect_err("it does not train");
         assert_eq!(error.status(), Status::Usage);
         let text = error.render(false);
         assert!(

@@ -17,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
         name: "fuzzed.toml".to_owned(),
         text: scenario.to_owned(),
         overrides: overrides.collect(),
-        filters: Vec::new(),
+        ..Request::default()
     };
     match build(&request) {
         Ok(plan) => {

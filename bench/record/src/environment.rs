@@ -3,10 +3,12 @@
 //! Contract: a plain description; nothing here asks the operating system (the command line's environment
 //! capture does). `None` means that the machine does not say, never that the value is zero.
 //! Reference: "A run folder" in ARCHITECTURE.md.
+pub mod gpu;
 pub mod machine;
 
 use std::collections::BTreeMap;
 
+use gpu::Cuda;
 use machine::{Build, Machine};
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +58,13 @@ pub struct Environment {
     /// What else the machine tells of itself.
     #[serde(default)]
     pub machine: Machine,
+    /// GPUs and NVIDIA's libraries, where there is a driver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuda: Option<Cuda>,
+    /// What `parallel.backend = "auto"` stood for, `cpu` or `cuda`; none where no trial left it open. Before this was
+    /// recorded it was the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_backend: Option<String>,
     /// Frequency governor of the first core of `affinity`.
     pub governor: Option<String>,
     /// CPU limit of the container or control group, in cores.
@@ -132,6 +141,16 @@ pub(crate) fn sample() -> Environment {
             turbo: Some(false),
             ..Machine::default()
         },
+        cuda: Some(Cuda {
+            driver: Some("580.82.07".into()),
+            gpus: vec![gpu::Gpu {
+                name: "Example GPU".into(),
+                nvlinks: vec![gpu::NvLink::default()],
+                ..gpu::Gpu::default()
+            }],
+            ..Cuda::default()
+        }),
+        auto_backend: Some("cuda".into()),
         governor: None,
         cpu_limit_cores: Some(2.0),
         memory_limit_bytes: None,
@@ -169,12 +188,33 @@ mod tests {
     fn an_environment_of_the_first_version_is_read() {
         let mut value = serde_json::to_value(sample()).unwrap();
         let fields = value.as_object_mut().unwrap();
-        for newer in ["scenario_commit", "build", "machine", "resumed", "launched"] {
+        for newer in [
+            "scenario_commit",
+            "build",
+            "machine",
+            "cuda",
+            "auto_backend",
+            "resumed",
+            "launched",
+        ] {
             fields.remove(newer).unwrap();
         }
         let read: Environment = serde_json::from_value(value).unwrap();
         assert_eq!((read.machine, read.build), Default::default());
+        assert_eq!((read.cuda, read.auto_backend), (None, None));
         assert_eq!(read.host, "example");
+    }
+
+    #[test]
+    fn a_gpu_that_tells_less_is_read() {
+        let text =
+            r#"{"gpus": [{"index": 3, "clocks": {"sm_mhz": 345}}], "of_a_later_version": 1}"#;
+        let read: Cuda = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            (read.gpus[0].index, read.gpus[0].clocks.sm_mhz),
+            (3, Some(345))
+        );
+        assert_eq!(read.gpus[0].ecc, None);
     }
 
     #[test]

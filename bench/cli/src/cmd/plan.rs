@@ -5,9 +5,10 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use crate::args::PlanArgs;
 use crate::cmd::print;
-use crate::cmd::run::check_runnable;
+use crate::cmd::runnable::check_runnable;
 use crate::error::{Result, Status};
 use crate::plan::{Plan, Trial, estimate, plans};
+use crate::run::backend::{self, note_shared_gpus};
 use crate::run::conductor::lanes;
 use crate::run::cores;
 
@@ -16,7 +17,8 @@ use crate::run::cores;
 /// # Errors
 /// Anything wrong with a scenario or an argument; a stdout that cannot be written.
 pub fn execute(args: &PlanArgs) -> Result<Status> {
-    let plans = plans(&args.scenario, args.profile)?;
+    let mut plans = plans(&args.scenario, args.profile, &backend::choose)?;
+    plans.iter_mut().for_each(note_shared_gpus);
     let texts = plans.iter().map(|plan| describe(plan) + &here(plan));
     let texts: Vec<String> = texts.collect();
     print(&texts.join("\n"))
@@ -25,6 +27,9 @@ pub fn execute(args: &PlanArgs) -> Result<Status> {
 /// What `run` would say to the plan on this machine: the only part that another machine has otherwise.
 fn here(plan: &Plan) -> String {
     let mut text = String::new();
+    if let Some(choice) = &plan.auto {
+        let _ = writeln!(text, "\n{}", choice.sentence());
+    }
     if let Err(error) = check_runnable(plan) {
         let _ = writeln!(text, "\n`syncmark run` would refuse it here:");
         text.push_str(&error.render(false));

@@ -5,37 +5,37 @@
 //! The story of the measuring itself is [`crate::run::conductor`]. Exit statuses are those of `syncmark run --help`.
 use std::path::{Path, PathBuf};
 
-use syncmark_engine::backend::cpu::instructions;
 use syncmark_record::rows::TrialRow;
 use syncmark_record::{Environment, FolderError, RunFolder};
 use syncmark_report::answer::answer;
 use syncmark_report::run_data::RunData;
 
 use crate::agent::crew::Crew;
-use crate::args::{RunArgs, ScenarioArgs};
+use crate::args::RunArgs;
 use crate::cmd::launch::{Part, part};
 use crate::cmd::print;
 use crate::cmd::report::{self, HAS_PDF, Pdf};
+use crate::cmd::runnable::{runnable, runnable_plans};
 use crate::environment;
 use crate::error::{CliError, Result, Status};
-use crate::plan::config::SourceConfig;
-use crate::plan::{Plan, Trial, plans};
+use crate::plan::config::Backend;
+use crate::plan::{Plan, Trial};
+use crate::run::backend;
 use crate::run::collectives_summary;
 use crate::run::conductor::{Conductor, RunEnd};
-use crate::run::data_folder::DataSet;
 use crate::run::job::{Clock, Executor, SystemClock};
 use crate::run::layers_summary;
 use crate::run::learning_summary;
 use crate::run::ledger::FolderLedger;
 use crate::run::norms_summary;
 use crate::run::progress::Bar;
-use crate::run::resume::{Done, plan_as_run, resume};
+use crate::run::resume::{Done, choice_as_run, plan_as_run, resume};
 use crate::run::signals::Signals;
 use crate::run::standing::{Standing, Unrun};
 use crate::run::summary::{cautions, summary, terminal_width};
 use crate::run::supervise::Supervisor;
 use crate::run::trial_row::row;
-use crate::scenario::file::{BackendChoice, Kind};
+use crate::scenario::file::Kind;
 
 /// Runs every scenario. The worst status of them counts; ctrl-C ends them all.
 ///
@@ -45,13 +45,12 @@ pub fn execute(args: &RunArgs) -> Result<Status> {
     let signals = Signals::install()
         .map_err(|error| CliError::failed(format!("failed to take over ctrl-C: {error}")))?;
     let plans = match &args.resume {
-        Some(folder) if args.scenario.scenarios.is_empty() => {
-            plan_as_run(folder, args).and_then(|plan| {
-                check_runnable(&plan)?;
-                Ok(vec![plan])
-            })
-        }
-        _ => runnable_plans(&args.scenario, args.profile),
+        Some(folder) if args.scenario.scenarios.is_empty() => plan_as_run(folder, args)
+            .and_then(runnable)
+            .map(|plan| vec![plan]),
+        Some(folder) => choice_as_run(folder)
+            .and_then(|choice| runnable_plans(&args.scenario, args.profile, &|_| choice.clone())),
+        None => runnable_plans(&args.scenario, args.profile, &backend::choose),
     };
     let (plans, crew) = match part("run", args.launcher, plans, &signals)? {
         Part::Conduct { plans, crew } => (plans, crew),
@@ -82,54 +81,6 @@ pub fn execute(args: &RunArgs) -> Result<Status> {
     Ok(status)
 }
 
-/// The plans of the scenarios, all of which have something to run here.
-///
-/// # Errors
-/// Exit status 2 for a bad scenario, 4 when nothing of one can run here.
-pub fn runnable_plans(args: &ScenarioArgs, profile: bool) -> Result<Vec<Plan>> {
-    let plans = plans(args, profile)?;
-    plans.iter().try_for_each(check_runnable)?;
-    Ok(plans)
-}
-
-/// Whether this build and this plan have something to run.
-///
-/// # Errors
-/// Exit status 4 with what is missing.
-pub fn check_runnable(plan: &Plan) -> Result<()> {
-    plan.require_backend()?;
-    instructions::from_environment().map_err(CliError::usage)?;
-    for (set, path) in plan
-        .trials
-        .iter()
-        .filter_map(|trial| DataSet::of(&trial.config.data.source))
-    {
-        set.locate(path)
-            .map_err(|missing| CliError::nothing_runs(missing.to_string()).help(missing.help()))?;
-    }
-    for trial in &plan.trials {
-        if let SourceConfig::Text {
-            path: Some(path), ..
-        } = &trial.config.data.source
-            && !Path::new(path).is_file()
-        {
-            let message = format!("no list of words at {path}");
-            let help = "install Debian's package wamerican for /usr/share/dict/words, name another file with a word a line in data.path, or leave \
-                        data.path out for the shipped words";
-            return Err(CliError::nothing_runs(message).help(help));
-        }
-    }
-    if plan.trials.is_empty() {
-        let name = &plan.scenario.name;
-        return Err(
-            CliError::nothing_runs(format!("scenario {name} has no trial left to run")).help(
-                format!("see `syncmark plan {name}` for what is left out and why"),
-            ),
-        );
-    }
-    Ok(())
-}
-
 /// The folder of the one scenario that is to be finished, and what of it is done.
 fn take_up(plans: &[Plan], folder: &Path, crew: Option<&Crew>) -> Result<(RunFolder, Done)> {
     let [plan] = plans else {
@@ -152,6 +103,8 @@ fn here(plan: &Plan, scenario: &str, crew: Option<&Crew>) -> Environment {
         started: SystemClock::default().utc(),
     });
     environment.launched = crew.map(Crew::record);
+    let auto = plan.auto.as_ref();
+    environment.auto_backend = auto.map(|choice| choice.backend.name().to_owned());
     environment
 }
 
@@ -213,6 +166,14 @@ fn run(
     signals: &Signals,
     crew: Option<&Crew>,
 ) -> Result<Status> {
+    // Where it is the CPU the end says so: nobody is surprised before.
+    if let Some(choice) = plan
+        .auto
+        .as_ref()
+        .filter(|auto| auto.backend == Backend::Cuda)
+    {
+        eprintln!("{}", choice.sentence());
+    }
     signals.hold();
     let end = measure(plan, &folder, done, quiet, signals, crew)?;
     if let Some(departure) = crew.and_then(Crew::departure) {
@@ -358,8 +319,8 @@ fn closing_words(plan: &Plan, folder: &RunFolder, trials: &[TrialRow]) -> String
     cautions(trials)
         .iter()
         .for_each(|caution| text.push_str(&format!("warning: {caution}\n")));
-    if plan.scenario.parallel.backend == BackendChoice::Auto {
-        text.push_str("Backend cpu: `auto` takes the fastest of this build, which has no other.\n");
+    if let Some(choice) = &plan.auto {
+        text.push_str(&format!("{}\n", choice.sentence()));
     }
     text.push_str(&format!("\n{}\n", folder.path().display()));
     text

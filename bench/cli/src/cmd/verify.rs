@@ -6,9 +6,11 @@ use crate::agent::crew::Crew;
 use crate::args::VerifyArgs;
 use crate::cmd::launch::{Part, part};
 use crate::cmd::print;
-use crate::cmd::run::{runnable_plans, worse};
+use crate::cmd::run::worse;
+use crate::cmd::runnable::runnable_plans;
 use crate::error::{CliError, Result, Status};
 use crate::plan::Plan;
+use crate::run::backend;
 use crate::run::progress::{Bar, outcome_name};
 use crate::run::signals::Signals;
 use crate::run::summary::{bordered, terminal_width};
@@ -22,7 +24,7 @@ use crate::run::verification::{Verified, verify};
 pub fn execute(args: &VerifyArgs) -> Result<Status> {
     let signals = Signals::install()
         .map_err(|error| CliError::failed(format!("failed to take over ctrl-C: {error}")))?;
-    let plans = runnable_plans(&args.scenario, false);
+    let plans = runnable_plans(&args.scenario, false, &backend::choose);
     let (plans, crew) = match part("verify", args.launcher, plans, &signals)? {
         Part::Conduct { plans, crew } => (plans, crew),
         Part::Served(status) => return Ok(status),
@@ -89,6 +91,9 @@ fn describe(plan: &Plan, verified: &[Verified]) -> String {
                 outcome_name(found.outcome)
             ));
         }
+    }
+    if let Some(choice) = &plan.auto {
+        text.push_str(&format!("{}\n", choice.sentence()));
     }
     if verified.len() < plan.trials.len() {
         text.push_str(&format!(

@@ -7,14 +7,14 @@ use crate::plan::axes::{
     Overrides, apply_override, combinations, describe, sweep_is_not_empty, variants,
 };
 use crate::plan::combine::{Combination, combine};
-use crate::plan::config::{StrategyConfig, TrialConfig};
+use crate::plan::config::{Backend, StrategyConfig, TrialConfig};
 use crate::plan::profile::profile;
 use crate::plan::settings::{Settings, labels, settings, told_apart};
 use crate::plan::unused::unused;
 use crate::plan::{LeftOut, Merged, Plan, Trial, identity, model};
 use crate::scenario::check::Checker;
 use crate::scenario::contradictions;
-use crate::scenario::file::{Kind, Scenario};
+use crate::scenario::file::{BackendChoice, Kind, Scenario};
 use crate::scenario::keys::{self, Assignment};
 use crate::scenario::problem::{Problem, Sources};
 use crate::scenario::read::read;
@@ -35,6 +35,8 @@ pub struct Request {
     pub profile: bool,
     /// Whether the text is the `scenario.toml` of a run folder: its overrides are in it, and it stays as it is.
     pub as_run: bool,
+    /// What computes where the scenario leaves it to the machine.
+    pub auto: Backend,
 }
 
 /// Builds the plan.
@@ -89,6 +91,7 @@ fn read_and_combine(
     let mut built = Built {
         scenario,
         tree,
+        auto: request.auto,
         trials: Vec::new(),
         left_out: Vec::new(),
         merged: Vec::new(),
@@ -106,11 +109,13 @@ struct Draft {
     settings: Settings,
     parameters: u64,
     notes: Vec<String>,
+    automatic: bool,
 }
 
 struct Built {
     scenario: Scenario,
     tree: Node,
+    auto: Backend,
     trials: Vec<Draft>,
     left_out: Vec<LeftOut>,
     merged: Vec<Merged>,
@@ -180,7 +185,7 @@ impl Built {
     ) -> std::result::Result<(), Problem> {
         let scenario: Scenario = read(tree)?;
         let what = || describe(variant, combination);
-        let (config, parameters, notes) = match combine(&scenario, tree)? {
+        let (config, parameters, notes) = match combine(&scenario, tree, self.auto)? {
             // It is all that the scenario asks for: its author must change it.
             Combination::LeftOut { why, instead }
                 if variant.is_none() && combination.is_empty() =>
@@ -202,7 +207,10 @@ impl Built {
             } => (*config, parameters, notes),
         };
         let id = identity::id(&config);
-        if self.trials.iter().any(|trial| trial.id == id) {
+        let automatic = scenario.parallel.backend == BackendChoice::Auto;
+        if let Some(equal) = self.trials.iter_mut().find(|trial| trial.id == id) {
+            // What is open in one of the two is open: they differ where `auto` stands for something else.
+            equal.automatic |= automatic;
             self.merged.push(Merged {
                 what: what(),
                 into: id,
@@ -217,6 +225,7 @@ impl Built {
             settings,
             parameters,
             notes,
+            automatic,
         });
         Ok(())
     }
@@ -315,11 +324,13 @@ impl Built {
                 settings: draft.settings,
                 parameters: draft.parameters,
                 notes: draft.notes,
+                automatic: draft.automatic,
             });
         let trials = trials.collect();
         Ok(Plan {
             scenario: self.scenario,
             toml,
+            auto: None,
             trials,
             left_out: self.left_out,
             merged: self.merged,

@@ -4,17 +4,18 @@
 //! value in all of them, so that equal work is an equal configuration.
 use syncmark_engine::model::spec::{ModelSpec, Norm};
 
-use crate::plan::combine::{Combination, backend, measure, notes};
+use crate::plan::backend::resolved;
+use crate::plan::combine::{Combination, measure, notes};
 use crate::plan::config::{
-    Batch, CollectivesConfig, DataConfig, DdpConfig, PROTOCOL_VERSION, SourceConfig,
+    Backend, Batch, CollectivesConfig, DataConfig, DdpConfig, PROTOCOL_VERSION, SourceConfig,
     StrategyConfig, TrialConfig, Work,
 };
 use crate::scenario::file::{
     BUCKET_CAP, Compression, FIRST_BUCKET_CAP, Optimizer, Scaling, Scenario, Schedule,
 };
 
-/// Resolves a checked scenario of this kind.
-pub fn combine(scenario: &Scenario) -> Combination {
+/// Resolves a checked scenario of this kind; `auto` is what computes where it leaves that open.
+pub fn combine(scenario: &Scenario, auto: Backend) -> Combination {
     let devices = scenario.parallel.devices;
     if devices < 2 {
         return Combination::LeftOut {
@@ -28,13 +29,13 @@ pub fn combine(scenario: &Scenario) -> Combination {
     };
     let notes = notes(scenario, &batch);
     Combination::Trial {
-        config: Box::new(config(scenario, batch)),
+        config: Box::new(config(scenario, batch, auto)),
         parameters: 0,
         notes,
     }
 }
 
-fn config(scenario: &Scenario, batch: Batch) -> TrialConfig {
+fn config(scenario: &Scenario, batch: Batch, auto: Backend) -> TrialConfig {
     let collectives = &scenario.collectives;
     let mut measure = measure(scenario);
     // Collectives have lengths of their own.
@@ -78,7 +79,7 @@ fn config(scenario: &Scenario, batch: Batch) -> TrialConfig {
             compression: Compression::None,
             broadcast_buffers: true,
         }),
-        backend: backend(scenario),
+        backend: resolved(scenario.parallel.backend, auto),
         devices: scenario.parallel.devices,
         threads: 1,
         scaling: Scaling::Weak,

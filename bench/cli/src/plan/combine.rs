@@ -6,6 +6,7 @@
 use syncmark_engine::data::tokens::{FIRST_WORD, PADDING};
 use syncmark_engine::model::spec::ModelSpec;
 
+use crate::plan::backend::resolved;
 use crate::plan::config::{
     Backend, Batch, DataConfig, DdpConfig, DpConfig, LearningConfig, Length, MaskingConfig,
     MeasureConfig, PROTOCOL_VERSION, SourceConfig, StrategyConfig, TrialConfig, Work, Zero1Config,
@@ -13,8 +14,8 @@ use crate::plan::config::{
 use crate::plan::{collectives, model};
 use crate::scenario::check::{Checker, check};
 use crate::scenario::file::{
-    BUCKET_CAP, BackendChoice, FIRST_BUCKET_CAP, HIDDEN, Kind, Optimizer, Parallel, Predict,
-    Scaling, Scenario, Source, Strategy, TimeSpan,
+    BUCKET_CAP, FIRST_BUCKET_CAP, HIDDEN, Kind, Optimizer, Parallel, Predict, Scaling, Scenario,
+    Source, Strategy, TimeSpan,
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Node;
@@ -45,15 +46,15 @@ pub enum Combination {
     },
 }
 
-/// Resolves one effective scenario; `tree` is what it was read from.
+/// Resolves one effective scenario; `tree` is what it was read from, `auto` what computes where it leaves that open.
 ///
 /// # Errors
 /// When the scenario is wrong, as opposed to meaningless.
-pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem> {
+pub fn combine(scenario: &Scenario, tree: &Node, auto: Backend) -> Result<Combination, Problem> {
     check(scenario, tree)?;
     let checker = Checker(tree);
     if scenario.kind == Kind::Collectives {
-        return Ok(collectives::combine(scenario));
+        return Ok(collectives::combine(scenario, auto));
     }
     let spec = model::spec(scenario, &checker)?;
     let batch = batch(scenario);
@@ -92,7 +93,7 @@ pub fn combine(scenario: &Scenario, tree: &Node) -> Result<Combination, Problem>
         accumulation: scenario.train.accumulation,
         train_seed: scenario.train.seed,
         strategy,
-        backend: backend(scenario),
+        backend: resolved(scenario.parallel.backend, auto),
         devices: scenario.parallel.devices,
         threads: scenario.parallel.threads,
         scaling: scenario.parallel.scaling,
@@ -179,14 +180,6 @@ fn learning(scenario: &Scenario, spec: &ModelSpec) -> LearningConfig {
         } else {
             0
         },
-    }
-}
-
-pub(super) fn backend(scenario: &Scenario) -> Backend {
-    match scenario.parallel.backend {
-        // This build computes on CPUs alone, so they are the fastest that it has.
-        BackendChoice::Auto | BackendChoice::Cpu => Backend::Cpu,
-        BackendChoice::Cuda => Backend::Cuda,
     }
 }
 

@@ -225,10 +225,11 @@ pub struct DataConfig {
 }
 
 /// What computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
     /// Sets of CPU cores.
+    #[default]
     Cpu,
     /// NVIDIA GPUs.
     Cuda,

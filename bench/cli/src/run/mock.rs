@@ -107,6 +107,7 @@ pub(crate) fn trial(label: &str, strategy: StrategyConfig, devices: usize) -> Tr
         settings: Default::default(),
         parameters: 1,
         notes: Vec::new(),
+        automatic: false,
     }
 }
 
@@ -118,6 +119,7 @@ pub(crate) fn plan(repeats: usize) -> Plan {
     Plan {
         scenario: toml::from_str::<Scenario>(&toml).unwrap(),
         toml,
+        auto: None,
         trials: vec![
             trial("single", StrategyConfig::Single, 1),
             trial("dp", dp(DpLoss::Gathered, 2), 2),

@@ -14,8 +14,10 @@ use syncmark_record::{Environment, FolderError, Outcome, RunFolder};
 use super::standing::RepeatEnd;
 use crate::args::{Cli, Command, RunArgs, ScenarioArgs};
 use crate::error::{CliError, Result};
-use crate::plan::Plan;
-use crate::plan::build::{Request, build};
+use crate::plan::backend::Choice;
+use crate::plan::build::Request;
+use crate::plan::config::Backend;
+use crate::plan::{Plan, with_choice};
 
 /// Lines of a difference that are shown of each side.
 const SHOWN: usize = 8;
@@ -54,13 +56,35 @@ pub fn plan_as_run(path: &Path, beside: &RunArgs) -> Result<Plan> {
             return Err(CliError::usage(message).help(help));
         }
     };
-    build(&Request {
+    let choice = chosen(&environment);
+    let request = Request {
         name: path.join("scenario.toml").display().to_string(),
         text,
         filters,
         as_run: true,
         ..Request::default()
-    })
+    };
+    with_choice(request, &|_| choice.clone())
+}
+
+/// What `auto` stood for in the run in a folder: a run is finished with the backend that it was begun with.
+///
+/// # Errors
+/// Exit status 2 with what the folder lacks.
+pub fn choice_as_run(path: &Path) -> Result<Choice> {
+    recorded(path).map(|(_, _, environment)| chosen(&environment))
+}
+
+fn chosen(environment: &Environment) -> Choice {
+    let backend = match environment.auto_backend.as_deref() {
+        Some("cuda") => Backend::Cuda,
+        // Also of folders that do not say: there was no other.
+        _ => Backend::Cpu,
+    };
+    Choice {
+        backend,
+        why: "stays with what the run was begun with".to_owned(),
+    }
 }
 
 /// A run folder, the scenario that it was run with, and where.
@@ -97,7 +121,14 @@ pub fn resume(plan: &Plan, path: &Path, here: &Environment) -> Result<(RunFolder
         ))
         .help("leave the scenario out to finish the run as it was begun, or start a new one without --resume"));
     }
-    let differences = elsewhere(&environment, here);
+    let on_gpus = |plan: &Plan| {
+        let mut trials = plan.trials.iter();
+        trials.any(|trial| trial.config.backend == Backend::Cuda)
+    };
+    let mut differences = elsewhere(&environment, here);
+    if on_gpus(plan) {
+        differences.extend(other_gpus(&environment, here));
+    }
     if !differences.is_empty() {
         return Err(CliError::usage(format!(
             "cannot resume: {} was run elsewhere: {}",
@@ -167,6 +198,32 @@ fn elsewhere(then: &Environment, here: &Environment) -> Vec<String> {
         .collect()
 }
 
+/// What of GPUs and driver differs, which matters to trials on them alone.
+fn other_gpus(then: &Environment, here: &Environment) -> Vec<String> {
+    let parts = |environment: &Environment| {
+        let cuda = environment.cuda.clone().unwrap_or_default();
+        let gpus = cuda
+            .gpus
+            .iter()
+            .map(|gpu| gpu.uuid.as_ref().unwrap_or(&gpu.name).clone());
+        let libraries = cuda.libraries.iter().map(|library| library.version.clone());
+        [
+            ("GPUs", format!("{:?}", gpus.collect::<Vec<_>>())),
+            ("NVIDIA driver", format!("{:?}", cuda.driver)),
+            (
+                "NVIDIA's libraries",
+                format!("{:?}", libraries.collect::<Vec<_>>()),
+            ),
+        ]
+    };
+    parts(then)
+        .into_iter()
+        .zip(parts(here))
+        .filter(|((_, then), (_, here))| then != here)
+        .map(|((what, then), (_, here))| format!("{what} was {then} and is {here}"))
+        .collect()
+}
+
 /// Keys that only one of two scenarios has, or has otherwise.
 fn difference(then: &str, now: &str) -> String {
     let (then, now) = (flat(then), flat(now));
@@ -227,7 +284,51 @@ fn quoted(key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use syncmark_record::environment::gpu::{Cuda, Gpu};
+
     use super::*;
+    use crate::environment::{Root, describe};
+
+    #[test]
+    fn auto_stays_what_it_was() {
+        let mut environment = describe(&Root::at("/nonexistent"), []);
+        assert_eq!(
+            chosen(&environment).backend,
+            Backend::Cpu,
+            "an older folder"
+        );
+        environment.auto_backend = Some("cuda".into());
+        let choice = chosen(&environment);
+        assert_eq!(choice.backend, Backend::Cuda);
+        assert_eq!(
+            choice.sentence(),
+            "Backend cuda: `auto` stays with what the run was begun with."
+        );
+    }
+
+    #[test]
+    fn other_gpus_and_drivers_are_told() {
+        let cuda = |driver: &str, uuid: &str| Cuda {
+            driver: Some(driver.into()),
+            gpus: vec![Gpu {
+                uuid: Some(uuid.into()),
+                ..Gpu::default()
+            }],
+            ..Cuda::default()
+        };
+        let mut then = describe(&Root::at("/nonexistent"), []);
+        let mut here = then.clone();
+        assert!(other_gpus(&then, &here).is_empty());
+        then.cuda = Some(cuda("580.65", "GPU-1"));
+        here.cuda = Some(cuda("580.82", "GPU-1"));
+        let told = other_gpus(&then, &here);
+        assert_eq!(
+            told,
+            ["NVIDIA driver was Some(\"580.65\") and is Some(\"580.82\")"]
+        );
+        here.cuda = Some(cuda("580.65", "GPU-2"));
+        assert!(other_gpus(&then, &here)[0].starts_with("GPUs was"));
+    }
 
     #[test]
     fn a_difference_shows_the_lines_of_both_sides() {

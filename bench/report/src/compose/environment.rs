@@ -1,6 +1,9 @@
 //! The section Environment: the machine, what limits it, and the build.
 //!
 //! Contract: what could not be read says `not known`; nothing is left out, so that two reports can be laid beside each other.
+//! GPUs have rows where there was a driver.
+mod gpus;
+
 use syncmark_record::{
     Environment,
     environment::machine::{Cache, Frequency, NumaNode},
@@ -29,6 +32,7 @@ fn table(e: &Environment) -> Table {
     let rows = processor(e)
         .into_iter()
         .chain(memory(e))
+        .chain(e.cuda.iter().flat_map(gpus::rows))
         .chain(system(e))
         .chain(build(e));
     for (property, value) in rows {

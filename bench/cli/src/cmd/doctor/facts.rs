@@ -2,7 +2,7 @@
 //!
 //! Contract: leaves nothing behind: the probe file in the output folder and the memory file are gone when this
 //! returns, and no folder is created.
-//! Reference: memfd_create(2), statvfs(3), and `environment` for what is read from /proc and /sys.
+//! Reference: memfd_create(2), statvfs(3), and `environment` for what is read from /proc and /sys and asked of NVIDIA's driver.
 use std::env;
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -10,11 +10,13 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create, statvfs};
+use syncmark_engine::backend::cuda::discovery::{self, Lack};
 use syncmark_engine::comm::tcp::carried;
 use syncmark_record::environment::Environment;
+use syncmark_record::environment::gpu::Cuda;
 
 use crate::environment::cores::{self, Turbo};
-use crate::environment::{Root, describe, memory_bytes};
+use crate::environment::{Root, describe, gpus, memory_bytes};
 
 /// A machine as the doctor sees it.
 #[derive(Clone, Debug)]
@@ -47,8 +49,12 @@ pub struct Facts {
     pub out: PathBuf,
     /// Free space of the output folder in bytes, or why nothing can be written there.
     pub out_free_bytes: Result<u64, String>,
-    /// Whether an NVIDIA driver is loaded.
+    /// Whether the kernel's part of an NVIDIA driver is loaded.
     pub nvidia_driver: bool,
+    /// GPUs and NVIDIA's libraries, with the reason for what is not there.
+    pub cuda: Cuda,
+    /// How many GPUs can train, or everything that they lack.
+    pub gpus: Result<usize, Vec<Lack>>,
     /// Whether this build can write PDF.
     pub pdf: bool,
 }
@@ -78,6 +84,8 @@ impl Facts {
             out: out.to_path_buf(),
             out_free_bytes: writable(out).map_err(|error| error.to_string()),
             nvidia_driver: root.exists("proc/driver/nvidia/version"),
+            cuda: gpus::everything(),
+            gpus: discovery::available(false),
             pdf: cfg!(feature = "pdf"),
             environment,
         }

@@ -3,14 +3,18 @@
 //! Contract: pure. Each finding says what was found and what follows from it; a warning never stops a run.
 //! Reference: "A device" and "The runner" in ARCHITECTURE.md; each threshold stands with its reason where it is used.
 mod capability;
+mod gpu;
 mod hardware;
+mod library;
 mod noise;
 mod space;
 #[cfg(test)]
 mod tests;
 
-use capability::{cuda, devices, pdf, processes, simd, tcp};
+use capability::{devices, pdf, processes, simd, tcp};
+use gpu::{backend, gpus, nvlink};
 use hardware::{caches, clock, nodes};
+use library::libraries;
 use noise::{governor, load, neighbours, turbo};
 use space::{memory, out, shm, tmp};
 
@@ -75,7 +79,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![
         devices(facts),
         simd(facts),
-        cuda(facts),
+        backend(facts),
         processes(facts),
         tcp(facts),
     ];
@@ -95,5 +99,8 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
         load(facts),
         neighbours(facts),
     ]);
+    findings.extend(gpus(facts));
+    findings.extend(nvlink(facts));
+    findings.extend(libraries(facts));
     findings
 }

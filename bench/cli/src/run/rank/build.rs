@@ -5,9 +5,9 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use syncmark_engine::backend::Backend;
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice, pin_to_cores};
-use syncmark_engine::backend::cuda::{self, CudaBackend, CudaDevice};
+use syncmark_engine::backend::cuda::{CudaBackend, CudaDevice, discovery};
+use syncmark_engine::backend::{Backend, BackendError};
 use syncmark_engine::comm::Communicator;
 use syncmark_engine::comm::links::HostLinks;
 use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicator, Waiting};
@@ -336,8 +336,9 @@ fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, Ran
 
 /// Devices go over the GPUs in turn: with more devices than GPUs some share one.
 fn gpu(index: usize) -> Result<Box<dyn Backend>, RankError> {
+    let gpus = discovery::gpus().map_err(|lack| BackendError::Device(lack.to_string()))?;
     let device = CudaDevice {
-        ordinal: index % cuda::gpus()?.max(1),
+        ordinal: index % gpus,
         ..CudaDevice::default()
     };
     Ok(Box::new(CudaBackend::new(device)?))

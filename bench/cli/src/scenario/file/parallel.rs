@@ -133,7 +133,7 @@ pub enum Scaling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BackendChoice {
-    /// The fastest that this build has.
+    /// GPUs where all is there that the scenario needs, with one for each device, and else the CPU; the run says which and why.
     Auto,
     /// Sets of CPU cores.
     Cpu,

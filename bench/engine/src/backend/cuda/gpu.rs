@@ -12,6 +12,7 @@ use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUresult,
 };
 
+use super::discovery;
 use super::library::{self, Library};
 use super::module::Kernels;
 use crate::backend::{BackendError, Result};
@@ -62,21 +63,6 @@ pub(crate) fn check(result: CUresult, what: &str) -> Result<()> {
     )))
 }
 
-/// GPUs that the driver shows this process.
-///
-/// # Errors
-/// No driver, or one that does not start.
-pub(crate) fn count() -> Result<usize> {
-    library::find(Library::Driver)?;
-    let mut count = 0;
-    // SAFETY: the driver was found; the call writes a number.
-    unsafe {
-        check(sys::cuInit(0), "failed to start the CUDA driver")?;
-        check(sys::cuDeviceGetCount(&mut count), "failed to count GPUs")?;
-    }
-    Ok(count as usize)
-}
-
 impl Gpu {
     /// GPU `ordinal` of this process.
     ///
@@ -98,7 +84,7 @@ impl Gpu {
     }
 
     fn open(ordinal: usize) -> Result<Self> {
-        let there = count()?;
+        let there = discovery::gpus().map_err(|lack| BackendError::Device(lack.to_string()))?;
         if ordinal >= there {
             return Err(BackendError::Device(format!(
                 "there is no GPU {ordinal}: the driver shows {there}"

@@ -1,14 +1,21 @@
 //! NVIDIA's libraries, found when they are needed: where each one lies, which version it is, or why it cannot be used.
 //!
 //! Contract: nothing here panics, whatever the machine has. A library that was found stays loaded until the process ends, under its
-//! own soname and with its symbols for everybody, so that `cudarc`, which asks the loader for that name, gets this very file.
+//! own soname and with its symbols for everybody, so that whoever asks the loader for that name gets this very file. (`cudarc`
+//! asks for names without a version first: a toolkit's `libnvrtc.so` on the loader's own paths goes before.)
 //! Directories are searched in the order of [`directories`]; the loader's own paths come last.
 //! Reference: dlopen(3); the layout of NVIDIA's wheels on PyPI.
-use std::ffi::{CStr, c_char, c_int, c_void};
+#[cfg(test)]
+mod tests;
+mod version;
+
+use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_NOW};
+
+use version::version;
 
 /// Where to look for libraries first: directories with a colon between, such as a `site-packages` that holds NVIDIA's wheels.
 pub const VARIABLE: &str = "SYNCMARK_CUDA_LIBRARIES";
@@ -129,6 +136,8 @@ impl Missing {
 
 /// A library that stays loaded.
 pub(crate) struct Loaded {
+    /// For functions that `cudarc` does not bind, or not as they are needed.
+    #[allow(dead_code)]
     pub(crate) handle: &'static Handle,
     pub(crate) found: Found,
 }
@@ -187,20 +196,26 @@ pub(crate) fn load(library: Library) -> Result<&'static Loaded, Missing> {
     let slot = &LOADED[library as usize];
     if slot.get().is_none() {
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.get_or_init(|| look_for(library));
+        slot.get_or_init(|| look_for(library, &directories()));
     }
     slot.get().expect("just set").as_ref().map_err(Clone::clone)
 }
 
-fn look_for(library: Library) -> Result<Loaded, Missing> {
+/// Loads the first file that the loader takes: from `directories` in their order, then from where the loader looks.
+fn look_for(library: Library, directories: &[PathBuf]) -> Result<Loaded, Missing> {
     let soname = library.soname();
     let missing = |reason: String| Missing { library, reason };
     let mut refused = Vec::new();
-    for directory in directories() {
-        for path in candidates(&directory, soname) {
+    for directory in directories {
+        let found = candidates(directory, soname);
+        // Nobody looks for a driver where the others were installed.
+        if found.is_empty() && library.wheel().is_some() {
+            refused.push(format!("not in {}", directory.display()));
+        }
+        for path in found {
             match open(&path, library) {
                 Ok(handle) => return finish(library, handle).map_err(missing),
-                Err(error) => refused.push(format!("{}: {error}", path.display())),
+                Err(error) => refused.push(error),
             }
         }
     }
@@ -213,19 +228,32 @@ fn look_for(library: Library) -> Result<Loaded, Missing> {
     }
 }
 
-/// Loads a file, and beside it what it looks for by name only once it is used.
+/// Files beside a library that it looks for by name only once it is used, in an order in which each comes after those that it needs.
+fn companions(library: Library) -> &'static [&'static str] {
+    match library {
+        Library::Nvrtc => &["libnvrtc-builtins.so.13.0"],
+        // Where the loader's own paths hold another cuDNN, parts of that one would be taken, and refused for their version.
+        Library::Cudnn => &[
+            "libcudnn_graph.so.9",
+            "libcudnn_ops.so.9",
+            "libcudnn_engines_precompiled.so.9",
+            "libcudnn_engines_runtime_compiled.so.9",
+            "libcudnn_heuristic.so.9",
+            "libcudnn_cnn.so.9",
+        ],
+        _ => &[],
+    }
+}
+
+/// Loads a file, and what lies beside it and belongs to it.
 fn open(path: &Path, library: Library) -> Result<Handle, String> {
-    if library == Library::Nvrtc
-        && let Some(directory) = path.parent()
-    {
-        let builtins = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        let of_nvrtc = |entry: &std::fs::DirEntry| {
-            let name = entry.file_name();
-            name.to_string_lossy().starts_with("libnvrtc-builtins.so")
-        };
-        for builtins in builtins.filter(of_nvrtc) {
-            // What it says of a failure comes again, from NVRTC, when it is used.
-            if let Ok(handle) = open_file(&builtins.path()) {
+    if let Some(directory) = path.parent() {
+        for companion in companions(library) {
+            let companion = directory.join(companion);
+            // What it says of a failure comes again, from the library, when it is used.
+            if companion.is_file()
+                && let Ok(handle) = open_file(&companion)
+            {
                 std::mem::forget(handle);
             }
         }
@@ -265,97 +293,5 @@ fn path_of(symbol: *const c_void) -> Option<PathBuf> {
         let name: *const c_char = info.assume_init().dli_fname;
         (!name.is_null())
             .then(|| PathBuf::from(CStr::from_ptr(name).to_string_lossy().into_owned()))
-    }
-}
-
-type Version = unsafe extern "C" fn(*mut c_int) -> c_int;
-type Versions = unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int;
-type Property = unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
-type Number = unsafe extern "C" fn() -> usize;
-type Text = unsafe extern "C" fn(*mut c_char, u32) -> c_int;
-type Start = unsafe extern "C" fn() -> c_int;
-
-/// What a library says of its version, and the function that said it.
-fn version(library: Library, handle: &Handle) -> Result<(*const c_void, String), String> {
-    let status = |name: &str, status: c_int| {
-        (status == 0)
-            .then_some(())
-            .ok_or_else(|| format!("{name} returned status {status}"))
-    };
-    /// # Safety
-    /// `T` is the symbol's type.
-    unsafe fn symbol<T: Copy>(handle: &Handle, name: &str) -> Result<T, String> {
-        // SAFETY: the caller's promise.
-        let symbol = unsafe { handle.get::<T>(name.as_bytes()) };
-        symbol
-            .map(|found| *found)
-            .map_err(|_| format!("it has no function {name}"))
-    }
-    // SAFETY: the types are those of NVIDIA's headers.
-    unsafe {
-        match library {
-            Library::Driver => {
-                let function: Version = symbol(handle, "cuDriverGetVersion")?;
-                let mut number = 0;
-                status("cuDriverGetVersion", function(&mut number))?;
-                Ok((
-                    function as *const c_void,
-                    format!("CUDA {}.{}", number / 1000, number % 1000 / 10),
-                ))
-            }
-            Library::Nvml => {
-                let start: Start = symbol(handle, "nvmlInit_v2")?;
-                status("nvmlInit_v2", start())?;
-                let function: Text = symbol(handle, "nvmlSystemGetDriverVersion")?;
-                let mut text = [0; 96];
-                status(
-                    "nvmlSystemGetDriverVersion",
-                    function(text.as_mut_ptr(), 96),
-                )?;
-                let text = CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned();
-                Ok((function as *const c_void, text))
-            }
-            Library::Nvrtc => {
-                let function: Versions = symbol(handle, "nvrtcVersion")?;
-                let (mut major, mut minor) = (0, 0);
-                status("nvrtcVersion", function(&mut major, &mut minor))?;
-                Ok((function as *const c_void, format!("{major}.{minor}")))
-            }
-            Library::CublasLt | Library::Cublas => {
-                let name = if library == Library::Cublas {
-                    "cublasGetProperty"
-                } else {
-                    "cublasLtGetProperty"
-                };
-                let function: Property = symbol(handle, name)?;
-                let mut parts = [0; 3];
-                for (which, part) in parts.iter_mut().enumerate() {
-                    status(name, function(which as c_int, part))?;
-                }
-                Ok((
-                    function as *const c_void,
-                    parts.map(|part| part.to_string()).join("."),
-                ))
-            }
-            Library::Cudnn => {
-                let function: Number = symbol(handle, "cudnnGetVersion")?;
-                let number = function();
-                let parts = [number / 10_000, number / 100 % 100, number % 100];
-                Ok((
-                    function as *const c_void,
-                    parts.map(|part| part.to_string()).join("."),
-                ))
-            }
-            Library::Nccl => {
-                let function: Version = symbol(handle, "ncclGetVersion")?;
-                let mut number = 0;
-                status("ncclGetVersion", function(&mut number))?;
-                let parts = [number / 10_000, number / 100 % 100, number % 100];
-                Ok((
-                    function as *const c_void,
-                    parts.map(|part| part.to_string()).join("."),
-                ))
-            }
-        }
     }
 }

@@ -7,6 +7,7 @@
 //! Reference: CUDA driver API; [`crate::kernel::Kernel`] for what each kernel computes.
 mod blas;
 pub mod compile;
+pub mod discovery;
 mod dnn;
 pub(crate) mod gpu;
 mod launch;
@@ -96,14 +97,6 @@ fn of_slice_mut(slice: HostSliceMut<'_>) -> (Dtype, *mut std::ffi::c_void, usize
         HostSliceMut::F16(values) => of(Dtype::F16, values),
         HostSliceMut::Bf16(values) => of(Dtype::Bf16, values),
     }
-}
-
-/// GPUs that the driver shows this process.
-///
-/// # Errors
-/// No driver, or one that does not start.
-pub fn gpus() -> Result<usize> {
-    gpu::count()
 }
 
 impl CudaBackend {

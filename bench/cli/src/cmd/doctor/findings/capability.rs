@@ -83,20 +83,6 @@ pub(super) fn simd(facts: &Facts) -> Finding {
     }
 }
 
-pub(super) fn cuda(facts: &Facts) -> Finding {
-    let found = if facts.nvidia_driver {
-        "an NVIDIA driver is loaded"
-    } else {
-        "no NVIDIA driver"
-    };
-    Finding::new(
-        Level::No,
-        "CUDA backend",
-        found,
-        "not in this build: it has the CPU backend only, so `--backend cuda` is refused",
-    )
-}
-
 pub(super) fn processes(facts: &Facts) -> Finding {
     match &facts.memfd {
         Ok(()) => Finding::new(

@@ -1,0 +1,243 @@
+//! Which backend a plan's trials get on this machine, and whether it can be used.
+//!
+//! Contract: looks at libraries and GPUs only where a trial is on GPUs or may be; nothing of it panics. `auto` takes GPUs where
+//! everything a plan needs is there, with a GPU for each device, since trials that share one show no performance; a whole plan
+//! is on one backend, or its trials could not be compared. Under a launcher each agent decides for its host, and agents that
+//! differ refuse each other.
+//! Reference: `syncmark_engine::backend::cuda::discovery`.
+use syncmark_engine::backend::cuda::discovery::{self, Lack};
+use syncmark_engine::backend::cuda::library::{self, Library};
+
+use crate::agent::launcher::{self, LauncherArg, Start};
+use crate::error::{CliError, Result};
+use crate::plan::Plan;
+use crate::plan::backend::{Choice, Needs};
+use crate::plan::config::{Backend, TrialConfig};
+
+/// What `auto` stands for in `plan` on this machine.
+pub fn choose(plan: &Plan) -> Choice {
+    let automatic = plan.trials.iter().filter(|trial| trial.automatic);
+    let Some(needs) = Needs::of(automatic.map(|trial| &trial.config)) else {
+        return Choice::cpu("is not asked");
+    };
+    // Nothing else is loaded where there is no driver, so that machines without GPUs do not wait for it.
+    if let Err(missing) = library::find(Library::Driver) {
+        return judge(&needs, Err(vec![missing.into()]), all_here());
+    }
+    judge(&needs, discovery::available(needs.ranks_meet), all_here())
+}
+
+/// Decides; `all_here` says that all devices are this host's.
+fn judge(
+    needs: &Needs,
+    available: std::result::Result<usize, Vec<Lack>>,
+    all_here: bool,
+) -> Choice {
+    match available {
+        Err(lacks) => Choice::cpu(why_not(&lacks)),
+        Ok(gpus) if all_here && gpus < needs.devices => Choice::cpu(format!(
+            "takes GPUs where each device has one, and there are {gpus} for {} devices; `--backend cuda` lets devices share one, which shows no performance",
+            needs.devices
+        )),
+        Ok(gpus) => Choice {
+            backend: Backend::Cuda,
+            why: format!(
+                "found {gpus} GPU{} and all libraries",
+                if gpus == 1 { "" } else { "s" }
+            ),
+        },
+    }
+}
+
+/// What `auto` did not find, in short: `doctor` has the rest.
+fn why_not(lacks: &[Lack]) -> String {
+    let driver =
+        |lack: &Lack| matches!(lack, Lack::Library(missing) if missing.library == Library::Driver);
+    if lacks.iter().any(driver) {
+        return "found no CUDA driver that can be used".to_owned();
+    }
+    let names: Vec<&str> = lacks
+        .iter()
+        .map(|lack| match lack {
+            Lack::Library(missing) => missing.library.name(),
+            Lack::Gpu { .. } => "GPU",
+        })
+        .collect();
+    format!(
+        "found no {}; `syncmark doctor` says why, and what to install",
+        names.join(", no ")
+    )
+}
+
+/// Whether all devices of a run are those of this host, as far as a launcher tells.
+fn all_here() -> bool {
+    let lookup =
+        |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    match launcher::find(LauncherArg::Auto, &lookup) {
+        Ok(Start::Agent(place)) => place.one_host,
+        // What is wrong with the variables is told by whoever needs them.
+        Ok(Start::Ordinary(_)) | Err(_) => true,
+    }
+}
+
+/// Whether the backends that `plan` asks for can be used here.
+///
+/// # Errors
+/// Exit status 4 with everything that is missing, and how to get it.
+pub fn require(plan: &Plan) -> Result<()> {
+    match Needs::of(on_gpus(plan)) {
+        None => Ok(()),
+        Some(needs) => match discovery::available(needs.ranks_meet) {
+            Ok(_) => Ok(()),
+            Err(lacks) => Err(refusal(&lacks)),
+        },
+    }
+}
+
+fn on_gpus(plan: &Plan) -> impl Iterator<Item = &TrialConfig> {
+    let configs = plan.trials.iter().map(|trial| &trial.config);
+    configs.filter(|config| config.backend == Backend::Cuda)
+}
+
+fn refusal(lacks: &[Lack]) -> CliError {
+    let mut message = "the backend cuda cannot be used here:".to_owned();
+    for lack in lacks {
+        message.push_str(&format!("\n    {lack}"));
+    }
+    let help = discovery::help(lacks);
+    CliError::nothing_runs(message).help(format!(
+        "{help}; or leave it to the CPU with `--backend cpu`"
+    ))
+}
+
+/// Notes of trials whose devices outnumber the GPUs that this process has.
+pub fn note_shared_gpus(plan: &mut Plan) {
+    if on_gpus(plan).next().is_none() || !all_here() {
+        return;
+    }
+    if let Ok(gpus) = discovery::gpus() {
+        note(plan, gpus);
+    }
+}
+
+fn note(plan: &mut Plan, gpus: usize) {
+    for trial in &mut plan.trials {
+        let devices = trial.config.devices;
+        if trial.config.backend == Backend::Cuda && devices > gpus {
+            let shared = format!(
+                "{devices} devices on {gpus} GPU{}: several share one, which shows that it works and says nothing about performance",
+                if gpus == 1 { "" } else { "s" }
+            );
+            trial.notes.push(shared);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use syncmark_engine::backend::cuda::library::Missing;
+
+    use super::*;
+    use crate::error::Status;
+    use crate::run::mock;
+
+    const PAIR: Needs = Needs {
+        devices: 2,
+        ranks_meet: true,
+    };
+
+    fn missing(library: Library) -> Lack {
+        Lack::Library(Missing {
+            library,
+            reason: format!("{}: not there", library.soname()),
+        })
+    }
+
+    fn choice(available: std::result::Result<usize, Vec<Lack>>) -> (Backend, String) {
+        let choice = judge(&PAIR, available, true);
+        (choice.backend, choice.sentence())
+    }
+
+    #[test]
+    fn auto_takes_gpus_where_each_device_has_one() {
+        let (backend, sentence) = choice(Ok(2));
+        assert_eq!(backend, Backend::Cuda);
+        assert_eq!(
+            sentence,
+            "Backend cuda: `auto` found 2 GPUs and all libraries."
+        );
+        let (backend, sentence) = choice(Ok(1));
+        assert_eq!(backend, Backend::Cpu);
+        assert!(sentence.contains("there are 1 for 2 devices"), "{sentence}");
+        assert_eq!(
+            judge(&PAIR, Ok(1), false).backend,
+            Backend::Cuda,
+            "other hosts have more"
+        );
+    }
+
+    #[test]
+    fn auto_takes_the_cpu_and_says_what_was_not_found() {
+        let without = |lacks: Vec<Lack>| {
+            let (backend, sentence) = choice(Err(lacks));
+            assert_eq!(backend, Backend::Cpu);
+            sentence
+        };
+        assert_eq!(
+            without(vec![missing(Library::Driver), missing(Library::Cudnn)]),
+            "Backend cpu: `auto` found no CUDA driver that can be used."
+        );
+        let gpu = Lack::Gpu {
+            reason: "none".into(),
+        };
+        let some = without(vec![missing(Library::Cudnn), missing(Library::Nccl), gpu]);
+        assert!(
+            some.contains("found no cuDNN, no NCCL, no GPU; `syncmark doctor`"),
+            "{some}"
+        );
+    }
+
+    #[test]
+    fn a_refusal_names_everything_that_is_missing_and_its_reason() {
+        let error = refusal(&[missing(Library::Driver), missing(Library::Cudnn)]);
+        assert_eq!(error.status(), Status::NothingRuns);
+        let text = error.render(false);
+        for word in [
+            "\n    CUDA driver: libcuda.so.1: not there",
+            "\n    cuDNN: libcudnn.so.9: not there",
+            "release 580 or later",
+            "scripts/cuda_libraries.sh",
+            "--backend cpu",
+        ] {
+            assert!(text.contains(word), "{word}: {text}");
+        }
+    }
+
+    #[test]
+    fn devices_that_share_a_gpu_are_noted_and_nothing_else_is() {
+        let mut plan = mock::plan(1);
+        note(&mut plan, 1);
+        assert!(
+            plan.trials.iter().all(|trial| trial.notes.is_empty()),
+            "on the CPU"
+        );
+        for trial in &mut plan.trials {
+            trial.config.backend = Backend::Cuda;
+        }
+        note(&mut plan, 2);
+        assert!(
+            plan.trials.iter().all(|trial| trial.notes.is_empty()),
+            "one each"
+        );
+        note(&mut plan, 1);
+        for trial in &plan.trials {
+            assert_eq!(trial.notes.len(), usize::from(trial.config.devices > 1));
+        }
+        assert!(plan.trials[1].notes[0].starts_with("2 devices on 1 GPU: several share one"));
+    }
+
+    #[test]
+    fn a_plan_on_the_cpu_needs_nothing() {
+        require(&mock::plan(1)).unwrap();
+    }
+}
