@@ -64,6 +64,9 @@ pub struct TrialRow {
     pub schedule: Option<String>,
     /// `cpu` or `cuda`.
     pub backend: String,
+    /// How products and convolutions are computed on GPUs: `fp32` or `tf32`; empty on CPUs, which have no choice.
+    #[serde(default)]
+    pub precision: Option<String>,
     /// Number of devices N.
     pub devices: u32,
     /// Threads that compute on each device; not for collectives.
@@ -159,6 +162,7 @@ impl TrialRow {
             optimizer: None,
             schedule: None,
             backend: unknown(),
+            precision: None,
             devices: 1,
             threads: None,
             scaling: "weak".into(),

@@ -11,7 +11,7 @@ use crate::chart::curves::binary_bytes;
 type Setting = (&'static str, fn(&TrialRow) -> String);
 
 /// Every setting that must be equal, unless the factor frees it.
-const SETTINGS: [Setting; 24] = [
+const SETTINGS: [Setting; 25] = [
     ("kind", |t| t.kind.clone()),
     ("model.preset", |t| t.model.clone()),
     ("model.norm", |t| t.norm.clone()),
@@ -20,6 +20,7 @@ const SETTINGS: [Setting; 24] = [
     ("train.optimizer", |t| text(&t.optimizer)),
     ("train.schedule", |t| text(&t.schedule)),
     ("train.accumulation", |t| text(&t.accumulation)),
+    ("train.precision", |t| text(&t.precision)),
     ("parallel.strategy", |t| t.strategy.clone()),
     ("parallel.launch", |t| text(&t.launch)),
     ("parallel.transport", transport),
@@ -128,6 +129,7 @@ fn free(factor: &str) -> &'static [&'static str] {
             "train.optimizer",
             "train.schedule",
             "train.accumulation",
+            "train.precision",
             "parallel.strategy",
             "parallel.launch",
             "parallel.threads",

@@ -11,7 +11,7 @@ use crate::plan::config::{
     StrategyConfig, TrialConfig, Work,
 };
 use crate::scenario::file::{
-    BUCKET_CAP, Compression, FIRST_BUCKET_CAP, Optimizer, Scaling, Scenario, Schedule,
+    BUCKET_CAP, Compression, FIRST_BUCKET_CAP, Optimizer, Precision, Scaling, Scenario, Schedule,
 };
 
 /// Resolves a checked scenario of this kind; `auto` is what computes where it leaves that open.
@@ -68,6 +68,7 @@ fn config(scenario: &Scenario, batch: Batch, auto: Backend) -> TrialConfig {
         optimizer: Optimizer::default(),
         schedule: Schedule::Constant,
         accumulation: 1,
+        precision: Precision::Fp32,
         train_seed: 0,
         strategy: StrategyConfig::Ddp(DdpConfig {
             launch: scenario.parallel.launch,

@@ -14,8 +14,8 @@ use crate::plan::config::{
 use crate::plan::{collectives, model};
 use crate::scenario::check::{Checker, check};
 use crate::scenario::file::{
-    BUCKET_CAP, FIRST_BUCKET_CAP, HIDDEN, Kind, Optimizer, Parallel, Predict, Scaling, Scenario,
-    Source, Strategy, TimeSpan,
+    BUCKET_CAP, BackendChoice, FIRST_BUCKET_CAP, HIDDEN, Kind, Optimizer, Parallel, Precision,
+    Predict, Scaling, Scenario, Source, Strategy, TimeSpan,
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Node;
@@ -91,6 +91,7 @@ pub fn combine(scenario: &Scenario, tree: &Node, auto: Backend) -> Result<Combin
         optimizer: optimizer(scenario, &batch),
         schedule: scenario.train.schedule.clone(),
         accumulation: scenario.train.accumulation,
+        precision: scenario.train.precision,
         train_seed: scenario.train.seed,
         strategy,
         backend: resolved(scenario.parallel.backend, auto),
@@ -214,6 +215,15 @@ fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<(String, &'sta
     {
         let why = "the nodes of a model are timed in steps of one micro-batch";
         return Some((why.to_owned(), "write accumulation = 1"));
+    }
+    if scenario.train.precision != Precision::Fp32
+        && scenario.parallel.backend == BackendChoice::Cpu
+    {
+        let why = "CPUs compute products in fp32";
+        return Some((
+            why.to_owned(),
+            "write precision = \"fp32\", or backend = \"cuda\"",
+        ));
     }
     let (devices, batch) = (scenario.parallel.devices, scenario.data.batch_size);
     let divides = scenario.parallel.scaling == Scaling::Weak || batch.is_multiple_of(devices);

@@ -10,8 +10,8 @@ use syncmark_engine::model::spec::{
 };
 
 use crate::scenario::file::{
-    Compression, EvaluationSplit, Launch, Operation, Optimizer, PowerSgd, Predict, Scaling,
-    Schedule,
+    Compression, EvaluationSplit, Launch, Operation, Optimizer, PowerSgd, Precision, Predict,
+    Scaling, Schedule,
 };
 
 mod strategy;
@@ -55,6 +55,9 @@ pub struct TrialConfig {
     pub schedule: Schedule,
     /// Micro-batches of a step; each has the samples of [`TrialConfig::batch`].
     pub accumulation: usize,
+    /// How matrix products and convolutions are computed.
+    #[serde(default, skip_serializing_if = "is_fp32")]
+    pub precision: Precision,
     /// Seed of initial parameters and dropout masks.
     pub train_seed: u64,
     /// Who holds a replica, and what is exchanged.
@@ -77,6 +80,10 @@ pub struct TrialConfig {
 /// Configurations that say nothing have one thread a device, and one thread is not said, so that ids of trials stay the same.
 fn one_thread() -> usize {
     1
+}
+
+fn is_fp32(precision: &Precision) -> bool {
+    *precision == Precision::Fp32
 }
 
 fn is_zero(count: &usize) -> bool {

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use crate::plan::config::{
-    CollectivesConfig, DpConfig, SourceConfig, TrialConfig, Work, compression_name, momentum_name,
+    Backend, CollectivesConfig, DpConfig, SourceConfig, TrialConfig, Work, compression_name,
+    momentum_name,
 };
 use crate::scenario::file::{Optimizer, Scenario, Source};
 use crate::scenario::keys::WHOLE_RUN;
@@ -110,6 +111,10 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
             masking.map(|masking| word(&serde_json::to_value(masking.predict).unwrap_or_default())),
         ),
         ("parallel.backend", Some(config.backend.name().to_owned())),
+        (
+            "train.precision",
+            (config.backend == Backend::Cuda).then(|| config.precision.name().to_owned()),
+        ),
         (
             "parallel.launch",
             config.strategy.launch().map(str::to_owned),
@@ -291,7 +296,7 @@ fn named(key: &str, value: &str) -> String {
         "parallel.scaling" => value.to_owned(),
         "parallel.dp_loss" => format!("loss-{value}"),
         "model.layers" => "in-place".to_owned(),
-        "parallel.transport" | "parallel.compression" => value.to_owned(),
+        "parallel.transport" | "parallel.compression" | "train.precision" => value.to_owned(),
         "parallel.bucket_cap" => format!("cap {value}"),
         "parallel.first_bucket_cap" => format!("first {value}"),
         "train.accumulation" => format!("micro-batches {value}"),

@@ -10,9 +10,10 @@ use syncmark_engine::backend::cuda::library::{self, Library};
 
 use crate::agent::launcher::{self, LauncherArg, Start};
 use crate::error::{CliError, Result};
-use crate::plan::Plan;
 use crate::plan::backend::{Choice, Needs};
 use crate::plan::config::{Backend, TrialConfig};
+use crate::plan::{Plan, Trial};
+use crate::scenario::file::Precision;
 
 /// What `auto` stands for in `plan` on this machine.
 pub fn choose(plan: &Plan) -> Choice {
@@ -85,6 +86,19 @@ fn all_here() -> bool {
 /// # Errors
 /// Exit status 4 with everything that is missing, and how to get it.
 pub fn require(plan: &Plan) -> Result<()> {
+    let rounded = |trial: &Trial| {
+        let config = &trial.config;
+        config.backend == Backend::Cpu && config.precision != Precision::Fp32
+    };
+    if let Some(trial) = plan.trials.iter().find(|trial| rounded(trial)) {
+        let message = format!(
+            "`train.precision` is {} in {}, and CPUs compute products in fp32",
+            trial.config.precision.name(),
+            trial.label
+        );
+        return Err(CliError::nothing_runs(message)
+            .help("write precision = \"fp32\", or run it on a GPU: `syncmark doctor` says what that needs"));
+    }
     match Needs::of(on_gpus(plan)) {
         None => Ok(()),
         Some(needs) => match discovery::available(needs.ranks_meet) {

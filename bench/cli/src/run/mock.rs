@@ -23,8 +23,8 @@ use crate::plan::config::{
 };
 use crate::plan::{Plan, Trial};
 use crate::scenario::file::{
-    BUCKET_CAP, Compression, DpLoss, FIRST_BUCKET_CAP, Launch, Optimizer, Scaling, Scenario,
-    Schedule, Transport,
+    BUCKET_CAP, Compression, DpLoss, FIRST_BUCKET_CAP, Launch, Optimizer, Precision, Scaling,
+    Scenario, Schedule, Transport,
 };
 
 /// A configuration with 32 samples on each device.
@@ -49,6 +49,7 @@ pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
         optimizer: Optimizer::default(),
         schedule: Schedule::Constant,
         accumulation: 1,
+        precision: Precision::Fp32,
         train_seed: 0,
         strategy: strategy.clone(),
         backend: Backend::Cpu,

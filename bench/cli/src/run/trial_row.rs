@@ -9,7 +9,7 @@ use super::cores;
 use super::gate::Gate;
 use super::standing::{Standing, Unrun};
 use crate::plan::config::{
-    DpConfig, SourceConfig, compression_name, momentum_name, optimizer_name, padding_name,
+    Backend, DpConfig, SourceConfig, compression_name, momentum_name, optimizer_name, padding_name,
     schedule_name,
 };
 use crate::plan::{Plan, Trial};
@@ -62,6 +62,8 @@ pub fn row(
         optimizer: training.then(|| optimizer_name(&config.optimizer)),
         schedule: training.then(|| schedule_name(&config.schedule)),
         backend: config.backend.name().into(),
+        precision: (training && config.backend == Backend::Cuda)
+            .then(|| config.precision.name().to_owned()),
         devices: config.devices as u32,
         threads: training.then_some(config.threads as u32),
         scaling: if config.scaling == Scaling::Weak {

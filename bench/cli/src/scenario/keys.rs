@@ -8,7 +8,7 @@ use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Place, Value};
 
 /// Every key that a sweep or variant can set.
-pub const SETTINGS: [&str; 91] = [
+pub const SETTINGS: [&str; 92] = [
     "model.preset",
     "model.layers",
     "model.input",
@@ -52,6 +52,7 @@ pub const SETTINGS: [&str; 91] = [
     "train.schedule.cosine.warm_up_steps",
     "train.schedule.cosine.minimum",
     "train.accumulation",
+    "train.precision",
     "train.learning_rate_batch",
     "train.seed",
     "train.epochs",

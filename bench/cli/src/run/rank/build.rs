@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice, pin_to_cores};
-use syncmark_engine::backend::cuda::{CudaBackend, CudaDevice, discovery};
+use syncmark_engine::backend::cuda::{CudaBackend, CudaDevice, Precision, discovery};
 use syncmark_engine::backend::{Backend, BackendError};
 use syncmark_engine::comm::Communicator;
 use syncmark_engine::comm::links::HostLinks;
@@ -330,16 +330,19 @@ fn model(config: &TrialConfig) -> Result<Model, RankError> {
 fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankError> {
     match assignment.trial.backend {
         config::Backend::Cpu => cpu(assignment, index),
-        config::Backend::Cuda => gpu(index),
+        config::Backend::Cuda => gpu(assignment, index),
     }
 }
 
 /// Devices go over the GPUs in turn: with more devices than GPUs some share one.
-fn gpu(index: usize) -> Result<Box<dyn Backend>, RankError> {
+fn gpu(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankError> {
     let gpus = discovery::gpus().map_err(|lack| BackendError::Device(lack.to_string()))?;
     let device = CudaDevice {
         ordinal: index % gpus,
-        ..CudaDevice::default()
+        precision: match assignment.trial.precision {
+            file::Precision::Fp32 => Precision::Fp32,
+            file::Precision::Tf32 => Precision::Tf32,
+        },
     };
     Ok(Box::new(CudaBackend::new(device)?))
 }

@@ -5,7 +5,7 @@ use crate::plan::config::{
 };
 use crate::run::mock::ddp;
 use crate::run::spool::{CeilingEvent, CommEvent, LearningEvent};
-use crate::scenario::file::{Launch, Optimizer, Scaling, Schedule, Sgd, Transport};
+use crate::scenario::file::{Launch, Optimizer, Precision, Scaling, Schedule, Sgd, Transport};
 use syncmark_engine::comm::Collective;
 use syncmark_engine::model::spec::{Features, LayerSpec, LinearSpec, ModelSpec, Norm};
 use syncmark_engine::probe::Phase;
@@ -42,6 +42,7 @@ fn config() -> TrialConfig {
         }),
         schedule: Schedule::Constant,
         accumulation: 1,
+        precision: Precision::Fp32,
         train_seed: 0,
         strategy: ddp(Launch::Threads),
         backend: Backend::Cpu,

@@ -14,6 +14,8 @@ pub struct Train {
     pub schedule: Schedule,
     /// Micro-batches of a step: `batch_size` is that of one, and a step's gradient is their mean.
     pub accumulation: usize,
+    /// How matrix products and convolutions are computed. CPUs have `fp32` only.
+    pub precision: Precision,
     /// Samples of a step that the optimizer's learning rate is meant for: it is multiplied by the step's samples over this (the linear rule,
     /// Goyal et al. 2017). Default: it stays as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -30,6 +32,27 @@ pub struct Train {
     /// all of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalization_batch: Option<usize>,
+}
+
+/// How matrix products and convolutions are computed; all else is in fp32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// In fp32, multiply-adds included.
+    #[default]
+    Fp32,
+    /// By a GPU's tensor cores, from operands rounded to 10 bits of fraction; sums in fp32.
+    Tf32,
+}
+
+impl Precision {
+    /// `fp32` or `tf32`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Tf32 => "tf32",
+        }
+    }
 }
 
 /// The optimizer and its settings.
@@ -134,6 +157,7 @@ impl Default for Train {
             optimizer: Optimizer::default(),
             schedule: Schedule::default(),
             accumulation: 1,
+            precision: Precision::Fp32,
             learning_rate_batch: None,
             seed: 0,
             epochs: None,
