@@ -27,7 +27,7 @@ pub(super) struct Transfer {
     pub(super) kind: Kind,
     /// Address on the rank's GPU that is read; 0 where the function takes none.
     pub(super) from: u64,
-    /// Address that is written; 0 where the function takes none, or takes none on this rank.
+    /// Address that is written, of a reduce on its root only; 0 where the function takes none.
     pub(super) to: u64,
     /// Elements, as the function counts them: of an all-gather one rank's block, of a reduce-scatter one rank's chunk.
     pub(super) count: usize,
@@ -103,14 +103,10 @@ pub(super) fn transfers<E>(
         }
         Collective::ReduceScatter => (0..world).try_for_each(|root| {
             let part = chunk(len, world, root);
-            // Only the root's place for the result is looked at.
-            let result = if root == rank { to } else { 0 };
-            hand(
-                Kind::Reduce { operator, root },
-                at(from, part.start),
-                result,
-                part.len(),
-            )
+            let own = at(from, part.start);
+            // Only the root writes; in place, the others have nowhere else to name.
+            let result = if root == rank { to } else { own };
+            hand(Kind::Reduce { operator, root }, own, result, part.len())
         }),
         Collective::Scatter => {
             if rank == root {
