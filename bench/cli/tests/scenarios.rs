@@ -141,7 +141,7 @@ fn bytes_agree(name: &str, folder: &RunFolder) {
         let sent = (row.predicted_sent_bytes, row.predicted_received_bytes);
         assert_eq!(
             sent,
-            (Some(row.sent_bytes), Some(row.received_bytes)),
+            (row.sent_bytes, row.received_bytes),
             "{name}: {row:?}"
         );
     }
@@ -157,8 +157,7 @@ fn bytes_agree(name: &str, folder: &RunFolder) {
     for row in folder.read::<CollectiveRow>().expect("collectives") {
         assert!(row.checked && row.wrong_elements == 0, "{name}: {row:?}");
         assert_eq!(
-            row.predicted_sent_bytes,
-            Some(row.counted_sent_bytes),
+            row.predicted_sent_bytes, row.counted_sent_bytes,
             "{name}: {row:?}"
         );
     }

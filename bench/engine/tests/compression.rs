@@ -242,7 +242,7 @@ fn a_checked_step_says_how_far_its_gradients_are_from_the_mean() {
             // An error as short as it can be for its cosine: cos² ≥ 1 − error².
             assert!(total.cosine() <= 1.0 + 1e-12);
             assert!(total.cosine().powi(2) >= 1.0 - error * error - 1e-12);
-            let share = total.sent_bytes as f64 / total.uncompressed_bytes as f64;
+            let share = total.sent_bytes.unwrap() as f64 / total.uncompressed_bytes.unwrap() as f64;
             let expected = match compression {
                 Compression::None => 1.0..=1.0,
                 Compression::Fp16 | Compression::Bf16 => 0.5..=0.5,

@@ -112,7 +112,10 @@ fn bytes_go_through_the_master_and_the_output_device() {
             let mut found: BTreeMap<(Phase, usize), (u64, u64)> = BTreeMap::new();
             for (device, count) in strategy.counts() {
                 let sum = found.entry((count.phase, device)).or_default();
-                *sum = (sum.0 + count.sent_bytes, sum.1 + count.received_bytes);
+                *sum = (
+                    sum.0 + count.sent_bytes.unwrap(),
+                    sum.1 + count.received_bytes.unwrap(),
+                );
             }
             let mut expected: BTreeMap<(Phase, usize), (u64, u64)> = BTreeMap::new();
             let mut add = |phase, bytes: u64, from: usize, to: usize| {

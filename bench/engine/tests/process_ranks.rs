@@ -171,7 +171,7 @@ fn all_reduce(region: &Arc<Region>, rank: usize, times: usize) {
     let counts = communicator.counts();
     println!(
         "{} {}",
-        counts.iter().map(|c| c.sent_bytes).sum::<u64>(),
+        counts.iter().map(|c| c.sent_bytes.unwrap()).sum::<u64>(),
         region.read_from(rank)
     );
 }

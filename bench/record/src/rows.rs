@@ -343,8 +343,9 @@ pub struct CommRow {
     /// Payload of one call.
     pub size_bytes: u64,
     pub payload_bytes: u64,
-    pub sent_bytes: u64,
-    pub received_bytes: u64,
+    /// Counted at the copies; empty where a library copies out of our sight (`nccl`).
+    pub sent_bytes: Option<u64>,
+    pub received_bytes: Option<u64>,
     pub predicted_sent_bytes: Option<u64>,
     pub predicted_received_bytes: Option<u64>,
     /// By a counter that is not ours; empty where there is none (`shared`, `copies`).
@@ -436,8 +437,8 @@ pub struct CollectiveRow {
     /// Whether every element of every rank's result was compared, and how many were wrong.
     pub checked: bool,
     pub wrong_elements: u64,
-    /// Bytes sent per call over all ranks: by our counters, by the formula, by an independent counter.
-    pub counted_sent_bytes: f64,
+    /// Bytes sent per call over all ranks: by our counters (empty where they cannot count), by the formula, by an independent counter.
+    pub counted_sent_bytes: Option<f64>,
     pub predicted_sent_bytes: Option<f64>,
     pub measured_sent_bytes: Option<f64>,
 }
@@ -494,7 +495,7 @@ pub struct CompressionRow {
     pub relative_error: f64,
     /// Cosine of the angle between the two.
     pub cosine: f64,
-    /// Bytes that a rank sent for gradients in the step, and would have sent uncompressed.
-    pub sent_bytes: u64,
-    pub uncompressed_bytes: u64,
+    /// Bytes that a rank sent for gradients in the step, and would have sent uncompressed; empty where they cannot be counted.
+    pub sent_bytes: Option<u64>,
+    pub uncompressed_bytes: Option<u64>,
 }

@@ -375,16 +375,19 @@ fn fill_bytes(row: &mut TrialRow, comm: &[CommRow]) {
         }
         median(&values(&repeats))
     };
-    row.counted_bytes_per_step = per_step(&|c| Some(c.sent_bytes));
+    row.counted_bytes_per_step = per_step(&|c| c.sent_bytes);
     row.predicted_bytes_per_step = per_step(&|c| c.predicted_sent_bytes);
     row.measured_bytes_per_step = per_step(&|c| c.measured_sent_bytes);
 }
 
-/// Counted bytes that all ranks of a trial sent in a step, by repeat.
+/// Counted bytes that all ranks of a trial sent in a step, by repeat; nothing where they cannot be counted.
 pub(crate) fn sent_per_step(trial: &str, comm: &[CommRow]) -> BTreeMap<u32, f64> {
     let mut repeats = BTreeMap::new();
     for row in comm.iter().filter(|c| c.trial == trial && c.steps > 0) {
-        *repeats.entry(row.repeat).or_default() += row.sent_bytes as f64 / row.steps as f64;
+        let Some(sent) = row.sent_bytes else {
+            return BTreeMap::new();
+        };
+        *repeats.entry(row.repeat).or_default() += sent as f64 / row.steps as f64;
     }
     repeats
 }
@@ -441,11 +444,14 @@ fn fill_warnings(row: &mut TrialRow, repeats: &[RepeatRow], comm: &[CommRow]) {
     }
 }
 
-/// Whether any row of a trial counts other bytes than were predicted for it, in either direction and by a single byte. Row
+/// Whether any row of a trial that counts counts other bytes than were predicted for it, in either direction and by a single byte. Row
 /// by row: over ranks and sizes a call of the wrong size could make up for one that never came.
 fn comm_differs(comm: &[CommRow], trial: &str) -> bool {
-    let differs =
-        |counted: u64, predicted: Option<u64>| predicted.is_some_and(|bytes| bytes != counted);
+    let differs = |counted: Option<u64>, predicted: Option<u64>| {
+        counted
+            .zip(predicted)
+            .is_some_and(|(counted, bytes)| bytes != counted)
+    };
     comm.iter().filter(|row| row.trial == trial).any(|row| {
         differs(row.sent_bytes, row.predicted_sent_bytes)
             || differs(row.received_bytes, row.predicted_received_bytes)

@@ -63,8 +63,8 @@ pub struct SyncCost<'a> {
     pub calls: f64,
     /// Bytes that a rank puts in, of a step.
     pub payload: f64,
-    /// Bytes that the rank which sends most sends, of a step.
-    pub sent: f64,
+    /// Bytes that the rank which sends most sends, of a step; `None` where they cannot be counted.
+    pub sent: Option<f64>,
     /// Milliseconds of a step that the rank which waits longest waits for others to arrive: median call times calls.
     pub wait: Option<Estimate>,
     /// Milliseconds of a step that moving and adding takes after that.
@@ -215,7 +215,11 @@ fn sync_cost<'a>(data: &'a RunData, trial: &'a TrialRow) -> Option<SyncCost<'a>>
         trial,
         calls: most(&|row| row.calls as f64)?,
         payload: most(&|row| row.payload_bytes as f64)?,
-        sent: most(&|row| row.sent_bytes as f64)?,
+        sent: if ranks.values().flatten().all(|row| row.sent_bytes.is_some()) {
+            most(&|row| row.sent_bytes.unwrap_or(0) as f64)
+        } else {
+            None
+        },
         wait: longest(&|row| row.wait_ns_p50),
         transfer: longest(&|row| row.transfer_ns_p50),
         beside_batch: batch.and_then(|batch| step_ratio(data, trial, batch)),

@@ -237,7 +237,7 @@ fn collective(trial: &str, repeat: u32, collective: &str, busbw: f64) -> Collect
         busbw_bytes_per_s: Some(busbw),
         checked: true,
         wrong_elements: 0,
-        counted_sent_bytes: 1.0,
+        counted_sent_bytes: Some(1.0),
         predicted_sent_bytes: Some(1.0),
         measured_sent_bytes: None,
     }

@@ -108,8 +108,8 @@ fn exchange(trial: &str, repeat: u32, rank: u32, wait_ns: u64) -> CommRow {
         steps: 50,
         size_bytes: 1_000,
         payload_bytes: 200_000,
-        sent_bytes: 100_000,
-        received_bytes: 100_000,
+        sent_bytes: Some(100_000),
+        received_bytes: Some(100_000),
         predicted_sent_bytes: Some(100_000),
         predicted_received_bytes: Some(100_000),
         measured_sent_bytes: None,
@@ -208,7 +208,7 @@ fn exchanges_are_those_of_a_step_and_of_the_slowest_rank() {
     assert_eq!(cost.trial.norm, "sync-batch");
     assert_eq!(
         (cost.calls, cost.payload, cost.sent),
-        (4.0, 4_000.0, 2_000.0)
+        (4.0, 4_000.0, Some(2_000.0))
     );
     // Four calls of 50 µs, of rank 1.
     assert!((cost.wait.unwrap().value - 0.2).abs() < 1e-12);

@@ -134,7 +134,7 @@ impl Links for HostLinks {
                     Count {
                         root: device,
                         sent_bytes,
-                        received_bytes: 0,
+                        received_bytes: Some(0),
                         ..received.clone()
                     },
                 ));

@@ -9,6 +9,7 @@ pub mod error;
 pub mod fault;
 mod ledger;
 pub mod links;
+pub mod nccl;
 mod number;
 pub mod shared;
 mod signature;
@@ -157,6 +158,8 @@ pub trait Communicator: Send {
     fn aborter(&self) -> Aborter;
     /// Why collectives fail, once they do.
     fn failure(&self) -> Option<String>;
+    /// A handle with which any thread can look how the job is, for as long as it likes.
+    fn watch(&self) -> Watch;
 
     /// In-place all-reduce.
     ///
@@ -270,6 +273,26 @@ impl Aborter {
     pub fn abort(&self, reason: &str) {
         (self.0)(reason);
     }
+}
+
+/// Looks how a job is, from any thread. Cheap enough to look every few milliseconds.
+#[derive(Clone)]
+pub struct Watch(pub std::sync::Arc<dyn Fn() -> Seen + Send + Sync>);
+
+impl Watch {
+    /// How it is now.
+    pub fn look(&self) -> Seen {
+        (self.0)()
+    }
+}
+
+/// What a look at a job shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Why the job was aborted.
+    pub failure: Option<String>,
+    /// Other ranks that have left in good order, as far as this one was told: their work is done, and they will come to nothing more.
+    pub left: Vec<usize>,
 }
 
 /// Chunk `index` of the standard split of `len` elements into `parts`: sizes differ by at most one, longer ones first.

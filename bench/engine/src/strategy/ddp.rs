@@ -80,7 +80,7 @@ pub struct Ddp {
     /// For checked steps: the exact mean, and what was found; empty and none in others.
     exact: Span,
     found: Option<Vec<Fidelity>>,
-    sent: [u64; 2],
+    sent: [Option<u64>; 2],
     /// Whether the buckets still wait for their rebuild after the first reduction.
     first: bool,
     synchronize: bool,
@@ -143,7 +143,7 @@ impl Ddp {
             hook,
             exact: Span::EMPTY,
             found: None,
-            sent: [0; 2],
+            sent: [Some(0); 2],
             options: settings.options,
             first: true,
             synchronize: true,

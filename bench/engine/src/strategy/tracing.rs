@@ -2,7 +2,7 @@
 //!
 //! Without tracing nothing is recorded and no time is taken.
 use crate::backend::{Backend, Event, Result, Stream};
-use crate::comm::{Aborter, CollectiveCall, Communicator, Count};
+use crate::comm::{Aborter, CollectiveCall, Communicator, Count, Watch};
 use crate::probe::{Phase, PhaseSpan, Probe, Track, now_ns};
 
 /// When a span began; nothing while no one traces.
@@ -166,5 +166,8 @@ impl Communicator for Watched<'_> {
     }
     fn failure(&self) -> Option<String> {
         self.inner.failure()
+    }
+    fn watch(&self) -> Watch {
+        self.inner.watch()
     }
 }

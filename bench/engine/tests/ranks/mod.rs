@@ -234,8 +234,8 @@ impl Rank {
         let counts = self.comm.counts();
         let sum = |of: fn(&syncmark_engine::comm::Count) -> u64| counts.iter().map(of).sum();
         (
-            sum(|count| count.sent_bytes),
-            sum(|count| count.received_bytes),
+            sum(|count| count.sent_bytes.unwrap()),
+            sum(|count| count.received_bytes.unwrap()),
         )
     }
 }

@@ -40,7 +40,7 @@ pub fn compressed<'a>(data: &RunData, facet: &Facet<'a>) -> Vec<Compressed<'a>> 
         let errors: Vec<f64> = rows.iter().map(|row| row.relative_error).collect();
         let shares: Vec<f64> = rows
             .iter()
-            .map(|row| row.sent_bytes as f64 / row.uncompressed_bytes as f64)
+            .filter_map(|row| Some(row.sent_bytes? as f64 / row.uncompressed_bytes? as f64))
             .collect();
         let cosines: Vec<f64> = rows.iter().map(|row| row.cosine).collect();
         Some(Compressed {

@@ -20,10 +20,10 @@ use crate::{document::Figure, format, run_data::RunData};
 /// Bytes per step of one phase through one rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PhaseBytes {
-    /// Counted, out of the rank.
-    pub sent: f64,
+    /// Counted, out of the rank; `None` where that cannot be counted.
+    pub sent: Option<f64>,
     /// Counted, into it.
-    pub received: f64,
+    pub received: Option<f64>,
     /// Predicted, out; `None` where a row has no prediction.
     pub predicted_sent: Option<f64>,
     /// Predicted, in.
@@ -38,7 +38,13 @@ impl PhaseBytes {
     /// Whether the phase moved nothing and was not expected to: a barrier has no payload.
     fn nothing(&self) -> bool {
         let expected = self.predicted_sent.unwrap_or(0.0) + self.predicted_received.unwrap_or(0.0);
-        self.sent + self.received + expected == 0.0
+        let counted = self.sent.zip(self.received);
+        counted.is_some_and(|(sent, received)| sent + received + expected == 0.0)
+    }
+
+    /// Whether bytes of it were counted.
+    fn moved(&self) -> bool {
+        self.sent.unwrap_or(0.0) + self.received.unwrap_or(0.0) > 0.0
     }
 }
 
@@ -69,8 +75,8 @@ pub fn bytes_by_phase(
         Some(sums.sum::<Option<f64>>()? / repeats.len() as f64)
     };
     let fold = |rows: Vec<&CommRow>| PhaseBytes {
-        sent: per_step(&rows, |c| Some(c.sent_bytes)).unwrap_or(0.0),
-        received: per_step(&rows, |c| Some(c.received_bytes)).unwrap_or(0.0),
+        sent: per_step(&rows, |c| c.sent_bytes),
+        received: per_step(&rows, |c| c.received_bytes),
         predicted_sent: per_step(&rows, |c| c.predicted_sent_bytes),
         predicted_received: per_step(&rows, |c| c.predicted_received_bytes),
         measured_sent: per_step(&rows, |c| c.measured_sent_bytes),
@@ -87,7 +93,7 @@ pub fn bytes_by_phase(
 fn agrees(rows: &[&CommRow]) -> Option<bool> {
     let equal = |row: &&CommRow| {
         let (sent, received) = (row.predicted_sent_bytes?, row.predicted_received_bytes?);
-        Some(sent == row.sent_bytes && received == row.received_bytes)
+        Some(sent == row.sent_bytes? && received == row.received_bytes?)
     };
     rows.iter()
         .map(equal)
@@ -109,11 +115,7 @@ pub fn bytes(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
         .iter()
         .filter(|trial| trial.outcome.has_figures())
         .map(|trial| (*trial, bytes_by_phase(&data.comm, &trial.trial, Some(0))))
-        .filter(|(_, phases)| {
-            phases
-                .values()
-                .any(|phase| phase.sent + phase.received > 0.0)
-        })
+        .filter(|(_, phases)| phases.values().any(PhaseBytes::moved))
         .collect();
     if shown.is_empty() {
         return None;
@@ -181,7 +183,7 @@ fn unit(high: f64) -> (f64, &'static str) {
 /// Name of a direction, and how to read its counted and predicted bytes.
 type Direction = (
     &'static str,
-    fn(&PhaseBytes) -> f64,
+    fn(&PhaseBytes) -> Option<f64>,
     fn(&PhaseBytes) -> Option<f64>,
 );
 
@@ -191,10 +193,10 @@ fn group(trial: &TrialRow, phases: &BTreeMap<String, PhaseBytes>) -> Group {
             .iter()
             .filter_map(|(phase, fill)| Some((*fill, phases.get(*phase)?)))
     };
-    let segments = |bytes: &dyn Fn(&PhaseBytes) -> f64| -> Vec<Segment> {
+    let segments = |bytes: &dyn Fn(&PhaseBytes) -> Option<f64>| -> Vec<Segment> {
         ordered()
             .map(|(fill, phase)| Segment {
-                value: bytes(phase),
+                value: bytes(phase).unwrap_or(0.0),
                 fill,
             })
             .filter(|s| s.value > 0.0)
@@ -223,7 +225,7 @@ fn group(trial: &TrialRow, phases: &BTreeMap<String, PhaseBytes>) -> Group {
         let Some(expected) = predicted(&forecast) else {
             continue;
         };
-        let pieces = segments(&|phase| forecast(phase).unwrap_or(0.0));
+        let pieces = segments(&forecast);
         let verdict = if equal {
             "equal".into()
         } else {
@@ -237,7 +239,7 @@ fn group(trial: &TrialRow, phases: &BTreeMap<String, PhaseBytes>) -> Group {
         });
     }
     if let Some(measured) = predicted(&|phase| phase.measured_sent) {
-        let pieces = segments(&|phase| phase.measured_sent.unwrap_or(0.0));
+        let pieces = segments(&|phase| phase.measured_sent);
         bars.push(Bar {
             label: "sent, measured".into(),
             segments: pieces,

@@ -118,7 +118,7 @@ fn collective_row(
     ];
     row.extend(floor);
     row.push(bytes_of(&|row| row.predicted_sent_bytes));
-    row.push(bytes_of(&|row| Some(row.counted_sent_bytes)));
+    row.push(bytes_of(&|row| row.counted_sent_bytes));
     if measured {
         row.push(bytes_of(&|row| row.measured_sent_bytes));
     }

@@ -164,7 +164,7 @@ fn sync_table(costs: &[SyncCost<'_>]) -> Table {
             subject(trial),
             whole(cost.calls),
             bytes(cost.payload),
-            bytes(cost.sent),
+            or_dash(cost.sent, bytes),
             estimated(cost.wait, milliseconds),
             estimated(cost.transfer, milliseconds),
             with_spread(trial.step_ms, trial.step_ms_low, trial.step_ms_high, number),

@@ -169,7 +169,7 @@ fn bytes_table(data: &RunData, facet: &Facet<'_>, measured: bool) -> Table {
                 phase_name(&phase),
                 algorithms(data, &trial.trial, &phase),
                 or_dash(figures.predicted_sent, whole),
-                whole(figures.sent),
+                or_dash(figures.sent, whole),
             ];
             if measured {
                 row.push(
@@ -187,6 +187,7 @@ fn bytes_table(data: &RunData, facet: &Facet<'_>, measured: bool) -> Table {
 
 fn agreement(figures: &PhaseBytes) -> &'static str {
     match figures.agrees {
+        None if figures.sent.is_none() => "not counted",
         None => "not predicted",
         Some(true) => "equal",
         Some(false) => "differs",

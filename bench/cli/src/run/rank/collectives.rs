@@ -232,7 +232,7 @@ impl Case {
             elements: self.elements as u64,
             wrong: wrong as u64,
             calls: batches * calls,
-            sent_bytes: sent as u64,
+            sent_bytes: (!counted.unseen).then_some(sent as u64),
             measured_sent_bytes: (without == 0).then_some(measured as u64),
         });
         Ok(())
@@ -361,7 +361,10 @@ impl Case {
             if count.phase != Phase::AllReduce {
                 continue;
             }
-            counted.sent += count.sent_bytes as i64;
+            match count.sent_bytes {
+                Some(bytes) => counted.sent += bytes as i64,
+                None => counted.unseen = true,
+            }
             match count.measured_sent_bytes {
                 Some(bytes) => counted.measured += bytes as i64,
                 None => counted.without = 1,
@@ -399,6 +402,8 @@ struct Counted {
     measured: i64,
     /// 1 where there is no counter but ours.
     without: i64,
+    /// Whether the transport cannot count, which is the same on all ranks.
+    unseen: bool,
     algorithm: u8,
 }
 

@@ -244,7 +244,8 @@ fn by_phase(copies: Vec<(usize, Count)>, steps: u64) -> Vec<(usize, Count)> {
     let mut totals: BTreeMap<(Phase, usize), Count> = BTreeMap::new();
     let mut payloads: BTreeMap<Phase, u64> = BTreeMap::new();
     for (device, count) in copies {
-        *payloads.entry(count.phase).or_default() += count.sent_bytes;
+        // Copies between devices are counted; only they come here.
+        *payloads.entry(count.phase).or_default() += count.sent_bytes.unwrap_or(0);
         match totals.entry((count.phase, device)) {
             Entry::Vacant(place) => {
                 // Times of single copies mean nothing beside the payload of a step; phases.csv has the phase's.
@@ -257,8 +258,9 @@ fn by_phase(copies: Vec<(usize, Count)>, steps: u64) -> Vec<(usize, Count)> {
             Entry::Occupied(mut place) => {
                 let total = place.get_mut();
                 total.calls += count.calls;
-                total.sent_bytes += count.sent_bytes;
-                total.received_bytes += count.received_bytes;
+                let sum = |one: Option<u64>, other: Option<u64>| Some(one? + other?);
+                total.sent_bytes = sum(total.sent_bytes, count.sent_bytes);
+                total.received_bytes = sum(total.received_bytes, count.received_bytes);
             }
         }
     }

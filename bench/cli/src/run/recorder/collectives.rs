@@ -74,7 +74,7 @@ fn row(facts: &RepeatFacts<'_>, time: &Event, check: &Event) -> Option<Collectiv
         busbw_bytes_per_s: algbw.map(|algbw| algbw * bus_factor(formula, ranks)),
         checked: true,
         wrong_elements: wrong,
-        counted_sent_bytes: per_call(sent_bytes),
+        counted_sent_bytes: sent_bytes.map(per_call),
         predicted_sent_bytes: predicted(formula, algorithm, elements, ranks),
         measured_sent_bytes: measured_sent_bytes
             .filter(|_| collective != Collective::Barrier)

@@ -80,8 +80,8 @@ fn never_called(expected: &Expected, steps: u32, algorithm: &str) -> CommEvent {
         size_bytes: expected.size_bytes,
         calls: 0,
         steps,
-        sent_bytes: 0,
-        received_bytes: 0,
+        sent_bytes: Some(0),
+        received_bytes: Some(0),
         wait_ns: [u32::MAX; 2],
         transfer_ns: [u32::MAX; 2],
     }

@@ -60,8 +60,8 @@ pub enum Event {
         step: u64,
         relative_error: f64,
         cosine: f64,
-        sent_bytes: u64,
-        uncompressed_bytes: u64,
+        sent_bytes: Option<u64>,
+        uncompressed_bytes: Option<u64>,
     },
     /// Bytes sent in the calls of the totals right before it, by a counter that is not ours; absent where there is none.
     Measured { sent_bytes: u64 },
@@ -98,7 +98,7 @@ pub enum Event {
         elements: u64,
         wrong: u64,
         calls: u64,
-        sent_bytes: u64,
+        sent_bytes: Option<u64>,
         measured_sent_bytes: Option<u64>,
     },
     /// Times of a node of the model at p10, p50 and p90 of its calls.
@@ -199,15 +199,16 @@ impl Event {
                 sent_bytes,
                 uncompressed_bytes,
             } => {
-                f.put([10, 0])
+                let counted = u8::from(sent_bytes.is_some());
+                f.put([10, counted | u8::from(uncompressed_bytes.is_some()) << 1])
                     .put(bucket.to_le_bytes())
                     .put([0; 4])
                     .words(&[
                         step,
                         relative_error.to_bits(),
                         cosine.to_bits(),
-                        sent_bytes,
-                        uncompressed_bytes,
+                        sent_bytes.unwrap_or(0),
+                        uncompressed_bytes.unwrap_or(0),
                     ]);
             }
             Self::Measured { sent_bytes } => {
@@ -251,9 +252,10 @@ impl Event {
                 sent_bytes,
                 measured_sent_bytes,
             } => {
-                f.put([21, collective, u8::from(measured_sent_bytes.is_some()), 0])
+                let (counted, measured) = (sent_bytes.is_some(), measured_sent_bytes.is_some());
+                f.put([21, collective, u8::from(measured), u8::from(counted)])
                     .put([0; 4])
-                    .words(&[elements, wrong, calls, sent_bytes])
+                    .words(&[elements, wrong, calls, sent_bytes.unwrap_or(0)])
                     .words(&[measured_sent_bytes.unwrap_or(0)]);
             }
             Self::NodeTime {
@@ -359,6 +361,7 @@ impl Event {
             }
             8 => Self::ParametersEqual { equal: f.u8() != 0 },
             10 => {
+                let counted = f.u8();
                 f.at = 2;
                 let bucket = f.u16();
                 f.at = 8;
@@ -367,8 +370,8 @@ impl Event {
                     step: f.u64(),
                     relative_error: f64::from_bits(f.u64()),
                     cosine: f64::from_bits(f.u64()),
-                    sent_bytes: f.u64(),
-                    uncompressed_bytes: f.u64(),
+                    sent_bytes: Some(f.u64()).filter(|_| counted & 1 != 0),
+                    uncompressed_bytes: Some(f.u64()).filter(|_| counted & 2 != 0),
                 }
             }
             9 => {
@@ -390,14 +393,14 @@ impl Event {
                 }
             }
             21 => {
-                let (collective, measured) = (f.u8(), f.u8() != 0);
+                let (collective, measured, counted) = (f.u8(), f.u8() != 0, f.u8() != 0);
                 f.at = 8;
                 Self::CollectiveCheck {
                     collective,
                     elements: f.u64(),
                     wrong: f.u64(),
                     calls: f.u64(),
-                    sent_bytes: f.u64(),
+                    sent_bytes: Some(f.u64()).filter(|_| counted),
                     measured_sent_bytes: Some(f.u64()).filter(|_| measured),
                 }
             }

@@ -16,7 +16,7 @@ mod memory;
 mod module;
 pub mod stream;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::{self, CUdeviceptr, CUstream};
 
@@ -32,7 +32,7 @@ use blas::Blas;
 use dnn::Dnn;
 use gpu::{Gpu, check};
 use memory::{Memory, Scratch, Staging};
-use stream::{Clock, Queue};
+use stream::{Clock, DeviceInterval, Queue};
 
 /// How products and convolutions of f32 are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -56,6 +56,8 @@ pub struct CudaDevice {
 /// A device on a GPU.
 pub struct CudaBackend {
     failure: Option<BackendError>,
+    /// Why a collective that ran here was stopped, by whoever stopped it, on any thread.
+    loss: Arc<OnceLock<String>>,
     // Handles go before the streams that they were given, all of it before the memory. Pairs are indexed by [`Stream`].
     blas: [Blas; 2],
     dnn: Dnn,
@@ -116,6 +118,7 @@ impl CudaBackend {
         ];
         Ok(Self {
             failure: None,
+            loss: Arc::default(),
             clock,
             scratch: [Scratch::default(), Scratch::default()],
             dnn: Dnn::new(queues[0].raw, device.precision)?,
@@ -142,6 +145,17 @@ impl CudaBackend {
         &self.gpu
     }
 
+    /// Where whoever stops a collective on this device leaves the reason, before it stops it: a kernel that is told to leave ends as if
+    /// all were well, so that CUDA knows of no failure. From then on every call fails with it.
+    pub(crate) fn loss(&self) -> &Arc<OnceLock<String>> {
+        &self.loss
+    }
+
+    /// From begin to end of what [`CudaBackend::enqueue`] returned `event` for.
+    pub(crate) fn interval(&self, event: Event) -> DeviceInterval {
+        self.queues[event.stream as usize].interval(event.sequence)
+    }
+
     /// Does what enqueues on `on` between two events, after `after`; returns the event of its end, whose begin is told as well.
     pub(crate) fn enqueue(
         &mut self,
@@ -165,7 +179,14 @@ impl CudaBackend {
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
         }
-        let out = self.gpu.enter().and_then(|()| work(self));
+        let lost = |device: &Self| match device.loss.get() {
+            Some(reason) => Err(BackendError::Communication(reason.clone())),
+            None => Ok(()),
+        };
+        let ready = lost(self).and_then(|()| self.gpu.enter());
+        let out = ready.and_then(|()| work(self));
+        // What ran while a collective was stopped has used what that left behind.
+        let out = lost(self).and(out);
         if let Err(error) = &out
             && !matches!(
                 error,

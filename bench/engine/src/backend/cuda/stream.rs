@@ -5,6 +5,7 @@
 //! f32 milliseconds: a quarter of a second is told to 30 ns.
 //! Reference: CUDA driver API, "Stream Management" and "Event Management".
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::sys::{self, CUevent, CUresult, CUstream};
 
@@ -26,6 +27,8 @@ const WITH_TIMES: u32 = 0;
 struct Ring {
     gpu: Arc<Gpu>,
     events: Box<[CUevent]>,
+    /// The latest event that was recorded.
+    latest: AtomicU64,
 }
 
 // SAFETY: events may be asked and waited for on any thread.
@@ -44,6 +47,7 @@ impl Ring {
         Ok(Self {
             gpu: Arc::clone(gpu),
             events: (0..KEPT).map(event).collect::<Result<_>>()?,
+            latest: AtomicU64::new(0),
         })
     }
 
@@ -68,7 +72,7 @@ pub(super) struct Queue {
     gpu: Arc<Gpu>,
     pub(super) raw: CUstream,
     ends: Arc<Ring>,
-    begins: Ring,
+    begins: Arc<Ring>,
     /// Which event last had a begin of its own in each place.
     opened: Box<[u64]>,
     pub(super) recorded: u64,
@@ -89,7 +93,7 @@ impl Queue {
             gpu: Arc::clone(gpu),
             raw,
             ends: Arc::new(Ring::new(gpu)?),
-            begins: Ring::new(gpu)?,
+            begins: Arc::new(Ring::new(gpu)?),
             opened: vec![0; KEPT].into(),
             recorded: 0,
             covered: 0,
@@ -99,6 +103,7 @@ impl Queue {
     /// Marks the present end of the stream as the next event.
     pub(super) fn record(&mut self) -> Result<u64> {
         self.recorded += 1;
+        self.ends.latest.store(self.recorded, Ordering::Release);
         // SAFETY: both are alive, of the same context.
         let recorded = unsafe { sys::cuEventRecord(self.ends.event(self.recorded), self.raw) };
         check(recorded, "failed to record an event")?;
@@ -109,6 +114,7 @@ impl Queue {
     pub(super) fn open(&mut self) -> Result<()> {
         let next = self.recorded + 1;
         self.opened[next as usize % KEPT] = next;
+        self.begins.latest.store(next, Ordering::Release);
         // SAFETY: as above.
         let recorded = unsafe { sys::cuEventRecord(self.begins.event(next), self.raw) };
         check(recorded, "failed to record an event")
@@ -124,6 +130,15 @@ impl Queue {
     pub(super) fn completion(&self, sequence: u64) -> DeviceCompletion {
         DeviceCompletion {
             ring: Arc::clone(&self.ends),
+            sequence,
+        }
+    }
+
+    /// From the begin to the end of event `sequence`, which was opened.
+    pub(super) fn interval(&self, sequence: u64) -> DeviceInterval {
+        DeviceInterval {
+            begins: Arc::clone(&self.begins),
+            ends: Arc::clone(&self.ends),
             sequence,
         }
     }
@@ -311,5 +326,44 @@ impl DeviceCompletion {
             unsafe { sys::cuEventSynchronize(self.event()) },
             "failed on the GPU",
         )
+    }
+}
+
+/// Work between two events of a GPU's stream; outlives the device that it ran on.
+#[derive(Clone)]
+pub(crate) struct DeviceInterval {
+    begins: Arc<Ring>,
+    ends: Arc<Ring>,
+    sequence: u64,
+}
+
+impl DeviceInterval {
+    /// Whether the work is over, be it that its events have been used again since.
+    pub(crate) fn is_done(&self) -> bool {
+        let event = self.ends.event(self.sequence);
+        // SAFETY: the event is alive.
+        self.is_old() || unsafe { sys::cuEventQuery(event) != CUresult::CUDA_ERROR_NOT_READY }
+    }
+
+    /// How long it took, in nanoseconds; none before it is over, and none once it is not among the latest [`KEPT`] of its stream.
+    pub(crate) fn elapsed_ns(&self) -> Option<u64> {
+        if self.is_old() || self.ends.gpu.enter().is_err() {
+            return None;
+        }
+        let (begin, end) = (
+            self.begins.event(self.sequence),
+            self.ends.event(self.sequence),
+        );
+        let mut milliseconds = 0.0f32;
+        // SAFETY: both events are alive; of events that were not reached the driver says so.
+        let told = unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, begin, end) };
+        (told == CUresult::CUDA_SUCCESS).then(|| (f64::from(milliseconds) * 1e6).round() as u64)
+    }
+
+    /// Whether one of its events may mark other work by now.
+    fn is_old(&self) -> bool {
+        let latest = self.begins.latest.load(Ordering::Acquire);
+        let latest = latest.max(self.ends.latest.load(Ordering::Acquire));
+        self.sequence + KEPT as u64 <= latest
     }
 }

@@ -19,7 +19,7 @@ use crate::backend::{Backend, BackendError, Event, HostMemory, HostTask, Result,
 use crate::comm::algorithm::check;
 use crate::comm::fault::Fault;
 use crate::comm::ledger::Books;
-use crate::comm::{Aborter, CollectiveCall, Communicator, Count, HostCall};
+use crate::comm::{Aborter, CollectiveCall, Communicator, Count, HostCall, Seen, Watch};
 use crate::probe::now_ns;
 
 pub use self::region::{DEFAULT_SLOT_BYTES, MAX_WORLD, Region, RegionError};
@@ -201,5 +201,17 @@ impl Communicator for SharedCommunicator {
     fn failure(&self) -> Option<String> {
         let aborted = || Some(self.endpoint.meeting().refuse_aborted().err()?.to_string());
         self.endpoint.books.failure().or_else(aborted)
+    }
+    fn watch(&self) -> Watch {
+        // Not the endpoint: this rank departs when that is dropped.
+        let (region, own) = (Arc::clone(&self.endpoint.region), self.endpoint.rank);
+        Watch(Arc::new(move || {
+            let aborted = region.aborted();
+            let others = (0..region.world_size()).filter(|rank| *rank != own);
+            Seen {
+                failure: aborted.map(|(by, reason)| CommError::Aborted { by, reason }.to_string()),
+                left: others.filter(|rank| region.has_departed(*rank)).collect(),
+            }
+        }))
     }
 }

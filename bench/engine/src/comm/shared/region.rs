@@ -269,6 +269,11 @@ impl Region {
         self.wake_everyone();
     }
 
+    /// Whether `rank` has said so.
+    pub(super) fn has_departed(&self, rank: usize) -> bool {
+        self.line(rank).departed.load(Ordering::SeqCst) != 0
+    }
+
     /// How futexes of this region are named to the kernel: private to the process, or shared.
     pub(super) fn futex_flags(&self) -> futex::Flags {
         self.flags

@@ -18,6 +18,7 @@ use self::reader::Reader;
 use super::error::{JoinError, system};
 use super::info::unacknowledged;
 use super::wire::{FRAME_BYTES, Frame, TEXT_BYTES};
+use crate::comm::Seen;
 use crate::comm::error::CommError;
 
 /// How long a control frame may take to be written: they are tiny, so a full buffer means a peer that does not read.
@@ -131,6 +132,16 @@ impl Control {
             Err(self.abort_error())
         } else {
             Ok(())
+        }
+    }
+
+    /// How the job is, as this rank has heard.
+    pub(super) fn seen(&self) -> Seen {
+        let failure = self.refuse_aborted().err();
+        let state = self.state();
+        Seen {
+            failure: failure.map(|error| error.to_string()),
+            left: (0..self.world).filter(|rank| state.left[*rank]).collect(),
         }
     }
 

@@ -27,7 +27,7 @@ use crate::comm::error::Waiting;
 use crate::comm::fault::Fault;
 use crate::comm::ledger::Books;
 use crate::comm::shared::MAX_WORLD;
-use crate::comm::{Aborter, CollectiveCall, Communicator, Count, HostCall};
+use crate::comm::{Aborter, CollectiveCall, Communicator, Count, HostCall, Watch};
 use crate::probe::now_ns;
 
 pub use self::error::JoinError;
@@ -321,5 +321,10 @@ impl Communicator for TcpCommunicator {
     fn failure(&self) -> Option<String> {
         let aborted = || Some(self.endpoint.control.refuse_aborted().err()?.to_string());
         self.endpoint.books.failure().or_else(aborted)
+    }
+    fn watch(&self) -> Watch {
+        // Not the endpoint: this rank leaves when that is dropped.
+        let control = Arc::clone(&self.endpoint.control);
+        Watch(Arc::new(move || control.seen()))
     }
 }

@@ -22,10 +22,18 @@ pub struct Fidelity {
     pub exact: f64,
     /// Σ u·e.
     pub product: f64,
-    /// Bytes that this rank sent for u, and for e, which was reduced without compression; counted.
-    pub sent_bytes: u64,
-    /// As `sent_bytes`, for e.
-    pub uncompressed_bytes: u64,
+    /// Bytes that this rank sent for u, counted; none where the communicator does not count.
+    pub sent_bytes: Option<u64>,
+    /// As `sent_bytes`, for e, which was reduced without compression.
+    pub uncompressed_bytes: Option<u64>,
+}
+
+/// Both, as far as they were counted; what was not counted says nothing against what was.
+fn plus(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one + other),
+        (counted, None) | (None, counted) => counted,
+    }
 }
 
 impl Fidelity {
@@ -67,8 +75,8 @@ impl std::iter::Sum for Fidelity {
             used: sum.used + one.used,
             exact: sum.exact + one.exact,
             product: sum.product + one.product,
-            sent_bytes: sum.sent_bytes + one.sent_bytes,
-            uncompressed_bytes: sum.uncompressed_bytes + one.uncompressed_bytes,
+            sent_bytes: plus(sum.sent_bytes, one.sent_bytes),
+            uncompressed_bytes: plus(sum.uncompressed_bytes, one.uncompressed_bytes),
         })
     }
 }
@@ -88,8 +96,8 @@ impl Ddp {
         done.map(|()| found)
     }
 
-    /// Bytes that this rank has sent in all-reduces of gradients as used, and of exact ones. Blocks.
-    fn all_reduced(&mut self) -> Result<[u64; 2]> {
+    /// Bytes that this rank has sent in all-reduces of gradients as used, and of exact ones; none where that is not counted. Blocks.
+    fn all_reduced(&mut self) -> Result<[Option<u64>; 2]> {
         self.replica.backend.synchronize()?;
         let counts = self.communicator.counts();
         let of = |phase| {
@@ -114,10 +122,11 @@ impl Ddp {
         }
         let now = self.all_reduced()?;
         let before = std::mem::replace(&mut self.sent, now);
+        let more = |which: usize| Some(now[which]? - before[which]?);
         if let Some(found) = &mut self.found {
             found.push(Fidelity {
-                sent_bytes: now[0] - before[0],
-                uncompressed_bytes: now[1] - before[1],
+                sent_bytes: more(0),
+                uncompressed_bytes: more(1),
                 ..Fidelity::default()
             });
         }

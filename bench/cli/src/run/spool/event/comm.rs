@@ -22,10 +22,10 @@ pub struct CommEvent {
     pub calls: u32,
     /// Steps of the window.
     pub steps: u32,
-    /// Sent in all calls.
-    pub sent_bytes: u64,
-    /// Received in all calls.
-    pub received_bytes: u64,
+    /// Sent in all calls; none where that is not counted.
+    pub sent_bytes: Option<u64>,
+    /// As `sent_bytes`, received.
+    pub received_bytes: Option<u64>,
     /// p50 and p90 of waiting for the last rank.
     pub wait_ns: [u32; 2],
     /// p50 and p90 of moving bytes.
@@ -40,13 +40,17 @@ impl CommEvent {
             self.collective,
             self.algorithm,
             self.element_bytes,
-            0,
+            u8::from(self.sent_bytes.is_some()) | u8::from(self.received_bytes.is_some()) << 1,
         ])
         .put(self.device.to_le_bytes())
         .put(self.root.to_le_bytes())
         .put(self.calls.to_le_bytes())
         .put(self.steps.to_le_bytes())
-        .words(&[self.size_bytes, self.sent_bytes, self.received_bytes]);
+        .words(&[
+            self.size_bytes,
+            self.sent_bytes.unwrap_or(0),
+            self.received_bytes.unwrap_or(0),
+        ]);
         for value in self.wait_ns.into_iter().chain(self.transfer_ns) {
             f.put(value.to_le_bytes());
         }
@@ -54,6 +58,7 @@ impl CommEvent {
 
     pub(super) fn decode(f: &mut Fields<&[u8; EVENT_BYTES]>) -> Self {
         let (phase, collective, algorithm, element_bytes) = (f.u8(), f.u8(), f.u8(), f.u8());
+        let counted = f.u8();
         f.at = 6;
         Self {
             phase,
@@ -65,8 +70,8 @@ impl CommEvent {
             calls: f.u32(),
             steps: f.u32(),
             size_bytes: f.u64(),
-            sent_bytes: f.u64(),
-            received_bytes: f.u64(),
+            sent_bytes: Some(f.u64()).filter(|_| counted & 1 != 0),
+            received_bytes: Some(f.u64()).filter(|_| counted & 2 != 0),
             wait_ns: [f.u32(), f.u32()],
             transfer_ns: [f.u32(), f.u32()],
         }
