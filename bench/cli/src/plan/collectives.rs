@@ -5,7 +5,7 @@
 use syncmark_engine::model::spec::{ModelSpec, Norm};
 
 use crate::plan::backend::resolved;
-use crate::plan::combine::{Combination, measure, notes};
+use crate::plan::combine::{Combination, measure, notes, transport};
 use crate::plan::config::{
     Backend, Batch, CollectivesConfig, DataConfig, DdpConfig, PROTOCOL_VERSION, SourceConfig,
     StrategyConfig, TrialConfig, Work,
@@ -72,7 +72,10 @@ fn config(scenario: &Scenario, batch: Batch, auto: Backend) -> TrialConfig {
         train_seed: 0,
         strategy: StrategyConfig::Ddp(DdpConfig {
             launch: scenario.parallel.launch,
-            transport: scenario.parallel.transport,
+            transport: transport(
+                scenario.parallel.transport,
+                resolved(scenario.parallel.backend, auto),
+            ),
             bucket_cap_bytes: BUCKET_CAP.0,
             first_bucket_cap_bytes: FIRST_BUCKET_CAP.0,
             overlap: true,

@@ -15,7 +15,7 @@ use crate::plan::{collectives, model};
 use crate::scenario::check::{Checker, check};
 use crate::scenario::file::{
     BUCKET_CAP, BackendChoice, FIRST_BUCKET_CAP, HIDDEN, Kind, Optimizer, Parallel, Precision,
-    Predict, Scaling, Scenario, Source, Strategy, TimeSpan,
+    Predict, Scaling, Scenario, Source, Strategy, TimeSpan, Transport,
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Node;
@@ -73,7 +73,8 @@ pub fn combine(scenario: &Scenario, tree: &Node, auto: Backend) -> Result<Combin
     }
     let data = data(scenario, &spec, &checker)?;
     let parameters = model::parameters(&spec, norm, &normalized, &checker)?;
-    let strategy = strategy(scenario);
+    let backend = resolved(scenario.parallel.backend, auto);
+    let strategy = strategy(scenario, backend);
     let mut notes = notes(scenario, &batch);
     if strategy.broadcast_buffers() == Some(false) && model::keeps_own_statistics(&spec, norm.norm)
     {
@@ -216,6 +217,24 @@ fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<(String, &'sta
         let why = "the nodes of a model are timed in steps of one micro-batch";
         return Some((why.to_owned(), "write accumulation = 1"));
     }
+    let ranks = matches!(scenario.parallel.strategy, Strategy::Ddp | Strategy::Zero1);
+    match (scenario.parallel.transport, scenario.parallel.backend) {
+        (Transport::Tcp, BackendChoice::Cuda) if ranks => {
+            let why = "ranks with GPUs exchange over NCCL";
+            return Some((
+                why.to_owned(),
+                "write transport = \"nccl\", or backend = \"cpu\"",
+            ));
+        }
+        (Transport::Nccl, BackendChoice::Cpu) if ranks => {
+            let why = "NCCL is for GPUs";
+            return Some((
+                why.to_owned(),
+                "write transport = \"shared\", or backend = \"cuda\"",
+            ));
+        }
+        _ => {}
+    }
     if scenario.train.precision != Precision::Fp32
         && scenario.parallel.backend == BackendChoice::Cpu
     {
@@ -255,9 +274,10 @@ fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<(String, &'sta
     }
 }
 
-fn strategy(scenario: &Scenario) -> StrategyConfig {
+fn strategy(scenario: &Scenario, backend: Backend) -> StrategyConfig {
     let parallel = &scenario.parallel;
-    let (launch, transport) = (parallel.launch, parallel.transport);
+    let launch = parallel.launch;
+    let transport = transport(parallel.transport, backend);
     let (bucket_cap_bytes, first_bucket_cap_bytes) = bucket_caps(parallel);
     let broadcast_buffers = parallel.broadcast_buffers;
     match parallel.strategy {
@@ -292,6 +312,14 @@ fn strategy(scenario: &Scenario) -> StrategyConfig {
             first_bucket_cap_bytes,
             broadcast_buffers,
         }),
+    }
+}
+
+/// Ranks with GPUs share no memory, so what is not said otherwise is NCCL.
+pub(super) fn transport(said: Transport, backend: Backend) -> Transport {
+    match (said, backend) {
+        (Transport::Shared, Backend::Cuda) => Transport::Nccl,
+        _ => said,
     }
 }
 

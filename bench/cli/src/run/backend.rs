@@ -7,13 +7,14 @@
 //! Reference: `syncmark_engine::backend::cuda::discovery`.
 use syncmark_engine::backend::cuda::discovery::{self, Lack};
 use syncmark_engine::backend::cuda::library::{self, Library};
+use syncmark_engine::comm::nccl;
 
 use crate::agent::launcher::{self, LauncherArg, Start};
 use crate::error::{CliError, Result};
+use crate::plan::Plan;
 use crate::plan::backend::{Choice, Needs};
 use crate::plan::config::{Backend, TrialConfig};
-use crate::plan::{Plan, Trial};
-use crate::scenario::file::Precision;
+use crate::scenario::file::{Launch, Precision, Transport};
 
 /// What `auto` stands for in `plan` on this machine.
 pub fn choose(plan: &Plan) -> Choice {
@@ -86,23 +87,16 @@ fn all_here() -> bool {
 /// # Errors
 /// Exit status 4 with everything that is missing, and how to get it.
 pub fn require(plan: &Plan) -> Result<()> {
-    let rounded = |trial: &Trial| {
-        let config = &trial.config;
-        config.backend == Backend::Cpu && config.precision != Precision::Fp32
-    };
-    if let Some(trial) = plan.trials.iter().find(|trial| rounded(trial)) {
-        let message = format!(
-            "`train.precision` is {} in {}, and CPUs compute products in fp32",
-            trial.config.precision.name(),
-            trial.label
-        );
-        return Err(CliError::nothing_runs(message)
-            .help("write precision = \"fp32\", or run it on a GPU: `syncmark doctor` says what that needs"));
+    for trial in &plan.trials {
+        if let Some(why) = refused_on_cpus(&trial.config) {
+            let help = "leave it out, or run it on a GPU: `syncmark doctor` says what that needs";
+            return Err(CliError::nothing_runs(format!("{}: {why}", trial.label)).help(help));
+        }
     }
     match Needs::of(on_gpus(plan)) {
         None => Ok(()),
         Some(needs) => match discovery::available(needs.ranks_meet) {
-            Ok(_) => Ok(()),
+            Ok(gpus) => on_gpus(plan).try_for_each(|config| can_share(config, gpus)),
             Err(lacks) => Err(refusal(&lacks)),
         },
     }
@@ -111,6 +105,39 @@ pub fn require(plan: &Plan) -> Result<()> {
 fn on_gpus(plan: &Plan) -> impl Iterator<Item = &TrialConfig> {
     let configs = plan.trials.iter().map(|trial| &trial.config);
     configs.filter(|config| config.backend == Backend::Cuda)
+}
+
+/// Refuses ranks that NCCL refuses: threads of one process on one GPU.
+fn can_share(config: &TrialConfig, gpus: usize) -> Result<()> {
+    let threads = config.strategy.launched() == Some(Launch::Threads);
+    let meet = config.strategy.ranks_transport().is_some();
+    if threads && meet && config.devices > gpus && all_here() {
+        let message = format!(
+            "{} ranks that are threads on {gpus} GPU{}: NCCL refuses two of one process on one GPU",
+            config.devices,
+            if gpus == 1 { "" } else { "s" }
+        );
+        return Err(CliError::nothing_runs(message).help(
+            "write launch = \"processes\" or `--filter parallel.launch=processes`: several of these may share a GPU, which shows no performance",
+        ));
+    }
+    Ok(())
+}
+
+/// What the process of rank `rank` needs in its environment where ranks share a GPU: NCCL takes such ranks for those of different
+/// hosts. What the user has set stays.
+pub fn rank_variables(config: &TrialConfig, rank: usize) -> Vec<(&'static str, String)> {
+    if config.backend != Backend::Cuda || config.strategy.ranks_transport().is_none() {
+        return Vec::new();
+    }
+    match discovery::gpus() {
+        Ok(gpus) if config.devices > gpus => nccl::one_gpu(rank, true)
+            .into_iter()
+            .filter(|(name, _)| std::env::var_os(name).is_none())
+            .collect(),
+        // Without GPUs the rank itself says what is missing.
+        Ok(_) | Err(_) => Vec::new(),
+    }
 }
 
 fn refusal(lacks: &[Lack]) -> CliError {
@@ -122,6 +149,21 @@ fn refusal(lacks: &[Lack]) -> CliError {
     CliError::nothing_runs(message).help(format!(
         "{help}; or leave it to the CPU with `--backend cpu`"
     ))
+}
+
+/// What a trial on CPUs cannot do.
+fn refused_on_cpus(config: &TrialConfig) -> Option<String> {
+    if config.backend != Backend::Cpu {
+        return None;
+    }
+    if config.precision != Precision::Fp32 {
+        let name = config.precision.name();
+        return Some(format!(
+            "`train.precision` is {name}, and CPUs compute products in fp32"
+        ));
+    }
+    (config.strategy.ranks_transport() == Some(Transport::Nccl))
+        .then(|| "`parallel.transport` is nccl, which is for GPUs".to_owned())
 }
 
 /// Notes of trials whose devices outnumber the GPUs that this process has.

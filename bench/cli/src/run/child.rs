@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use super::backend::rank_variables;
 use super::protocol::{Assignment, Message};
 
 /// Lines of standard error that are kept.
@@ -53,6 +54,7 @@ impl Child {
         let mut command = Command::new(binary);
         command
             .arg("rank")
+            .envs(rank_variables(&assignment.trial, assignment.rank as usize))
             .stdin(input(assignment)?)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -59,7 +59,8 @@ pub fn step(config: &TrialConfig) -> Vec<Expected> {
 /// How the ranks of `config` exchange.
 pub fn algorithm(config: &TrialConfig) -> Algorithm {
     match config.strategy.transport() {
-        Some("tcp") => Algorithm::Ring,
+        // NCCL does not say what it takes: its traffic is told beside that of a ring.
+        Some("tcp" | "nccl") => Algorithm::Ring,
         _ => Algorithm::SharedDirect,
     }
 }

@@ -4,6 +4,7 @@
 mod algorithm;
 mod combine;
 pub mod count;
+pub mod device_links;
 pub mod error;
 #[doc(hidden)]
 pub mod fault;

@@ -113,12 +113,13 @@ impl StrategyConfig {
         }
     }
 
-    /// `shared`, `tcp`, or `copies` under DP, as in `trials.csv`.
+    /// `shared`, `tcp`, `nccl`, or `copies` under DP, as in `trials.csv`.
     pub fn transport(&self) -> Option<&'static str> {
         match (self, self.ranks_transport()) {
             (Self::Dp(_), _) => Some("copies"),
             (_, Some(Transport::Shared)) => Some("shared"),
             (_, Some(Transport::Tcp)) => Some("tcp"),
+            (_, Some(Transport::Nccl)) => Some("nccl"),
             (_, None) => None,
         }
     }

@@ -9,7 +9,9 @@ use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice, pin_to_cores};
 use syncmark_engine::backend::cuda::{CudaBackend, CudaDevice, Precision, discovery};
 use syncmark_engine::backend::{Backend, BackendError};
 use syncmark_engine::comm::Communicator;
-use syncmark_engine::comm::links::HostLinks;
+use syncmark_engine::comm::device_links::DeviceLinks;
+use syncmark_engine::comm::links::{HostLinks, Links};
+use syncmark_engine::comm::nccl::NcclCommunicator;
 use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicator, Waiting};
 use syncmark_engine::comm::tcp::{self, TcpCommunicator};
 use syncmark_engine::data::{Loader, Place};
@@ -107,7 +109,13 @@ impl Ranks {
                 )
             }
         };
-        let seat = |(rank, communicator)| {
+        // What they met over becomes what NCCL's ranks agree and fail over.
+        let nccl = assignment.trial.strategy.ranks_transport() == Some(file::Transport::Nccl);
+        let seat = |(rank, communicator): (u32, Box<dyn Communicator>)| {
+            let communicator = match nccl {
+                true => Box::new(NcclCommunicator::new(communicator)),
+                false => communicator,
+            };
             Some(Seat {
                 rank,
                 communicator: Some(communicator),
@@ -366,6 +374,19 @@ fn normalization_chunks(config: &TrialConfig) -> Vec<usize> {
     own.map_or_else(Vec::new, |own| vec![own; config.batch.global / own])
 }
 
+/// How DataParallel's devices copy.
+fn links(
+    config: &TrialConfig,
+    devices: &mut [Box<dyn Backend>],
+) -> Result<Arc<dyn Links>, RankError> {
+    Ok(match config.backend {
+        config::Backend::Cpu => Arc::new(HostLinks::new(devices.iter().map(|device| &**device))?),
+        config::Backend::Cuda => Arc::new(DeviceLinks::new(
+            devices.iter_mut().map(|device| &mut **device as _),
+        )?),
+    })
+}
+
 type Built = (Box<dyn Strategy>, Option<Box<dyn Communicator>>);
 
 /// The strategy of one rank, and the meeting of replicas that have no communicator of their own.
@@ -422,10 +443,10 @@ fn strategy(
             )
         }
         StrategyConfig::Dp(dp) => {
-            let devices: Vec<_> = (0..config.devices)
+            let mut devices: Vec<_> = (0..config.devices)
                 .map(|index| device(assignment, index))
                 .collect::<Result<_, _>>()?;
-            let links = Arc::new(HostLinks::new(devices.iter().map(|device| &**device))?);
+            let links = links(config, &mut devices)?;
             let loss = match dp.loss {
                 file::DpLoss::Gathered => DpLoss::Gathered,
                 file::DpLoss::Replica => DpLoss::Replica,

@@ -42,7 +42,7 @@ pub(super) fn between_ranks(assignment: &Assignment) -> Result<Vec<Event>, RankE
     let measured = match assignment.trial.strategy.ranks_transport() {
         Some(Transport::Tcp) => ceiling::tcp(cores).map(Vec::from),
         Some(Transport::Shared) => ceiling::shared(cores),
-        None => return Ok(Vec::new()),
+        Some(Transport::Nccl) | None => return Ok(Vec::new()),
     };
     match measured {
         Ok(measured) => Ok(measured.iter().map(|found| event(found, None)).collect()),

@@ -78,6 +78,8 @@ pub enum Transport {
     Shared,
     /// Through TCP connections in a ring, on any hosts.
     Tcp,
+    /// Between GPUs, by NVIDIA's library. On GPUs `shared` stands for it too.
+    Nccl,
 }
 
 /// What gradients are exchanged as: DDP's communication hooks.

@@ -21,6 +21,7 @@ use crate::backend::{BackendError, Result};
 pub(crate) struct Gpu {
     /// Its number among the process's GPUs.
     pub(crate) ordinal: usize,
+    device: CUdevice,
     context: CUcontext,
     /// Compute capability, such as (9, 0).
     pub(crate) capability: (u32, u32),
@@ -117,6 +118,7 @@ impl Gpu {
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         Ok(Self {
             ordinal,
+            device,
             context,
             capability,
             multiprocessors,
@@ -139,6 +141,10 @@ impl Gpu {
         )?;
         CURRENT.set(self.context);
         Ok(())
+    }
+
+    pub(crate) fn device(&self) -> CUdevice {
+        self.device
     }
 
     pub(crate) fn context(&self) -> CUcontext {

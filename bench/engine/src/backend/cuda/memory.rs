@@ -3,7 +3,7 @@
 //! Contract: nothing is freed before the device is dropped, since freeing waits for the whole GPU, collectives included. Scratch and
 //! staging grow in the first steps and not after.
 //! Reference: CUDA driver API, "Memory Management".
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{self, CUdeviceptr, CUevent, CUresult, CUstream};
 
@@ -11,16 +11,47 @@ use super::gpu::{Gpu, check};
 use crate::backend::{BackendError, Category, MemoryUse, Result};
 use crate::tensor::{Dtype, Span};
 
+#[derive(Clone, Copy)]
 struct Arena {
     base: CUdeviceptr,
     dtype: Dtype,
     len: usize,
 }
 
+impl Arena {
+    fn address(&self, span: Span) -> CUdeviceptr {
+        assert!(
+            self.dtype == span.dtype() && span.start() + span.len() <= self.len,
+            "{span:?} leaves its arena"
+        );
+        self.base + (span.start() * span.dtype().size()) as u64
+    }
+}
+
+/// Where a device's arenas lie, for whoever copies from them while the device is elsewhere.
+#[derive(Clone, Default)]
+pub(crate) struct Directory(Arc<Mutex<Vec<Arena>>>);
+
+impl Directory {
+    fn arenas(&self) -> MutexGuard<'_, Vec<Arena>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a span of the device lies.
+    ///
+    /// # Panics
+    /// When it is another device's: a bug of the caller.
+    pub(crate) fn address(&self, span: Span) -> CUdeviceptr {
+        self.arenas()[usize::from(span.arena())].address(span)
+    }
+}
+
 /// All that a device has allocated on its GPU.
 pub(super) struct Memory {
     gpu: Arc<Gpu>,
     arenas: Vec<Arena>,
+    /// The same, shared.
+    pub(super) directory: Directory,
     other: Vec<CUdeviceptr>,
     by_category: MemoryUse,
 }
@@ -30,6 +61,7 @@ impl Memory {
         Self {
             gpu: Arc::clone(gpu),
             arenas: Vec::new(),
+            directory: Directory::default(),
             other: Vec::new(),
             by_category: MemoryUse::default(),
         }
@@ -68,7 +100,9 @@ impl Memory {
             });
         }
         let base = self.take(category, bytes)?;
-        self.arenas.push(Arena { base, dtype, len });
+        let arena = Arena { base, dtype, len };
+        self.arenas.push(arena);
+        self.directory.arenas().push(arena);
         Ok((Span::of_arena(index as u16, dtype, len), base))
     }
 
@@ -80,12 +114,7 @@ impl Memory {
         if span.is_empty() {
             return 0;
         }
-        let arena = &self.arenas[usize::from(span.arena())];
-        assert!(
-            arena.dtype == span.dtype() && span.start() + span.len() <= arena.len,
-            "{span:?} leaves its arena"
-        );
-        arena.base + (span.start() * span.dtype().size()) as u64
+        self.arenas[usize::from(span.arena())].address(span)
     }
 
     pub(super) fn by_category(&self) -> MemoryUse {

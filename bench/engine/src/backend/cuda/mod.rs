@@ -31,6 +31,7 @@ use crate::tensor::{Dtype, Span};
 use blas::Blas;
 use dnn::Dnn;
 use gpu::{Gpu, check};
+pub(crate) use memory::Directory;
 use memory::{Memory, Scratch, Staging};
 use stream::{Clock, DeviceInterval, Queue};
 
@@ -138,6 +139,11 @@ impl CudaBackend {
     /// A stream, for libraries that enqueue on it themselves.
     pub(crate) fn raw_stream(&self, on: Stream) -> CUstream {
         self.queues[on as usize].raw
+    }
+
+    /// Where this device's memory lies, also while another thread has the device.
+    pub(crate) fn directory(&self) -> Directory {
+        self.memory.directory.clone()
     }
 
     /// The GPU that this device is on.
