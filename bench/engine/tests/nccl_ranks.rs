@@ -46,6 +46,8 @@ fn main() -> ExitCode {
         });
         return child(role, number(rank), regions);
     }
+    rehearsed();
+    println!("test what is compared is equal where both sides are shared ... ok");
     if let Err(reason) = usable() {
         let required = std::env::var_os("SYNCMARK_REQUIRE_GPU").is_some_and(|value| value == "1");
         assert!(!required, "SYNCMARK_REQUIRE_GPU is set: {reason}");
@@ -399,6 +401,23 @@ fn count_bytes(side: &mut Side) {
         20 * excess <= predicted,
         "{sent} bytes, {predicted} predicted"
     );
+}
+
+/// The comparison itself, which needs no GPU: a test that cannot pass would be a waste of one.
+fn rehearsed() {
+    for world in 1..=WORLD {
+        let ranks = || SharedCommunicator::for_threads(world, Waiting::default()).unwrap();
+        std::thread::scope(|scope| {
+            for (one, other) in ranks().into_iter().zip(ranks()) {
+                scope.spawn(move || {
+                    let side = |comm: SharedCommunicator| {
+                        Side::new(device(On::Cpu, comm.rank()), Box::new(comm))
+                    };
+                    assert!(compare(&mut [side(one), side(other)]) > 200);
+                });
+            }
+        });
+    }
 }
 
 fn alone() {

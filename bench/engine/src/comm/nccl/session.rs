@@ -22,7 +22,7 @@ const HEARSAY: Duration = Duration::from_millis(500);
 /// How long an abort waits for the rank's thread to come out of a call.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a call may stay under way after a rank has left.
-const AFTER_LEAVE: Duration = Duration::from_secs(10);
+const AFTER_LEAVE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// How long the end of a session waits for calls under way, and then for the watching thread.
 const CLOSE: Duration = Duration::from_secs(60);
 
