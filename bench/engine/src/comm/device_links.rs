@@ -4,10 +4,11 @@
 //! copy within its memory; those on two copy from one to the other, directly where the driver lets them reach each other
 //! ([`DeviceLinks::reach`]), else through the host's memory, as the driver does by itself.
 //! Reference: CUDA driver API, cuMemcpyPeerAsync and cuCtxEnablePeerAccess; DataParallel's peer copies in SEMANTICS, "DP".
+use crate::backend::cuda::api::driver;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::sys::{self, CUresult};
+use cudarc::driver::sys::CUresult;
 
 use super::ledger::SAMPLES;
 use super::links::{ALGORITHM, Copy, Links};
@@ -130,12 +131,12 @@ fn enable(from: &Gpu, to: &Gpu) -> Result<bool> {
     let mut can = 0;
     // SAFETY: both devices exist, and `from`'s context is the thread's.
     unsafe {
-        let asked = sys::cuDeviceCanAccessPeer(&mut can, from.device(), to.device());
+        let asked = driver::cuDeviceCanAccessPeer(&mut can, from.device(), to.device());
         check(asked, "failed to ask whether a GPU reaches another")?;
         if can == 0 {
             return Ok(false);
         }
-        match sys::cuCtxEnablePeerAccess(to.context(), 0) {
+        match driver::cuCtxEnablePeerAccess(to.context(), 0) {
             CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(true),
             enabled => check(enabled, "failed to let a GPU reach another").map(|()| true),
         }
@@ -174,10 +175,10 @@ impl Links for DeviceLinks {
             // lets neither device touch these spans before it has waited for the copy's own event.
             let copied = unsafe {
                 if own.gpu.ordinal == other.gpu.ordinal {
-                    sys::cuMemcpyDtoDAsync_v2(target, origin, bytes, stream)
+                    driver::cuMemcpyDtoDAsync_v2(target, origin, bytes, stream)
                 } else {
                     let (here, there) = (own.gpu.context(), other.gpu.context());
-                    sys::cuMemcpyPeerAsync(target, here, origin, there, bytes, stream)
+                    driver::cuMemcpyPeerAsync(target, here, origin, there, bytes, stream)
                 }
             };
             check(copied, "failed to copy between devices")

@@ -192,7 +192,7 @@ fn results_repeat_to_the_bit() {
     let values: Vec<f32> = (0..rows * channels)
         .map(|i| ((i * 7919) % 10_007) as f32 * 1e-3)
         .collect();
-    let mut statistics = |backend: &mut dyn Backend| {
+    let statistics = |backend: &mut dyn Backend| {
         let (x, mean, variance) = (
             floats(backend, rows * channels),
             floats(backend, channels),

@@ -3,8 +3,9 @@
 //! Contract: row-major operands, as everywhere in the engine. cuBLAS has columns first, so each product is computed as that of the
 //! transposes: Cᵀ = op(B)ᵀ·op(A)ᵀ. The handle has a workspace of its own, so that no call allocates and results repeat to the bit.
 //! Reference: cuBLAS library user guide, `cublasGemmStridedBatchedEx` and "Results reproducibility".
+use crate::backend::cuda::api::cublas;
 use cudarc::cublas::sys::{
-    self, cublasComputeType_t as Compute, cublasGemmAlgo_t, cublasHandle_t, cublasOperation_t,
+    cublasComputeType_t as Compute, cublasGemmAlgo_t, cublasHandle_t, cublasOperation_t,
     cublasStatus_t, cudaDataType_t,
 };
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
@@ -61,13 +62,16 @@ impl Blas {
         let mut handle = std::ptr::null_mut();
         // SAFETY: the context is the thread's; the workspace lives as long as the device.
         unsafe {
-            check(sys::cublasCreate_v2(&mut handle), "failed to start cuBLAS")?;
             check(
-                sys::cublasSetStream_v2(handle, stream.cast()),
+                cublas::cublasCreate_v2(&mut handle),
+                "failed to start cuBLAS",
+            )?;
+            check(
+                cublas::cublasSetStream_v2(handle, stream.cast()),
                 "failed to give cuBLAS a stream",
             )?;
             check(
-                sys::cublasSetWorkspace_v2(handle, workspace as *mut _, WORKSPACE),
+                cublas::cublasSetWorkspace_v2(handle, workspace as *mut _, WORKSPACE),
                 "failed to give cuBLAS a workspace",
             )?;
         }
@@ -102,7 +106,7 @@ impl Blas {
         };
         // SAFETY: the caller's spans are as large as the product says; scalars are read before the call returns.
         let status = unsafe {
-            sys::cublasGemmStridedBatchedEx(
+            cublas::cublasGemmStridedBatchedEx(
                 self.handle,
                 operation(b),
                 operation(a),
@@ -135,6 +139,6 @@ impl Blas {
 impl Drop for Blas {
     fn drop(&mut self) {
         // SAFETY: nobody else has the handle. What a broken context says of it was said before.
-        let _ = unsafe { sys::cublasDestroy_v2(self.handle) };
+        let _ = unsafe { cublas::cublasDestroy_v2(self.handle) };
     }
 }

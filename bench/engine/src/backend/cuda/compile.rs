@@ -4,10 +4,11 @@
 //! version; a file there that cannot be read or written costs a compilation and nothing else. Options leave rounding as written but
 //! for fused multiply-adds; `--use_fast_math` is not among them.
 //! Reference: NVRTC's user guide.
+use crate::backend::cuda::api::nvrtc;
 use std::ffi::{CStr, CString, c_char};
 use std::path::PathBuf;
 
-use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
+use cudarc::nvrtc::sys::{nvrtcProgram, nvrtcResult};
 
 use super::library::{self, Library};
 use crate::backend::{BackendError, Result};
@@ -98,7 +99,7 @@ pub enum Form {
 /// # Errors
 /// NVRTC is missing, or what it says of the source.
 pub fn compile(source: Source, (major, minor): (u32, u32), form: Form) -> Result<Vec<u8>> {
-    library::find(Library::Nvrtc)?;
+    nvrtc::load()?;
     let architecture = match form {
         Form::Cubin => format!("sm_{major}{minor}"),
         Form::Ptx => format!("compute_{major}{minor}"),
@@ -119,7 +120,7 @@ pub fn compile(source: Source, (major, minor): (u32, u32), form: Form) -> Result
     let mut program: nvrtcProgram = std::ptr::null_mut();
     // SAFETY: all strings outlive the program, which is destroyed below.
     unsafe {
-        let created = sys::nvrtcCreateProgram(
+        let created = nvrtc::nvrtcCreateProgram(
             &mut program,
             code.as_ptr(),
             name.as_ptr(),
@@ -128,10 +129,10 @@ pub fn compile(source: Source, (major, minor): (u32, u32), form: Form) -> Result
             [common_name.as_ptr()].as_ptr(),
         );
         said(created, source, "")?;
-        let compiled = sys::nvrtcCompileProgram(program, options.len() as i32, options.as_ptr());
+        let compiled = nvrtc::nvrtcCompileProgram(program, options.len() as i32, options.as_ptr());
         let out =
             said(compiled, source, &log(program)).and_then(|()| output(program, source, form));
-        let _ = sys::nvrtcDestroyProgram(&mut program);
+        let _ = nvrtc::nvrtcDestroyProgram(&mut program);
         out
     }
 }
@@ -141,7 +142,7 @@ fn said(result: nvrtcResult, source: Source, log: &str) -> Result<()> {
         return Ok(());
     }
     // SAFETY: the string lives as long as the library.
-    let words = unsafe { CStr::from_ptr(sys::nvrtcGetErrorString(result)) };
+    let words = unsafe { CStr::from_ptr(nvrtc::nvrtcGetErrorString(result)) };
     let words = words.to_string_lossy();
     Err(BackendError::Device(
         format!("failed to compile {}: {words}\n{log}", source.name)
@@ -156,11 +157,12 @@ unsafe fn log(program: nvrtcProgram) -> String {
     let mut size = 0;
     // SAFETY: the caller's promise; the log is as long as was said.
     unsafe {
-        if sys::nvrtcGetProgramLogSize(program, &mut size) != nvrtcResult::NVRTC_SUCCESS {
+        if nvrtc::nvrtcGetProgramLogSize(program, &mut size) != nvrtcResult::NVRTC_SUCCESS {
             return String::new();
         }
         let mut bytes = vec![0u8; size];
-        if sys::nvrtcGetProgramLog(program, bytes.as_mut_ptr().cast()) != nvrtcResult::NVRTC_SUCCESS
+        if nvrtc::nvrtcGetProgramLog(program, bytes.as_mut_ptr().cast())
+            != nvrtcResult::NVRTC_SUCCESS
         {
             return String::new();
         }
@@ -177,15 +179,15 @@ unsafe fn output(program: nvrtcProgram, source: Source, form: Form) -> Result<Ve
     // SAFETY: the caller's promise; the output is as long as was said.
     unsafe {
         let sized = match form {
-            Form::Cubin => sys::nvrtcGetCUBINSize(program, &mut size),
-            Form::Ptx => sys::nvrtcGetPTXSize(program, &mut size),
+            Form::Cubin => nvrtc::nvrtcGetCUBINSize(program, &mut size),
+            Form::Ptx => nvrtc::nvrtcGetPTXSize(program, &mut size),
         };
         said(sized, source, "")?;
         let mut bytes = vec![0u8; size];
         let to = bytes.as_mut_ptr().cast();
         let written = match form {
-            Form::Cubin => sys::nvrtcGetCUBIN(program, to),
-            Form::Ptx => sys::nvrtcGetPTX(program, to),
+            Form::Cubin => nvrtc::nvrtcGetCUBIN(program, to),
+            Form::Ptx => nvrtc::nvrtcGetPTX(program, to),
         };
         said(written, source, "").map(|()| bytes)
     }

@@ -4,11 +4,12 @@
 //! algorithms that cuDNN calls deterministic are taken, and with [`Precision::Fp32`] only those without tensor cores: the first of cuDNN's
 //! own ranking, so that the same shape has the same algorithm in every run, whatever a clock says.
 //! Reference: cuDNN's API reference, `cudnnConvolutionForward` and the two backwards.
+use crate::backend::cuda::api::cudnn;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use cudarc::cudnn::sys::{
-    self, cudnnConvolutionBwdDataAlgo_t as DataAlgorithm,
+    cudnnConvolutionBwdDataAlgo_t as DataAlgorithm,
     cudnnConvolutionBwdFilterAlgo_t as FilterAlgorithm, cudnnConvolutionDescriptor_t,
     cudnnConvolutionFwdAlgo_t as ForwardAlgorithm, cudnnConvolutionMode_t, cudnnDataType_t,
     cudnnDeterminism_t, cudnnFilterDescriptor_t, cudnnHandle_t, cudnnMathType_t, cudnnStatus_t,
@@ -88,23 +89,23 @@ impl Shape {
         let what = "failed to describe a convolution";
         // SAFETY: each descriptor is made before it is set; `Drop` takes them away.
         unsafe {
-            check(sys::cudnnCreateTensorDescriptor(&mut shape.x), what)?;
-            check(sys::cudnnCreateTensorDescriptor(&mut shape.y), what)?;
-            check(sys::cudnnCreateFilterDescriptor(&mut shape.weight), what)?;
+            check(cudnn::cudnnCreateTensorDescriptor(&mut shape.x), what)?;
+            check(cudnn::cudnnCreateTensorDescriptor(&mut shape.y), what)?;
+            check(cudnn::cudnnCreateFilterDescriptor(&mut shape.weight), what)?;
             check(
-                sys::cudnnCreateConvolutionDescriptor(&mut shape.convolution),
+                cudnn::cudnnCreateConvolutionDescriptor(&mut shape.convolution),
                 what,
             )?;
             check(
-                sys::cudnnSetTensor4dDescriptor(shape.x, format, float, n, c, h, w),
+                cudnn::cudnnSetTensor4dDescriptor(shape.x, format, float, n, c, h, w),
                 what,
             )?;
             check(
-                sys::cudnnSetTensor4dDescriptor(shape.y, format, float, n, out_c, out_h, out_w),
+                cudnn::cudnnSetTensor4dDescriptor(shape.y, format, float, n, out_c, out_h, out_w),
                 what,
             )?;
             check(
-                sys::cudnnSetFilter4dDescriptor(
+                cudnn::cudnnSetFilter4dDescriptor(
                     shape.weight,
                     float,
                     format,
@@ -117,7 +118,7 @@ impl Shape {
             )?;
             let mode = cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
             check(
-                sys::cudnnSetConvolution2dDescriptor(
+                cudnn::cudnnSetConvolution2dDescriptor(
                     shape.convolution,
                     padding,
                     padding,
@@ -131,7 +132,7 @@ impl Shape {
                 what,
             )?;
             check(
-                sys::cudnnSetConvolutionMathType(shape.convolution, math),
+                cudnn::cudnnSetConvolutionMathType(shape.convolution, math),
                 what,
             )?;
         }
@@ -140,7 +141,7 @@ impl Shape {
 
     fn set<A>(&self, choice: &Choice<A>) -> Result<()> {
         // SAFETY: the descriptor is alive.
-        let set = unsafe { sys::cudnnSetConvolutionMathType(self.convolution, choice.math) };
+        let set = unsafe { cudnn::cudnnSetConvolutionMathType(self.convolution, choice.math) };
         check(set, "failed to set how a convolution multiplies")
     }
 }
@@ -152,14 +153,14 @@ impl Drop for Shape {
         unsafe {
             for tensor in [self.x, self.y] {
                 if !tensor.is_null() {
-                    let _ = sys::cudnnDestroyTensorDescriptor(tensor);
+                    let _ = cudnn::cudnnDestroyTensorDescriptor(tensor);
                 }
             }
             if !self.weight.is_null() {
-                let _ = sys::cudnnDestroyFilterDescriptor(self.weight);
+                let _ = cudnn::cudnnDestroyFilterDescriptor(self.weight);
             }
             if !self.convolution.is_null() {
-                let _ = sys::cudnnDestroyConvolutionDescriptor(self.convolution);
+                let _ = cudnn::cudnnDestroyConvolutionDescriptor(self.convolution);
             }
         }
     }
@@ -173,7 +174,7 @@ macro_rules! choose {
         let mut count = 0;
         // SAFETY: the descriptors are alive; the array is as long as said.
         let ranked = unsafe {
-            sys::$function($dnn.handle, $($shape.$descriptor,)* NAMED as i32, &mut count, found.as_mut_ptr())
+            cudnn::$function($dnn.handle, $($shape.$descriptor,)* NAMED as i32, &mut count, found.as_mut_ptr())
         };
         check(ranked, concat!("failed to rank algorithms of a convolution's ", $what))?;
         let precision = $dnn.precision;
@@ -200,9 +201,9 @@ impl Dnn {
         let mut handle = std::ptr::null_mut();
         // SAFETY: the context is the thread's.
         unsafe {
-            check(sys::cudnnCreate(&mut handle), "failed to start cuDNN")?;
+            check(cudnn::cudnnCreate(&mut handle), "failed to start cuDNN")?;
             check(
-                sys::cudnnSetStream(handle, stream.cast()),
+                cudnn::cudnnSetStream(handle, stream.cast()),
                 "failed to give cuDNN a stream",
             )?;
         }
@@ -248,7 +249,7 @@ impl Dnn {
         let workspace = room.0.room(room.1, choice.workspace)?;
         // SAFETY: the spans are as large as the shapes say.
         let status = unsafe {
-            sys::cudnnConvolutionForward(
+            cudnn::cudnnConvolutionForward(
                 self.handle,
                 (&raw const ONE).cast(),
                 shape.x,
@@ -297,7 +298,7 @@ impl Dnn {
         };
         // SAFETY: as in `forward`.
         let status = unsafe {
-            sys::cudnnConvolutionBackwardData(
+            cudnn::cudnnConvolutionBackwardData(
                 self.handle,
                 (&raw const ONE).cast(),
                 shape.weight,
@@ -340,7 +341,7 @@ impl Dnn {
         let workspace = room.0.room(room.1, choice.workspace)?;
         // SAFETY: as in `forward`.
         let status = unsafe {
-            sys::cudnnConvolutionBackwardFilter(
+            cudnn::cudnnConvolutionBackwardFilter(
                 self.handle,
                 (&raw const ONE).cast(),
                 shape.x,
@@ -391,6 +392,6 @@ impl Drop for Dnn {
     fn drop(&mut self) {
         self.shapes.clear();
         // SAFETY: nobody else has the handle.
-        let _ = unsafe { sys::cudnnDestroy(self.handle) };
+        let _ = unsafe { cudnn::cudnnDestroy(self.handle) };
     }
 }

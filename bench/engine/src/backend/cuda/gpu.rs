@@ -3,17 +3,16 @@
 //! Contract: made once per process and GPU, kept until the process ends (a context that is destroyed while a library still holds it is a
 //! crash at exit). Every call into CUDA goes through [`check`], which has the driver's own words.
 //! Reference: CUDA driver API, "Primary Context Management".
+use crate::backend::cuda::api::driver;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUresult,
-};
+use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUresult};
 
+use super::api;
 use super::discovery;
-use super::library::{self, Library};
 use super::module::Kernels;
 use crate::backend::{BackendError, Result};
 
@@ -50,8 +49,8 @@ pub(crate) fn check(result: CUresult, what: &str) -> Result<()> {
     let mut name = std::ptr::null();
     // SAFETY: both calls only write a pointer to a string that lives as long as the driver.
     let (text, name) = unsafe {
-        let _ = sys::cuGetErrorString(result, &mut text);
-        let _ = sys::cuGetErrorName(result, &mut name);
+        let _ = driver::cuGetErrorString(result, &mut text);
+        let _ = driver::cuGetErrorName(result, &mut name);
         let of = |pointer: *const std::ffi::c_char| {
             (!pointer.is_null()).then(|| CStr::from_ptr(pointer).to_string_lossy().into_owned())
         };
@@ -71,9 +70,7 @@ impl Gpu {
     /// A library that is missing, no such GPU, kernels that do not compile.
     pub(crate) fn get(ordinal: usize) -> Result<Arc<Self>> {
         static GPUS: Mutex<Option<HashMap<usize, Arc<Gpu>>>> = Mutex::new(None);
-        for library in Library::OF_A_DEVICE {
-            library::find(library)?;
-        }
+        api::load()?;
         let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
         let gpus = gpus.get_or_insert_with(HashMap::new);
         if let Some(gpu) = gpus.get(&ordinal) {
@@ -96,19 +93,22 @@ impl Gpu {
         // SAFETY: the driver has started and the device exists.
         unsafe {
             check(
-                sys::cuDeviceGet(&mut device, ordinal as i32),
+                driver::cuDeviceGet(&mut device, ordinal as i32),
                 "failed to open a GPU",
             )?;
             check(
-                sys::cuDevicePrimaryCtxRetain(&mut context, device),
+                driver::cuDevicePrimaryCtxRetain(&mut context, device),
                 "failed to make a context",
             )?;
-            check(sys::cuCtxSetCurrent(context), "failed to enter a context")?;
+            check(
+                driver::cuCtxSetCurrent(context),
+                "failed to enter a context",
+            )?;
         }
         let attribute = |attribute| {
             let mut value = 0;
             // SAFETY: as above.
-            let result = unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) };
+            let result = unsafe { driver::cuDeviceGetAttribute(&mut value, attribute, device) };
             check(result, "failed to ask what a GPU can do").map(|()| value as u32)
         };
         let capability = (
@@ -136,7 +136,7 @@ impl Gpu {
         }
         // SAFETY: primary contexts are never released.
         check(
-            unsafe { sys::cuCtxSetCurrent(self.context) },
+            unsafe { driver::cuCtxSetCurrent(self.context) },
             "failed to enter a context",
         )?;
         CURRENT.set(self.context);

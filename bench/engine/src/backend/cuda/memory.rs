@@ -3,9 +3,10 @@
 //! Contract: nothing is freed before the device is dropped, since freeing waits for the whole GPU, collectives included. Scratch and
 //! staging grow in the first steps and not after.
 //! Reference: CUDA driver API, "Memory Management".
+use crate::backend::cuda::api::driver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::sys::{self, CUdeviceptr, CUevent, CUresult, CUstream};
+use cudarc::driver::sys::{CUdeviceptr, CUevent, CUresult, CUstream};
 
 use super::gpu::{Gpu, check};
 use crate::backend::{BackendError, Category, MemoryUse, Result};
@@ -70,7 +71,7 @@ impl Memory {
     fn take(&mut self, category: Category, bytes: usize) -> Result<CUdeviceptr> {
         let mut base = 0;
         // SAFETY: the context is the thread's.
-        let taken = unsafe { sys::cuMemAlloc_v2(&mut base, bytes.max(64)) };
+        let taken = unsafe { driver::cuMemAlloc_v2(&mut base, bytes.max(64)) };
         if taken == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             return Err(BackendError::OutOfMemory {
                 bytes,
@@ -132,7 +133,7 @@ impl Drop for Memory {
                 .chain(self.other.drain(..))
             {
                 // SAFETY: the device's streams are gone, so nobody uses the memory.
-                let _ = unsafe { sys::cuMemFree_v2(base) };
+                let _ = unsafe { driver::cuMemFree_v2(base) };
             }
         }
     }
@@ -191,7 +192,7 @@ impl Staging {
         let slot = |bytes| -> Result<Slot> {
             let mut done = std::ptr::null_mut();
             // SAFETY: the context is the thread's.
-            let made = unsafe { sys::cuEventCreate(&mut done, WITHOUT_TIMES) };
+            let made = unsafe { driver::cuEventCreate(&mut done, WITHOUT_TIMES) };
             check(made, "failed to make an event")?;
             Ok(Slot {
                 base: if bytes > 0 {
@@ -225,12 +226,12 @@ impl Staging {
         // SAFETY: events and memory are the slot's own; it is written only after the copy that was last made from it.
         unsafe {
             if slot.used {
-                check(sys::cuEventSynchronize(slot.done), "failed on the GPU")?;
+                check(driver::cuEventSynchronize(slot.done), "failed on the GPU")?;
             }
             if from.len() > slot.bytes {
                 if !slot.base.is_null() {
                     check(
-                        sys::cuMemFreeHost(slot.base.cast()),
+                        driver::cuMemFreeHost(slot.base.cast()),
                         "failed to free pinned memory",
                     )?;
                     (slot.base, slot.bytes) = (std::ptr::null_mut(), 0);
@@ -240,11 +241,11 @@ impl Staging {
             }
             std::ptr::copy_nonoverlapping(from.as_ptr(), slot.base, from.len());
             check(
-                sys::cuMemcpyHtoDAsync_v2(to, slot.base.cast(), from.len(), on),
+                driver::cuMemcpyHtoDAsync_v2(to, slot.base.cast(), from.len(), on),
                 "failed to copy to the GPU",
             )?;
             check(
-                sys::cuEventRecord(slot.done, on),
+                driver::cuEventRecord(slot.done, on),
                 "failed to record an event",
             )?;
         }
@@ -256,7 +257,7 @@ impl Staging {
 fn pinned(bytes: usize) -> Result<*mut u8> {
     let mut base = std::ptr::null_mut();
     // SAFETY: the context is the thread's.
-    let taken = unsafe { sys::cuMemHostAlloc(&mut base, bytes, 0) };
+    let taken = unsafe { driver::cuMemHostAlloc(&mut base, bytes, 0) };
     check(taken, "failed to allocate pinned memory of the host")?;
     Ok(base.cast())
 }
@@ -267,9 +268,9 @@ impl Drop for Staging {
             for slot in self.small.iter().chain(&self.large) {
                 // SAFETY: the device's streams are gone, so no copy is under way.
                 unsafe {
-                    let _ = sys::cuEventDestroy_v2(slot.done);
+                    let _ = driver::cuEventDestroy_v2(slot.done);
                     if !slot.base.is_null() {
-                        let _ = sys::cuMemFreeHost(slot.base.cast());
+                        let _ = driver::cuMemFreeHost(slot.base.cast());
                     }
                 }
             }

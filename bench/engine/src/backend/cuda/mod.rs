@@ -5,6 +5,7 @@
 //! same from call to call: no kernel of ours adds atomically where order matters, and only deterministic algorithms of cuDNN are taken.
 //! A call that fails makes the device fail for good: CUDA's errors are sticky.
 //! Reference: CUDA driver API; [`crate::kernel::Kernel`] for what each kernel computes.
+pub(crate) mod api;
 mod blas;
 pub mod compile;
 pub mod discovery;
@@ -16,9 +17,10 @@ mod memory;
 mod module;
 pub mod stream;
 
+use crate::backend::cuda::api::driver;
 use std::sync::{Arc, OnceLock};
 
-use cudarc::driver::sys::{self, CUdeviceptr, CUstream};
+use cudarc::driver::sys::{CUdeviceptr, CUstream};
 
 use crate::backend::{
     Backend, BackendError, Category, Completion, Event, HostSlice, HostSliceMut, HostTask,
@@ -212,7 +214,7 @@ impl Backend for CudaBackend {
             let queue = &mut device.queues[Stream::Compute as usize];
             if span.bytes() > 0 {
                 // SAFETY: the arena is new.
-                let zeroed = unsafe { sys::cuMemsetD8Async(base, 0, span.bytes(), queue.raw) };
+                let zeroed = unsafe { driver::cuMemsetD8Async(base, 0, span.bytes(), queue.raw) };
                 check(zeroed, "failed to zero memory on the GPU")?;
             }
             // The other stream may be the first to use it.
@@ -253,7 +255,7 @@ impl Backend for CudaBackend {
         }
         self.guard(|device| {
             // SAFETY: the host's slice is as long, and nobody else has it; both streams are empty.
-            let copied = unsafe { sys::cuMemcpyDtoH_v2(to, device.address(from), bytes) };
+            let copied = unsafe { driver::cuMemcpyDtoH_v2(to, device.address(from), bytes) };
             check(copied, "failed to copy from the GPU")
         })
     }

@@ -1,7 +1,8 @@
 //! Our kernels on a GPU, by name: looked up once, so that a launch is a field.
+use crate::backend::cuda::api::driver;
 use std::ffi::CString;
 
-use cudarc::driver::sys::{self, CUfunction};
+use cudarc::driver::sys::CUfunction;
 
 use super::compile::{Source, machine_code};
 use super::gpu::check;
@@ -19,7 +20,7 @@ macro_rules! modules {
                     // SAFETY: NVRTC's cubin is complete; modules are never unloaded.
                     unsafe {
                         check(
-                            sys::cuModuleLoadData(&mut module, code.as_ptr().cast()),
+                            driver::cuModuleLoadData(&mut module, code.as_ptr().cast()),
                             concat!("failed to load the kernels of ", stringify!($module)),
                         )?;
                     }
@@ -27,7 +28,7 @@ macro_rules! modules {
                         let named = CString::new(name).expect("names hold no zero");
                         let mut function = std::ptr::null_mut();
                         // SAFETY: the module was loaded.
-                        let found = unsafe { sys::cuModuleGetFunction(&mut function, module, named.as_ptr()) };
+                        let found = unsafe { driver::cuModuleGetFunction(&mut function, module, named.as_ptr()) };
                         check(found, &format!("failed to find the kernel {name}")).map(|()| function)
                     };
                     Ok(Self { $($function: function(stringify!($function))?),* })

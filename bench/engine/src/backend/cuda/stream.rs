@@ -4,10 +4,11 @@
 //! nothing. A clock is set again whenever the streams are empty and [`AGE_NS`] have passed, since the driver tells times between events as
 //! f32 milliseconds: a quarter of a second is told to 30 ns.
 //! Reference: CUDA driver API, "Stream Management" and "Event Management".
+use crate::backend::cuda::api::driver;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cudarc::driver::sys::{self, CUevent, CUresult, CUstream};
+use cudarc::driver::sys::{CUevent, CUresult, CUstream};
 
 use super::gpu::{Gpu, check};
 use crate::backend::{BackendError, Result};
@@ -41,7 +42,7 @@ impl Ring {
         let event = |_| {
             let mut event = std::ptr::null_mut();
             // SAFETY: the context is the thread's.
-            let made = unsafe { sys::cuEventCreate(&mut event, WITH_TIMES) };
+            let made = unsafe { driver::cuEventCreate(&mut event, WITH_TIMES) };
             check(made, "failed to make an event").map(|()| event)
         };
         Ok(Self {
@@ -61,7 +62,7 @@ impl Drop for Ring {
         if self.gpu.enter().is_ok() {
             for event in &self.events {
                 // SAFETY: nobody else has the event. What a broken context says of it was said before.
-                let _ = unsafe { sys::cuEventDestroy_v2(*event) };
+                let _ = unsafe { driver::cuEventDestroy_v2(*event) };
             }
         }
     }
@@ -87,7 +88,7 @@ impl Queue {
     pub(super) fn new(gpu: &Arc<Gpu>) -> Result<Self> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: the context is the thread's.
-        let made = unsafe { sys::cuStreamCreate(&mut raw, NON_BLOCKING) };
+        let made = unsafe { driver::cuStreamCreate(&mut raw, NON_BLOCKING) };
         check(made, "failed to make a stream")?;
         Ok(Self {
             gpu: Arc::clone(gpu),
@@ -105,7 +106,7 @@ impl Queue {
         self.recorded += 1;
         self.ends.latest.store(self.recorded, Ordering::Release);
         // SAFETY: both are alive, of the same context.
-        let recorded = unsafe { sys::cuEventRecord(self.ends.event(self.recorded), self.raw) };
+        let recorded = unsafe { driver::cuEventRecord(self.ends.event(self.recorded), self.raw) };
         check(recorded, "failed to record an event")?;
         Ok(self.recorded)
     }
@@ -116,14 +117,14 @@ impl Queue {
         self.opened[next as usize % KEPT] = next;
         self.begins.latest.store(next, Ordering::Release);
         // SAFETY: as above.
-        let recorded = unsafe { sys::cuEventRecord(self.begins.event(next), self.raw) };
+        let recorded = unsafe { driver::cuEventRecord(self.begins.event(next), self.raw) };
         check(recorded, "failed to record an event")
     }
 
     /// Lets the stream wait for event `sequence` of `other`.
     pub(super) fn wait(&self, other: &DeviceCompletion) -> Result<()> {
         // SAFETY: an event may be waited for by streams of any context.
-        let waited = unsafe { sys::cuStreamWaitEvent(self.raw, other.event(), 0) };
+        let waited = unsafe { driver::cuStreamWaitEvent(self.raw, other.event(), 0) };
         check(waited, "failed to wait for an event")
     }
 
@@ -145,7 +146,7 @@ impl Queue {
 
     pub(super) fn synchronize(&mut self) -> Result<()> {
         // SAFETY: the stream is alive.
-        let done = unsafe { sys::cuStreamSynchronize(self.raw) };
+        let done = unsafe { driver::cuStreamSynchronize(self.raw) };
         check(done, "failed on the GPU")?;
         self.covered = self.recorded;
         Ok(())
@@ -176,7 +177,7 @@ impl Drop for Queue {
     fn drop(&mut self) {
         if self.gpu.enter().is_ok() {
             // SAFETY: nobody else has the stream; the driver lets what is enqueued end first.
-            let _ = unsafe { sys::cuStreamDestroy_v2(self.raw) };
+            let _ = unsafe { driver::cuStreamDestroy_v2(self.raw) };
         }
     }
 }
@@ -206,7 +207,7 @@ impl Clock {
         let start = || -> Result<Start> {
             let mut event = std::ptr::null_mut();
             // SAFETY: the context is the thread's.
-            let made = unsafe { sys::cuEventCreate(&mut event, WITH_TIMES) };
+            let made = unsafe { driver::cuEventCreate(&mut event, WITH_TIMES) };
             check(made, "failed to make an event")?;
             Ok(Start {
                 event,
@@ -241,10 +242,10 @@ impl Clock {
             // SAFETY: both are alive, of the same context.
             unsafe {
                 check(
-                    sys::cuEventRecord(start.event, on.raw),
+                    driver::cuEventRecord(start.event, on.raw),
                     "failed to record an event",
                 )?;
-                check(sys::cuEventSynchronize(start.event), "failed on the GPU")?;
+                check(driver::cuEventSynchronize(start.event), "failed on the GPU")?;
             }
             let after = now_ns();
             start.host_ns = before + (after - before) / 2;
@@ -269,7 +270,7 @@ impl Clock {
         }
         let mut milliseconds = 0.0f32;
         // SAFETY: both events were reached.
-        let told = unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, start.event, event) };
+        let told = unsafe { driver::cuEventElapsedTime_v2(&mut milliseconds, start.event, event) };
         check(told, "failed to tell the time of an event")?;
         let nanoseconds = (f64::from(milliseconds) * 1e6).round() as i64;
         Ok(start.host_ns.saturating_add_signed(nanoseconds))
@@ -281,7 +282,7 @@ impl Drop for Clock {
         if self.gpu.enter().is_ok() {
             for start in &self.starts {
                 // SAFETY: nobody else has the events.
-                let _ = unsafe { sys::cuEventDestroy_v2(start.event) };
+                let _ = unsafe { driver::cuEventDestroy_v2(start.event) };
             }
         }
     }
@@ -312,7 +313,7 @@ impl DeviceCompletion {
     /// Whether the event was reached.
     pub fn is_done(&self) -> bool {
         // SAFETY: the event is alive.
-        unsafe { sys::cuEventQuery(self.event()) != CUresult::CUDA_ERROR_NOT_READY }
+        unsafe { driver::cuEventQuery(self.event()) != CUresult::CUDA_ERROR_NOT_READY }
     }
 
     /// Blocks until the event is reached.
@@ -323,7 +324,7 @@ impl DeviceCompletion {
         self.ring.gpu.enter()?;
         // SAFETY: as above.
         check(
-            unsafe { sys::cuEventSynchronize(self.event()) },
+            unsafe { driver::cuEventSynchronize(self.event()) },
             "failed on the GPU",
         )
     }
@@ -342,7 +343,7 @@ impl DeviceInterval {
     pub(crate) fn is_done(&self) -> bool {
         let event = self.ends.event(self.sequence);
         // SAFETY: the event is alive.
-        self.is_old() || unsafe { sys::cuEventQuery(event) != CUresult::CUDA_ERROR_NOT_READY }
+        self.is_old() || unsafe { driver::cuEventQuery(event) != CUresult::CUDA_ERROR_NOT_READY }
     }
 
     /// How long it took, in nanoseconds; none before it is over, and none once it is not among the latest [`KEPT`] of its stream.
@@ -356,7 +357,7 @@ impl DeviceInterval {
         );
         let mut milliseconds = 0.0f32;
         // SAFETY: both events are alive; of events that were not reached the driver says so.
-        let told = unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, begin, end) };
+        let told = unsafe { driver::cuEventElapsedTime_v2(&mut milliseconds, begin, end) };
         (told == CUresult::CUDA_SUCCESS).then(|| (f64::from(milliseconds) * 1e6).round() as u64)
     }
 

@@ -11,9 +11,10 @@ mod loss;
 mod pool;
 mod tokens;
 
+use crate::backend::cuda::api::driver;
 use std::ffi::c_void;
 
-use cudarc::driver::sys::{self, CUdeviceptr, CUfunction};
+use cudarc::driver::sys::{CUdeviceptr, CUfunction};
 
 use super::CudaBackend;
 use super::blas::{Matrix, Product};
@@ -75,7 +76,7 @@ impl Launch<'_> {
         let [across, down] = grid.threads;
         // SAFETY: the parameters are those of the function, by type and number; the spans behind them are the caller's.
         let launched = unsafe {
-            sys::cuLaunchKernel(
+            driver::cuLaunchKernel(
                 function,
                 x,
                 y,
@@ -121,7 +122,7 @@ impl Launch<'_> {
         }
         // SAFETY: the span is the caller's to write.
         let zeroed = unsafe {
-            sys::cuMemsetD8Async(
+            driver::cuMemsetD8Async(
                 self.at(span),
                 0,
                 span.bytes(),
