@@ -140,4 +140,4 @@ pub const COLLECTIVES: [Collective; 11] = [
 ];
 
 /// Algorithms in the order of their spool numbers.
-pub const ALGORITHMS: [&str; 3] = ["shared-direct", "peer-copy", "ring"];
+pub const ALGORITHMS: [&str; 4] = ["shared-direct", "peer-copy", "ring", "nccl"];
