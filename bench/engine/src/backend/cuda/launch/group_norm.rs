@@ -40,7 +40,7 @@ impl Shape {
     }
     /// Whether each group lies in one run that a block takes.
     fn in_runs(&self) -> bool {
-        (self.groups == 1 || self.spatial == 1) && (self.run() <= LONG || self.spatial == 1)
+        self.spatial == 1 || (self.groups == 1 && self.run() <= LONG)
     }
     fn runs(&self) -> Grid {
         let threads = self.run().div_ceil(16).next_multiple_of(32) as u32;
