@@ -2,18 +2,28 @@
 //!
 //! The smoke sizes run one at a time in one test, because they time things. What a figure is does not matter here; that every
 //! trial passed its gate, that counted bytes are the predicted ones, and that the report has its charts and its answer does.
+//! Smoke sizes for GPUs run where there is one and all libraries are; elsewhere they are planned and refused with what is missing, this prints why, and
+//! SYNCMARK_REQUIRE_GPU=1 makes it a failure.
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Instant;
 
 use assert_cmd::Command;
+use syncmark::args::ScenarioArgs;
+use syncmark::plan::backend::Choice;
+use syncmark::plan::config::Backend;
+use syncmark::plan::{Plan, Trial, plans};
+use syncmark::scenario::file::Transport;
 use syncmark::scenario::preset::SCENARIOS;
+use syncmark_engine::backend::cuda::discovery;
+use syncmark_engine::model::resolve;
+use syncmark_engine::model::spec::Norm;
 use syncmark_record::folder::RunFolder;
 use syncmark_record::outcome::Outcome;
 use syncmark_record::rows::{CeilingRow, CollectiveRow, CommRow, LayerRow, TrialRow};
 
 /// Charts that a smoke size must have beside those of every run, as beginnings of file names.
-const CHARTS: [(&str, &[&str]); 18] = [
+const CHARTS: [(&str, &[&str]); 20] = [
     (
         "accumulation-smoke",
         &["throughput-and-step-time-against-accumulated-micro-batches"],
@@ -40,6 +50,11 @@ const CHARTS: [(&str, &[&str]); 18] = [
         "dp-vs-ddp-smoke",
         &["throughput", "time", "bytes", "timeline", "memory"],
     ),
+    (
+        "gpu-dp-vs-ddp-smoke",
+        &["throughput", "time", "bytes", "timeline", "memory"],
+    ),
+    ("gpu-norm-cost-smoke", &["norm-cost-", "throughput"]),
     ("layer-cost-smoke", &["layers-"]),
     ("norm-cost-smoke", &["norm-cost-", "throughput", "bytes-"]),
     ("norm-convergence-smoke", &["learning-curves"]),
@@ -88,9 +103,64 @@ fn smoke_sizes() -> impl Iterator<Item = &'static str> {
     names.filter(|name| name.ends_with("-smoke"))
 }
 
+/// The plan on a machine without GPUs.
+fn plan(name: &str) -> Plan {
+    let args = ScenarioArgs {
+        scenarios: vec![name.to_owned()],
+        ..ScenarioArgs::default()
+    };
+    let planned = plans(&args, false, &|_| Choice::cpu("is not asked"));
+    let mut planned = planned.unwrap_or_else(|error| panic!("{name}: {}", error.render(false)));
+    planned.remove(0)
+}
+
+fn is_on_gpus(trial: &Trial) -> bool {
+    trial.config.backend == Backend::Cuda
+}
+
+/// Why no GPU can be used here, if there is none.
+fn no_gpus() -> Option<String> {
+    let lacks = discovery::available(true).err()?;
+    let words: Vec<String> = lacks.iter().map(ToString::to_string).collect();
+    Some(words.join("; "))
+}
+
+/// A smoke size that needs a GPU, where there is none: `plan` shows it, and `run` says what is missing and writes nothing.
+fn is_planned_and_refused(name: &str, why: &str) {
+    let required = std::env::var_os("SYNCMARK_REQUIRE_GPU").is_some_and(|value| value == "1");
+    assert!(
+        !required,
+        "SYNCMARK_REQUIRE_GPU is set, and {name} cannot run: {why}"
+    );
+    println!("{name} is planned and not run: {why}");
+    let planned = syncmark(&["plan", name]);
+    let text = String::from_utf8_lossy(&planned.stdout);
+    assert_eq!(planned.status.code(), Some(0), "{name}: {text}");
+    for trial in &plan(name).trials {
+        assert!(text.contains(&trial.id), "{name}: {} in {text}", trial.id);
+    }
+    let refusal = "the backend cuda cannot be used here:";
+    assert!(text.contains(refusal), "{name}: {text}");
+    let out = tempfile::tempdir().expect("a folder for the test");
+    let path = out.path().to_str().expect("a path that is text");
+    let output = syncmark(&["run", "--quiet", "--out", path, name]);
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{name}: {complaints}");
+    assert!(complaints.contains(refusal), "{name}: {complaints}");
+    let written = std::fs::read_dir(out.path()).expect("the folder").count();
+    assert_eq!(written, 0, "{name} left something");
+}
+
 #[test]
 fn smoke_sizes_run_to_their_end() {
+    let no_gpus = no_gpus();
     for name in smoke_sizes() {
+        if let Some(why) = &no_gpus
+            && plan(name).trials.iter().any(is_on_gpus)
+        {
+            is_planned_and_refused(name, why);
+            continue;
+        }
         let begin = Instant::now();
         let out = tempfile::tempdir().expect("a folder for the test");
         let path = out.path().to_str().expect("a path that is text");
@@ -138,6 +208,13 @@ fn bytes_agree(name: &str, folder: &RunFolder) {
     let trials: Vec<TrialRow> = folder.read().expect("trials");
     let comm: Vec<CommRow> = folder.read().expect("bytes");
     for row in &comm {
+        if row.algorithm == "nccl" {
+            // It copies out of sight, so nothing is counted, and nothing is made up.
+            let counted = (row.sent_bytes, row.received_bytes);
+            assert_eq!(counted, (None, None), "{name}: {row:?}");
+            assert!(row.predicted_sent_bytes.is_some(), "{name}: {row:?}");
+            continue;
+        }
         let sent = (row.predicted_sent_bytes, row.predicted_received_bytes);
         assert_eq!(
             sent,
@@ -169,10 +246,10 @@ fn bytes_agree(name: &str, folder: &RunFolder) {
     }
 }
 
-/// Each repeat of what is held against a ceiling has its own.
+/// Each repeat of what is held against a ceiling has its own. They are those of CPUs and of what these exchange.
 fn ceilings_are_there(name: &str, folder: &RunFolder, trials: &[TrialRow]) {
     let ceilings = folder.read::<CeilingRow>().expect("ceilings");
-    for trial in trials {
+    for trial in trials.iter().filter(|trial| trial.backend == "cpu") {
         let wanted: &[&str] = match (trial.kind.as_str(), trial.transport.as_deref()) {
             ("layer-cost", _) => &["multiply-add", "memory-read", "memory-read-write"],
             ("collectives", Some("tcp")) => &["tcp-one-way", "tcp-both-ways", "tcp-round-trip"],
@@ -324,6 +401,57 @@ fn every_other_scenario_plans_and_has_a_smoke_size() {
             "{name}"
         );
     }
+}
+
+/// `gpu-*` are all on GPUs with ranks over NCCL, on any machine, and nothing else is on a machine that has none.
+#[test]
+fn scenarios_for_gpus_are_on_gpus_and_no_others() {
+    for (name, _) in SCENARIOS {
+        let plan = plan(name);
+        let wanted = name.starts_with("gpu-");
+        for trial in &plan.trials {
+            assert_eq!(is_on_gpus(trial), wanted, "{name}: {}", trial.label);
+            let transport = trial.config.strategy.ranks_transport();
+            let over_nccl = transport.is_none_or(|transport| transport == Transport::Nccl);
+            assert!(over_nccl || !wanted, "{name}: {}", trial.label);
+        }
+        // Each strategy of a full size is in its smoke size.
+        let kinds = |plan: &Plan| -> std::collections::BTreeSet<String> {
+            let trials = plan.trials.iter();
+            let name = |trial: &Trial| trial.config.strategy_name().to_owned();
+            trials.map(name).collect()
+        };
+        if wanted && !name.ends_with("-smoke") {
+            let smoke = self::plan(&format!("{name}-smoke"));
+            assert_eq!(kinds(&plan), kinds(&smoke), "{name}");
+        }
+    }
+}
+
+/// A norm's time on a GPU is that of its memory only where what it reads and writes stays in no cache: each value is more than four times as
+/// large as 60 MiB, which is more than the second-level cache of an H100.
+#[test]
+fn norms_of_gpu_norm_cost_leave_every_cache() {
+    const CACHE: u64 = 60 << 20;
+    let plan = plan("gpu-norm-cost");
+    let alone = plan.trials.iter().filter(|trial| trial.config.devices == 1);
+    let mut norms = 0;
+    for trial in alone.filter(|trial| trial.config.norm != Norm::None) {
+        let config = &trial.config;
+        let (model, options) = (&config.model, config.norm_options());
+        let model = resolve(model, &model.input, model.classes, config.norm, &options);
+        for node in model.expect("a model").node_costs(config.batch.global) {
+            if let Some(kept) = node.kept_bytes {
+                assert!(kept > 4 * CACHE, "{}: {kept} bytes", trial.label);
+                norms += 1;
+            }
+        }
+    }
+    assert_eq!(
+        norms,
+        3 * 3 * 5,
+        "three at each of three shapes, of each kind"
+    );
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub const MODELS: [(&str, &str); 9] = [
 ];
 
 /// Names and texts of the shipped scenarios.
-pub const SCENARIOS: [(&str, &str); 40] = [
+pub const SCENARIOS: [(&str, &str); 44] = [
     (
         "quickstart",
         include_str!("../../../../scenarios/quickstart.toml"),
@@ -207,6 +207,22 @@ pub const SCENARIOS: [(&str, &str); 40] = [
     (
         "train-eval-gap-smoke",
         include_str!("../../../../scenarios/train-eval-gap-smoke.toml"),
+    ),
+    (
+        "gpu-dp-vs-ddp",
+        include_str!("../../../../scenarios/gpu-dp-vs-ddp.toml"),
+    ),
+    (
+        "gpu-dp-vs-ddp-smoke",
+        include_str!("../../../../scenarios/gpu-dp-vs-ddp-smoke.toml"),
+    ),
+    (
+        "gpu-norm-cost",
+        include_str!("../../../../scenarios/gpu-norm-cost.toml"),
+    ),
+    (
+        "gpu-norm-cost-smoke",
+        include_str!("../../../../scenarios/gpu-norm-cost-smoke.toml"),
     ),
 ];
 
