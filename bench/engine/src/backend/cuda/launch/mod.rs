@@ -17,7 +17,7 @@ use std::ffi::c_void;
 use cudarc::driver::sys::{CUdeviceptr, CUfunction};
 
 use super::CudaBackend;
-use super::blas::{Matrix, Product};
+use super::blas::{Addresses, Matrix, Product};
 use super::dnn::Dnn;
 use super::gpu::check;
 use super::memory::{Memory, Scratch};
@@ -130,6 +130,10 @@ impl Launch<'_> {
             )
         };
         check(zeroed, "failed to zero memory on the GPU")
+    }
+
+    fn products(&self, product: Product, a: Addresses, b: Addresses, c: Addresses) -> Result<()> {
+        self.device.blas[self.on as usize].products(product, a, b, c)
     }
 
     fn product(&self, product: Product, a: Matrix, b: Matrix, c: Matrix) -> Result<()> {
