@@ -8,8 +8,8 @@
 set -euo pipefail
 
 # Versions that were released together, with CUDA 13.0 update 2: PTX of a newer NVRTC is refused by a driver of release 580.
-# The runtime is here for its headers (cuda_fp16.h, cuda_bf16.h), which kernels include.
-nvrtc=(nvidia-cuda-nvrtc==13.0.88 nvidia-cuda-runtime==13.0.96)
+# The kernels need no headers of CUDA's.
+nvrtc=(nvidia-cuda-nvrtc==13.0.88)
 others=(nvidia-cublas==13.1.0.3 nvidia-cudnn-cu13==9.19.0.56 nvidia-nccl-cu13==2.28.9)
 # What the download and what is unpacked take together, in MiB.
 nvrtc_mib=400 all_mib=3200
@@ -19,7 +19,7 @@ usage() {
 usage: scripts/cuda_libraries.sh [--only nvrtc] [DIR]
 
 Installs NVRTC, cuBLAS, cuBLASLt, cuDNN and NCCL (about 1.5 GiB) into DIR, or ${XDG_DATA_HOME:-~/.local/share}/syncmark/cuda.
-  --only nvrtc   the kernels' compiler and its headers alone: enough to compile kernels where there is no GPU
+  --only nvrtc   the kernels' compiler alone (about 90 MiB): enough to compile kernels where there is no GPU
 TEXT
 }
 

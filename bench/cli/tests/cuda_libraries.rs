@@ -7,8 +7,10 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// The script's own pins of what `--only nvrtc` installs.
-const NVRTC: [&str; 2] = ["nvidia_cuda_nvrtc-13.0.88", "nvidia_cuda_runtime-13.0.96"];
+/// The script's own pin of what `--only nvrtc` installs.
+const NVRTC: &str = "nvidia_cuda_nvrtc-13.0.88";
+/// What stands for its files.
+const FILES: [&str; 2] = ["libnvrtc", "libnvrtc-builtins"];
 
 fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/cuda_libraries.sh")
@@ -106,19 +108,18 @@ fn python() -> Option<PathBuf> {
     path
 }
 
-/// As pip leaves packages: a file each, and the list with its hash.
+/// As pip leaves a package: two files, and the list with their hashes.
 fn installed(target: &Path) {
-    for package in NVRTC {
-        let list = target.join(format!("{package}.dist-info"));
-        fs::create_dir_all(&list).unwrap();
-        fs::create_dir_all(target.join("nvidia")).unwrap();
-        fs::write(target.join("nvidia").join(package), "abc").unwrap();
+    let list = target.join(format!("{NVRTC}.dist-info"));
+    fs::create_dir_all(&list).unwrap();
+    fs::create_dir_all(target.join("nvidia")).unwrap();
+    let mut rows = format!("{NVRTC}.dist-info/RECORD,,\n");
+    for name in FILES {
+        fs::write(target.join("nvidia").join(name), "abc").unwrap();
         // SHA-256 of "abc", as RECORD has it: URL-safe base64 without padding (FIPS 180-4's first example).
-        let row = format!(
-            "nvidia/{package},sha256=ungWv48Bz-pBQUDeXa4iI7ADYaOWF3qctBD_YfIAFa0,3\n{package}.dist-info/RECORD,,\n"
-        );
-        fs::write(list.join("RECORD"), row).unwrap();
+        rows += &format!("nvidia/{name},sha256=ungWv48Bz-pBQUDeXa4iI7ADYaOWF3qctBD_YfIAFa0,3\n");
     }
+    fs::write(list.join("RECORD"), rows).unwrap();
 }
 
 #[test]
@@ -218,7 +219,7 @@ fn what_is_damaged_is_named_and_installed_again() {
         ("ab", "has 2 bytes, not 3"),
     ] {
         installed(&machine.target());
-        fs::write(machine.target().join("nvidia").join(NVRTC[0]), text).unwrap();
+        fs::write(machine.target().join("nvidia").join(FILES[0]), text).unwrap();
         let output = machine.run(&["--only", "nvrtc", machine.target().to_str().unwrap()]);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(output.status.code(), Some(1), "{said}");
@@ -227,7 +228,7 @@ fn what_is_damaged_is_named_and_installed_again() {
             "{said}"
         );
         assert!(
-            machine.target().join("nvidia").join(NVRTC[1]).is_file(),
+            machine.target().join("nvidia").join(FILES[1]).is_file(),
             "a failure leaves what was there"
         );
     }

@@ -13,7 +13,11 @@ use cudarc::nvrtc::sys::{nvrtcProgram, nvrtcResult};
 use super::library::{self, Library};
 use crate::backend::{BackendError, Result};
 
-const COMMON: &str = include_str!("kernels/common.cuh");
+/// What sources include, by name.
+const HEADERS: [(&str, &str); 2] = [
+    ("common.cuh", include_str!("kernels/common.cuh")),
+    ("columns.cuh", include_str!("kernels/columns.cuh")),
+];
 
 /// A file of kernels and how it is compiled.
 #[derive(Clone, Copy, Debug)]
@@ -41,12 +45,18 @@ macro_rules! source {
 impl Source {
     /// Elementwise work.
     pub const ELEMENTWISE: Self = source!("elementwise.cu");
-    /// Sums over rows, a channel a thread.
-    pub const COLUMNS: Self = source!("columns.cu", Some(1));
-    /// Sums over rows, two channels a thread.
-    pub const COLUMNS_OF_2: Self = source!("columns.cu", Some(2));
-    /// Sums over rows, four channels a thread.
-    pub const COLUMNS_OF_4: Self = source!("columns.cu", Some(4));
+    /// Sums over rows, with one channel a thread, with two, and with four.
+    pub const COLUMNS: [Self; 3] = [
+        source!("columns.cu", Some(1)),
+        source!("columns.cu", Some(2)),
+        source!("columns.cu", Some(4)),
+    ];
+    /// Norms of groups that are sums over rows, with as many channels a thread.
+    pub const GROUPS: [Self; 3] = [
+        source!("groups.cu", Some(1)),
+        source!("groups.cu", Some(2)),
+        source!("groups.cu", Some(4)),
+    ];
     /// Norms whose group is one run of memory.
     pub const ROWS: Self = source!("rows.cu");
     /// Losses and errors.
@@ -60,11 +70,14 @@ impl Source {
     /// Compression of gradients.
     pub const COMPRESSION: Self = source!("compression.cu");
     /// All.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::ELEMENTWISE,
-        Self::COLUMNS,
-        Self::COLUMNS_OF_2,
-        Self::COLUMNS_OF_4,
+        Self::COLUMNS[0],
+        Self::COLUMNS[1],
+        Self::COLUMNS[2],
+        Self::GROUPS[0],
+        Self::GROUPS[1],
+        Self::GROUPS[2],
         Self::ROWS,
         Self::LOSS,
         Self::OPTIMIZER,
@@ -105,12 +118,10 @@ pub fn compile(source: Source, (major, minor): (u32, u32), form: Form) -> Result
         Form::Ptx => format!("compute_{major}{minor}"),
     };
     let text = |text: &str| CString::new(text).expect("sources hold no zero");
-    let (code, name, common, common_name) = (
-        text(source.text),
-        text(source.name),
-        text(COMMON),
-        text("common.cuh"),
-    );
+    let (code, name) = (text(source.text), text(source.name));
+    let headers = HEADERS.map(|(name, header)| (text(name), text(header)));
+    let names = headers.each_ref().map(|(name, _)| name.as_ptr());
+    let texts = headers.each_ref().map(|(_, header)| header.as_ptr());
     let options: Vec<CString> = source
         .options(&architecture)
         .iter()
@@ -124,9 +135,9 @@ pub fn compile(source: Source, (major, minor): (u32, u32), form: Form) -> Result
             &mut program,
             code.as_ptr(),
             name.as_ptr(),
-            1,
-            [common.as_ptr()].as_ptr(),
-            [common_name.as_ptr()].as_ptr(),
+            texts.len() as i32,
+            texts.as_ptr(),
+            names.as_ptr(),
         );
         said(created, source, "")?;
         let compiled = nvrtc::nvrtcCompileProgram(program, options.len() as i32, options.as_ptr());
@@ -201,14 +212,11 @@ pub(super) fn machine_code(source: Source, capability: (u32, u32)) -> Result<Vec
     let nvrtc = library::find(Library::Nvrtc)?;
     let architecture = format!("sm_{}{}", capability.0, capability.1);
     let mut hash = blake3::Hasher::new();
-    for part in [
-        source.text,
-        COMMON,
-        &nvrtc.version,
-        env!("CARGO_PKG_VERSION"),
-    ]
-    .into_iter()
-    .chain(source.options(&architecture).iter().map(String::as_str))
+    let options = source.options(&architecture);
+    let parts = [source.text, &nvrtc.version, env!("CARGO_PKG_VERSION")].into_iter();
+    for part in parts
+        .chain(HEADERS.map(|(_, header)| header))
+        .chain(options.iter().map(String::as_str))
     {
         hash.update(&(part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());

@@ -135,10 +135,8 @@ impl Gpu {
             return Ok(());
         }
         // SAFETY: primary contexts are never released.
-        check(
-            unsafe { driver::cuCtxSetCurrent(self.context) },
-            "failed to enter a context",
-        )?;
+        let entered = unsafe { driver::cuCtxSetCurrent(self.context) };
+        check(entered, "failed to enter a context")?;
         CURRENT.set(self.context);
         Ok(())
     }

@@ -136,8 +136,7 @@ impl Missing {
 
 /// A library that stays loaded.
 pub(crate) struct Loaded {
-    /// For functions that `cudarc` does not bind, or not as they are needed.
-    #[allow(dead_code)]
+    /// Where its functions are looked for.
     pub(crate) handle: &'static Handle,
     pub(crate) found: Found,
 }

@@ -43,9 +43,12 @@ modules! {
         fill, copy, add_two, scale, subtract, relu_forward, relu_backward, gate, gelu_forward, gelu_backward, dropout, transpose, add_bias,
     }
     Columns {
-        moments, finish_statistics, finish_groups, reciprocal_deviation, update_running, normalize, backward_sums, finish_sums,
-        backward_affine, backward_input, backward_eval, sync_pack, sync_merge, group_normalize, finish_group_sums, group_affine,
-        group_backward_input, column_sums, finish_column_sums, element_sums, element_affine, element_backward_input,
+        moments, finish_statistics, reciprocal_deviation, update_running, normalize, backward_sums, finish_sums, backward_affine,
+        backward_input, backward_eval, sync_pack, sync_merge, column_sums, finish_column_sums,
+    }
+    Groups {
+        finish_groups, group_normalize, finish_group_sums, group_affine, group_backward_input, element_sums, element_affine,
+        element_backward_input,
     }
     Rows { run_forward, rms_forward, run_backward, run_affine, finish_run_affine }
     Loss { label_shares, row_loss, sample_losses, count_errors }
@@ -64,6 +67,8 @@ pub(crate) struct Kernels {
     pub(crate) elementwise: Elementwise,
     /// With one channel a thread, with two, and with four.
     pub(crate) columns: [Columns; 3],
+    /// As `columns`.
+    pub(crate) groups: [Groups; 3],
     pub(crate) rows: Rows,
     pub(crate) loss: Loss,
     pub(crate) optimizer: Optimizer,
@@ -78,9 +83,14 @@ impl Kernels {
         Ok(Self {
             elementwise: Elementwise::load(Source::ELEMENTWISE, capability)?,
             columns: [
-                Columns::load(Source::COLUMNS, capability)?,
-                Columns::load(Source::COLUMNS_OF_2, capability)?,
-                Columns::load(Source::COLUMNS_OF_4, capability)?,
+                Columns::load(Source::COLUMNS[0], capability)?,
+                Columns::load(Source::COLUMNS[1], capability)?,
+                Columns::load(Source::COLUMNS[2], capability)?,
+            ],
+            groups: [
+                Groups::load(Source::GROUPS[0], capability)?,
+                Groups::load(Source::GROUPS[1], capability)?,
+                Groups::load(Source::GROUPS[2], capability)?,
             ],
             rows: Rows::load(Source::ROWS, capability)?,
             loss: Loss::load(Source::LOSS, capability)?,

@@ -1,7 +1,7 @@
 //! Streams of a GPU and their events, and the GPU's clock beside the host's.
 //!
-//! Contract: the latest [`KEPT`] events of a stream keep their times. All events are made with the stream, so that recording allocates
-//! nothing. A clock is set again whenever the streams are empty and [`AGE_NS`] have passed, since the driver tells times between events as
+//! Contract: the latest `KEPT` events of a stream keep their times. All events are made with the stream, so that recording allocates
+//! nothing. A clock is set again whenever the streams are empty and `AGE_NS` have passed, since the driver tells times between events as
 //! f32 milliseconds: a quarter of a second is told to 30 ns.
 //! Reference: CUDA driver API, "Stream Management" and "Event Management".
 use crate::backend::cuda::api::driver;

@@ -1,11 +1,11 @@
 //! How kernels that walk over rows are laid out on the GPU: a thread holds neighbouring channels, a block some channels and a slab of rows.
 //!
 //! Contract: a function of the shape, of the operands' alignment and of the number of multiprocessors; so results repeat on a GPU.
-//! Reference: `kernels/columns.cu`.
+//! Reference: `kernels/columns.cuh`.
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{BLOCK, Grid, Launch};
-use crate::backend::cuda::module::Columns;
+use crate::backend::cuda::module::{Columns, Groups};
 
 /// Blocks that each multiprocessor gets of a sum over rows.
 const BLOCKS: usize = 4;
@@ -84,11 +84,20 @@ impl Cut {
 
     /// The kernels that hold as many channels a thread.
     pub(super) fn kernels<'a>(&self, l: &'a Launch<'_>) -> &'a Columns {
-        &l.device.gpu.kernels.columns[match self.vector {
+        &l.device.gpu.kernels.columns[self.of_vector()]
+    }
+
+    /// Those of norms of groups.
+    pub(super) fn groups<'a>(&self, l: &'a Launch<'_>) -> &'a Groups {
+        &l.device.gpu.kernels.groups[self.of_vector()]
+    }
+
+    fn of_vector(&self) -> usize {
+        match self.vector {
             4 => 2,
             2 => 1,
             _ => 0,
-        }]
+        }
     }
 
     /// Blocks of a sum, with so many bytes of shared memory for each channel of each thread.

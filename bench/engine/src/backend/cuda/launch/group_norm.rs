@@ -1,7 +1,7 @@
 //! Group norm (with layer and instance norm) and RMS norm.
 //!
 //! A group that is one run of memory is a block's (`rows.cu`); others, and runs so long and so few that they would leave most of the GPU
-//! idle, are sums over rows (`columns.cu`), sample by sample.
+//! idle, are sums over rows (`columns.cu`, `groups.cu`), sample by sample.
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::batch_norm::MOMENTS;
@@ -40,7 +40,7 @@ impl Shape {
     }
     /// Whether each group lies in one run that a block takes.
     fn in_runs(&self) -> bool {
-        (self.groups == 1 || self.spatial == 1) && (self.run() <= LONG || self.spatial == 1)
+        self.spatial == 1 || (self.groups == 1 && self.run() <= LONG)
     }
     fn runs(&self) -> Grid {
         let threads = self.run().div_ceil(16).next_multiple_of(32) as u32;
@@ -147,14 +147,14 @@ fn forward_in_columns(l: &mut Launch<'_>, shape: Shape, o: Forward) -> Result<()
     let [y, mean, rstd] = [o.y, o.mean, o.rstd].map(|span| l.at(span));
     let cut = Cut::new(l, shape.batch, shape.spatial, shape.channels, &[x, y, shortcut, if_each(shape, gamma), if_each(shape, beta)]);
     let partial = l.room(shape.batch * cut.slabs * MOMENTS * shape.channels)?;
-    let of = cut.kernels(l);
+    let (of, by_group) = (cut.kernels(l), cut.groups(l));
     let none: CUdeviceptr = 0;
     let (spatial, channels, groups) = (shape.spatial as u64, shape.channels as u32, shape.groups as u32);
     call!(l, of.moments, cut.sum(16); x, none, 0.0f32, partial, spatial, channels, cut.rows_a_slab)?;
-    call!(l, of.finish_groups, shape.per_group(); partial, cut.slabs as u32, channels, groups, o.eps, mean, rstd)?;
+    call!(l, by_group.finish_groups, shape.per_group(); partial, cut.slabs as u32, channels, groups, o.eps, mean, rstd)?;
     let relu = i32::from(o.then.relu);
     call!(
-        l, of.group_normalize, cut.walk();
+        l, by_group.group_normalize, cut.walk();
         x, mean, rstd, gamma, beta, shortcut, y, spatial, channels, groups, shape.batch as u64, affine(shape.affine), relu,
     )
 }
@@ -210,32 +210,32 @@ fn backward_in_columns(l: &mut Launch<'_>, shape: Shape, o: Backward) -> Result<
     let floats = shape.batch * cut.slabs * 2 * shape.channels;
     let partial = l.room(floats + 2 * shape.batch * shape.groups)?;
     let sums = partial + (floats * size_of::<f32>()) as u64;
-    let of = cut.kernels(l);
+    let (of, by_group) = (cut.kernels(l), cut.groups(l));
     let none: CUdeviceptr = 0;
     let (batch, spatial, channels, groups) = (shape.batch as u64, shape.spatial as u64, shape.channels as u32, shape.groups as u32);
     let (slabs, wants_affine) = (cut.slabs as u32, !(o.d_gamma.is_empty() && o.d_beta.is_empty()));
     if shape.affine == Affine::Element {
-        call!(l, of.element_sums, cut.sum(8); x, d_y, y, gamma, mean, partial, spatial, channels, groups, cut.rows_a_slab)?;
-        call!(l, of.finish_group_sums, shape.per_group(); partial, none, slabs, channels, groups, sums)?;
+        call!(l, by_group.element_sums, cut.sum(8); x, d_y, y, gamma, mean, partial, spatial, channels, groups, cut.rows_a_slab)?;
+        call!(l, by_group.finish_group_sums, shape.per_group(); partial, none, slabs, channels, groups, sums)?;
         if wants_affine {
             let each = l.over(spatial * u64::from(channels));
-            call!(l, of.element_affine, each; x, d_y, mean, rstd, batch, spatial, channels, groups, d_gamma, d_beta)?;
+            call!(l, by_group.element_affine, each; x, d_y, mean, rstd, batch, spatial, channels, groups, d_gamma, d_beta)?;
         }
     } else {
         call!(
             l, of.backward_sums, cut.sum(8);
             x, d_y, y, none, 0.0f32, mean, none, none, none, partial, spatial, channels, groups, cut.rows_a_slab,
         )?;
-        call!(l, of.finish_group_sums, shape.per_group(); partial, gamma, slabs, channels, groups, sums)?;
+        call!(l, by_group.finish_group_sums, shape.per_group(); partial, gamma, slabs, channels, groups, sums)?;
         if wants_affine && shape.affine == Affine::Channel {
-            call!(l, of.group_affine, finish(shape.channels); partial, rstd, batch, slabs, channels, groups, d_gamma, d_beta)?;
+            call!(l, by_group.group_affine, finish(shape.channels); partial, rstd, batch, slabs, channels, groups, d_gamma, d_beta)?;
         }
     }
     if o.d_x.is_empty() {
         return Ok(());
     }
     // d_y has been through the rectifier by now.
-    let function = if shape.affine == Affine::Element { of.element_backward_input } else { of.group_backward_input };
+    let function = if shape.affine == Affine::Element { by_group.element_backward_input } else { by_group.group_backward_input };
     call!(
         l, function, cut.walk();
         x, d_y, none, gamma, mean, rstd, sums, d_x, spatial, channels, groups, batch, accumulate(o.write),

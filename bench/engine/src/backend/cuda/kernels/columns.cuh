@@ -1,0 +1,128 @@
+// What the kernels that sum over rows, per channel, share: how a thread holds channels, moments and their merging, the sums of a backward.
+//
+// Layout: x is [samples, rows, channels], channels fastest; batch norm is one "sample" of all rows. A thread holds VECTOR neighbouring channels
+// and walks over rows, so that what belongs to a channel stays in registers. Blocks are (lanes, rows) threads; the grid is (channel tiles,
+// slabs or any number, samples). Kernels that sum write what each slab held to `partial` [samples, slabs, kinds, channels]; `finish_*` merge
+// slabs in an order of their own, so that results do not depend on scheduling. Rows whose token is `padding` are left out where `tokens` is given.
+// Operands of [rows, channels] lie on multiples of 4·VECTOR bytes, and channels are a multiple of VECTOR; others may lie anywhere.
+// Reference: kernel.rs states the formulas; Chan, Golub, LeVeque 1979 for merged moments.
+#pragma once
+#include "common.cuh"
+
+#ifndef VECTOR
+#define VECTOR 4
+#endif
+
+struct alignas(4 * VECTOR) Lanes {
+    float at[VECTOR];
+};
+
+constexpr int BATCH = VECTOR == 1 ? 4 : 2;   // rows that are under way together where each is written
+constexpr u32 COLUMNS = 32;                  // channels of a block that finishes
+
+__device__ __forceinline__ bool counts(const float* tokens, float padding, u64 row) { return tokens == nullptr || tokens[row] != padding; }
+
+__device__ __forceinline__ Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
+
+__device__ __forceinline__ void store(float* to, const Lanes& value) { *reinterpret_cast<Lanes*>(to) = value; }
+
+// γ or β of a channel, where there may be none.
+__device__ __forceinline__ float either(const float* values, u32 channel, float otherwise) { return values != nullptr ? values[channel] : otherwise; }
+
+// What a gate computes again: both must round alike.
+__device__ __forceinline__ float normalized(float x, float mean, float scale, float shift) { return __fmaf_rn(x - mean, scale, shift); }
+
+// Number, sum of squared distances from the mean, and the mean, whose digits the distances need where it is far from zero.
+struct Moments {
+    double mean;
+    float count, m2;
+};
+
+__device__ __forceinline__ Moments merged(const Moments& a, const Moments& b) {
+    if (b.count == 0.0f) return a;
+    if (a.count == 0.0f) return b;
+    const float count = a.count + b.count, share = b.count / count;
+    const double delta = b.mean - a.mean;
+    return {a.mean + delta * share, count, a.m2 + b.m2 + (float)(delta * delta) * a.count * share};
+}
+
+// Kinds of `partial`: count, mean, what the mean's rounding left, m2.
+__device__ __forceinline__ Moments read(const float* of, u32 channels) {
+    return {(double)of[channels] + (double)of[2 * (u64)channels], of[0], of[3 * (u64)channels]};
+}
+
+// Σ g and Σ g·(x − mean) of a slab. `mean` is [samples, groups]; groups == channels is one for each channel. With `y`, d_y becomes 0 where y is
+// not positive, and stays so; with `again_rstd`, it counts only where γ·(x − mean)·rstd + β is. g is d_y, times `factors` of the element if there are any.
+__device__ __forceinline__ void sums(
+    const float* __restrict__ x, float* __restrict__ d_y, const float* __restrict__ y, const float* __restrict__ factors, const float* __restrict__ tokens,
+    float padding, const float* __restrict__ mean, const float* __restrict__ again_gamma, const float* __restrict__ again_beta,
+    const float* __restrict__ again_rstd, float* __restrict__ partial, u64 rows, u32 channels, u32 groups, u64 rows_a_slab, float* shared
+) {
+    const u32 lane = threadIdx.x, channel = (blockIdx.x * blockDim.x + lane) * VECTOR, width = channels / groups;
+    const u64 begin = blockIdx.y * rows_a_slab, end = min(begin + rows_a_slab, rows), base = blockIdx.z * rows * channels;
+    float a[VECTOR] = {}, b[VECTOR] = {};
+    if (channel < channels) {
+        float centre[VECTOR], scale[VECTOR] = {}, shift[VECTOR] = {};
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) {
+            centre[v] = mean[blockIdx.z * groups + (channel + v) / width];
+            if (again_rstd == nullptr) continue;
+            scale[v] = __fmul_rn(again_rstd[channel + v], either(again_gamma, channel + v, 1.0f));
+            shift[v] = either(again_beta, channel + v, 0.0f);
+        }
+        for (u64 first = begin + threadIdx.y; first < end; first += (u64)4 * blockDim.y) {
+            Lanes from[4], slope[4], out[4];
+            bool there[4];
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                const u64 row = first + (u64)r * blockDim.y, at = base + row * channels + channel;
+                there[r] = row < end && counts(tokens, padding, row);
+                if (!there[r]) continue;
+                from[r] = load(x + at);
+                slope[r] = load(d_y + at);
+                if (y != nullptr) out[r] = load(y + at);
+            }
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                if (!there[r]) continue;
+                const u64 place = (first + (u64)r * blockDim.y) * channels + channel;
+                if (y != nullptr) {
+#pragma unroll
+                    for (int v = 0; v < VECTOR; ++v) slope[r].at[v] = out[r].at[v] > 0.0f ? slope[r].at[v] : 0.0f;
+                    store(d_y + base + place, slope[r]);
+                }
+                Lanes factor;
+                if (factors != nullptr) factor = load(factors + place);
+#pragma unroll
+                for (int v = 0; v < VECTOR; ++v) {
+                    float g = slope[r].at[v];
+                    if (again_rstd != nullptr && !(normalized(from[r].at[v], centre[v], scale[v], shift[v]) > 0.0f)) g = 0.0f;
+                    if (factors != nullptr) g = __fmul_rn(g, factor.at[v]);
+                    a[v] = __fadd_rn(a[v], g);
+                    b[v] = __fmaf_rn(g, from[r].at[v] - centre[v], b[v]);
+                }
+            }
+        }
+    }
+    float2* kept = reinterpret_cast<float2*>(shared);
+#pragma unroll
+    for (int v = 0; v < VECTOR; ++v) kept[(threadIdx.y * blockDim.x + lane) * VECTOR + v] = {a[v], b[v]};
+    for (u32 step = 1; step < blockDim.y; step *= 2) {
+        __syncthreads();
+        if (threadIdx.y % (2 * step) == 0 && threadIdx.y + step < blockDim.y)
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) {
+                float2& mine = kept[(threadIdx.y * blockDim.x + lane) * VECTOR + v];
+                const float2 other = kept[((threadIdx.y + step) * blockDim.x + lane) * VECTOR + v];
+                mine = {mine.x + other.x, mine.y + other.y};
+            }
+    }
+    if (threadIdx.y == 0 && channel < channels) {
+        float* to = partial + ((u64)blockIdx.z * gridDim.y + blockIdx.y) * 2 * channels + channel;
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) {
+            to[v] = kept[lane * VECTOR + v].x;
+            to[channels + v] = kept[lane * VECTOR + v].y;
+        }
+    }
+}
