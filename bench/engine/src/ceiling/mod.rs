@@ -5,12 +5,14 @@
 //! the median of the windows, the best one and the middle half. Nothing here decides how a figure relates to a ceiling.
 //! Reference: Williams, Waterman and Patterson, *Roofline: an insightful visual performance model*, 2009.
 mod arithmetic;
+mod gpu;
 mod memory;
 mod shared;
 mod tcp;
 mod together;
 
 pub use arithmetic::arithmetic;
+pub use gpu::gpu_memory;
 pub use memory::{UNKNOWN_CACHE_BYTES, memory, working_set};
 pub use shared::shared;
 pub use tcp::{exchange, socket_pair, tcp};

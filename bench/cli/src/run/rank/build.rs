@@ -335,7 +335,11 @@ fn model(config: &TrialConfig) -> Result<Model, RankError> {
     .map_err(|e| RankError::Model(e.to_string()))
 }
 
-fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankError> {
+/// Device `index` of the trial.
+///
+/// # Errors
+/// When it cannot be had.
+pub(super) fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankError> {
     match assignment.trial.backend {
         config::Backend::Cpu => cpu(assignment, index),
         config::Backend::Cuda => gpu(assignment, index),

@@ -8,16 +8,22 @@ use syncmark_engine::backend::cpu::instructions::Instructions;
 use syncmark_engine::ceiling::{self, Ceiling, CeilingError, Measured};
 
 use super::RankError;
+use super::build::device;
 use crate::environment::{Root, machine};
+use crate::plan::config::Backend;
 use crate::run::protocol::{Assignment, Meeting};
 use crate::run::spool::{CeilingEvent, Event};
 use crate::scenario::file::Transport;
 
-/// Arithmetic and memory of the first device, alone.
+/// Arithmetic and memory of the first device, alone; of a GPU its memory.
 ///
 /// # Errors
 /// When one cannot be measured.
 pub(super) fn of_device(assignment: &Assignment) -> Result<Vec<Event>, RankError> {
+    if assignment.trial.backend == Backend::Cuda {
+        let mut device = device(assignment, 0)?;
+        return Ok(vec![event(&ceiling::gpu_memory(&mut *device)?, None)]);
+    }
     let cores = assignment.cores.first().cloned().unwrap_or_default();
     let core = cores.first().map(|core| *core as u32);
     let cache = core.and_then(|core| machine::last_level_cache(&Root::machine(), core));

@@ -8,7 +8,7 @@ use syncmark_engine::shape::Shape;
 use syncmark_record::rows::LayerRow;
 
 use super::RepeatFacts;
-use crate::plan::config::{TrialConfig, Work};
+use crate::plan::config::{Backend, TrialConfig, Work};
 use crate::run::spool::Event;
 
 pub(super) fn layer_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<LayerRow> {
@@ -56,7 +56,7 @@ pub(super) fn layer_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<L
             parameters: layer.parameters as u64,
             within: within.map(|head| head as u32),
             kept_bytes: cost.kept_bytes.filter(|_| !backward),
-            algorithm: algorithm(&model.nodes[node as usize], backward),
+            algorithm: algorithm(facts.config.backend, &model.nodes[node as usize], backward),
         })
     };
     ranks.iter().flatten().filter_map(row).collect()
@@ -70,10 +70,14 @@ fn model(config: &TrialConfig) -> Option<Model> {
 }
 
 /// How a convolution is computed; the first of a model has no gradient of its input.
-fn algorithm(node: &Node, backward: bool) -> Option<String> {
+fn algorithm(backend: Backend, node: &Node, backward: bool) -> Option<String> {
     let Op::Conv2d { window, .. } = &node.op else {
         return None;
     };
+    if backend == Backend::Cuda {
+        // Which of its own it took is known to the rank alone.
+        return Some("cudnn".to_owned());
+    }
     let algorithms = window.algorithms();
     let (dx, dw) = (
         algorithms.backward_input.name(),
@@ -115,6 +119,26 @@ mod tests {
         );
         assert_eq!(name("layers[0] (conv2d)", "conv2d"), "0 conv2d");
         assert_eq!(name("layers[4] (residual)", "residual"), "4 residual");
+    }
+
+    #[test]
+    fn convolutions_of_a_gpu_are_cudnns() {
+        let config = crate::run::mock::config(crate::plan::config::StrategyConfig::Single, 1);
+        let mut spec = config.model;
+        spec.input = vec![4, 8, 8];
+        spec.layers = serde_json::from_str(
+            r#"["relu", {"conv2d": {"channels": 4, "kernel": 3, "padding": 1}}, "flatten", {"linear": {"features": 2}}]"#,
+        )
+        .unwrap();
+        let model = resolve(&spec, &spec.input, 2, config.norm, &Default::default()).unwrap();
+        let node = |at: usize| &model.nodes[at];
+        assert_eq!(algorithm(Backend::Cuda, node(1), true).unwrap(), "cudnn");
+        assert!(
+            algorithm(Backend::Cpu, node(1), true)
+                .unwrap()
+                .starts_with("dx ")
+        );
+        assert_eq!(algorithm(Backend::Cuda, node(0), false), None);
     }
 
     #[test]

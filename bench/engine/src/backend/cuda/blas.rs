@@ -95,21 +95,14 @@ impl Blas {
         if m == 0 || n == 0 || batch == 0 {
             return Ok(());
         }
-        let operation = |matrix: Matrix| match matrix.transposed {
-            true => cublasOperation_t::CUBLAS_OP_T,
-            false => cublasOperation_t::CUBLAS_OP_N,
-        };
         let float = cudaDataType_t::CUDA_R_32F;
-        let beta: f32 = match write {
-            Write::Overwrite => 0.0,
-            Write::Accumulate => 1.0,
-        };
+        let beta = beta(write);
         // SAFETY: the caller's spans are as large as the product says; scalars are read before the call returns.
         let status = unsafe {
             cublas::cublasGemmStridedBatchedEx(
                 self.handle,
-                operation(b),
-                operation(a),
+                operation(b.transposed),
+                operation(a.transposed),
                 n as i32,
                 m as i32,
                 k as i32,
@@ -133,6 +126,80 @@ impl Blas {
             )
         };
         check(status, "failed to enqueue a matrix product")
+    }
+}
+
+/// Where the matrices of many products lie: arrays of addresses on the GPU, one for each operand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addresses {
+    pub(super) at: CUdeviceptr,
+    /// Elements from one row to the next, as it is stored.
+    pub(super) row: usize,
+    pub(super) transposed: bool,
+}
+
+impl Blas {
+    /// Enqueues `product.batch` products whose operands lie anywhere.
+    pub(super) fn products(
+        &self,
+        product: Product,
+        a: Addresses,
+        b: Addresses,
+        c: Addresses,
+    ) -> Result<()> {
+        let Product {
+            m,
+            n,
+            k,
+            scale,
+            batch,
+            write,
+        } = product;
+        if m == 0 || n == 0 || batch == 0 {
+            return Ok(());
+        }
+        let float = cudaDataType_t::CUDA_R_32F;
+        let beta = beta(write);
+        // SAFETY: the arrays hold `batch` addresses each of matrices as large as the product says; scalars are read before the call returns.
+        let status = unsafe {
+            cublas::cublasGemmBatchedEx(
+                self.handle,
+                operation(b.transposed),
+                operation(a.transposed),
+                n as i32,
+                m as i32,
+                k as i32,
+                (&raw const scale).cast(),
+                b.at as *const *const _,
+                float,
+                b.row as i32,
+                a.at as *const *const _,
+                float,
+                a.row as i32,
+                (&raw const beta).cast(),
+                c.at as *const *mut _,
+                float,
+                c.row as i32,
+                batch as i32,
+                self.compute,
+                cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        check(status, "failed to enqueue matrix products")
+    }
+}
+
+fn operation(transposed: bool) -> cublasOperation_t {
+    match transposed {
+        true => cublasOperation_t::CUBLAS_OP_T,
+        false => cublasOperation_t::CUBLAS_OP_N,
+    }
+}
+
+fn beta(write: Write) -> f32 {
+    match write {
+        Write::Overwrite => 0.0,
+        Write::Accumulate => 1.0,
     }
 }
 

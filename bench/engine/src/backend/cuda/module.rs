@@ -56,7 +56,7 @@ modules! {
     Pool {
         max_forward, max_backward, average_forward, average_backward, global_average_forward, global_average_backward,
     }
-    Tokens { embedding_forward, embedding_backward, attention_softmax, attention_softmax_backward }
+    Tokens { embedding_forward, embedding_backward, attention_softmax, attention_softmax_backward, addresses }
     Compression {
         narrow_f16, narrow_bf16, widen_f16, widen_bf16, fill_normal, gram_schmidt, householder,
     }

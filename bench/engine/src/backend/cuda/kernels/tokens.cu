@@ -22,6 +22,15 @@ __device__ __forceinline__ Row row_of(float* scores, const float* tokens, u32 le
 // Where `padding` is below 0, there is none.
 __device__ __forceinline__ bool seen(const float* keys, int padding, u32 k) { return padding < 0 || keys[k] != (float)padding; }
 
+// Where an operand's matrices lie: its first one, and bytes from one sample and from one head to the next.
+struct Operand {
+    u64 base, sample, head;
+};
+
+struct Operands {
+    Operand at[9];
+};
+
 extern "C" {
 
 __global__ void embedding_forward(const float* __restrict__ tokens, const float* __restrict__ table, float* __restrict__ y, u64 rows, u32 features) {
@@ -147,6 +156,15 @@ __global__ void __launch_bounds__(1024) attention_softmax_backward(
             slopes[k] = weight * (slopes[k] - mean);
             row.own[k] = weight * factors.at[j];
         }
+    }
+}
+
+// to [count, matrices]: addresses of the matrices of each operand, those of a sample's heads beside each other.
+__global__ void addresses(Operands operands, u32 count, u32 heads, u32 matrices, u64* __restrict__ to) {
+    EACH(i, (u64)count * matrices) {
+        const Operand of = operands.at[i / matrices];
+        const u64 matrix = i % matrices;
+        to[i] = of.base + matrix / heads * of.sample + matrix % heads * of.head;
     }
 }
 }

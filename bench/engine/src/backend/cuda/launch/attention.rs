@@ -1,28 +1,51 @@
 //! Attention: products by cuBLAS, what lies between them by our kernels.
 //!
-//! Scores of all heads of some samples at once lie in scratch, at most [`MOST`] bytes of each matrix.
-use super::super::blas::{Matrix, Product};
-use super::{Grid, Launch, call};
+//! Scores of all heads of some samples at once lie in scratch, at most [`MOST`] bytes of each matrix, and one call multiplies those of all of
+//! them: their addresses, which no single stride leads to, are written out on the GPU before.
 use cudarc::driver::sys::CUdeviceptr;
 
+use super::super::blas::{Addresses, Product};
+use super::{Grid, Launch, call};
 use crate::backend::Result;
 use crate::kernel::{Heads, Kernel, Write};
 
 /// Bytes of scores of which there may be one matrix (forward) or two (backward) at once.
 const MOST: usize = 1 << 30;
+/// Operands whose addresses are written out at most.
+const OPERANDS: usize = 9;
+const FLOAT: usize = size_of::<f32>();
 
-/// Some samples' queries, keys, values and scores.
+/// One operand's matrices, as the kernel takes it: the first one, and bytes from one sample and from one head to the next.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Operand {
+    base: u64,
+    sample: u64,
+    head: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Operands([Operand; OPERANDS]);
+
+/// Matrices of an operand: where their addresses lie, and how each is stored.
+#[derive(Clone, Copy)]
+struct Matrices {
+    operand: Operand,
+    row: usize,
+}
+
+/// Some samples of the batch.
 #[derive(Clone, Copy)]
 struct Part {
     heads: Heads,
-    /// Bytes from the start of the operands to this part's.
     first: usize,
     samples: usize,
 }
 
 impl Part {
     fn of(heads: Heads, batch: usize) -> impl Iterator<Item = Self> {
-        let scores = heads.count * heads.length * heads.length * size_of::<f32>();
+        let scores = heads.count * heads.length * heads.length * FLOAT;
         let samples = (MOST / scores.max(1)).clamp(1, batch.max(1));
         (0..batch).step_by(samples).map(move |first| Self {
             heads,
@@ -35,43 +58,47 @@ impl Part {
         self.heads.count * self.heads.size
     }
 
-    /// Queries (0), keys (1) or values (2) of all heads of one sample.
-    fn of_qkv(&self, qkv: CUdeviceptr, sample: usize, which: usize) -> Matrix {
-        let row = 3 * self.width();
-        let element = (self.first + sample) * self.heads.length * row + which * self.width();
-        Matrix {
-            at: qkv + (element * size_of::<f32>()) as u64,
+    /// Queries (0), keys (1) or values (2), or their gradients.
+    fn of_qkv(&self, qkv: CUdeviceptr, which: usize) -> Matrices {
+        self.rows_of(qkv, 3 * self.width(), which * self.width())
+    }
+
+    /// Outputs, or their gradients.
+    fn of_y(&self, y: CUdeviceptr) -> Matrices {
+        self.rows_of(y, self.width(), 0)
+    }
+
+    fn rows_of(&self, base: CUdeviceptr, row: usize, element: usize) -> Matrices {
+        let sample = self.heads.length * row * FLOAT;
+        Matrices {
+            operand: Operand {
+                base: base + (self.first * sample + element * FLOAT) as u64,
+                sample: sample as u64,
+                head: (self.heads.size * FLOAT) as u64,
+            },
             row,
-            stride: self.heads.size,
-            transposed: false,
         }
     }
 
-    /// Outputs, or their gradients, of all heads of one sample.
-    fn of_y(&self, y: CUdeviceptr, sample: usize) -> Matrix {
-        let element = (self.first + sample) * self.heads.length * self.width();
-        Matrix {
-            at: y + (element * size_of::<f32>()) as u64,
-            row: self.width(),
-            stride: self.heads.size,
-            transposed: false,
-        }
-    }
-
-    /// A matrix of scores of all heads of one sample.
-    fn of_scores(&self, scores: CUdeviceptr, sample: usize) -> Matrix {
-        let square = self.heads.length * self.heads.length;
-        let element = sample * self.heads.count * square;
-        Matrix {
-            at: scores + (element * size_of::<f32>()) as u64,
+    fn of_scores(&self, scores: CUdeviceptr) -> Matrices {
+        let square = self.heads.length * self.heads.length * FLOAT;
+        Matrices {
+            operand: Operand {
+                base: scores,
+                sample: (self.heads.count * square) as u64,
+                head: square as u64,
+            },
             row: self.heads.length,
-            stride: square,
-            transposed: false,
         }
     }
 
-    fn elements(&self) -> usize {
-        self.samples * self.heads.count * self.heads.length * self.heads.length
+    /// Products of a kind.
+    fn matrices(&self) -> usize {
+        self.samples * self.heads.count
+    }
+
+    fn scores_elements(&self) -> usize {
+        self.matrices() * self.heads.length * self.heads.length
     }
 
     fn scale(&self) -> f32 {
@@ -84,36 +111,73 @@ impl Part {
 
     /// A block for each row of scores.
     fn rows(&self) -> Grid {
-        let rows = self.samples * self.heads.count * self.heads.length;
-        Grid::blocks(rows as u32, threads(self.heads.length))
+        let length = self.heads.length;
+        let threads = (length.div_ceil(4).next_multiple_of(32) as u32).clamp(32, 1024);
+        Grid::blocks((self.matrices() * length) as u32, threads)
     }
 
-    fn product(&self, m: usize, n: usize, k: usize, scale: f32) -> Product {
+    fn product(&self, [m, n, k]: [usize; 3], scale: f32) -> Product {
         Product {
             m,
             n,
             k,
             scale,
-            batch: self.heads.count,
+            batch: self.matrices(),
             write: Write::Overwrite,
         }
     }
-}
 
-const fn transposed(matrix: Matrix) -> Matrix {
-    Matrix {
-        transposed: !matrix.transposed,
-        ..matrix
+    /// Bytes of the addresses of all operands, aligned as scores behind them want it.
+    fn addresses_bytes(&self) -> usize {
+        (OPERANDS * self.matrices() * size_of::<u64>()).next_multiple_of(256)
+    }
+
+    /// Scratch for addresses and so many matrices of scores; the scores' first place.
+    fn room(&self, l: &mut Launch<'_>, scores: usize) -> Result<(CUdeviceptr, CUdeviceptr)> {
+        let bytes = self.addresses_bytes();
+        let room = l.room(bytes / FLOAT + scores * self.scores_elements())?;
+        Ok((room, room + bytes as u64))
+    }
+
+    /// Writes out the addresses of `of` at `to`.
+    fn write_out<const N: usize>(
+        &self,
+        l: &Launch<'_>,
+        to: CUdeviceptr,
+        of: [Matrices; N],
+    ) -> Result<[Addresses; N]> {
+        const { assert!(N <= OPERANDS) };
+        let mut operands = Operands::default();
+        for (place, matrices) in operands.0.iter_mut().zip(of) {
+            *place = matrices.operand;
+        }
+        let (count, heads, matrices) = (N as u32, self.heads.count as u32, self.matrices() as u32);
+        let function = l.device.gpu.kernels.tokens.addresses;
+        let grid = l.over(u64::from(count) * u64::from(matrices));
+        call!(l, function, grid; operands, count, heads, matrices, to)?;
+        let mut place = 0;
+        Ok(of.map(|own| {
+            let at = to + place * u64::from(matrices) * size_of::<u64>() as u64;
+            place += 1;
+            Addresses {
+                at,
+                row: own.row,
+                transposed: false,
+            }
+        }))
     }
 }
 
-fn threads(length: usize) -> u32 {
-    (length.div_ceil(4).next_multiple_of(32) as u32).clamp(32, 1024)
+const fn transposed(addresses: Addresses) -> Addresses {
+    Addresses {
+        transposed: !addresses.transposed,
+        ..addresses
+    }
 }
 
-/// What both directions read.
+/// What the kernel between the products reads in both directions.
 #[derive(Clone, Copy)]
-struct Operands {
+struct Inputs {
     qkv: CUdeviceptr,
     tokens: CUdeviceptr,
     kept: CUdeviceptr,
@@ -122,24 +186,10 @@ struct Operands {
     first: usize,
 }
 
-impl Operands {
-    /// scores = Q·Kᵀ/√size of a part.
-    fn scores(&self, l: &Launch<'_>, part: Part, scores: CUdeviceptr) -> Result<()> {
-        let Heads { length, size, .. } = part.heads;
-        let product = part.product(length, length, size, part.scale());
-        for sample in 0..part.samples {
-            let (q, k) = (
-                part.of_qkv(self.qkv, sample, 0),
-                part.of_qkv(self.qkv, sample, 1),
-            );
-            l.product(product, q, transposed(k), part.of_scores(scores, sample))?;
-        }
-        Ok(())
-    }
-
+impl Inputs {
     /// Tokens and kept logarithms of a part, and its first sample's number.
     fn of(&self, part: Part) -> (CUdeviceptr, CUdeviceptr, u32) {
-        let positions = part.first * part.heads.length * size_of::<f32>();
+        let positions = part.first * part.heads.length * FLOAT;
         let tokens = self.tokens + positions as u64;
         let kept = self.kept + (positions * part.heads.count) as u64;
         (tokens, kept, (self.first + part.first) as u32)
@@ -151,61 +201,55 @@ pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
     match *kernel {
         Kernel::AttentionForward { qkv, tokens, y, kept, heads, state, first, batch, .. } => {
             let [qkv, tokens, y, kept, state] = [qkv, tokens, y, kept, state].map(|span| l.at(span));
-            let operands = Operands { qkv, tokens, kept, state, first };
-            Part::of(heads, batch).try_for_each(|part| forward(l, part, operands, y))
+            let inputs = Inputs { qkv, tokens, kept, state, first };
+            Part::of(heads, batch).try_for_each(|part| forward(l, part, inputs, y))
         }
         Kernel::AttentionBackward { qkv, tokens, kept, d_y, d_qkv, heads, state, first, batch, .. } => {
             let [qkv, tokens, kept, state, d_y, d_qkv] = [qkv, tokens, kept, state, d_y, d_qkv].map(|span| l.at(span));
-            let operands = Operands { qkv, tokens, kept, state, first };
-            Part::of(heads, batch).try_for_each(|part| backward(l, part, operands, d_y, d_qkv))
+            let inputs = Inputs { qkv, tokens, kept, state, first };
+            Part::of(heads, batch).try_for_each(|part| backward(l, part, inputs, d_y, d_qkv))
         }
         _ => unreachable!("only attention comes here"),
     }
 }
 
 #[rustfmt::skip]
-fn forward(l: &mut Launch<'_>, part: Part, operands: Operands, y: CUdeviceptr) -> Result<()> {
+fn forward(l: &mut Launch<'_>, part: Part, inputs: Inputs, y: CUdeviceptr) -> Result<()> {
     let Heads { length, size, count, dropout, seed, node, .. } = part.heads;
-    let scores = l.room(part.elements())?;
-    operands.scores(l, part, scores)?;
-    let (tokens, kept, first) = operands.of(part);
+    let (at, scores) = part.room(l, 1)?;
+    let [q, k, v] = [0, 1, 2].map(|which| part.of_qkv(inputs.qkv, which));
+    let [q, k, v, s, y] = part.write_out(l, at, [q, k, v, part.of_scores(scores), part.of_y(y)])?;
+    l.products(part.product([length, length, size], part.scale()), q, transposed(k), s)?;
+    let (tokens, kept, first) = inputs.of(part);
     let of = &l.device.gpu.kernels.tokens;
     call!(
         l, of.attention_softmax, part.rows();
-        scores, tokens, kept, length as u32, count as u32, part.padding(), dropout, seed, node, operands.state, first,
+        scores, tokens, kept, length as u32, count as u32, part.padding(), dropout, seed, node, inputs.state, first,
     )?;
-    let product = part.product(length, size, length, 1.0);
-    for sample in 0..part.samples {
-        l.product(product, part.of_scores(scores, sample), part.of_qkv(operands.qkv, sample, 2), part.of_y(y, sample))?;
-    }
-    Ok(())
+    l.products(part.product([length, size, length], 1.0), s, v, y)
 }
 
 /// With A = Q·Kᵀ/√size and B = dy·Vᵀ, the kernel between the products leaves the dropped weights in A and the scores' gradient in B.
 #[rustfmt::skip]
-fn backward(l: &mut Launch<'_>, part: Part, operands: Operands, d_y: CUdeviceptr, d_qkv: CUdeviceptr) -> Result<()> {
+fn backward(l: &mut Launch<'_>, part: Part, inputs: Inputs, d_y: CUdeviceptr, d_qkv: CUdeviceptr) -> Result<()> {
     let Heads { length, size, count, dropout, seed, node, .. } = part.heads;
-    let a = l.room(2 * part.elements())?;
-    let b = a + (part.elements() * size_of::<f32>()) as u64;
-    operands.scores(l, part, a)?;
-    for sample in 0..part.samples {
-        let v = part.of_qkv(operands.qkv, sample, 2);
-        l.product(part.product(length, length, size, 1.0), part.of_y(d_y, sample), transposed(v), part.of_scores(b, sample))?;
-    }
-    let (tokens, kept, first) = operands.of(part);
+    let (at, first_scores) = part.room(l, 2)?;
+    let second_scores = first_scores + (part.scores_elements() * FLOAT) as u64;
+    let [q, k, v] = [0, 1, 2].map(|which| part.of_qkv(inputs.qkv, which));
+    let [d_q, d_k, d_v] = [0, 1, 2].map(|which| part.of_qkv(d_qkv, which));
+    let (a, b) = (part.of_scores(first_scores), part.of_scores(second_scores));
+    let [q, k, v, d_q, d_k, d_v, a, b, d_y] = part.write_out(l, at, [q, k, v, d_q, d_k, d_v, a, b, part.of_y(d_y)])?;
+    let square = [length, length, size];
+    l.products(part.product(square, part.scale()), q, transposed(k), a)?;
+    l.products(part.product(square, 1.0), d_y, transposed(v), b)?;
+    let (tokens, kept, first) = inputs.of(part);
     let of = &l.device.gpu.kernels.tokens;
     call!(
         l, of.attention_softmax_backward, part.rows();
-        a, b, tokens, kept, length as u32, count as u32, part.padding(), dropout, seed, node, operands.state, first,
+        first_scores, second_scores, tokens, kept, length as u32, count as u32, part.padding(), dropout, seed, node, inputs.state, first,
     )?;
-    let product = |scale| part.product(length, size, length, scale);
-    for sample in 0..part.samples {
-        let (weights, slopes) = (part.of_scores(a, sample), part.of_scores(b, sample));
-        let (q, k) = (part.of_qkv(operands.qkv, sample, 0), part.of_qkv(operands.qkv, sample, 1));
-        let [d_q, d_k, d_v] = [0, 1, 2].map(|which| part.of_qkv(d_qkv, sample, which));
-        l.product(product(1.0), transposed(weights), part.of_y(d_y, sample), d_v)?;
-        l.product(product(part.scale()), slopes, k, d_q)?;
-        l.product(product(part.scale()), transposed(slopes), q, d_k)?;
-    }
-    Ok(())
+    let narrow = [length, size, length];
+    l.products(part.product(narrow, 1.0), transposed(a), d_y, d_v)?;
+    l.products(part.product(narrow, part.scale()), b, k, d_q)?;
+    l.products(part.product(narrow, part.scale()), transposed(b), q, d_k)
 }

@@ -13,8 +13,7 @@ const BLOCKS: usize = 4;
 const ROWS: usize = 16;
 /// Threads side by side in a block, at most.
 const LANES: usize = 128;
-/// Sides of a grid but the first.
-const SIDE: usize = 65_535;
+const SIDE: usize = super::SIDE as usize;
 
 /// Blocks for `samples` of `rows` of `channels`.
 #[derive(Clone, Copy)]
@@ -42,6 +41,22 @@ impl Cut {
         channels: usize,
         spans: &[CUdeviceptr],
     ) -> Self {
+        Self::on(
+            l.device.gpu.multiprocessors as usize,
+            samples,
+            rows,
+            channels,
+            spans,
+        )
+    }
+
+    fn on(
+        multiprocessors: usize,
+        samples: usize,
+        rows: usize,
+        channels: usize,
+        spans: &[CUdeviceptr],
+    ) -> Self {
         let fits = |vector: &usize| {
             channels.is_multiple_of(*vector)
                 && spans.iter().all(|at| at.is_multiple_of(4 * *vector as u64))
@@ -51,7 +66,6 @@ impl Cut {
         let lanes = tiles.div_ceil(tiles.div_ceil(LANES));
         let down = (BLOCK as usize / lanes).max(1);
         let across = tiles.div_ceil(lanes);
-        let multiprocessors = l.device.gpu.multiprocessors as usize;
         let most = (BLOCKS * multiprocessors / (across * samples.max(1))).clamp(1, SIDE);
         let wanted = rows.div_ceil(down * ROWS).clamp(1, most);
         let rows_a_slab = rows.div_ceil(wanted).max(1);
@@ -120,5 +134,58 @@ pub(super) fn finish(n: usize) -> Grid {
         blocks: [n.div_ceil(32) as u32, 1, 1],
         threads: [32, 8],
         shared: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What kernels of `columns.cu` ask of a launch.
+    #[test]
+    fn every_shape_has_blocks_that_cover_it() {
+        for multiprocessors in [1, 108, 132, 160] {
+            for (samples, rows) in [
+                (1, 1),
+                (1, 1000),
+                (1, 802_816),
+                (7, 12_544),
+                (64, 49),
+                (70_000, 4),
+            ] {
+                for channels in [1, 2, 3, 5, 16, 64, 70, 130, 256, 2048] {
+                    let cut = Cut::on(multiprocessors, samples, rows, channels, &[256, 4096]);
+                    let what = format!("{multiprocessors} {samples} {rows} {channels}");
+                    assert_eq!(channels % cut.vector, 0, "{what}");
+                    assert!(cut.lanes * cut.down <= BLOCK as usize, "{what}");
+                    assert!(cut.across * cut.lanes * cut.vector >= channels, "{what}");
+                    assert!(
+                        (cut.across - 1) * cut.lanes * cut.vector < channels,
+                        "{what}"
+                    );
+                    let covered = cut.slabs as u64 * cut.rows_a_slab;
+                    assert!(
+                        covered >= rows as u64 && covered - cut.rows_a_slab < rows as u64,
+                        "{what}"
+                    );
+                    for grid in [cut.sum(16), cut.walk()] {
+                        assert!(grid.blocks.iter().all(|side| *side > 0), "{what}");
+                        assert!(grid.blocks[1] as usize <= SIDE, "{what}");
+                        // 48 KiB are there without asking for more.
+                        assert!(grid.shared <= 48 << 10, "{what}: {}", grid.shared);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_aligned_is_read_one_by_one() {
+        let vector = |channels, spans: &[u64]| Cut::on(132, 1, 100, channels, spans).vector;
+        assert_eq!(vector(64, &[256, 0]), 4);
+        assert_eq!(vector(64, &[256, 264]), 2);
+        assert_eq!(vector(64, &[256, 260]), 1);
+        assert_eq!(vector(6, &[256]), 2);
+        assert_eq!(vector(5, &[256]), 1);
     }
 }

@@ -132,25 +132,20 @@ fn forward_in_runs(l: &Launch<'_>, shape: Shape, o: Forward) -> Result<()> {
     )
 }
 
-/// γ and β are read several at a time too, where each element has its own.
-fn with_affine(
-    shape: Shape,
-    spans: &[CUdeviceptr],
-    parameters: [CUdeviceptr; 2],
-) -> Vec<CUdeviceptr> {
-    let own = if shape.affine == Affine::Element {
-        &parameters[..]
+/// γ or β where it is read several at a time, which is where each element has its own; else 0, which is aligned to anything.
+fn if_each(shape: Shape, parameter: CUdeviceptr) -> CUdeviceptr {
+    if shape.affine == Affine::Element {
+        parameter
     } else {
-        &[]
-    };
-    spans.iter().chain(own).copied().collect()
+        0
+    }
 }
 
 #[rustfmt::skip]
 fn forward_in_columns(l: &mut Launch<'_>, shape: Shape, o: Forward) -> Result<()> {
     let [x, gamma, beta, shortcut] = [o.x, o.gamma, o.beta, o.then.shortcut].map(|span| l.at(span));
     let [y, mean, rstd] = [o.y, o.mean, o.rstd].map(|span| l.at(span));
-    let cut = Cut::new(l, shape.batch, shape.spatial, shape.channels, &with_affine(shape, &[x, y, shortcut], [gamma, beta]));
+    let cut = Cut::new(l, shape.batch, shape.spatial, shape.channels, &[x, y, shortcut, if_each(shape, gamma), if_each(shape, beta)]);
     let partial = l.room(shape.batch * cut.slabs * MOMENTS * shape.channels)?;
     let (of, by_group) = (cut.kernels(l), cut.groups(l));
     let none: CUdeviceptr = 0;
@@ -211,7 +206,7 @@ fn backward_in_runs(l: &mut Launch<'_>, shape: Shape, o: Backward) -> Result<()>
 fn backward_in_columns(l: &mut Launch<'_>, shape: Shape, o: Backward) -> Result<()> {
     let [x, y, d_y, gamma, mean, rstd, d_x] = [o.x, o.y, o.d_y, o.gamma, o.mean, o.rstd, o.d_x].map(|span| l.at(span));
     let [d_gamma, d_beta] = [o.d_gamma, o.d_beta].map(|span| l.at(span));
-    let cut = Cut::new(l, shape.batch, shape.spatial, shape.channels, &with_affine(shape, &[x, y, d_y, d_x], [gamma, 0]));
+    let cut = Cut::new(l, shape.batch, shape.spatial, shape.channels, &[x, y, d_y, d_x, if_each(shape, gamma)]);
     let floats = shape.batch * cut.slabs * 2 * shape.channels;
     let partial = l.room(floats + 2 * shape.batch * shape.groups)?;
     let sums = partial + (floats * size_of::<f32>()) as u64;

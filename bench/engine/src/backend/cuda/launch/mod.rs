@@ -17,11 +17,11 @@ use std::ffi::c_void;
 use cudarc::driver::sys::{CUdeviceptr, CUfunction};
 
 use super::CudaBackend;
-use super::blas::{Matrix, Product};
+use super::blas::{Addresses, Matrix, Product};
 use super::dnn::Dnn;
 use super::gpu::check;
 use super::memory::{Memory, Scratch};
-use crate::backend::{Result, Stream};
+use crate::backend::{BackendError, Result, Stream};
 use crate::kernel::{Gelu, Kernel, Window, Write};
 use crate::tensor::{Dtype, Span};
 
@@ -29,6 +29,9 @@ use crate::tensor::{Dtype, Span};
 const BLOCK: u32 = 256;
 /// Blocks that each multiprocessor gets at most of elementwise work.
 const WAVES: u32 = 16;
+
+/// Most blocks along the second and third side of a grid.
+const SIDE: u32 = 65_535;
 
 /// A kernel's blocks.
 #[derive(Clone, Copy)]
@@ -72,6 +75,11 @@ impl Launch<'_> {
         let [x, y, z] = grid.blocks;
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
+        }
+        if y.max(z) > SIDE {
+            return Err(BackendError::Unsupported(
+                "more than 65535 samples in one call of a kernel that takes a sample a block",
+            ));
         }
         let [across, down] = grid.threads;
         // SAFETY: the parameters are those of the function, by type and number; the spans behind them are the caller's.
@@ -130,6 +138,10 @@ impl Launch<'_> {
             )
         };
         check(zeroed, "failed to zero memory on the GPU")
+    }
+
+    fn products(&self, product: Product, a: Addresses, b: Addresses, c: Addresses) -> Result<()> {
+        self.device.blas[self.on as usize].products(product, a, b, c)
     }
 
     fn product(&self, product: Product, a: Matrix, b: Matrix, c: Matrix) -> Result<()> {

@@ -16,7 +16,7 @@ pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
             let padding = padding.map_or(-1, |padding| padding as i32);
             let threads = (features.next_multiple_of(32) as u32).clamp(128, 1024);
             let grid = Grid {
-                blocks: [features.div_ceil(threads as usize) as u32, rows.min(65_535) as u32, 1],
+                blocks: [features.div_ceil(threads as usize) as u32, rows.min(super::SIDE as usize) as u32, 1],
                 threads: [threads, 1],
                 shared: threads * size_of::<u32>() as u32,
             };
