@@ -201,6 +201,11 @@ fn sync_cost<'a>(data: &'a RunData, trial: &'a TrialRow) -> Option<SyncCost<'a>>
     };
     let longest = |ns: &dyn Fn(&CommRow) -> Option<u64>| {
         let mut longest: BTreeMap<u32, f64> = BTreeMap::new();
+        // What nobody measured is not 0: NCCL does not say how long it waits.
+        let unknown = |row: &&CommRow| row.calls > 0 && ns(row).is_none();
+        if ranks.values().flatten().any(unknown) {
+            return None;
+        }
         for ((repeat, _), rows) in &ranks {
             let ms = per_step(rows, &|row| {
                 row.calls as f64 * ns(row).unwrap_or(0) as f64 / 1e6

@@ -82,6 +82,17 @@ fn all_here() -> bool {
     }
 }
 
+/// Whether this process sees the GPUs of all ranks: under a launcher each agent may have been given its own, and on other hosts there
+/// are others.
+fn sees_all_gpus() -> bool {
+    let lookup =
+        |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    !matches!(
+        launcher::find(LauncherArg::Auto, &lookup),
+        Ok(Start::Agent(_))
+    )
+}
+
 /// Whether the backends that `plan` asks for can be used here.
 ///
 /// # Errors
@@ -111,7 +122,7 @@ fn on_gpus(plan: &Plan) -> impl Iterator<Item = &TrialConfig> {
 fn can_share(config: &TrialConfig, gpus: usize) -> Result<()> {
     let threads = config.strategy.launched() == Some(Launch::Threads);
     let meet = config.strategy.ranks_transport().is_some();
-    if threads && meet && config.devices > gpus && all_here() {
+    if threads && meet && config.devices > gpus && sees_all_gpus() {
         let message = format!(
             "{} ranks that are threads on {gpus} GPU{}: NCCL refuses two of one process on one GPU",
             config.devices,
@@ -127,7 +138,8 @@ fn can_share(config: &TrialConfig, gpus: usize) -> Result<()> {
 /// What the process of rank `rank` needs in its environment where ranks share a GPU: NCCL takes such ranks for those of different
 /// hosts. What the user has set stays.
 pub fn rank_variables(config: &TrialConfig, rank: usize) -> Vec<(&'static str, String)> {
-    if config.backend != Backend::Cuda || config.strategy.ranks_transport().is_none() {
+    let meet = config.backend == Backend::Cuda && config.strategy.ranks_transport().is_some();
+    if !meet || !sees_all_gpus() {
         return Vec::new();
     }
     match discovery::gpus() {
@@ -168,7 +180,7 @@ fn refused_on_cpus(config: &TrialConfig) -> Option<String> {
 
 /// Notes of trials whose devices outnumber the GPUs that this process has.
 pub fn note_shared_gpus(plan: &mut Plan) {
-    if on_gpus(plan).next().is_none() || !all_here() {
+    if on_gpus(plan).next().is_none() || !sees_all_gpus() {
         return;
     }
     if let Ok(gpus) = discovery::gpus() {

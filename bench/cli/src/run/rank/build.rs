@@ -351,9 +351,10 @@ fn gpu(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankEr
     let gpus = discovery::gpus().map_err(|lack| BackendError::Device(lack.to_string()))?;
     let device = CudaDevice {
         ordinal: index % gpus,
-        precision: match assignment.trial.precision {
-            file::Precision::Fp32 => Precision::Fp32,
-            file::Precision::Tf32 => Precision::Tf32,
+        precision: match (&assignment.purpose, assignment.trial.precision) {
+            // A gate compares orders of additions, which rounded products would drown.
+            (Purpose::Gate { .. }, _) | (_, file::Precision::Fp32) => Precision::Fp32,
+            (_, file::Precision::Tf32) => Precision::Tf32,
         },
     };
     Ok(Box::new(CudaBackend::new(device)?))
