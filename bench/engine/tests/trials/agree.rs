@@ -1,4 +1,6 @@
 //! When two runs agree.
+use std::fmt::Write;
+
 use syncmark_engine::program::{NamedTensor, TensorData};
 
 use super::Outcome;
@@ -79,4 +81,48 @@ pub fn ranks_agree(what: &str, outcomes: &[Outcome], expected: &Outcome) {
             "{what}: ranks differ"
         );
     }
+}
+
+/// A GPU and a CPU add within kernels in different orders, some hundred terms each, and feed that back through a few steps. Per value,
+/// relative to 1 or to the value where it is larger.
+const TOLERANCE_BETWEEN_DEVICES: f32 = 5e-4;
+
+/// Losses and tensors, a line each, so that a rank can print them; every value reads back as it is.
+pub fn described(outcome: &Outcome) -> String {
+    let mut lines = String::new();
+    let mut line = |name: &str, values: &[f32]| {
+        lines += name;
+        for value in values {
+            let _ = write!(lines, " {value}");
+        }
+        lines.push('\n');
+    };
+    line("losses", &outcome.losses);
+    for tensor in &outcome.end {
+        if let TensorData::F32(values) = &tensor.data {
+            line(&tensor.name, values);
+        }
+    }
+    lines
+}
+
+/// What was [`described`] on a GPU and on a CPU; the largest distance between them.
+pub fn devices_agree(what: &str, found: &str, expected: &str) -> f32 {
+    assert_eq!(found.lines().count(), expected.lines().count(), "{what}");
+    let mut furthest = 0.0_f32;
+    for (found, expected) in found.lines().zip(expected.lines()) {
+        let (mut found, mut expected) = (found.split(' '), expected.split(' '));
+        let name = found.next();
+        assert_eq!(name, expected.next(), "{what}");
+        for (found, expected) in found.zip(expected) {
+            let [found, expected] = [found, expected].map(|text| text.parse::<f32>().unwrap());
+            let distance = (found - expected).abs() / expected.abs().max(1.0);
+            assert!(
+                distance <= TOLERANCE_BETWEEN_DEVICES,
+                "{what}, {name:?}: {found}, {expected} on the CPU"
+            );
+            furthest = furthest.max(distance);
+        }
+    }
+    furthest
 }
