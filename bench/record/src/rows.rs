@@ -65,7 +65,6 @@ pub struct TrialRow {
     /// `cpu` or `cuda`.
     pub backend: String,
     /// How products and convolutions are computed on GPUs: `fp32` or `tf32`; empty on CPUs, which have no choice.
-    #[serde(default)]
     pub precision: Option<String>,
     /// Number of devices N.
     pub devices: u32,

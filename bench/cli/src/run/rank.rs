@@ -7,6 +7,7 @@ mod build;
 mod ceilings;
 mod collectives;
 mod data;
+mod device;
 mod gate;
 mod layer_cost;
 mod learning;

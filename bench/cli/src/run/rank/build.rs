@@ -5,12 +5,9 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice, pin_to_cores};
-use syncmark_engine::backend::cuda::{CudaBackend, CudaDevice, Precision, discovery};
-use syncmark_engine::backend::{Backend, BackendError};
+use syncmark_engine::backend::Backend;
+use syncmark_engine::backend::cpu::pin_to_cores;
 use syncmark_engine::comm::Communicator;
-use syncmark_engine::comm::device_links::DeviceLinks;
-use syncmark_engine::comm::links::{HostLinks, Links};
 use syncmark_engine::comm::nccl::NcclCommunicator;
 use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicator, Waiting};
 use syncmark_engine::comm::tcp::{self, TcpCommunicator};
@@ -21,8 +18,9 @@ use syncmark_engine::strategy::{
     SingleSettings, Strategy, Zero1, Zero1Settings,
 };
 
+use super::device::{compute_core, cores, device, links, spins};
 use super::{RankError, data, settings};
-use crate::plan::config::{self, StrategyConfig, TrialConfig};
+use crate::plan::config::{StrategyConfig, TrialConfig};
 use crate::run::protocol::{Assignment, Meeting, Purpose};
 use crate::run::spool::Writer;
 use crate::scenario::file;
@@ -240,13 +238,6 @@ fn spool(assignment: &Assignment, rank: usize) -> Result<Writer, RankError> {
     Ok(Writer::open(path)?)
 }
 
-/// Spinning pays where the device has a core to spare: with one core per device the spinning thread would hold up the
-/// very thread that it waits for.
-fn spins(assignment: &Assignment) -> bool {
-    let threads = assignment.trial.threads;
-    !assignment.oversubscribed && assignment.cores.iter().all(|cores| cores.len() > threads)
-}
-
 /// How ranks wait for ranks whose memory they see: these have cores of their own unless there are too few, and mostly come
 /// sooner than a wait in the kernel would end, so that it pays to look a little first even with one core per device.
 fn at_hand(assignment: &Assignment, waiting: Waiting) -> Waiting {
@@ -310,19 +301,6 @@ impl Participant {
     }
 }
 
-fn cores(assignment: &Assignment, device: usize) -> &[usize] {
-    assignment.cores.get(device).map_or(&[], Vec::as_slice)
-}
-
-/// Where the thread that a device's work comes from is pinned: the device's cores, or the first of them where the others have
-/// threads of their own.
-fn compute_core(assignment: &Assignment, device: usize) -> &[usize] {
-    match (cores(assignment, device), assignment.trial.threads) {
-        ([first, ..], 2..) => std::slice::from_ref(first),
-        (all, _) => all,
-    }
-}
-
 fn model(config: &TrialConfig) -> Result<Model, RankError> {
     let options = config.norm_options();
     resolve(
@@ -335,61 +313,12 @@ fn model(config: &TrialConfig) -> Result<Model, RankError> {
     .map_err(|e| RankError::Model(e.to_string()))
 }
 
-/// Device `index` of the trial.
-///
-/// # Errors
-/// When it cannot be had.
-pub(super) fn device(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankError> {
-    match assignment.trial.backend {
-        config::Backend::Cpu => cpu(assignment, index),
-        config::Backend::Cuda => gpu(assignment, index),
-    }
-}
-
-/// Devices go over the GPUs in turn: with more devices than GPUs some share one.
-fn gpu(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankError> {
-    let gpus = discovery::gpus().map_err(|lack| BackendError::Device(lack.to_string()))?;
-    let device = CudaDevice {
-        ordinal: index % gpus,
-        precision: match (&assignment.purpose, assignment.trial.precision) {
-            // A gate compares orders of additions, which rounded products would drown.
-            (Purpose::Gate { .. }, _) | (_, file::Precision::Fp32) => Precision::Fp32,
-            (_, file::Precision::Tf32) => Precision::Tf32,
-        },
-    };
-    Ok(Box::new(CudaBackend::new(device)?))
-}
-
-fn cpu(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankError> {
-    let cores = cores(assignment, index).to_vec();
-    Ok(Box::new(CpuBackend::new(CpuDevice {
-        cores,
-        spin: spins(assignment),
-        oversubscribed: assignment.oversubscribed,
-        threads: assignment.trial.threads,
-        ..CpuDevice::default()
-    })?))
-}
-
 /// The chunks that one device normalizes apart: ghost batches.
 fn normalization_chunks(config: &TrialConfig) -> Vec<usize> {
     let own = config
         .learning()
         .and_then(|learning| learning.normalization_batch);
     own.map_or_else(Vec::new, |own| vec![own; config.batch.global / own])
-}
-
-/// How DataParallel's devices copy.
-fn links(
-    config: &TrialConfig,
-    devices: &mut [Box<dyn Backend>],
-) -> Result<Arc<dyn Links>, RankError> {
-    Ok(match config.backend {
-        config::Backend::Cpu => Arc::new(HostLinks::new(devices.iter().map(|device| &**device))?),
-        config::Backend::Cuda => Arc::new(DeviceLinks::new(
-            devices.iter_mut().map(|device| &mut **device as _),
-        )?),
-    })
 }
 
 type Built = (Box<dyn Strategy>, Option<Box<dyn Communicator>>);

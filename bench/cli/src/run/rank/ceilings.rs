@@ -8,7 +8,7 @@ use syncmark_engine::backend::cpu::instructions::Instructions;
 use syncmark_engine::ceiling::{self, Ceiling, CeilingError, Measured};
 
 use super::RankError;
-use super::build::device;
+use super::device::device;
 use crate::environment::{Root, machine};
 use crate::plan::config::Backend;
 use crate::run::protocol::{Assignment, Meeting};
