@@ -20,12 +20,11 @@ import argparse
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 from norm_speed import LAYOUTS, MODULES, PASSES, SCENARIO, SHAPES
-from paired import alternate, fastest
+from paired import Served, alternate, fastest
 from syncmark import BINARY, ran, rows
 
 BATCH = 256
@@ -71,32 +70,10 @@ def serve(norm: str, shape: tuple[int, int, int], layout: str, how: str) -> None
         print(statistics.median(times), flush=True)
 
 
-class Served:
-    """A process of PyTorch's that measures when it is asked to."""
-
-    def __init__(self, norm: str, shape: tuple[int, int, int], peer: tuple[str, str]) -> None:
-        """Start it; the peer is a module and a layout."""
-        how, layout = peer
-        task = json.dumps([norm, shape, layout, how])
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--task", task], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def time(self, seconds: float) -> float:
-        """Milliseconds of a forward and a backward."""
-        assert self.process.stdin
-        assert self.process.stdout
-        print(seconds, file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"PyTorch failed with status {self.process.wait()}")
-        return float(line)
-
-    def end(self) -> None:
-        """End it, so that its memory is free."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+def served(norm: str, shape: tuple[int, int, int], peer: tuple[str, str]) -> Served:
+    """Start PyTorch; the peer is a module and a layout."""
+    how, layout = peer
+    return Served(__file__, json.dumps([norm, shape, layout, how]))
 
 
 def run_syncmark(norm: str, shape: tuple[int, int, int], options: argparse.Namespace, bandwidths: list[float]) -> float:
@@ -115,20 +92,20 @@ def compare(norm: str, shape: tuple[int, int, int], options: argparse.Namespace)
     """Print a row of the table."""
 
     def once(peer: tuple[str, str]) -> float:
-        served = Served(norm, shape, peer)
-        took = served.time(options.seconds / 4)
-        served.end()
+        torch = served(norm, shape, peer)
+        took = torch.ask(options.seconds / 4)
+        torch.end()
         return took
 
     peer = fastest(itertools.product(MODULES.get(norm, ("",)), LAYOUTS), once)
-    served = Served(norm, shape, peer)
+    torch = served(norm, shape, peer)
     bandwidths: list[float] = []
     found = alternate(
         lambda: {"norm": run_syncmark(norm, shape, options, bandwidths)},
-        lambda: {"norm": served.time(options.seconds)},
+        lambda: {"norm": torch.ask(options.seconds)},
         options.pairs,
     )["norm"]
-    served.end()
+    torch.end()
     elements = BATCH * shape[0] * shape[1] * shape[2]
     rate = PASSES[norm] * elements * 4 / (found.ours * 1e-3)
     where = "×".join(map(str, (BATCH, *shape)))

@@ -17,13 +17,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from paired import alternate, fastest
+from paired import Served, alternate, fastest
 from step_speed import LEAST_STEPS, LEARNING_RATE, MOMENTUM, WARM_UP_SECONDS, WARM_UP_STEPS, WEIGHT_DECAY, Work, random_batch
 from syncmark import BINARY, ran, rows, training
 
@@ -114,31 +113,9 @@ def serve(work: Work, peer: Peer, precision: str) -> None:
         print(window(float(line), max(LEAST_STEPS, int(float(line) * 50 / max(1.0, window(0.0, LEAST_STEPS))))), flush=True)
 
 
-class Served:
-    """A process of PyTorch's that measures when it is asked to."""
-
-    def __init__(self, work: Work, peer: Peer, precision: str) -> None:
-        """Start it."""
-        task = json.dumps({"work": asdict(work), "peer": asdict(peer), "precision": precision})
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--task", task], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def window(self, seconds: float) -> float:
-        """Milliseconds of a step."""
-        assert self.process.stdin
-        assert self.process.stdout
-        print(seconds, file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"PyTorch failed with status {self.process.wait()}")
-        return float(line)
-
-    def end(self) -> None:
-        """End it, so that its memory is free."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+def served(work: Work, peer: Peer, precision: str) -> Served:
+    """Start PyTorch."""
+    return Served(__file__, json.dumps({"work": asdict(work), "peer": asdict(peer), "precision": precision}))
 
 
 def run_syncmark(work: Work, options: argparse.Namespace) -> float:
@@ -161,17 +138,17 @@ def compare(work: Work, options: argparse.Namespace) -> None:
     peers = [Peer(layout, how, options.compile) for layout, how in itertools.product(layouts, ("foreach", "fused"))]
 
     def once(peer: Peer) -> float:
-        served = Served(work, peer, options.precision)
-        took = served.window(options.seconds / 2)
-        served.end()
+        torch = served(work, peer, options.precision)
+        took = torch.ask(options.seconds / 2)
+        torch.end()
         return took
 
     peer = fastest(peers, once) if options.peer is None else Peer(*options.peer.split(","), options.compile)
-    served = Served(work, peer, options.precision)
+    torch = served(work, peer, options.precision)
     found = alternate(
-        lambda: {"step": run_syncmark(work, options)}, lambda: {"step": served.window(options.seconds)}, options.pairs
+        lambda: {"step": run_syncmark(work, options)}, lambda: {"step": torch.ask(options.seconds)}, options.pairs
     )
-    served.end()
+    torch.end()
     print(f"| {work.name}, {options.precision} | {peer.name} | {found['step'].cells()} |", flush=True)
 
 

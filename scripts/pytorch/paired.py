@@ -93,6 +93,34 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+class Served:
+    """A process of PyTorch's that measures when it is asked to: for each number on its standard input it prints one.
+
+    Where a start takes longer than what is measured, as on a GPU, the process stays.
+    """
+
+    def __init__(self, script: str, task: str) -> None:
+        """Start `script` with its `--task`."""
+        command = [sys.executable, script, "--task", task]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, seconds: float) -> float:
+        """What it measured in so many seconds."""
+        assert self.process.stdin
+        assert self.process.stdout
+        print(seconds, file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"PyTorch failed with status {self.process.wait()}")
+        return float(line)
+
+    def end(self) -> None:
+        """End it, so that its memory is free."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
 def leave() -> NoReturn:
     """End this rank when all have told what they found (see `told_by`), without PyTorch's own end.
 

@@ -150,17 +150,7 @@ impl Links for DeviceLinks {
             from: (source, from),
             to: (device, to),
         } = copy;
-        let devices = self.ends.len();
-        if source >= devices || device >= devices || source == device {
-            return Err(BackendError::Communication(format!(
-                "no link from device {source} to {device} of {devices}"
-            )));
-        }
-        if from.dtype() != to.dtype() || from.len() != to.len() {
-            return Err(BackendError::Communication(format!(
-                "a copy of {from:?} cannot fill {to:?}"
-            )));
-        }
+        copy.check(self.ends.len())?;
         let destination = destination
             .cuda()
             .ok_or(BackendError::Unsupported("a link to what is not a GPU"))?;

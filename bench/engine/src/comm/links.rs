@@ -30,6 +30,24 @@ pub struct Copy {
     pub to: (usize, Span),
 }
 
+impl Copy {
+    /// Whether there is such a link between `devices`, and whether the spans match.
+    pub(super) fn check(&self, devices: usize) -> Result<()> {
+        let ((source, from), (device, to)) = (self.from, self.to);
+        if source >= devices || device >= devices || source == device {
+            return Err(BackendError::Communication(format!(
+                "no link from device {source} to {device} of {devices}"
+            )));
+        }
+        if from.dtype() != to.dtype() || from.len() != to.len() {
+            return Err(BackendError::Communication(format!(
+                "a copy of {from:?} cannot fill {to:?}"
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// Copies between devices.
 pub trait Links: Send + Sync {
     /// Enqueues `copy` on the compute stream of its destination, whose backend is `destination`.
@@ -98,17 +116,7 @@ impl Links for HostLinks {
             from: (source, from),
             to: (device, to),
         } = copy;
-        let devices = self.memories.memories.len();
-        if source >= devices || device >= devices || source == device {
-            return Err(BackendError::Communication(format!(
-                "no link from device {source} to {device} of {devices}"
-            )));
-        }
-        if from.dtype() != to.dtype() || from.len() != to.len() {
-            return Err(BackendError::Communication(format!(
-                "a copy of {from:?} cannot fill {to:?}"
-            )));
-        }
+        copy.check(self.memories.memories.len())?;
         let call = HostCall::Link {
             source,
             from,
