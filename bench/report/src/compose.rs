@@ -12,6 +12,7 @@ pub(crate) mod nodes;
 pub(crate) mod norm_cost;
 mod tables;
 
+use environment::gpus;
 use syncmark_record::{Outcome, rows::RepeatRow};
 
 use crate::{
@@ -90,9 +91,14 @@ fn subtitle(data: &RunData) -> String {
     data.environment.as_ref().map_or_else(
         || "environment not recorded".into(),
         |e| {
+            let gpus = gpus::named(e.cuda.as_ref(), &data.trials);
+            let processors = gpus.into_iter().chain([e.cpu_model.clone()]);
             format!(
                 "{} · {} · {} · syncmark {}",
-                e.host, e.started, e.cpu_model, e.syncmark_version
+                e.host,
+                e.started,
+                processors.collect::<Vec<_>>().join(" · "),
+                e.syncmark_version
             )
         },
     )
@@ -102,6 +108,7 @@ fn subtitle(data: &RunData) -> String {
 fn cautions(data: &RunData) -> Vec<Block> {
     let gaps = data.gaps.words().into_iter();
     let mut cautions: Vec<Block> = gaps.map(Block::warning).collect();
+    cautions.extend(gpus::not_accepted(&data.trials).map(Block::warning));
     let excluded = data
         .trials
         .iter()

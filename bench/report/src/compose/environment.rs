@@ -2,7 +2,7 @@
 //!
 //! Contract: what could not be read says `not known`; nothing is left out, so that two reports can be laid beside each other.
 //! GPUs have rows where there was a driver.
-mod gpus;
+pub(super) mod gpus;
 
 use syncmark_record::{
     Environment,

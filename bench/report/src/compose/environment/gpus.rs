@@ -2,9 +2,13 @@
 //!
 //! Contract: nothing is said of a machine without a driver, or of a folder from before GPUs were recorded.
 use syncmark_record::environment::gpu::{Cuda, CudaLibrary, Gpu};
+use syncmark_record::rows::TrialRow;
 
 use super::{Row, gib, on_off};
 use crate::format::count;
+
+/// As `trials.csv` names the backend.
+const CUDA: &str = "cuda";
 
 pub(super) fn rows(cuda: &Cuda) -> Vec<Row> {
     let gpus = match cuda.gpus.as_slice() {
@@ -33,6 +37,34 @@ pub(super) fn rows(cuda: &Cuda) -> Vec<Row> {
             ),
         ),
     ]
+}
+
+/// Names of the GPUs where a trial ran on one, `2 × NVIDIA H200`, for the report's head.
+pub(in crate::compose) fn named(cuda: Option<&Cuda>, trials: &[TrialRow]) -> Option<String> {
+    let on_gpus = trials.iter().any(|trial| trial.backend == CUDA);
+    let gpus = &cuda.filter(|_| on_gpus)?.gpus;
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    for gpu in gpus {
+        match counts.iter_mut().find(|(name, _)| *name == gpu.name) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((&gpu.name, 1)),
+        }
+    }
+    let words = counts.iter().map(|(name, count)| match count {
+        1 => (*name).to_owned(),
+        count => format!("{count} × {name}"),
+    });
+    (!counts.is_empty()).then(|| words.collect::<Vec<_>>().join(", "))
+}
+
+/// What stands beside figures of several GPUs as long as nothing accepts a machine.
+pub(in crate::compose) fn not_accepted(trials: &[TrialRow]) -> Option<String> {
+    let several = |trial: &TrialRow| trial.backend == CUDA && trial.devices > 1;
+    trials.iter().any(several).then(|| {
+        "Multi-GPU not accepted here: bandwidth was not held against nccl-tests on this machine, nor DDP against PyTorch, nor bytes against \
+         counters of its links. Figures of several GPUs say what was measured, and nobody has shown that it is right."
+            .to_owned()
+    })
 }
 
 /// `0: NVIDIA H200, 141 GiB, compute capability 9.0, ECC on, 18 NVLinks, power cap 700 W, clocks not known to be locked`.
@@ -71,6 +103,42 @@ fn library(library: &CudaLibrary) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn trial(backend: &str, devices: u32) -> TrialRow {
+        TrialRow {
+            backend: backend.into(),
+            devices,
+            ..TrialRow::unknown("id")
+        }
+    }
+
+    #[test]
+    fn the_head_names_gpus_that_were_used() {
+        let gpu = |name: &str| Gpu {
+            name: name.into(),
+            ..Gpu::default()
+        };
+        let cuda = Cuda {
+            gpus: vec![gpu("A"), gpu("B"), gpu("A")],
+            ..Cuda::default()
+        };
+        let on = |backend| named(Some(&cuda), &[trial("cpu", 1), trial(backend, 1)]);
+        assert_eq!(on("cuda").unwrap(), "2 × A, B");
+        assert_eq!(on("cpu"), None);
+        assert_eq!(named(None, &[trial("cuda", 1)]), None);
+    }
+
+    #[test]
+    fn several_gpus_are_not_accepted() {
+        let said = |backend, devices| not_accepted(&[trial(backend, devices)]);
+        assert!(
+            said("cuda", 2)
+                .unwrap()
+                .starts_with("Multi-GPU not accepted here")
+        );
+        assert_eq!(said("cuda", 1), None);
+        assert_eq!(said("cpu", 2), None);
+    }
 
     #[test]
     fn gpus_are_told_in_a_line_each() {
