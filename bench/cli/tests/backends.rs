@@ -8,11 +8,13 @@ mod running;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use syncmark::args::ScenarioArgs;
+use syncmark::args::{BackendArg, ScenarioArgs};
 use syncmark::plan::backend::Choice;
 use syncmark::plan::build::{Request, build};
 use syncmark::plan::config::Backend;
 use syncmark::plan::{Plan, plans, with_choice};
+use syncmark::scenario::file::Transport;
+use syncmark::scenario::preset::SCENARIOS;
 use syncmark_record::RunFolder;
 use syncmark_record::rows::TrialRow;
 
@@ -58,6 +60,28 @@ fn quickstart(choose: &dyn Fn(&Plan) -> Choice, overrides: &[&str]) -> Plan {
     plans
         .unwrap_or_else(|error| panic!("{}", error.render(false)))
         .remove(0)
+}
+
+/// A plan for GPUs needs none; what has to be on the CPU says so.
+#[test]
+fn every_shipped_scenario_can_be_planned_for_gpus() {
+    for (name, _) in SCENARIOS {
+        let args = ScenarioArgs {
+            scenarios: vec![name.to_owned()],
+            backend: Some(BackendArg::Cuda),
+            ..ScenarioArgs::default()
+        };
+        let asked = |_: &Plan| -> Choice { panic!("nothing is open") };
+        let plan = plans(&args, false, &asked)
+            .unwrap_or_else(|error| panic!("{name}: {}", error.render(false)))
+            .remove(0);
+        for trial in &plan.trials {
+            assert_eq!(trial.config.backend, Backend::Cuda, "{name}");
+            let transport = trial.config.strategy.ranks_transport();
+            let nccl = transport.is_none_or(|transport| transport == Transport::Nccl);
+            assert!(nccl, "{name}: {} over {transport:?}", trial.label);
+        }
+    }
 }
 
 fn backends(plan: &Plan) -> Vec<Backend> {
@@ -252,6 +276,50 @@ fn a_plan_shows_what_run_would_refuse() {
         stdout.contains("\nBackend cpu: `auto` found no"),
         "{stdout}"
     );
+}
+
+/// What only GPUs do is not done by something else where there are none.
+#[test]
+fn without_gpus_what_needs_them_is_exit_status_four() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("one.toml"), ONE).unwrap();
+    let precision = ["train.precision=tf32"];
+    let transport = [
+        "parallel.strategy=ddp",
+        "parallel.devices=2",
+        "parallel.transport=nccl",
+    ];
+    for (set, why) in [
+        (
+            &precision[..],
+            "`train.precision` is tf32, and CPUs compute products in fp32",
+        ),
+        (
+            &transport,
+            "`parallel.transport` is nccl, which is for GPUs",
+        ),
+    ] {
+        for verb in ["run", "verify", "plan"] {
+            let set = set.iter().flat_map(|text| ["--set", text]);
+            let arguments: Vec<&str> = [verb, "one.toml"].into_iter().chain(set).collect();
+            let output = blind(&arguments, folder.path()).output().unwrap();
+            let (stdout, stderr) = text(&output);
+            let (status, said) = match verb {
+                "plan" => (0, &stdout),
+                _ => (4, &stderr),
+            };
+            assert_eq!(output.status.code(), Some(status), "{stdout}{stderr}");
+            assert!(said.contains(why), "{verb}: {said}");
+            assert!(
+                said.contains("  help: leave it out, or run it on a GPU"),
+                "{said}"
+            );
+            assert!(
+                !folder.path().join("reports").exists(),
+                "nothing is written"
+            );
+        }
+    }
 }
 
 #[test]

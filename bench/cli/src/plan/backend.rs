@@ -1,8 +1,8 @@
-//! What computes the trials of a plan: what `auto` stands for, and what trials on GPUs need.
+//! What computes the trials of a plan: what `auto` stands for, what trials on GPUs need, and what a backend cannot do.
 //!
 //! Contract: pure. What a machine has is looked at elsewhere ([`crate::run::backend`]) and given to the plan as a [`Choice`].
-use crate::plan::config::{Backend, StrategyConfig, TrialConfig};
-use crate::scenario::file::BackendChoice;
+use crate::plan::config::{Backend, TrialConfig};
+use crate::scenario::file::{BackendChoice, Kind, Precision, Scenario, Strategy, Transport};
 
 /// What `parallel.backend = "auto"` stands for in a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct Needs {
     pub devices: usize,
     /// Whether ranks exchange, for which there is NCCL.
     pub ranks_meet: bool,
+    /// Whether ranks are to exchange over TCP, which those with GPUs cannot.
+    pub over_tcp: bool,
 }
 
 impl Choice {
@@ -42,22 +44,15 @@ impl Needs {
     pub fn of<'a>(trials: impl IntoIterator<Item = &'a TrialConfig>) -> Option<Self> {
         let one = |config: &TrialConfig| Self {
             devices: config.devices,
-            ranks_meet: ranks_meet(config),
+            ranks_meet: config.strategy.ranks_transport().is_some(),
+            over_tcp: config.strategy.ranks_transport() == Some(Transport::Tcp),
         };
         trials.into_iter().map(one).reduce(|a, b| Self {
             devices: a.devices.max(b.devices),
             ranks_meet: a.ranks_meet || b.ranks_meet,
+            over_tcp: a.over_tcp || b.over_tcp,
         })
     }
-}
-
-/// DP has one controller, and independent replicas exchange nothing.
-fn ranks_meet(config: &TrialConfig) -> bool {
-    let ranks = matches!(
-        config.strategy,
-        StrategyConfig::Ddp(_) | StrategyConfig::Zero1(_)
-    );
-    ranks && config.devices > 1
 }
 
 /// What computes where a scenario says `choice` and `auto` stands for the other.
@@ -69,9 +64,44 @@ pub(super) fn resolved(choice: BackendChoice, auto: Backend) -> Backend {
     }
 }
 
+/// Ranks with GPUs share no memory, so what is not said otherwise is NCCL.
+pub(super) fn transport(said: Transport, backend: Backend) -> Transport {
+    match (said, backend) {
+        (Transport::Shared, Backend::Cuda) => Transport::Nccl,
+        _ => said,
+    }
+}
+
+/// Why what computes cannot do what the scenario says, and what to write instead. What is wrong only for what `auto` stands for on a
+/// machine without GPUs stays in the plan, and is refused where it would run.
+pub(super) fn unsuited(scenario: &Scenario, auto: Backend) -> Option<(String, &'static str)> {
+    let parallel = &scenario.parallel;
+    let collectives = scenario.kind == Kind::Collectives;
+    let ranks = collectives || matches!(parallel.strategy, Strategy::Ddp | Strategy::Zero1);
+    let on_gpus = resolved(parallel.backend, auto) == Backend::Cuda;
+    let on_cpus = parallel.backend == BackendChoice::Cpu;
+    let (why, instead) = match parallel.transport {
+        Transport::Tcp if ranks && on_gpus => (
+            "ranks with GPUs exchange over NCCL",
+            "write transport = \"nccl\", or backend = \"cpu\"",
+        ),
+        Transport::Nccl if ranks && on_cpus => (
+            "NCCL is for GPUs",
+            "write transport = \"shared\", or backend = \"cuda\"",
+        ),
+        _ if scenario.train.precision != Precision::Fp32 && on_cpus && !collectives => (
+            "CPUs compute products in fp32",
+            "write precision = \"fp32\", or backend = \"cuda\"",
+        ),
+        _ => return None,
+    };
+    Some((why.to_owned(), instead))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::config::StrategyConfig;
     use crate::run::mock;
     use crate::scenario::file::{DpLoss, Launch};
 
@@ -97,8 +127,8 @@ mod tests {
         assert_eq!(needs(&[&single, &dp]), Some((4, false)));
         assert_eq!(
             needs(&[&single, &alone]),
-            Some((1, false)),
-            "one rank meets nobody"
+            Some((1, true)),
+            "a rank alone connects as others do"
         );
         assert_eq!(needs(&[&dp, &ddp, &single]), Some((4, true)));
     }

@@ -4,8 +4,8 @@
 //! value in all of them, so that equal work is an equal configuration.
 use syncmark_engine::model::spec::{ModelSpec, Norm};
 
-use crate::plan::backend::resolved;
-use crate::plan::combine::{Combination, measure, notes, transport};
+use crate::plan::backend::{resolved, transport, unsuited};
+use crate::plan::combine::{Combination, measure, notes};
 use crate::plan::config::{
     Backend, Batch, CollectivesConfig, DataConfig, DdpConfig, PROTOCOL_VERSION, SourceConfig,
     StrategyConfig, TrialConfig, Work,
@@ -22,6 +22,9 @@ pub fn combine(scenario: &Scenario, auto: Backend) -> Combination {
             why: "one rank has nobody to exchange anything with".to_owned(),
             instead: "write devices = 2 or more",
         };
+    }
+    if let Some((why, instead)) = unsuited(scenario, auto) {
+        return Combination::LeftOut { why, instead };
     }
     let batch = Batch {
         global: devices,

@@ -6,7 +6,7 @@
 use syncmark_engine::data::tokens::{FIRST_WORD, PADDING};
 use syncmark_engine::model::spec::ModelSpec;
 
-use crate::plan::backend::resolved;
+use crate::plan::backend::{resolved, transport, unsuited};
 use crate::plan::config::{
     Backend, Batch, DataConfig, DdpConfig, DpConfig, LearningConfig, Length, MaskingConfig,
     MeasureConfig, PROTOCOL_VERSION, SourceConfig, StrategyConfig, TrialConfig, Work, Zero1Config,
@@ -14,8 +14,8 @@ use crate::plan::config::{
 use crate::plan::{collectives, model};
 use crate::scenario::check::{Checker, check};
 use crate::scenario::file::{
-    BUCKET_CAP, BackendChoice, FIRST_BUCKET_CAP, HIDDEN, Kind, Optimizer, Parallel, Precision,
-    Predict, Scaling, Scenario, Source, Strategy, TimeSpan, Transport,
+    BUCKET_CAP, FIRST_BUCKET_CAP, HIDDEN, Kind, Optimizer, Parallel, Predict, Scaling, Scenario,
+    Source, Strategy, TimeSpan,
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Node;
@@ -68,7 +68,9 @@ pub fn combine(scenario: &Scenario, tree: &Node, auto: Backend) -> Result<Combin
         Kind::Learning => Work::Learning(learning(scenario, &spec)),
         Kind::Train | Kind::Collectives => Work::Train,
     };
-    if let Some((why, instead)) = meaningless(scenario, model::synchronizes(&spec, norm.norm)) {
+    let synchronizes = model::synchronizes(&spec, norm.norm);
+    let wrong = unsuited(scenario, auto).or_else(|| meaningless(scenario, synchronizes));
+    if let Some((why, instead)) = wrong {
         return Ok(Combination::LeftOut { why, instead });
     }
     let data = data(scenario, &spec, &checker)?;
@@ -95,7 +97,7 @@ pub fn combine(scenario: &Scenario, tree: &Node, auto: Backend) -> Result<Combin
         precision: scenario.train.precision,
         train_seed: scenario.train.seed,
         strategy,
-        backend: resolved(scenario.parallel.backend, auto),
+        backend,
         devices: scenario.parallel.devices,
         threads: scenario.parallel.threads,
         scaling: scenario.parallel.scaling,
@@ -217,33 +219,6 @@ fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<(String, &'sta
         let why = "the nodes of a model are timed in steps of one micro-batch";
         return Some((why.to_owned(), "write accumulation = 1"));
     }
-    let ranks = matches!(scenario.parallel.strategy, Strategy::Ddp | Strategy::Zero1);
-    match (scenario.parallel.transport, scenario.parallel.backend) {
-        (Transport::Tcp, BackendChoice::Cuda) if ranks => {
-            let why = "ranks with GPUs exchange over NCCL";
-            return Some((
-                why.to_owned(),
-                "write transport = \"nccl\", or backend = \"cpu\"",
-            ));
-        }
-        (Transport::Nccl, BackendChoice::Cpu) if ranks => {
-            let why = "NCCL is for GPUs";
-            return Some((
-                why.to_owned(),
-                "write transport = \"shared\", or backend = \"cuda\"",
-            ));
-        }
-        _ => {}
-    }
-    if scenario.train.precision != Precision::Fp32
-        && scenario.parallel.backend == BackendChoice::Cpu
-    {
-        let why = "CPUs compute products in fp32";
-        return Some((
-            why.to_owned(),
-            "write precision = \"fp32\", or backend = \"cuda\"",
-        ));
-    }
     let (devices, batch) = (scenario.parallel.devices, scenario.data.batch_size);
     let divides = scenario.parallel.scaling == Scaling::Weak || batch.is_multiple_of(devices);
     let evenly = "write a batch_size that devices divides, or scaling = \"weak\"";
@@ -312,14 +287,6 @@ fn strategy(scenario: &Scenario, backend: Backend) -> StrategyConfig {
             first_bucket_cap_bytes,
             broadcast_buffers,
         }),
-    }
-}
-
-/// Ranks with GPUs share no memory, so what is not said otherwise is NCCL.
-pub(super) fn transport(said: Transport, backend: Backend) -> Transport {
-    match (said, backend) {
-        (Transport::Shared, Backend::Cuda) => Transport::Nccl,
-        _ => said,
     }
 }
 

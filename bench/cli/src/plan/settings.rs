@@ -10,7 +10,7 @@ use crate::plan::config::{
     Backend, CollectivesConfig, DpConfig, SourceConfig, TrialConfig, Work, compression_name,
     momentum_name,
 };
-use crate::scenario::file::{Optimizer, Scenario, Source};
+use crate::scenario::file::{Optimizer, Precision, Scenario, Source};
 use crate::scenario::keys::WHOLE_RUN;
 use crate::scenario::size::ByteSize;
 
@@ -113,7 +113,8 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
         ("parallel.backend", Some(config.backend.name().to_owned())),
         (
             "train.precision",
-            (config.backend == Backend::Cuda).then(|| config.precision.name().to_owned()),
+            (config.backend == Backend::Cuda || config.precision != Precision::Fp32)
+                .then(|| config.precision.name().to_owned()),
         ),
         (
             "parallel.launch",

@@ -37,6 +37,9 @@ fn judge(
 ) -> Choice {
     match available {
         Err(lacks) => Choice::cpu(why_not(&lacks)),
+        Ok(_) if needs.over_tcp => Choice::cpu(
+            "keeps to the CPU, since ranks are to exchange over tcp, and those with GPUs exchange over NCCL",
+        ),
         Ok(gpus) if all_here && gpus < needs.devices => Choice::cpu(format!(
             "takes GPUs where each device has one, and there are {gpus} for {} devices; `--backend cuda` lets devices share one, which shows no performance",
             needs.devices
@@ -107,7 +110,10 @@ pub fn require(plan: &Plan) -> Result<()> {
     match Needs::of(on_gpus(plan)) {
         None => Ok(()),
         Some(needs) => match discovery::available(needs.ranks_meet) {
-            Ok(gpus) => on_gpus(plan).try_for_each(|config| can_share(config, gpus)),
+            Ok(gpus) if sees_all_gpus() => {
+                on_gpus(plan).try_for_each(|config| can_share(config, gpus))
+            }
+            Ok(_) => Ok(()),
             Err(lacks) => Err(refusal(&lacks)),
         },
     }
@@ -122,7 +128,7 @@ fn on_gpus(plan: &Plan) -> impl Iterator<Item = &TrialConfig> {
 fn can_share(config: &TrialConfig, gpus: usize) -> Result<()> {
     let threads = config.strategy.launched() == Some(Launch::Threads);
     let meet = config.strategy.ranks_transport().is_some();
-    if threads && meet && config.devices > gpus && sees_all_gpus() {
+    if threads && meet && config.devices > gpus {
         let message = format!(
             "{} ranks that are threads on {gpus} GPU{}: NCCL refuses two of one process on one GPU",
             config.devices,
@@ -143,12 +149,20 @@ pub fn rank_variables(config: &TrialConfig, rank: usize) -> Vec<(&'static str, S
         return Vec::new();
     }
     match discovery::gpus() {
-        Ok(gpus) if config.devices > gpus => nccl::one_gpu(rank, true)
+        Ok(gpus) => sharing(config.devices, gpus, rank)
             .into_iter()
             .filter(|(name, _)| std::env::var_os(name).is_none())
             .collect(),
         // Without GPUs the rank itself says what is missing.
-        Ok(_) | Err(_) => Vec::new(),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// What rank `rank` of so many needs on so many GPUs.
+fn sharing(devices: usize, gpus: usize, rank: usize) -> Vec<(&'static str, String)> {
+    match devices > gpus {
+        true => nccl::one_gpu(rank, true),
+        false => Vec::new(),
     }
 }
 
@@ -202,110 +216,4 @@ fn note(plan: &mut Plan, gpus: usize) {
 }
 
 #[cfg(test)]
-mod tests {
-    use syncmark_engine::backend::cuda::library::Missing;
-
-    use super::*;
-    use crate::error::Status;
-    use crate::run::mock;
-
-    const PAIR: Needs = Needs {
-        devices: 2,
-        ranks_meet: true,
-    };
-
-    fn missing(library: Library) -> Lack {
-        Lack::Library(Missing {
-            library,
-            reason: format!("{}: not there", library.soname()),
-        })
-    }
-
-    fn choice(available: std::result::Result<usize, Vec<Lack>>) -> (Backend, String) {
-        let choice = judge(&PAIR, available, true);
-        (choice.backend, choice.sentence())
-    }
-
-    #[test]
-    fn auto_takes_gpus_where_each_device_has_one() {
-        let (backend, sentence) = choice(Ok(2));
-        assert_eq!(backend, Backend::Cuda);
-        assert_eq!(
-            sentence,
-            "Backend cuda: `auto` found 2 GPUs and all libraries."
-        );
-        let (backend, sentence) = choice(Ok(1));
-        assert_eq!(backend, Backend::Cpu);
-        assert!(sentence.contains("there are 1 for 2 devices"), "{sentence}");
-        assert_eq!(
-            judge(&PAIR, Ok(1), false).backend,
-            Backend::Cuda,
-            "other hosts have more"
-        );
-    }
-
-    #[test]
-    fn auto_takes_the_cpu_and_says_what_was_not_found() {
-        let without = |lacks: Vec<Lack>| {
-            let (backend, sentence) = choice(Err(lacks));
-            assert_eq!(backend, Backend::Cpu);
-            sentence
-        };
-        assert_eq!(
-            without(vec![missing(Library::Driver), missing(Library::Cudnn)]),
-            "Backend cpu: `auto` found no CUDA driver that can be used."
-        );
-        let gpu = Lack::Gpu {
-            reason: "none".into(),
-        };
-        let some = without(vec![missing(Library::Cudnn), missing(Library::Nccl), gpu]);
-        assert!(
-            some.contains("found no cuDNN, no NCCL, no GPU; `syncmark doctor`"),
-            "{some}"
-        );
-    }
-
-    #[test]
-    fn a_refusal_names_everything_that_is_missing_and_its_reason() {
-        let error = refusal(&[missing(Library::Driver), missing(Library::Cudnn)]);
-        assert_eq!(error.status(), Status::NothingRuns);
-        let text = error.render(false);
-        for word in [
-            "\n    CUDA driver: libcuda.so.1: not there",
-            "\n    cuDNN: libcudnn.so.9: not there",
-            "release 580 or later",
-            "scripts/cuda_libraries.sh",
-            "--backend cpu",
-        ] {
-            assert!(text.contains(word), "{word}: {text}");
-        }
-    }
-
-    #[test]
-    fn devices_that_share_a_gpu_are_noted_and_nothing_else_is() {
-        let mut plan = mock::plan(1);
-        note(&mut plan, 1);
-        assert!(
-            plan.trials.iter().all(|trial| trial.notes.is_empty()),
-            "on the CPU"
-        );
-        for trial in &mut plan.trials {
-            trial.config.backend = Backend::Cuda;
-        }
-        note(&mut plan, 2);
-        assert!(
-            plan.trials.iter().all(|trial| trial.notes.is_empty()),
-            "one each"
-        );
-        note(&mut plan, 1);
-        for trial in &plan.trials {
-            assert_eq!(trial.notes.len(), usize::from(trial.config.devices > 1));
-        }
-        assert!(plan.trials[1].notes[0].starts_with("2 devices on 1 GPU: several share one"));
-    }
-
-    #[test]
-    fn a_plan_on_the_cpu_needs_nothing() {
-        require(&mock::plan(1)).unwrap();
-    }
-}
+mod tests;

@@ -141,3 +141,53 @@ pub const COLLECTIVES: [Collective; 11] = [
 
 /// Algorithms in the order of their spool numbers.
 pub const ALGORITHMS: [&str; 4] = ["shared-direct", "peer-copy", "ring", "nccl"];
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::run::mock;
+    use crate::scenario::file::{Launch, Transport};
+
+    /// Every algorithm of the engine has a constant of this name.
+    const NAMED: &str = "const ALGORITHM: &str = \"";
+
+    fn named_in(folder: &Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                named_in(&path, found);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            let names = text.lines().filter_map(|line| line.split_once(NAMED));
+            found.extend(names.filter_map(|(_, name)| Some(name.split_once('"')?.0.to_owned())));
+        }
+    }
+
+    /// Numbers are written by one process and read by another, and stand in folders of other days.
+    #[test]
+    fn every_algorithm_of_the_engine_has_a_spool_number_that_stays() {
+        assert_eq!(ALGORITHMS, ["shared-direct", "peer-copy", "ring", "nccl"]);
+        let mut found = Vec::new();
+        let engine = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/src/comm");
+        named_in(&engine, &mut found);
+        found.sort_unstable();
+        let mut known = ALGORITHMS.map(str::to_owned);
+        known.sort_unstable();
+        assert_eq!(found, known);
+    }
+
+    #[test]
+    fn what_is_predicted_has_a_spool_number() {
+        for transport in [Transport::Shared, Transport::Tcp, Transport::Nccl] {
+            let mut config = mock::config(mock::ddp(Launch::Processes), 2);
+            if let crate::plan::config::StrategyConfig::Ddp(ddp) = &mut config.strategy {
+                ddp.transport = transport;
+            }
+            let name = predict::algorithm(&config).name();
+            assert!(ALGORITHMS.contains(&name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! What a plan makes of GPUs: precision and transports on each backend, what is left out and what changes a trial's id.
+//!
+//! Contract: no GPU is looked for. What `run` makes of such plans on a machine without GPUs is in `backends.rs`.
+use syncmark::cmd::plan::describe;
+use syncmark::plan::Plan;
+use syncmark::plan::build::{Request, build};
+use syncmark::plan::config::{Backend, Work};
+use syncmark::scenario::file::{Precision, Transport};
+
+const DIGITS: &str = "[model]\npreset = \"mlp\"\n[data]\nsource = \"digits\"\nbatch_size = 8\n";
+
+/// A plan of `rest` where `auto` stands for `auto`; what is said of it where there is none.
+fn planned(kind: &str, rest: &str, auto: Backend) -> Result<Plan, String> {
+    let work = if kind == "train" { DIGITS } else { "" };
+    let request = Request {
+        name: "test.toml".to_owned(),
+        text: format!("name = \"t\"\nquestion = \"?\"\nkind = \"{kind}\"\n{work}{rest}"),
+        auto,
+        ..Request::default()
+    };
+    build(&request).map_err(|error| error.render(false))
+}
+
+fn plan(rest: &str, auto: Backend) -> Plan {
+    planned("train", rest, auto).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn id(rest: &str, auto: Backend) -> String {
+    plan(rest, auto).trials.remove(0).id
+}
+
+fn reasons(plan: &Plan) -> Vec<&str> {
+    plan.left_out.iter().map(|left| left.why.as_str()).collect()
+}
+
+const BOTH: &str = "[sweep]\n\"train.precision\" = [\"fp32\", \"tf32\"]\n";
+
+#[test]
+fn tf32_on_cpus_is_left_out_with_its_reason() {
+    let both = plan(
+        &format!("[parallel]\nbackend = \"cpu\"\n{BOTH}"),
+        Backend::Cpu,
+    );
+    assert_eq!(both.trials.len(), 1);
+    assert_eq!(reasons(&both), ["CPUs compute products in fp32"]);
+    assert_eq!(
+        both.left_out[0].instead,
+        "write precision = \"fp32\", or backend = \"cuda\""
+    );
+    assert!(describe(&both).contains("CPUs compute products in fp32"));
+    let alone = "[train]\nprecision = \"tf32\"\n[parallel]\nbackend = \"cpu\"\n";
+    let error = planned("train", alone, Backend::Cpu).unwrap_err();
+    assert!(error.contains("CPUs compute products in fp32"), "{error}");
+}
+
+#[test]
+fn tf32_is_a_trial_of_its_own_and_fp32_is_what_was_there_before() {
+    for auto in [Backend::Cpu, Backend::Cuda] {
+        let usual = id("", auto);
+        assert_eq!(id("[train]\nprecision = \"fp32\"\n", auto), usual);
+        assert_ne!(id("[train]\nprecision = \"tf32\"\n", auto), usual);
+    }
+    let on_gpus = plan(BOTH, Backend::Cuda);
+    let precisions: Vec<_> = on_gpus
+        .trials
+        .iter()
+        .map(|trial| {
+            (
+                trial.config.precision,
+                trial.settings["train.precision"].as_str(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        precisions,
+        [(Precision::Fp32, "fp32"), (Precision::Tf32, "tf32")]
+    );
+    assert_ne!(on_gpus.trials[0].label, on_gpus.trials[1].label);
+    // Where `auto` found no GPU, such a trial stays in the plan, and `run` refuses it.
+    let on_cpus = plan(BOTH, Backend::Cpu);
+    let said: Vec<_> = on_cpus
+        .trials
+        .iter()
+        .map(|trial| trial.settings.get("train.precision").map(String::as_str))
+        .collect();
+    assert_eq!(said, [None, Some("tf32")]);
+}
+
+/// On two devices, with a transport or without a word about it.
+fn on_two(strategy: &str, transport: Option<&str>, backend: &str) -> String {
+    let transport = transport.map_or(String::new(), |name| format!("transport = \"{name}\"\n"));
+    format!(
+        "[parallel]\nstrategy = \"{strategy}\"\ndevices = 2\nbackend = \"{backend}\"\n{transport}"
+    )
+}
+
+#[test]
+fn ranks_with_gpus_exchange_over_nccl_whether_it_is_said_or_not() {
+    for strategy in ["ddp", "zero1"] {
+        let said = on_two(strategy, Some("nccl"), "cuda");
+        for transport in [None, Some("shared"), Some("nccl")] {
+            for (backend, auto) in [("cuda", Backend::Cpu), ("auto", Backend::Cuda)] {
+                let rest = on_two(strategy, transport, backend);
+                let trial = plan(&rest, auto).trials.remove(0);
+                assert_eq!(trial.config.backend, Backend::Cuda);
+                let found = trial.config.strategy.ranks_transport();
+                assert_eq!(found, Some(Transport::Nccl), "{rest}");
+                assert_eq!(trial.settings["parallel.transport"], "nccl");
+                assert_eq!(trial.id, id(&said, Backend::Cpu));
+            }
+        }
+        let trial = plan(&on_two(strategy, None, "auto"), Backend::Cpu)
+            .trials
+            .remove(0);
+        let found = trial.config.strategy.ranks_transport();
+        assert_eq!(found, Some(Transport::Shared));
+    }
+    // Others have no transport to choose.
+    for strategy in ["dp", "independent"] {
+        for transport in ["shared", "tcp", "nccl"] {
+            let rest = on_two(strategy, Some(transport), "cuda");
+            let trial = plan(&rest, Backend::Cpu).trials.remove(0);
+            assert_eq!(trial.config.strategy.ranks_transport(), None, "{rest}");
+        }
+    }
+}
+
+#[test]
+fn transports_that_a_backend_does_not_have_are_left_out_with_the_reason() {
+    let all = "[sweep]\n\"parallel.transport\" = [\"shared\", \"tcp\", \"nccl\"]\n";
+    let transports = |plan: &Plan| -> Vec<_> {
+        let trials = plan.trials.iter();
+        trials
+            .filter_map(|trial| trial.config.strategy.transport())
+            .collect()
+    };
+    for strategy in ["ddp", "zero1"] {
+        let rest = on_two(strategy, None, "cpu") + all;
+        let on_cpus = plan(&rest, Backend::Cpu);
+        assert_eq!(transports(&on_cpus), ["shared", "tcp"]);
+        assert_eq!(reasons(&on_cpus), ["NCCL is for GPUs"]);
+        for (backend, auto) in [("cuda", Backend::Cpu), ("auto", Backend::Cuda)] {
+            let on_gpus = plan(&(on_two(strategy, None, backend) + all), auto);
+            assert_eq!(transports(&on_gpus), ["nccl"]);
+            assert_eq!(reasons(&on_gpus), ["ranks with GPUs exchange over NCCL"]);
+            assert_eq!(on_gpus.merged.len(), 1, "shared stands for nccl");
+        }
+    }
+    for (transport, backend, why) in [
+        ("nccl", "cpu", "NCCL is for GPUs"),
+        ("tcp", "cuda", "ranks with GPUs exchange over NCCL"),
+    ] {
+        for kind in ["train", "collectives"] {
+            let rest = on_two("ddp", Some(transport), backend);
+            let rest = rest.replace("strategy = \"ddp\"\n", "");
+            let rest = match kind {
+                "train" => rest + "strategy = \"ddp\"\n",
+                _ => rest,
+            };
+            let error = planned(kind, &rest, Backend::Cpu).unwrap_err();
+            assert!(error.contains(why), "{kind}: {error}");
+        }
+    }
+}
+
+#[test]
+fn collectives_alone_go_over_nccl_on_gpus() {
+    let rest = "[parallel]\ndevices = 2\nbackend = \"cuda\"\n";
+    let plan = planned("collectives", rest, Backend::Cpu).unwrap_or_else(|error| panic!("{error}"));
+    let config = &plan.trials[0].config;
+    assert!(matches!(config.work, Work::Collectives(_)));
+    assert_eq!(config.strategy.transport(), Some("nccl"));
+    assert_eq!(plan.trials[0].settings["parallel.transport"], "nccl");
+}
