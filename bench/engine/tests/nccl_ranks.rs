@@ -28,6 +28,9 @@ const CAP: usize = 700;
 /// No rank takes longer; one that does is stuck, and ends itself.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// A test of so many ranks.
+type Test = fn(usize);
+
 /// Samples of each rank.
 fn chunks(world: usize) -> &'static [usize] {
     &[3, 2, 2, 1][..world]
@@ -58,7 +61,7 @@ fn main() -> ExitCode {
         println!("not run on a GPU: {reason}");
         return ExitCode::SUCCESS;
     }
-    let tests: [(&str, fn(usize), usize); 6] = [
+    let tests: [(&str, Test, usize); 6] = [
         ("a rank alone gets what shared gives", alone, 1),
         ("ranks on one GPU get what shared gives", together, 2),
         ("ranks on one GPU get what shared gives", together, 4),
