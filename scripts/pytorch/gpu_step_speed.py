@@ -95,22 +95,23 @@ def serve(work: Work, peer: Peer, precision: str) -> None:
         loss_of(forward(here), answers).backward()
         optimizer.step()
 
-    def window(least_seconds: float, least_steps: int) -> float:
+    def window(steps: int) -> float:
+        """Milliseconds of a step of so many, which the host enqueues without waiting for any."""
         torch.cuda.synchronize()
-        begin, steps = time.perf_counter(), 0
-        while True:
-            for _ in range(least_steps):
-                step()
-            steps += least_steps
-            torch.cuda.synchronize()
-            if (took := time.perf_counter() - begin) >= least_seconds:
-                return took / steps * 1e3
+        begin = time.perf_counter()
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - begin) / steps * 1e3
+
+    def window_of(seconds: float) -> float:
+        return window(max(LEAST_STEPS, int(seconds * 1e3 / window(LEAST_STEPS))))
 
     for _ in range(WARM_UP_STEPS):
         step()
     for line in sys.stdin:
-        window(WARM_UP_SECONDS, LEAST_STEPS)
-        print(window(float(line), max(LEAST_STEPS, int(float(line) * 50 / max(1.0, window(0.0, LEAST_STEPS))))), flush=True)
+        window_of(WARM_UP_SECONDS)
+        print(window_of(float(line)), flush=True)
 
 
 def served(work: Work, peer: Peer, precision: str) -> Served:
