@@ -37,6 +37,11 @@ pub fn whole() -> Vec<Box<dyn Backend>> {
     vec![cpu(), deferred()]
 }
 
+/// Devices that train as PyTorch does: [`whole`], and a GPU where there is one, in f32.
+pub fn training() -> Vec<Box<dyn Backend>> {
+    whole().into_iter().chain(gpu::gpu()).collect()
+}
+
 /// One device of each kind, a GPU included where there is one.
 pub fn all() -> Vec<Box<dyn Backend>> {
     let hosts = [cpu(), deferred(), in_parts(2)];

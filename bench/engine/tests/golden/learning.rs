@@ -56,7 +56,7 @@ fn buffers(strategy: &mut Single) -> Vec<NamedTensor> {
 #[test]
 fn evaluations_agree_with_pytorch() {
     for fixture in fixture::of_kind("learning") {
-        for backend in devices::whole() {
+        for backend in devices::training() {
             let kind = backend.name();
             let data = source(&fixture);
             let norm = serde_json::from_value(fixture.text("norm").into()).expect("a norm");
