@@ -34,6 +34,14 @@ pub fn enable() -> Result<PathBuf, String> {
     Ok(path)
 }
 
+/// Whether [`enable`] would find the library; its file.
+///
+/// # Errors
+/// As [`enable`].
+pub fn available() -> Result<PathBuf, String> {
+    find(&library::directories()).map(|(path, _)| path)
+}
+
 fn find(directories: &[PathBuf]) -> Result<(PathBuf, Nvtx), String> {
     let mut refused = Vec::new();
     for soname in SONAMES {
