@@ -212,7 +212,7 @@ pub fn note_missing_nvtx(plan: &mut Plan) {
         return;
     }
     if let Err(reason) = nvtx::available() {
-        let note = format!("no NVTX ranges: {reason}; PyPI's nvidia-nvtx has the library");
+        let note = format!("no NVTX ranges (PyPI's nvidia-nvtx has the library): {reason}");
         for trial in &mut plan.trials {
             if trial.config.measure.nvtx {
                 trial.notes.push(note.clone());

@@ -55,7 +55,7 @@ fn find(directories: &[PathBuf]) -> Result<(PathBuf, Nvtx), String> {
             }
         }
     }
-    Err(refused.join("; "))
+    Err(refused.join(", "))
 }
 
 fn load(path: &Path) -> Result<Nvtx, String> {

@@ -14,3 +14,18 @@ functions! {
     fn cuStreamBeginCapture_v2(h_stream: CUstream, mode: CUstreamCaptureMode) -> CUresult;
     fn cuStreamEndCapture(h_stream: CUstream, graph: *mut CUgraph) -> CUresult;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::load;
+    use crate::backend::cuda::library::{self, Library};
+
+    #[test]
+    fn a_missing_driver_is_an_error_and_a_driver_has_graphs() {
+        let loaded = load();
+        match library::find(Library::Driver) {
+            Err(missing) => assert_eq!(loaded, Err(missing)),
+            Ok(found) => assert_eq!(loaded, Ok(()), "driver {}", found.version),
+        }
+    }
+}
