@@ -19,7 +19,7 @@ use trials::{Batch, OPTIMIZER, On, SEED, dp, model, ranks, single_accumulating};
 
 const LEN: usize = 6;
 /// More than are taken before one of a size is captured, and some replays of each of two sizes.
-const STEPS: usize = 14;
+const STEPS: usize = 20;
 
 fn deferred() -> Box<dyn Backend> {
     Box::new(DeferredBackend::new(3).unwrap())

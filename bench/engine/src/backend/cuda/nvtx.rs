@@ -147,7 +147,7 @@ mod tests {
             len: 0,
         };
         text.bytes[NAME] = 0;
-        assert!(write!(text, "{}.{} forward", 12, "conv2d").is_ok());
+        assert!(write!(text, "{}.conv2d forward", 12).is_ok());
         assert_eq!(&text.bytes[..text.len], b"12.conv2d forward");
         assert!(write!(text, "{}", "x".repeat(NAME)).is_err());
         assert_eq!((text.len, text.bytes[NAME]), (NAME, 0));
