@@ -284,6 +284,7 @@ fn without_gpus_what_needs_them_is_exit_status_four() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("one.toml"), ONE).unwrap();
     let precision = ["train.precision=tf32"];
+    let graph = ["train.cuda_graph=true"];
     let transport = [
         "parallel.strategy=ddp",
         "parallel.devices=2",
@@ -293,6 +294,10 @@ fn without_gpus_what_needs_them_is_exit_status_four() {
         (
             &precision[..],
             "`train.precision` is tf32, and CPUs compute products in fp32",
+        ),
+        (
+            &graph,
+            "`train.cuda_graph` is true, and CPUs have no CUDA graphs",
         ),
         (
             &transport,

@@ -86,6 +86,57 @@ fn tf32_is_a_trial_of_its_own_and_fp32_is_what_was_there_before() {
     assert_eq!(said, [None, Some("tf32")]);
 }
 
+#[test]
+fn a_graph_of_a_step_is_a_trial_of_its_own_on_one_gpu_and_nowhere_else() {
+    let graph = "[train]\ncuda_graph = true\n";
+    for auto in [Backend::Cpu, Backend::Cuda] {
+        let usual = id("", auto);
+        assert_eq!(id("[train]\ncuda_graph = false\n", auto), usual);
+        assert_ne!(id(graph, auto), usual);
+    }
+    let both = "[sweep]\n\"train.cuda_graph\" = [false, true]\n";
+    let labels: Vec<_> = plan(both, Backend::Cuda)
+        .trials
+        .into_iter()
+        .map(|trial| (trial.config.cuda_graph, trial.label))
+        .collect();
+    assert_eq!(
+        labels,
+        [
+            (false, "single graph off".to_owned()),
+            (true, "single graph".to_owned())
+        ]
+    );
+    let on_cpus = plan(
+        &format!("[parallel]\nbackend = \"cpu\"\n{both}"),
+        Backend::Cpu,
+    );
+    assert_eq!(reasons(&on_cpus), ["CPUs have no CUDA graphs"]);
+    assert_eq!(
+        on_cpus.left_out[0].instead,
+        "leave cuda_graph out, or write backend = \"cuda\""
+    );
+    let independent = on_two("independent", None, "cuda") + graph;
+    assert!(plan(&independent, Backend::Cpu).trials[0].config.cuda_graph);
+    for (rest, why) in [
+        (on_two("dp", None, "cuda"), "devices that exchange"),
+        (on_two("ddp", None, "cuda"), "devices that exchange"),
+        (on_two("zero1", None, "cuda"), "devices that exchange"),
+        ("accumulation = 2\n".to_owned(), "several micro-batches"),
+    ] {
+        // What stands in front of a section belongs to [train].
+        let text = match rest.starts_with('[') {
+            true => format!("{graph}{rest}"),
+            false => format!("{graph}{rest}[parallel]\nbackend = \"cuda\"\n"),
+        };
+        let error = planned("train", &text, Backend::Cuda).unwrap_err();
+        assert!(error.contains(why), "{error}");
+        assert!(error.contains("leave cuda_graph out"), "{error}");
+    }
+    let error = planned("layer-cost", &format!("{DIGITS}{graph}"), Backend::Cuda).unwrap_err();
+    assert!(error.contains("only kind = \"train\""), "{error}");
+}
+
 /// On two devices, with a transport or without a word about it.
 fn on_two(strategy: &str, transport: Option<&str>, backend: &str) -> String {
     let transport = transport.map_or(String::new(), |name| format!("transport = \"{name}\"\n"));

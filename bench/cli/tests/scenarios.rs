@@ -23,7 +23,7 @@ use syncmark_record::outcome::Outcome;
 use syncmark_record::rows::{CeilingRow, CollectiveRow, CommRow, LayerRow, TrialRow};
 
 /// Charts that a smoke size must have beside those of every run, as beginnings of file names.
-const CHARTS: [(&str, &[&str]); 20] = [
+const CHARTS: [(&str, &[&str]); 21] = [
     (
         "accumulation-smoke",
         &["throughput-and-step-time-against-accumulated-micro-batches"],
@@ -50,6 +50,7 @@ const CHARTS: [(&str, &[&str]); 20] = [
         "dp-vs-ddp-smoke",
         &["throughput", "time", "bytes", "timeline", "memory"],
     ),
+    ("gpu-dispatch-smoke", &["throughput", "time", "memory"]),
     (
         "gpu-dp-vs-ddp-smoke",
         &["throughput", "time", "bytes", "timeline", "memory"],

@@ -121,6 +121,20 @@ pub struct PhaseSpan {
     pub device_ns: [u64; 2],
 }
 
+/// What a step took the host to enqueue, beside what it took the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dispatch {
+    /// Device within the process's view (for DDP the rank).
+    pub device: u16,
+    /// Host: from the begin of the step until the last call that enqueues a part of it has returned, without `upload_ns`.
+    pub dispatch_ns: u64,
+    /// Host: handing the batch over, which copies it, and waits for memory to copy it to where all is under way.
+    pub upload_ns: u64,
+    /// Device: from when the first micro-batch has arrived until everything else on the compute stream is done. Where the host is slower
+    /// than the device, it is the host's time: the device waits within it.
+    pub device_ns: u64,
+}
+
 /// Receives the spans of a step after the step. With [`Probe::tracing`] false a strategy records no event, takes no
 /// time stamp and does not synchronize for the probe's sake.
 pub trait Probe {
@@ -128,6 +142,15 @@ pub trait Probe {
     fn tracing(&self) -> bool;
     /// One span of the step that has just ended.
     fn span(&mut self, span: PhaseSpan);
+    /// Whether [`Dispatch`] is wanted, of strategies that have one host thread for each device. Such a step has two events
+    /// and synchronizes at its end, outside of what is told.
+    fn dispatching(&self) -> bool {
+        false
+    }
+    /// That of the step that has just ended.
+    fn dispatch(&mut self, dispatch: Dispatch) {
+        let _ = dispatch;
+    }
 }
 
 /// The probe of untraced passes.

@@ -66,6 +66,9 @@ pub struct TrialRow {
     pub backend: String,
     /// How products and convolutions are computed on GPUs: `fp32` or `tf32`; empty on CPUs, which have no choice.
     pub precision: Option<String>,
+    /// Whether a step is launched as one CUDA graph; empty on CPUs, which have none.
+    #[serde(default)]
+    pub cuda_graph: Option<bool>,
     /// Number of devices N.
     pub devices: u32,
     /// Threads that compute on each device; not for collectives.
@@ -162,6 +165,7 @@ impl TrialRow {
             schedule: None,
             backend: unknown(),
             precision: None,
+            cuda_graph: None,
             devices: 1,
             threads: None,
             scaling: "weak".into(),
@@ -264,9 +268,12 @@ pub enum Pass {
     Unsynchronized,
     /// The tracing pass; the only pass with phase columns.
     Traced,
+    /// On GPUs: steps that begin on an idle device, of which the host's time is told apart from the device's.
+    Dispatch,
 }
 
-/// `steps.csv`: one row per trial, repeat, rank and step. Phase totals are filled in the traced pass alone.
+/// `steps.csv`: one row per trial, repeat, rank and step. Phase totals are filled in the traced pass alone, `dispatch_ns` and what follows
+/// it in the pass `dispatch` alone, which only GPUs have.
 /// Phases on the communication track can overlap those on the compute track.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRow {
@@ -298,6 +305,15 @@ pub struct StepRow {
     pub wait_ns: Option<u64>,
     pub optimizer_ns: Option<u64>,
     pub zero_ns: Option<u64>,
+    /// Host: enqueuing the step, without `upload_ns` and without waiting for the device.
+    #[serde(default)]
+    pub dispatch_ns: Option<u64>,
+    /// Host: handing the batch over.
+    #[serde(default)]
+    pub upload_ns: Option<u64>,
+    /// Device: from when the batch has arrived until all else of the step is done.
+    #[serde(default)]
+    pub device_ns: Option<u64>,
 }
 
 /// `phases.csv`: full spans of up to 20 traced steps a repeat.

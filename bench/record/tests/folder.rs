@@ -64,6 +64,9 @@ fn step(trial: &str, step: u64) -> StepRow {
         wait_ns: None,
         optimizer_ns: None,
         zero_ns: None,
+        dispatch_ns: None,
+        upload_ns: None,
+        device_ns: None,
     }
 }
 

@@ -13,7 +13,10 @@ use crate::{
     analyse::paired,
     chart::series::name,
     compose::{
-        kinds::collective_sentences, learning::learning_sentences, nodes::node_sentences,
+        dispatch::{CUDA_GRAPH, dispatch_sentences},
+        kinds::collective_sentences,
+        learning::learning_sentences,
+        nodes::node_sentences,
         norm_cost::norm_sentences,
     },
     factor::{as_recorded, factor_value, fair, is_named, train_alike},
@@ -120,6 +123,9 @@ pub fn answer(data: &RunData) -> Answer<'_> {
     let asked = asked(&comparisons);
     let headline = headline(&asked, &spec.factor);
     let mut sentences = beside;
+    if spec.factor == CUDA_GRAPH {
+        sentences.extend(dispatch_sentences(data));
+    }
     sentences.extend(summary(&asked, comparisons.len(), spec, metric));
     for group in headline.chunk_by(|a, b| a.shared == b.shared) {
         let facts: Vec<String> = group.iter().map(|c| fact(c, metric)).collect();

@@ -4,6 +4,7 @@
 //! figures that they weaken, and every trial of the plan is listed, whatever became of it.
 mod ceilings;
 mod definitions;
+pub(crate) mod dispatch;
 mod environment;
 mod gates;
 pub(crate) mod kinds;
@@ -227,9 +228,10 @@ fn cost(data: &RunData) -> (&'static str, Vec<Figure>, Vec<Block>) {
 
 /// What belongs to no facet: collectives, nodes, settings that were swept.
 fn beside_training(data: &RunData, facets: &[Facet<'_>]) -> Vec<Block> {
-    let sections: [(&str, Vec<Figure>, Vec<Block>); 6] = [
+    let sections: [(&str, Vec<Figure>, Vec<Block>); 7] = [
         ("Collectives", collectives(data), kinds::collectives(data)),
         cost(data),
+        ("Host and device", Vec::new(), dispatch::blocks(data)),
         (
             "Learning",
             crate::chart::learning::learning(data),

@@ -11,7 +11,7 @@ use crate::chart::curves::binary_bytes;
 type Setting = (&'static str, fn(&TrialRow) -> String);
 
 /// Every setting that must be equal, unless the factor frees it.
-const SETTINGS: [Setting; 25] = [
+const SETTINGS: [Setting; 26] = [
     ("kind", |t| t.kind.clone()),
     ("model.preset", |t| t.model.clone()),
     ("model.norm", |t| t.norm.clone()),
@@ -21,6 +21,7 @@ const SETTINGS: [Setting; 25] = [
     ("train.schedule", |t| text(&t.schedule)),
     ("train.accumulation", |t| text(&t.accumulation)),
     ("train.precision", |t| text(&t.precision)),
+    ("train.cuda_graph", |t| text(&t.cuda_graph)),
     ("parallel.strategy", |t| t.strategy.clone()),
     ("parallel.launch", |t| text(&t.launch)),
     ("parallel.transport", transport),
@@ -99,6 +100,10 @@ pub(crate) fn in_words(factor: &str, value: &str) -> String {
         | "parallel.overlap"
         | "parallel.no_sync"
         | "parallel.broadcast_buffers" => format!("{key} {value}"),
+        "train.cuda_graph" => match value {
+            "true" => "one CUDA graph".to_owned(),
+            _ => "kernels one by one".to_owned(),
+        },
         "train.accumulation" => match value {
             "1" => "1 micro-batch".to_owned(),
             _ => format!("{value} micro-batches"),
@@ -130,6 +135,7 @@ fn free(factor: &str) -> &'static [&'static str] {
             "train.schedule",
             "train.accumulation",
             "train.precision",
+            "train.cuda_graph",
             "parallel.strategy",
             "parallel.launch",
             "parallel.threads",

@@ -7,6 +7,7 @@ pub mod answer;
 pub mod ceilings;
 pub mod chart;
 pub mod compose;
+pub mod dispatch;
 pub mod document;
 pub mod error;
 mod factor;

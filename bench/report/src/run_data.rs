@@ -15,6 +15,7 @@ use syncmark_record::{
 
 use crate::{
     analyse::{placeholder_trial, summarise, trains},
+    dispatch,
     error::ReportError,
     gaps::{Gaps, missing, whole_repeats},
     phase_totals::{PhaseTotals, phase_totals},
@@ -54,6 +55,8 @@ pub struct RunData {
     pub norm_statistics: Vec<NormStatisticsRow>,
     /// Phase sums by trial.
     pub phases: BTreeMap<String, PhaseTotals>,
+    /// The host's times beside the device's by trial.
+    pub dispatch: BTreeMap<String, dispatch::Repeats>,
     /// Spans of one traced step by trial.
     pub timelines: BTreeMap<String, Vec<PhaseRow>>,
     /// What of all that is gone.
@@ -98,6 +101,7 @@ impl RunData {
         let mut trials = summarise(&known, &repeats, &comm, &devices);
         sort_trials(&mut trials);
         let phases = phase_totals(folder, &trials, &mut torn)?;
+        let dispatch = dispatch::host_and_device(folder)?;
         let timelines = timelines(folder, &mut torn)?;
         let environment = folder.environment()?;
         let gaps = Gaps {
@@ -122,6 +126,7 @@ impl RunData {
             learning,
             norm_statistics,
             phases,
+            dispatch,
             timelines,
             gaps,
         })

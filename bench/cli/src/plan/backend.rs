@@ -93,6 +93,10 @@ pub(super) fn unsuited(scenario: &Scenario, auto: Backend) -> Option<(String, &'
             "CPUs compute products in fp32",
             "write precision = \"fp32\", or backend = \"cuda\"",
         ),
+        _ if scenario.train.cuda_graph && on_cpus && !collectives => (
+            "CPUs have no CUDA graphs",
+            "leave cuda_graph out, or write backend = \"cuda\"",
+        ),
         _ => return None,
     };
     Some((why.to_owned(), instead))

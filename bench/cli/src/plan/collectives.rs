@@ -72,6 +72,7 @@ fn config(scenario: &Scenario, batch: Batch, auto: Backend) -> TrialConfig {
         schedule: Schedule::Constant,
         accumulation: 1,
         precision: Precision::Fp32,
+        cuda_graph: false,
         train_seed: 0,
         strategy: StrategyConfig::Ddp(DdpConfig {
             launch: scenario.parallel.launch,

@@ -95,6 +95,7 @@ pub fn combine(scenario: &Scenario, tree: &Node, auto: Backend) -> Result<Combin
         schedule: scenario.train.schedule.clone(),
         accumulation: scenario.train.accumulation,
         precision: scenario.train.precision,
+        cuda_graph: scenario.train.cuda_graph,
         train_seed: scenario.train.seed,
         strategy,
         backend,
@@ -156,6 +157,7 @@ fn learning_measure(scenario: &Scenario, tree: &Node) -> MeasureConfig {
         timeout_ns,
         trace_steps: 0,
         unsynchronized: false,
+        nvtx: scenario.measure.nvtx,
         smoke: scenario.measure.smoke,
     }
 }
@@ -203,6 +205,10 @@ fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<(String, &'sta
         let instead = "write strategy = \"single\" or \"ddp\"";
         return Some((why.to_owned(), instead));
     }
+    if let Some(why) = no_graph(scenario) {
+        let instead = "leave cuda_graph out";
+        return Some((why.to_owned(), instead));
+    }
     if scenario.train.normalization_batch.is_some()
         && scenario.parallel.strategy != Strategy::Single
     {
@@ -246,6 +252,25 @@ fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<(String, &'sta
             evenly,
         )),
         _ => None,
+    }
+}
+
+/// Why a step of the scenario is no single graph, where it is to be one.
+fn no_graph(scenario: &Scenario) -> Option<&'static str> {
+    if !scenario.train.cuda_graph {
+        return None;
+    }
+    match scenario.parallel.strategy {
+        _ if scenario.kind != Kind::Train => {
+            Some("only kind = \"train\" takes steps that are one CUDA graph")
+        }
+        Strategy::Dp | Strategy::Ddp | Strategy::Zero1 => Some(
+            "a step of devices that exchange is no CUDA graph: one is captured on one device, with the strategies single and independent",
+        ),
+        _ if scenario.train.accumulation > 1 => Some(
+            "a step of several micro-batches is no CUDA graph: each is uploaded while the step goes on",
+        ),
+        Strategy::Single | Strategy::Independent => None,
     }
 }
 
@@ -441,6 +466,7 @@ pub(super) fn measure(scenario: &Scenario) -> MeasureConfig {
         timeout_ns: measure.timeout.as_ns(),
         trace_steps: measure.trace_steps,
         unsynchronized: measure.unsynchronized && synchronizes && scenario.parallel.devices > 1,
+        nvtx: measure.nvtx,
         smoke: measure.smoke,
     }
 }

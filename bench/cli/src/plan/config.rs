@@ -58,6 +58,9 @@ pub struct TrialConfig {
     /// How matrix products and convolutions are computed.
     #[serde(default, skip_serializing_if = "is_fp32")]
     pub precision: Precision,
+    /// Whether a step is launched as one CUDA graph.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub cuda_graph: bool,
     /// Seed of initial parameters and dropout masks.
     pub train_seed: u64,
     /// Who holds a replica, and what is exchanged.
@@ -84,6 +87,10 @@ fn one_thread() -> usize {
 
 fn is_fp32(precision: &Precision) -> bool {
     *precision == Precision::Fp32
+}
+
+fn is_off(on: &bool) -> bool {
+    !*on
 }
 
 fn is_zero(count: &usize) -> bool {
@@ -271,6 +278,9 @@ pub struct MeasureConfig {
     pub trace_steps: usize,
     /// Whether the paired arm with synchronization off runs; never where there is nothing to synchronize.
     pub unsynchronized: bool,
+    /// Whether steps, phases and layers are named for profilers.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub nvtx: bool,
     /// A smoke size: exempt from the shortest times and labelled.
     pub smoke: bool,
 }

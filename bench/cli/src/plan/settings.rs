@@ -117,6 +117,15 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
                 .then(|| config.precision.name().to_owned()),
         ),
         (
+            "train.cuda_graph",
+            (config.backend == Backend::Cuda || config.cuda_graph)
+                .then(|| config.cuda_graph.to_string()),
+        ),
+        (
+            "measure.nvtx",
+            config.measure.nvtx.then(|| true.to_string()),
+        ),
+        (
             "parallel.launch",
             config.strategy.launch().map(str::to_owned),
         ),
@@ -302,6 +311,7 @@ fn named(key: &str, value: &str) -> String {
         "parallel.first_bucket_cap" => format!("first {value}"),
         "train.accumulation" => format!("micro-batches {value}"),
         "parallel.threads" => format!("threads {value}"),
+        "train.cuda_graph" => on_or_off("graph", value),
         "parallel.overlap" => on_or_off("overlap", value),
         "parallel.no_sync" => on_or_off("no_sync", value),
         "parallel.broadcast_buffers" => on_or_off("buffer-broadcast", value),

@@ -7,6 +7,7 @@
 //! Reference: `syncmark_engine::backend::cuda::discovery`.
 use syncmark_engine::backend::cuda::discovery::{self, Lack};
 use syncmark_engine::backend::cuda::library::{self, Library};
+use syncmark_engine::backend::cuda::nvtx;
 use syncmark_engine::comm::nccl;
 
 use crate::agent::launcher::{self, LauncherArg, Start};
@@ -188,6 +189,9 @@ fn refused_on_cpus(config: &TrialConfig) -> Option<String> {
             "`train.precision` is {name}, and CPUs compute products in fp32"
         ));
     }
+    if config.cuda_graph {
+        return Some("`train.cuda_graph` is true, and CPUs have no CUDA graphs".to_owned());
+    }
     (config.strategy.ranks_transport() == Some(Transport::Nccl))
         .then(|| "`parallel.transport` is nccl, which is for GPUs".to_owned())
 }
@@ -199,6 +203,21 @@ pub fn note_shared_gpus(plan: &mut Plan) {
     }
     if let Ok(gpus) = discovery::gpus() {
         note(plan, gpus);
+    }
+}
+
+/// Notes of trials that name ranges for profilers where the library for it is missing.
+pub fn note_missing_nvtx(plan: &mut Plan) {
+    if !plan.trials.iter().any(|trial| trial.config.measure.nvtx) {
+        return;
+    }
+    if let Err(reason) = nvtx::available() {
+        let note = format!("no NVTX ranges (PyPI's nvidia-nvtx has the library): {reason}");
+        for trial in &mut plan.trials {
+            if trial.config.measure.nvtx {
+                trial.notes.push(note.clone());
+            }
+        }
     }
 }
 

@@ -302,6 +302,7 @@ fn gate_config(trial: &TrialConfig, batch: Batch) -> TrialConfig {
         timeout_ns: trial.measure.timeout_ns,
         trace_steps: 0,
         unsynchronized: false,
+        nvtx: false,
         smoke: true,
     };
     let mut optimizer = trial.optimizer.clone();

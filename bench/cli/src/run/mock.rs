@@ -50,6 +50,7 @@ pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
         schedule: Schedule::Constant,
         accumulation: 1,
         precision: Precision::Fp32,
+        cuda_graph: false,
         train_seed: 0,
         strategy: strategy.clone(),
         backend: Backend::Cpu,
@@ -68,6 +69,7 @@ pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
             timeout_ns: 5_000_000_000,
             trace_steps: 2,
             unsynchronized: strategy != StrategyConfig::Single,
+            nvtx: false,
             smoke: true,
         },
     }

@@ -8,6 +8,7 @@ mod ceilings;
 mod collectives;
 mod data;
 mod device;
+mod dispatch;
 mod gate;
 mod layer_cost;
 mod learning;
@@ -19,6 +20,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use syncmark_engine::backend::BackendError;
+use syncmark_engine::backend::cuda::nvtx;
 use syncmark_engine::ceiling::CeilingError;
 use syncmark_engine::program::BuildError;
 use syncmark_engine::strategy::StrategyError;
@@ -154,6 +156,7 @@ fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError>
             &witness,
         );
     }
+    name_ranges(assignment);
     let mut participant = Participant::build(assignment, seat)?;
     if participant.first_rank {
         let parameters = participant.strategy.master().program().parameters().len() as u64;
@@ -170,6 +173,14 @@ fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError>
             unsynchronized_first,
         } => measure::run(assignment, participant, *unsynchronized_first),
         Purpose::Gate { steps, outputs, .. } => gate::run(assignment, participant, *steps, outputs),
+    }
+}
+
+/// Names what a step does for profilers, if that is wanted. Nothing is measured by it, so a machine without the library runs the same.
+fn name_ranges(assignment: &Assignment) {
+    if assignment.trial.measure.nvtx {
+        // What is missing has become a note of the trial.
+        let _ = nvtx::enable();
     }
 }
 

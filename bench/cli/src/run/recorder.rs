@@ -57,7 +57,12 @@ impl RepeatFacts<'_> {
 }
 
 /// Passes in the order of their spool numbers.
-pub const PASSES: [Pass; 3] = [Pass::Window, Pass::Unsynchronized, Pass::Traced];
+pub const PASSES: [Pass; 4] = [
+    Pass::Window,
+    Pass::Unsynchronized,
+    Pass::Traced,
+    Pass::Dispatch,
+];
 
 /// The number of a pass in a spool.
 pub fn pass_number(pass: Pass) -> u8 {

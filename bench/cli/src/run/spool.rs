@@ -246,6 +246,12 @@ mod tests {
             Event::Measured {
                 sent_bytes: u64::MAX,
             },
+            Event::Dispatch {
+                step: 3,
+                dispatch_ns: 1,
+                upload_ns: 2,
+                device_ns: u64::MAX,
+            },
             Event::Memory {
                 device: 9,
                 bytes: [1, 2, 3, 4, 5, 6],

@@ -64,6 +64,7 @@ pub fn row(
         backend: config.backend.name().into(),
         precision: (training && config.backend == Backend::Cuda)
             .then(|| config.precision.name().to_owned()),
+        cuda_graph: (training && config.backend == Backend::Cuda).then_some(config.cuda_graph),
         devices: config.devices as u32,
         threads: training.then_some(config.threads as u32),
         scaling: if config.scaling == Scaling::Weak {

@@ -142,6 +142,7 @@ fn few_steps(trial: &TrialConfig) -> TrialConfig {
         timeout_ns: trial.measure.timeout_ns,
         trace_steps: 0,
         unsynchronized: false,
+        nvtx: false,
         smoke: true,
     };
     let work = match &trial.work {

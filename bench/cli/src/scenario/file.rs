@@ -309,6 +309,8 @@ pub struct Measure {
     pub unsynchronized: bool,
     /// Repeats run side by side, as many as have cores of their own; only with `kind = "learning"`, which times nothing.
     pub concurrent: bool,
+    /// Name steps, phases and layers for NVIDIA's profilers (NVTX ranges), where that library is installed.
+    pub nvtx: bool,
     /// A smoke size: too short to cite, labelled so wherever it is shown, and free of the shortest times.
     pub smoke: bool,
 }
@@ -367,6 +369,7 @@ impl Default for Measure {
             seed: 0,
             unsynchronized: true,
             concurrent: false,
+            nvtx: false,
             smoke: false,
         }
     }

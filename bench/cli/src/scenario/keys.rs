@@ -8,7 +8,7 @@ use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Place, Value};
 
 /// Every key that a sweep or variant can set.
-pub const SETTINGS: [&str; 92] = [
+pub const SETTINGS: [&str; 94] = [
     "model.preset",
     "model.layers",
     "model.input",
@@ -53,6 +53,7 @@ pub const SETTINGS: [&str; 92] = [
     "train.schedule.cosine.minimum",
     "train.accumulation",
     "train.precision",
+    "train.cuda_graph",
     "train.learning_rate_batch",
     "train.seed",
     "train.epochs",
@@ -100,6 +101,7 @@ pub const SETTINGS: [&str; 92] = [
     "measure.timeout",
     "measure.trace_steps",
     "measure.unsynchronized",
+    "measure.nvtx",
     "measure.smoke",
 ];
 

@@ -50,7 +50,7 @@ pub const MODELS: [(&str, &str); 9] = [
 ];
 
 /// Names and texts of the shipped scenarios.
-pub const SCENARIOS: [(&str, &str); 44] = [
+pub const SCENARIOS: [(&str, &str); 46] = [
     (
         "quickstart",
         include_str!("../../../../scenarios/quickstart.toml"),
@@ -223,6 +223,14 @@ pub const SCENARIOS: [(&str, &str); 44] = [
     (
         "gpu-norm-cost-smoke",
         include_str!("../../../../scenarios/gpu-norm-cost-smoke.toml"),
+    ),
+    (
+        "gpu-dispatch",
+        include_str!("../../../../scenarios/gpu-dispatch.toml"),
+    ),
+    (
+        "gpu-dispatch-smoke",
+        include_str!("../../../../scenarios/gpu-dispatch-smoke.toml"),
     ),
 ];
 

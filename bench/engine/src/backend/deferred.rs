@@ -11,8 +11,8 @@ use crate::backend::cpu::stream::HostCompletion;
 use crate::backend::cpu::worker::{Command, HostData, Worker, WorkerSettings};
 use crate::backend::cpu::{Allocator, download};
 use crate::backend::{
-    Backend, BackendError, Category, Completion, Event, HostSlice, HostSliceMut, HostTask,
-    MemoryUse, Result, Stream,
+    Backend, BackendError, Captured, Category, Completion, Event, HostSlice, HostSliceMut,
+    HostTask, MemoryUse, Result, Stream,
 };
 use crate::comm::HostCall;
 use crate::kernel::Kernel;
@@ -25,7 +25,14 @@ pub struct DeferredBackend {
     streams: [Worker; 2],
     /// Latest event of each stream that a synchronize has covered.
     synchronized: [u64; 2],
+    /// Kernels written down so far, while a capture is under way.
+    capturing: Option<Vec<Kernel>>,
+    captured: Vec<Vec<Kernel>>,
 }
+
+/// What [`DeferredBackend::outside`] refuses.
+const IN_CAPTURE: BackendError =
+    BackendError::Unsupported("anything but kernels of the compute stream in what is captured");
 
 impl DeferredBackend {
     /// Starts both streams; `seed` picks their delays.
@@ -55,7 +62,17 @@ impl DeferredBackend {
             allocator,
             streams,
             synchronized: [0; 2],
+            capturing: None,
+            captured: Vec::new(),
         })
+    }
+
+    /// Refuses what a graph on a GPU could not hold either.
+    fn outside(&self) -> Result<()> {
+        match self.capturing {
+            Some(_) => Err(IN_CAPTURE),
+            None => Ok(()),
+        }
     }
 
     fn stream(&mut self, on: Stream) -> &mut Worker {
@@ -83,14 +100,23 @@ impl DeferredBackend {
 
 impl Backend for DeferredBackend {
     fn allocate(&mut self, category: Category, dtype: Dtype, len: usize) -> Result<Span> {
+        self.outside()?;
         self.allocator.allocate(category, dtype, len)
     }
 
     fn launch(&mut self, on: Stream, kernel: Kernel) -> Result<()> {
+        if on == Stream::Compute
+            && let Some(kernels) = &mut self.capturing
+        {
+            kernels.push(kernel);
+            return Ok(());
+        }
+        self.outside()?;
         self.stream(on).push(Command::Kernel(kernel))
     }
 
     fn upload(&mut self, on: Stream, from: HostSlice<'_>, to: Span) -> Result<()> {
+        self.outside()?;
         self.stream(on).push(Command::Upload {
             from: HostData::copied(from),
             to,
@@ -98,6 +124,7 @@ impl Backend for DeferredBackend {
     }
 
     fn download(&mut self, from: Span, to: HostSliceMut<'_>) -> Result<()> {
+        self.outside()?;
         self.drain()?;
         // SAFETY: both streams are empty.
         unsafe { download(&self.allocator.memory, from, to) };
@@ -127,6 +154,7 @@ impl Backend for DeferredBackend {
     }
 
     fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {
+        self.outside()?;
         self.stream(on).push(Command::Wait(completion.clone()))
     }
 
@@ -137,6 +165,7 @@ impl Backend for DeferredBackend {
         task: &Arc<dyn HostTask>,
         call: HostCall,
     ) -> Result<Event> {
+        self.outside()?;
         let sequence = self
             .stream(on)
             .host(after.clone(), Arc::clone(task), call)?;
@@ -147,6 +176,7 @@ impl Backend for DeferredBackend {
     }
 
     fn synchronize(&mut self) -> Result<()> {
+        self.outside()?;
         let drained = self.drain();
         self.synchronized = [0, 1].map(|stream| self.streams[stream].next_sequence() - 1);
         drained
@@ -158,6 +188,25 @@ impl Backend for DeferredBackend {
 
     fn begin_ns(&mut self, event: Event) -> Result<u64> {
         Ok(self.times(event)?.0)
+    }
+
+    fn begin_capture(&mut self) -> Result<()> {
+        self.outside()?;
+        self.capturing = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&mut self) -> Result<Captured> {
+        let nothing = BackendError::Unsupported("the end of a capture that was not begun");
+        self.captured.push(self.capturing.take().ok_or(nothing)?);
+        Ok(Captured(self.captured.len() - 1))
+    }
+
+    fn replay(&mut self, captured: Captured) -> Result<()> {
+        self.outside()?;
+        let [compute, _] = &mut self.streams;
+        let mut kernels = self.captured[captured.0].iter();
+        kernels.try_for_each(|kernel| compute.push(Command::Kernel(*kernel)))
     }
 
     fn memory_use(&self) -> MemoryUse {

@@ -36,6 +36,10 @@ pub struct Event {
     pub sequence: u64,
 }
 
+/// Work that a backend has captured and can enqueue again as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Captured(pub(crate) usize);
+
 /// What memory is for; the report's memory chart shows these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Category {
@@ -219,6 +223,30 @@ pub trait Backend: Send {
     /// # Errors
     /// As [`Backend::time_ns`].
     fn begin_ns(&mut self, event: Event) -> Result<u64>;
+    /// From now on kernels for the compute stream are written down instead of run, until [`Backend::end_capture`]. What is uploaded,
+    /// downloaded, allocated or waited for meanwhile cannot be captured and fails, and so does a kernel that would need more
+    /// scratch than was there: run what is captured at least once before.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] where nothing can be captured, or while something is.
+    fn begin_capture(&mut self) -> Result<()> {
+        Err(BackendError::Unsupported("capturing the work of a step"))
+    }
+    /// Ends what [`Backend::begin_capture`] began, also after a failure. Nothing of it has run.
+    ///
+    /// # Errors
+    /// When there is nothing to end, or the device cannot make one piece of it.
+    fn end_capture(&mut self) -> Result<Captured> {
+        Err(BackendError::Unsupported("capturing the work of a step"))
+    }
+    /// Enqueues on the compute stream what was captured, with the same operands.
+    ///
+    /// # Errors
+    /// The sticky failure of the stream, if it has one.
+    fn replay(&mut self, captured: Captured) -> Result<()> {
+        let _ = captured;
+        Err(BackendError::Unsupported("capturing the work of a step"))
+    }
     /// Bytes allocated so far.
     fn memory_use(&self) -> MemoryUse;
     /// A handle to this device's memory where that is the host's: what [`HostTask`]s of other devices copy from.

@@ -13,6 +13,7 @@ mod values;
 
 use std::ops::Range;
 
+use crate::backend::cuda::nvtx;
 use crate::backend::{Backend, BackendError};
 use crate::kernel::Kernel;
 use crate::layer::{Layer, NormStatistics, Result, Step, Wires};
@@ -234,6 +235,7 @@ impl Program {
         if step.batch == 0 && !node.layer.meets_ranks() {
             return Ok(());
         }
+        let _range = nvtx::range(format_args!("{i}.{} forward", node.layer.kind()));
         node.layer.forward(step, &node.wires)
     }
 
@@ -266,6 +268,7 @@ impl Program {
                 Ok(())
             };
         }
+        let _range = nvtx::range(format_args!("{i}.{} backward", node.layer.kind()));
         node.layer.backward(step, &node.wires)
     }
 

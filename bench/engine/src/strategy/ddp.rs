@@ -13,6 +13,7 @@ use super::hook::{Bucket, Compression, Hook, HookPlace};
 use super::ranks::{self, Words, in_order, with_group};
 use super::replica::{Replica, ReplicaSettings};
 use super::{Evaluation, Result, Strategy};
+use crate::backend::cuda::nvtx;
 use crate::backend::{Backend, Category, Event, Stream};
 use crate::comm::{Communicator, Count};
 use crate::data::HostBatch;
@@ -209,6 +210,7 @@ impl Ddp {
     fn backward(&mut self, len: usize, reduces: bool) -> Result<()> {
         let (mut ready, mut next) = (0, 0);
         self.forget_found();
+        let _range = nvtx::range(format_args!("backward"));
         let opened = self.replica.trace.open(&mut *self.replica.backend);
         for i in (0..self.replica.program.len()).rev() {
             let Self {
@@ -248,6 +250,7 @@ impl Ddp {
 
     fn reduce_bucket(&mut self, index: usize) -> Result<()> {
         self.keep_exact(index)?;
+        let _range = nvtx::range(format_args!("all-reduce of bucket {index}"));
         let Replica { backend, trace, .. } = &mut self.replica;
         let bucket = Bucket {
             range: self.buckets.range(index),
@@ -293,8 +296,9 @@ impl Ddp {
 
 impl Strategy for Ddp {
     fn step(&mut self, batch: HostBatch<'_>, probe: &mut dyn Probe) -> Result<()> {
+        let _range = nvtx::range(format_args!("step"));
         self.replica.check(&batch, self.replica.max_batch())?;
-        self.replica.trace.start(probe.tracing());
+        self.replica.trace.begin(probe);
         let done = self.take_step(batch);
         self.report(done)?;
         Ok(self.replica.trace.emit(&mut *self.replica.backend, probe)?)

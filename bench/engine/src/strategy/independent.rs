@@ -73,6 +73,10 @@ impl Strategy for Independent {
         &mut self.replica
     }
 
+    fn capture_steps(&mut self) -> Result<()> {
+        self.replica.capture_steps()
+    }
+
     /// There is nothing to synchronize.
     fn set_synchronize(&mut self, _: bool) {}
 }

@@ -6,6 +6,7 @@
 pub mod bucket;
 pub mod ddp;
 pub mod dp;
+mod graph;
 pub mod hook;
 pub mod independent;
 mod micro_batch;
@@ -152,6 +153,19 @@ pub trait Strategy: Send {
     /// Whether ranks and devices exchange anything from now on. Off, the same work is done on stale data: what a step
     /// costs without communication.
     fn set_synchronize(&mut self, on: bool);
+
+    /// From now on a step is captured once for each batch size, after some that are not, and enqueued as a whole by those that follow.
+    /// Results are the same, to the bit.
+    ///
+    /// # Errors
+    /// [`StrategyError::Setting`] where a step cannot be captured: ranks and devices that exchange enqueue more than one device's kernels,
+    /// and micro-batches are uploaded in between.
+    fn capture_steps(&mut self) -> Result<()> {
+        Err(graph::refused(
+            "of devices that exchange",
+            "one device, or replicas that never meet",
+        ))
+    }
 
     /// Blocks until all devices are idle.
     ///

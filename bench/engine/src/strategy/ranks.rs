@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::replica::Replica;
 use super::tracing::{Trace, Watched};
 use super::{Result, StrategyError};
+use crate::backend::cuda::nvtx;
 use crate::backend::{Backend, BackendError, Category, Event, HostSlice, HostSliceMut, Stream};
 use crate::comm::{Communicator, Count};
 use crate::probe::{Phase, now_ns};
@@ -164,6 +165,7 @@ pub(super) fn forward(
     synchronize: bool,
     len: usize,
 ) -> Result<()> {
+    let _range = nvtx::range(format_args!("forward"));
     let opened = replica.trace.open(&mut *replica.backend);
     with_group(replica, communicator, synchronize, |replica, group| {
         replica.forward(len, group)

@@ -8,9 +8,11 @@ mod state;
 use std::ops::Range;
 
 use self::state::Saved;
+use super::graph::Graphs;
 use super::micro_batch::MicroBatch;
 use super::tracing::Trace;
 use super::{Result, StrategyError};
+use crate::backend::cuda::nvtx;
 use crate::backend::{Backend, BackendError, Category, HostSlice, HostSliceMut, Stream};
 use crate::comm::Communicator;
 use crate::data::HostBatch;
@@ -75,6 +77,8 @@ pub struct Replica {
     /// f32, one element: the losses of a step's micro-batches so far; empty with one.
     pub(super) summed_loss: Span,
     pub(super) trace: Trace,
+    /// Captured steps; none where steps are enqueued kernel by kernel.
+    pub(super) graphs: Option<Graphs>,
     saved: Option<Saved>,
     /// The gradients that a backward only adds to: what clearing zeroes.
     accumulated: Vec<Span>,
@@ -148,6 +152,7 @@ impl Replica {
             summed_loss,
             loss,
             trace: Trace::new(s.device),
+            graphs: None,
             saved: None,
             backend,
         };
@@ -222,6 +227,8 @@ impl Replica {
 
     /// Uploads a micro-batch's inputs, labels, and the device-side state.
     pub(super) fn host_to_device(&mut self, micro: &MicroBatch<'_>) -> Result<()> {
+        let _range = nvtx::range(format_args!("host to device"));
+        let since = self.trace.before_upload();
         let opened = self.trace.open(&mut *self.backend);
         self.upload_state(micro.offset)?;
         let samples = micro.samples;
@@ -232,6 +239,7 @@ impl Replica {
             .upload_labels(&mut *self.backend, samples.labels)?;
         self.trace
             .close(&mut *self.backend, Phase::HostToDevice, opened);
+        self.trace.after_upload(&mut *self.backend, since);
         Ok(())
     }
 
@@ -305,6 +313,7 @@ impl Replica {
 
     /// Forward in training mode, on this device alone.
     pub(super) fn forward_alone(&mut self, len: usize) -> std::result::Result<(), BackendError> {
+        let _range = nvtx::range(format_args!("forward"));
         let opened = self.trace.open(&mut *self.backend);
         self.forward(len, None)?;
         self.trace.close(&mut *self.backend, Phase::Forward, opened);
@@ -313,6 +322,7 @@ impl Replica {
 
     /// Backward of all nodes, on this device alone.
     pub(super) fn backward_alone(&mut self, len: usize) -> std::result::Result<(), BackendError> {
+        let _range = nvtx::range(format_args!("backward"));
         let opened = self.trace.open(&mut *self.backend);
         for i in (0..self.program.len()).rev() {
             self.backward_node(i, len, None)?;
@@ -324,6 +334,7 @@ impl Replica {
 
     /// Loss of this device's output and its gradient: the micro-batch's part of the mean over the step's samples.
     pub(super) fn compute_loss(&mut self, micro: &MicroBatch<'_>) -> Result<()> {
+        let _range = nvtx::range(format_args!("loss"));
         let opened = self.trace.open(&mut *self.backend);
         let len = micro.len();
         let (logits, d_logits) = (
@@ -341,12 +352,18 @@ impl Replica {
     /// Updates the parameters, zeroes the gradients, and counts the step.
     pub(super) fn optimize(&mut self) -> Result<()> {
         self.upload_rate()?;
-        (0..self.optimizers.len()).try_for_each(|index| self.update(index))?;
+        self.update_all()?;
         self.end_update()
+    }
+
+    /// Updates all parameters; the step's learning rate must have been uploaded.
+    pub(super) fn update_all(&mut self) -> Result<()> {
+        (0..self.optimizers.len()).try_for_each(|index| self.update(index))
     }
 
     /// Updates the parameters of optimizer `index`; the step's learning rate must have been uploaded.
     pub(super) fn update(&mut self, index: usize) -> Result<()> {
+        let _range = nvtx::range(format_args!("optimizer"));
         let opened = self.trace.open(&mut *self.backend);
         self.optimizers[index].step(&mut *self.backend, self.state)?;
         self.trace
@@ -365,6 +382,7 @@ impl Replica {
 
     /// Makes the next backward start from no gradients: zeroes those that it adds to, and lets it write over the others.
     pub(super) fn clear_gradients(&mut self) -> std::result::Result<(), BackendError> {
+        let _range = nvtx::range(format_args!("zero"));
         let opened = self.trace.open(&mut *self.backend);
         for to in &self.accumulated {
             let zero = Kernel::Fill {

@@ -5,6 +5,7 @@
 use super::replica::{Replica, ReplicaSettings};
 use super::{Result, Strategy, StrategyError};
 use crate::backend::Backend;
+use crate::backend::cuda::nvtx;
 use crate::data::HostBatch;
 use crate::model::Model;
 use crate::optim::OptimizerSettings;
@@ -78,6 +79,10 @@ impl Strategy for Single {
         &mut self.replica
     }
 
+    fn capture_steps(&mut self) -> Result<()> {
+        self.replica.capture_steps()
+    }
+
     /// There is nothing to synchronize.
     fn set_synchronize(&mut self, _: bool) {}
 }
@@ -88,8 +93,13 @@ pub(super) fn step_alone(
     batch: HostBatch<'_>,
     probe: &mut dyn Probe,
 ) -> Result<()> {
+    let _range = nvtx::range(format_args!("step"));
     replica.check(&batch, replica.max_batch())?;
-    replica.trace.start(probe.tracing());
+    replica.trace.begin(probe);
+    if replica.replays() {
+        replica.step_as_graph(batch)?;
+        return Ok(replica.trace.emit(&mut *replica.backend, probe)?);
+    }
     for micro in replica.micro_batches(batch) {
         replica.host_to_device(&micro)?;
         replica.forward_alone(micro.len())?;

@@ -3,7 +3,7 @@
 //! Without tracing nothing is recorded and no time is taken.
 use crate::backend::{Backend, Event, Result, Stream};
 use crate::comm::{Aborter, CollectiveCall, Communicator, Count, Watch};
-use crate::probe::{Phase, PhaseSpan, Probe, Track, now_ns};
+use crate::probe::{Dispatch, Phase, PhaseSpan, Probe, Track, now_ns};
 
 /// When a span began; nothing while no one traces.
 #[must_use]
@@ -18,11 +18,20 @@ struct Mark {
     host_ns: [u64; 2],
 }
 
+/// What is known so far of how long the host enqueues the present step.
+struct Enqueuing {
+    since_ns: u64,
+    uploads_ns: u64,
+    /// When the device has its first micro-batch.
+    begin: Option<Event>,
+}
+
 /// The spans of one device in the present step.
 pub(super) struct Trace {
     device: u16,
     on: bool,
     marks: Vec<Mark>,
+    enqueuing: Option<Enqueuing>,
 }
 
 impl Trace {
@@ -31,6 +40,7 @@ impl Trace {
             device: device as u16,
             on: false,
             marks: Vec::new(),
+            enqueuing: None,
         }
     }
 
@@ -42,6 +52,52 @@ impl Trace {
     pub(super) fn start(&mut self, on: bool) {
         self.on = on;
         self.marks.clear();
+        self.enqueuing = None;
+    }
+
+    /// Begins a step of which `probe` may also want to know how long the host enqueues it.
+    pub(super) fn begin(&mut self, probe: &dyn Probe) {
+        self.start(probe.tracing());
+        self.enqueuing = probe.dispatching().then(|| Enqueuing {
+            since_ns: now_ns(),
+            uploads_ns: 0,
+            begin: None,
+        });
+    }
+
+    /// When an upload begins; nothing while no one wants to know.
+    pub(super) fn before_upload(&self) -> u64 {
+        self.enqueuing.as_ref().map_or(0, |_| now_ns())
+    }
+
+    /// A micro-batch has been uploaded since `since_ns`.
+    pub(super) fn after_upload(&mut self, backend: &mut dyn Backend, since_ns: u64) {
+        if let Some(enqueuing) = &mut self.enqueuing {
+            enqueuing
+                .begin
+                .get_or_insert_with(|| backend.record(Stream::Compute));
+            enqueuing.uploads_ns += now_ns() - since_ns;
+        }
+    }
+
+    /// Waits for the device and tells what its step took, if that is wanted.
+    fn tell(&mut self, backend: &mut dyn Backend, probe: &mut dyn Probe) -> Result<()> {
+        let Some(enqueuing) = self.enqueuing.take() else {
+            return Ok(());
+        };
+        let took = now_ns() - enqueuing.since_ns;
+        let end = backend.record(Stream::Compute);
+        backend.synchronize()?;
+        if let Some(begin) = enqueuing.begin {
+            let (begin, end) = (backend.time_ns(begin)?, backend.time_ns(end)?);
+            probe.dispatch(Dispatch {
+                device: self.device,
+                dispatch_ns: took.saturating_sub(enqueuing.uploads_ns),
+                upload_ns: enqueuing.uploads_ns,
+                device_ns: end.saturating_sub(begin),
+            });
+        }
+        Ok(())
     }
 
     pub(super) fn open(&self, backend: &mut dyn Backend) -> Opened {
@@ -97,6 +153,7 @@ impl Trace {
 
     /// Waits for the device and hands its spans over, in the order in which they were enqueued.
     pub(super) fn emit(&mut self, backend: &mut dyn Backend, probe: &mut dyn Probe) -> Result<()> {
+        self.tell(backend, probe)?;
         if !self.on {
             return Ok(());
         }

@@ -13,6 +13,7 @@ use super::bucket::{BucketCaps, Buckets};
 use super::ranks::{self, Words, in_order, with_group};
 use super::replica::{Replica, ReplicaSettings};
 use super::{Evaluation, Result, Strategy, StrategyError};
+use crate::backend::cuda::nvtx;
 use crate::backend::{Backend, Event, Stream};
 use crate::comm::{Communicator, Count, Reduce, chunk};
 use crate::data::HostBatch;
@@ -166,6 +167,7 @@ impl Zero1 {
         self.pending.clear();
         let elements = self.replica.program.parameters().len();
         let (mut ready, mut next) = (0, 0);
+        let _range = nvtx::range(format_args!("backward"));
         let opened = self.replica.trace.open(&mut *self.replica.backend);
         for i in (0..self.replica.program.len()).rev() {
             with_group(
@@ -276,8 +278,9 @@ impl Zero1 {
 
 impl Strategy for Zero1 {
     fn step(&mut self, batch: HostBatch<'_>, probe: &mut dyn Probe) -> Result<()> {
+        let _range = nvtx::range(format_args!("step"));
         self.replica.check(&batch, self.replica.max_batch())?;
-        self.replica.trace.start(probe.tracing());
+        self.replica.trace.begin(probe);
         let done = self.take_step(batch);
         self.report(done)?;
         Ok(self.replica.trace.emit(&mut *self.replica.backend, probe)?)

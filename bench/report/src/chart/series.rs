@@ -211,6 +211,10 @@ fn settings(trial: &TrialRow) -> Vec<(&'static str, String)> {
             "train.accumulation",
             several.map(|count| format!("{count} micro-batches")),
         ),
+        (
+            "train.cuda_graph",
+            (trial.cuda_graph == Some(true)).then(|| "as one graph".to_owned()),
+        ),
         ("parallel.no_sync", off(trial.no_sync, "each synchronized")),
         (
             "parallel.threads",

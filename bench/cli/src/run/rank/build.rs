@@ -265,7 +265,10 @@ impl Participant {
             Purpose::Gate { global_batch, .. } => data::gate(config, samples, rank, *global_batch)?,
         };
         let spool = spool(assignment, rank)?;
-        let (strategy, meeting) = strategy(assignment, &model, rank, seat.communicator)?;
+        let (mut strategy, meeting) = strategy(assignment, &model, rank, seat.communicator)?;
+        if config.cuda_graph {
+            strategy.capture_steps()?;
+        }
         let first_rank = seat.rank == assignment.rank;
         Ok(Self {
             strategy,

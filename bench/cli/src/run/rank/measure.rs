@@ -13,7 +13,7 @@ use syncmark_record::rows::Pass;
 
 use super::build::Participant;
 use super::witness::Witness;
-use super::{RankError, say};
+use super::{RankError, dispatch, say};
 use crate::run::protocol::{Assignment, Message};
 use crate::run::recorder::{ALGORITHMS, COLLECTIVES, pass_number};
 use crate::run::spool::{CommEvent, Event, Writer};
@@ -47,8 +47,12 @@ pub fn run(
     for pass in passes {
         timed_pass(&mut participant, pass, steps, &witness)?;
     }
-    if measure.trace_steps > 0 {
+    // A graph is one piece: nobody could tell phases within it, and a step without it is another one.
+    if measure.trace_steps > 0 && !assignment.trial.cuda_graph {
         traced_pass(&mut participant, measure.trace_steps as u64)?;
+    }
+    if dispatch::is_told(assignment) {
+        dispatch::pass(&mut participant, measure.trace_steps as u64)?;
     }
     // Before the pass that holds exact gradients beside compressed ones, which no training does.
     memory(&mut participant);

@@ -78,6 +78,22 @@ fn rank_steps(facts: &RepeatFacts<'_>, events: &[Event], pass: Pass, rank: usize
             }
         }
     }
+    if pass == Pass::Dispatch {
+        for event in events {
+            if let Event::Dispatch {
+                step,
+                dispatch_ns,
+                upload_ns,
+                device_ns,
+            } = *event
+                && let Some(row) = rows.iter_mut().find(|row| row.step == step)
+            {
+                row.dispatch_ns = Some(dispatch_ns);
+                row.upload_ns = Some(upload_ns);
+                row.device_ns = Some(device_ns);
+            }
+        }
+    }
     rows
 }
 
@@ -115,6 +131,9 @@ fn empty_step(
         wait_ns: None,
         optimizer_ns: None,
         zero_ns: None,
+        dispatch_ns: None,
+        upload_ns: None,
+        device_ns: None,
     }
 }
 

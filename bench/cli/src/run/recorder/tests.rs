@@ -43,6 +43,7 @@ fn config() -> TrialConfig {
         schedule: Schedule::Constant,
         accumulation: 1,
         precision: Precision::Fp32,
+        cuda_graph: false,
         train_seed: 0,
         strategy: ddp(Launch::Threads),
         backend: Backend::Cpu,
@@ -61,6 +62,7 @@ fn config() -> TrialConfig {
             timeout_ns: 1,
             trace_steps: 1,
             unsynchronized: true,
+            nvtx: false,
             smoke: true,
         },
     }
@@ -110,6 +112,33 @@ fn pass(pass: Pass, start: u64) -> Vec<Event> {
         end_ns: end,
     });
     events
+}
+
+#[test]
+fn host_and_device_are_told_apart_in_their_pass_alone() {
+    let told = |step| Event::Dispatch {
+        step,
+        dispatch_ns: 3 + step,
+        upload_ns: 2,
+        device_ns: 7,
+    };
+    let events = [
+        pass(Pass::Window, 100),
+        vec![step(Pass::Dispatch, 0, 200, 210), told(0)],
+        // A rank that was killed after the step and before what is told of it.
+        vec![step(Pass::Dispatch, 1, 210, 220)],
+    ]
+    .concat();
+    let rows = fold(&config(), &[events]).steps;
+    let times: Vec<_> = rows
+        .iter()
+        .map(|row| (row.pass, row.dispatch_ns, row.upload_ns, row.device_ns))
+        .collect();
+    let none = (Pass::Window, None, None, None);
+    assert_eq!(times[..3], [none; 3]);
+    assert_eq!(times[3], (Pass::Dispatch, Some(3), Some(2), Some(7)));
+    assert_eq!(times[4], (Pass::Dispatch, None, None, None));
+    assert_eq!(rows[3].forward_ns, None, "it has no phases");
 }
 
 #[test]

@@ -52,6 +52,13 @@ pub enum Event {
     Memory { device: u16, bytes: [u64; 6] },
     /// Training loss of a step.
     Loss { step: u64, loss: f64 },
+    /// What the host took to enqueue a step of the pass `dispatch` and to hand its batch over, and the device to compute it.
+    Dispatch {
+        step: u64,
+        dispatch_ns: u64,
+        upload_ns: u64,
+        device_ns: u64,
+    },
     /// Whether all ranks held bit-equal parameters after the window.
     ParametersEqual { equal: bool },
     /// How far a checked step's gradients are from their exact mean; `bucket` is `u16::MAX` for all together.
@@ -210,6 +217,15 @@ impl Event {
                         sent_bytes.unwrap_or(0),
                         uncompressed_bytes.unwrap_or(0),
                     ]);
+            }
+            Self::Dispatch {
+                step,
+                dispatch_ns,
+                upload_ns,
+                device_ns,
+            } => {
+                f.put([11, 0, 0, 0, 0, 0, 0, 0])
+                    .words(&[step, dispatch_ns, upload_ns, device_ns]);
             }
             Self::Measured { sent_bytes } => {
                 f.put([9, 0, 0, 0, 0, 0, 0, 0]).words(&[sent_bytes]);
@@ -378,6 +394,15 @@ impl Event {
                 f.at = 8;
                 Self::Measured {
                     sent_bytes: f.u64(),
+                }
+            }
+            11 => {
+                f.at = 8;
+                Self::Dispatch {
+                    step: f.u64(),
+                    dispatch_ns: f.u64(),
+                    upload_ns: f.u64(),
+                    device_ns: f.u64(),
                 }
             }
             20 => {

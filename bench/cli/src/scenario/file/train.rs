@@ -16,6 +16,9 @@ pub struct Train {
     pub accumulation: usize,
     /// How matrix products and convolutions are computed. CPUs have `fp32` only.
     pub precision: Precision,
+    /// On one GPU with `kind = "train"`: capture a step once as a CUDA graph and launch that, in place of its kernels one by one. The results are
+    /// the same, to the bit.
+    pub cuda_graph: bool,
     /// Samples of a step that the optimizer's learning rate is meant for: it is multiplied by the step's samples over this (the linear rule,
     /// Goyal et al. 2017). Default: it stays as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,6 +161,7 @@ impl Default for Train {
             schedule: Schedule::default(),
             accumulation: 1,
             precision: Precision::Fp32,
+            cuda_graph: false,
             learning_rate_batch: None,
             seed: 0,
             epochs: None,

@@ -164,7 +164,7 @@ pub fn installed() -> Option<PathBuf> {
 }
 
 /// Files of this name in `directory`, or where NVIDIA's wheels have them below it.
-fn candidates(directory: &Path, soname: &str) -> Vec<PathBuf> {
+pub(super) fn candidates(directory: &Path, soname: &str) -> Vec<PathBuf> {
     let mut found = vec![directory.join(soname), directory.join("lib").join(soname)];
     let packages = std::fs::read_dir(directory.join("nvidia"));
     let mut below: Vec<PathBuf> = packages
@@ -260,7 +260,7 @@ fn open(path: &Path, library: Library) -> Result<Handle, String> {
     open_file(path)
 }
 
-fn open_file(path: &Path) -> Result<Handle, String> {
+pub(super) fn open_file(path: &Path) -> Result<Handle, String> {
     // SAFETY: NVIDIA's libraries may be initialised on any thread; nothing of theirs runs before or beside it.
     unsafe { Handle::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.map_err(|error| {
         let source = std::error::Error::source(&error);

@@ -55,6 +55,8 @@ pub(super) struct Memory {
     pub(super) directory: Directory,
     other: Vec<CUdeviceptr>,
     by_category: MemoryUse,
+    /// Whether nothing more may be taken.
+    fixed: bool,
 }
 
 impl Memory {
@@ -65,10 +67,21 @@ impl Memory {
             directory: Directory::default(),
             other: Vec::new(),
             by_category: MemoryUse::default(),
+            fixed: false,
         }
     }
 
+    /// Lets nothing more be taken, or something again: a step that is captured must find all of its scratch.
+    pub(super) fn fix(&mut self, fixed: bool) {
+        self.fixed = fixed;
+    }
+
     fn take(&mut self, category: Category, bytes: usize) -> Result<CUdeviceptr> {
+        if self.fixed {
+            return Err(BackendError::Device(format!(
+                "a step that is captured asks for {bytes} bytes of {category:?} that the steps before it did not take: graphs hold what was there, so no step of one batch size may need more than the first"
+            )));
+        }
         let mut base = 0;
         // SAFETY: the context is the thread's.
         let taken = unsafe { driver::cuMemAlloc_v2(&mut base, bytes.max(64)) };

@@ -11,10 +11,12 @@ pub mod compile;
 pub mod discovery;
 mod dnn;
 pub(crate) mod gpu;
+mod graph;
 mod launch;
 pub mod library;
 mod memory;
 mod module;
+pub mod nvtx;
 pub mod stream;
 
 use crate::backend::cuda::api::driver;
@@ -23,8 +25,8 @@ use std::sync::{Arc, OnceLock};
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
 
 use crate::backend::{
-    Backend, BackendError, Category, Completion, Event, HostSlice, HostSliceMut, HostTask,
-    MemoryUse, Result, Stream,
+    Backend, BackendError, Captured, Category, Completion, Event, HostSlice, HostSliceMut,
+    HostTask, MemoryUse, Result, Stream,
 };
 use crate::comm::HostCall;
 use crate::half::{Bf16, F16};
@@ -33,6 +35,7 @@ use crate::tensor::{Dtype, Span};
 use blas::Blas;
 use dnn::Dnn;
 use gpu::{Gpu, check};
+use graph::Graph;
 pub(crate) use memory::Directory;
 use memory::{Memory, Scratch, Staging};
 use stream::{Clock, DeviceInterval, Queue};
@@ -61,6 +64,9 @@ pub struct CudaBackend {
     failure: Option<BackendError>,
     /// Why a collective that ran here was stopped, by whoever stopped it, on any thread.
     loss: Arc<OnceLock<String>>,
+    graphs: Vec<Graph>,
+    /// Whether the compute stream captures.
+    capturing: bool,
     // Handles go before the streams that they were given, all of it before the memory. Pairs are indexed by [`Stream`].
     blas: [Blas; 2],
     dnn: Dnn,
@@ -122,6 +128,8 @@ impl CudaBackend {
         Ok(Self {
             failure: None,
             loss: Arc::default(),
+            graphs: Vec::new(),
+            capturing: false,
             clock,
             scratch: [Scratch::default(), Scratch::default()],
             dnn: Dnn::new(queues[0].raw, device.precision)?,
@@ -182,6 +190,16 @@ impl CudaBackend {
         })
     }
 
+    /// Refuses what a graph cannot hold, before the driver does, which would end the capture.
+    fn outside(&self) -> Result<()> {
+        match self.capturing {
+            true => Err(BackendError::Unsupported(
+                "anything but kernels of the compute stream in a step that is captured",
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Runs what may fail, unless something has failed before; its failure stays.
     fn guard<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if let Some(failure) = &self.failure {
@@ -209,6 +227,7 @@ impl CudaBackend {
 
 impl Backend for CudaBackend {
     fn allocate(&mut self, category: Category, dtype: Dtype, len: usize) -> Result<Span> {
+        self.outside()?;
         self.guard(|device| {
             let (span, base) = device.memory.allocate(category, dtype, len)?;
             let queue = &mut device.queues[Stream::Compute as usize];
@@ -224,6 +243,9 @@ impl Backend for CudaBackend {
     }
 
     fn launch(&mut self, on: Stream, kernel: Kernel) -> Result<()> {
+        if on == Stream::Communication {
+            self.outside()?;
+        }
         self.guard(|device| launch::run(device, on, &kernel))
     }
 
@@ -237,6 +259,7 @@ impl Backend for CudaBackend {
         if from.is_empty() {
             return Ok(());
         }
+        self.outside()?;
         self.guard(|device| {
             let (stream, to) = (device.raw_stream(on), device.address(to));
             device.staging[on as usize].upload(stream, from, to)
@@ -270,6 +293,7 @@ impl Backend for CudaBackend {
     }
 
     fn wait(&mut self, on: Stream, event: Event) -> Result<()> {
+        self.outside()?;
         self.guard(|device| {
             if on == event.stream {
                 return Ok(());
@@ -284,6 +308,7 @@ impl Backend for CudaBackend {
     }
 
     fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {
+        self.outside()?;
         self.guard(|device| match completion {
             Completion::Device(other) => device.queues[on as usize].wait(other),
             // What a thread of the host has not done, only a thread of the host can wait for.
@@ -304,6 +329,7 @@ impl Backend for CudaBackend {
     }
 
     fn synchronize(&mut self) -> Result<()> {
+        self.outside()?;
         self.guard(|device| {
             for queue in &mut device.queues {
                 queue.synchronize()?;
@@ -329,6 +355,34 @@ impl Backend for CudaBackend {
         })
     }
 
+    fn begin_capture(&mut self) -> Result<()> {
+        self.outside()?;
+        self.guard(|device| {
+            graph::begin(device.raw_stream(Stream::Compute))?;
+            device.memory.fix(true);
+            device.capturing = true;
+            Ok(())
+        })
+    }
+
+    fn end_capture(&mut self) -> Result<Captured> {
+        let nothing = BackendError::Unsupported("the end of a capture that was not begun");
+        std::mem::take(&mut self.capturing)
+            .then_some(())
+            .ok_or(nothing)?;
+        self.memory.fix(false);
+        self.guard(|device| {
+            let graph = Graph::end(&device.gpu, device.raw_stream(Stream::Compute))?;
+            device.graphs.push(graph);
+            Ok(Captured(device.graphs.len() - 1))
+        })
+    }
+
+    fn replay(&mut self, captured: Captured) -> Result<()> {
+        self.outside()?;
+        self.guard(|device| device.graphs[captured.0].launch(device.raw_stream(Stream::Compute)))
+    }
+
     fn memory_use(&self) -> MemoryUse {
         self.memory.by_category()
     }
@@ -349,6 +403,7 @@ impl Drop for CudaBackend {
             for queue in &mut self.queues {
                 let _ = queue.synchronize();
             }
+            self.graphs.clear();
         }
     }
 }

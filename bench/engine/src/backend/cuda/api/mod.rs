@@ -7,11 +7,12 @@
 pub(crate) mod cublas;
 pub(crate) mod cudnn;
 pub(crate) mod driver;
+pub(crate) mod graphs;
 pub(crate) mod nvrtc;
 
 use super::library::Missing;
 
-/// Everything that a device calls.
+/// Everything that a device calls, but for [`graphs`], which who captures loads.
 ///
 /// # Errors
 /// The first library that is missing, or that lacks a function.
