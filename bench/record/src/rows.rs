@@ -412,7 +412,7 @@ pub struct GateRow {
 pub struct CollectiveRow {
     pub trial: String,
     pub repeat: u32,
-    /// `shared` or `tcp`.
+    /// `shared`, `tcp` or `nccl`.
     pub transport: String,
     /// `threads` or `processes`.
     pub launch: String,
@@ -440,6 +440,12 @@ pub struct CollectiveRow {
     pub counted_sent_bytes: Option<f64>,
     pub predicted_sent_bytes: Option<f64>,
     pub measured_sent_bytes: Option<f64>,
+    /// Over `nccl`: what NCCL says that it takes, such as `RING` and `SIMPLE`; empty where it does not say, and of what goes from one rank
+    /// to another.
+    #[serde(default)]
+    pub nccl_algorithm: Option<String>,
+    #[serde(default)]
+    pub nccl_protocol: Option<String>,
 }
 
 /// `layers.csv`: one row per trial, repeat, node of the model and direction.

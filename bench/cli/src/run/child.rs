@@ -4,6 +4,7 @@
 //! bounded here. It has a process group of its own, so that a terminal's ctrl-C reaches only the conductor, and it dies
 //! with the conductor (PR_SET_PDEATHSIG), so that no orphan goes on computing. References: pidfd_open(2), prctl(2).
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,7 +16,8 @@ use std::time::Instant;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::backend::rank_variables;
-use super::protocol::{Assignment, Message};
+use super::nccl_choices;
+use super::protocol::{Assignment, Message, Purpose};
 
 /// Lines of standard error that are kept.
 const TAIL_LINES: usize = 20;
@@ -41,6 +43,14 @@ pub struct Child {
     pub ranks: std::ops::Range<usize>,
 }
 
+/// What makes NCCL say what it takes, where that is what the child is for. It is rank 0 that says it.
+fn log_variables(assignment: &Assignment) -> Vec<(&'static str, OsString)> {
+    match &assignment.purpose {
+        Purpose::Choices { log } if assignment.rank == 0 => nccl_choices::variables(log).into(),
+        _ => Vec::new(),
+    }
+}
+
 impl Child {
     /// Starts `binary rank` with its assignment on standard input.
     ///
@@ -55,6 +65,7 @@ impl Child {
         command
             .arg("rank")
             .envs(rank_variables(&assignment.trial, assignment.rank as usize))
+            .envs(log_variables(assignment))
             .stdin(input(assignment)?)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -147,12 +147,11 @@ fn run_or_give_up(assignment: &Assignment, seat: build::Seat) {
 fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError> {
     if let Work::Collectives(config) = &assignment.trial.work {
         let witness = Witness::new(assignment, seat.rank as usize);
-        return collectives::run(
-            assignment,
-            config,
-            Bench::build(assignment, seat)?,
-            &witness,
-        );
+        let bench = Bench::build(assignment, seat)?;
+        return match &assignment.purpose {
+            Purpose::Choices { .. } => collectives::each_once(config, bench),
+            _ => collectives::run(assignment, config, bench, &witness),
+        };
     }
     let mut participant = Participant::build(assignment, seat)?;
     if participant.first_rank {
@@ -170,6 +169,9 @@ fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError>
             unsynchronized_first,
         } => measure::run(assignment, participant, *unsynchronized_first),
         Purpose::Gate { steps, outputs, .. } => gate::run(assignment, participant, *steps, outputs),
+        Purpose::Choices { .. } => Err(RankError::Assignment(
+            "only collectives are asked what NCCL takes".to_owned(),
+        )),
     }
 }
 
