@@ -23,7 +23,7 @@ use syncmark_record::outcome::Outcome;
 use syncmark_record::rows::{CeilingRow, CollectiveRow, CommRow, LayerRow, TrialRow};
 
 /// Charts that a smoke size must have beside those of every run, as beginnings of file names.
-const CHARTS: [(&str, &[&str]); 21] = [
+const CHARTS: [(&str, &[&str]); 22] = [
     (
         "accumulation-smoke",
         &["throughput-and-step-time-against-accumulated-micro-batches"],
@@ -49,6 +49,10 @@ const CHARTS: [(&str, &[&str]); 21] = [
     (
         "dp-vs-ddp-smoke",
         &["throughput", "time", "bytes", "timeline", "memory"],
+    ),
+    (
+        "gpu-acceptance-smoke",
+        &["collectives", "learning-curves", "throughput"],
     ),
     ("gpu-collectives-smoke", &["collectives"]),
     (

@@ -108,7 +108,7 @@ fn subtitle(data: &RunData) -> String {
 fn cautions(data: &RunData) -> Vec<Block> {
     let gaps = data.gaps.words().into_iter();
     let mut cautions: Vec<Block> = gaps.map(Block::warning).collect();
-    cautions.extend(gpus::not_accepted(&data.trials).map(Block::warning));
+    cautions.extend(gpus::accepted(data.environment.as_ref(), &data.trials));
     let excluded = data
         .trials
         .iter()

@@ -43,12 +43,14 @@ pub struct Child {
     pub ranks: std::ops::Range<usize>,
 }
 
-/// What makes NCCL say what it takes, where that is what the child is for. It is rank 0 that says it.
+/// What makes NCCL say what it takes, and take what it is told to, where that is what the child is for. It is rank 0 that says it.
 fn log_variables(assignment: &Assignment) -> Vec<(&'static str, OsString)> {
-    match &assignment.purpose {
-        Purpose::Choices { log } if assignment.rank == 0 => nccl_choices::variables(log).into(),
-        _ => Vec::new(),
-    }
+    let Purpose::Choices { log, ring } = &assignment.purpose else {
+        return Vec::new();
+    };
+    let pinned = ring.then(nccl_choices::ring).into_iter().flatten();
+    let said = (assignment.rank == 0).then(|| nccl_choices::variables(log));
+    pinned.chain(said.into_iter().flatten()).collect()
 }
 
 impl Child {

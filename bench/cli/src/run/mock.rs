@@ -283,7 +283,7 @@ impl Executor for MockExecutor {
                 outputs.iter().for_each(|path| dump(path, factor));
                 job.label.clone()
             }
-            Purpose::Choices { log } => {
+            Purpose::Choices { log, .. } => {
                 if let Some(text) = self.nccl_log {
                     std::fs::write(log, text).expect("a log");
                 }

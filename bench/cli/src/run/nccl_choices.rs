@@ -78,6 +78,14 @@ fn of_line(line: &str) -> Option<((String, u64), Choice)> {
     Some(((name.to_owned(), bytes.parse().ok()?), choice))
 }
 
+/// What makes NCCL take a ring and its plain protocol, in the processes of all ranks.
+pub fn ring() -> [(&'static str, OsString); 2] {
+    [
+        ("NCCL_ALGO", "Ring".into()),
+        ("NCCL_PROTO", "Simple".into()),
+    ]
+}
+
 /// What makes NCCL write these lines to `log`, in the process of rank 0.
 pub fn variables(log: &Path) -> [(&'static str, OsString); 3] {
     // NCCL puts the host's name and such for a percent sign and a letter.
@@ -123,7 +131,10 @@ pub fn ask(trial: &Trial, executor: &mut dyn Executor, scratch: &Path) -> Result
     let result = executor.execute(&Job {
         label: format!("{}, NCCL's choices", trial.label),
         trial: trial.config.clone(),
-        purpose: Purpose::Choices { log: log.clone() },
+        purpose: Purpose::Choices {
+            log: log.clone(),
+            ring: false,
+        },
         repeat: 0,
         timeout: Duration::from_nanos(trial.config.measure.timeout_ns),
     })?;

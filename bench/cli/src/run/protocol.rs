@@ -89,6 +89,8 @@ pub enum Purpose {
     Choices {
         /// Where rank 0's NCCL writes, as the variables of its process say.
         log: PathBuf,
+        /// Whether NCCL is told to take a ring, whose bytes are known.
+        ring: bool,
     },
 }
 

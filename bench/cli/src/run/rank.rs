@@ -26,6 +26,7 @@ use syncmark_engine::strategy::StrategyError;
 use super::protocol::{Assignment, ErrorKind, Message, PROTOCOL_VERSION, Purpose};
 use super::spool::SpoolError;
 use build::{Bench, Participant, Ranks};
+pub use data::batches;
 use witness::Witness;
 
 use crate::plan::config::Work;
