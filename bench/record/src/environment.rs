@@ -173,6 +173,7 @@ pub(crate) fn sample() -> Environment {
                 cores: vec![0],
             }],
         }),
+        acceptance: Some(Acceptance::default()),
     }
 }
 
@@ -201,6 +202,7 @@ mod tests {
             "auto_backend",
             "resumed",
             "launched",
+            "acceptance",
         ] {
             fields.remove(newer).unwrap();
         }

@@ -108,7 +108,12 @@ fn subtitle(data: &RunData) -> String {
 fn cautions(data: &RunData) -> Vec<Block> {
     let gaps = data.gaps.words().into_iter();
     let mut cautions: Vec<Block> = gaps.map(Block::warning).collect();
-    cautions.extend(gpus::accepted(data.environment.as_ref(), &data.trials));
+    let environment = data.environment.as_ref();
+    cautions.extend(gpus::accepted(
+        environment.and_then(|e| e.acceptance.as_ref()),
+        environment.and_then(|e| e.cuda.as_ref()),
+        &data.trials,
+    ));
     let excluded = data
         .trials
         .iter()

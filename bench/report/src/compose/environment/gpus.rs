@@ -1,7 +1,6 @@
 //! GPUs and NVIDIA's libraries in the section Environment.
 //!
 //! Contract: nothing is said of a machine without a driver, or of a folder from before GPUs were recorded.
-use syncmark_record::Environment;
 use syncmark_record::acceptance::{Acceptance, CheckState};
 use syncmark_record::environment::gpu::{Cuda, CudaLibrary, Gpu};
 use syncmark_record::rows::TrialRow;
@@ -62,7 +61,8 @@ pub(in crate::compose) fn named(cuda: Option<&Cuda>, trials: &[TrialRow]) -> Opt
 
 /// What stands beside figures of several GPUs: what accepts them, or that nothing does.
 pub(in crate::compose) fn accepted(
-    environment: Option<&Environment>,
+    acceptance: Option<&Acceptance>,
+    machine: Option<&Cuda>,
     trials: &[TrialRow],
 ) -> Option<Block> {
     let on_gpus = trials.iter().filter(|trial| trial.backend == CUDA);
@@ -70,8 +70,6 @@ pub(in crate::compose) fn accepted(
     if devices < 2 {
         return None;
     }
-    let acceptance = environment.and_then(|e| e.acceptance.as_ref());
-    let machine = environment.and_then(|e| e.cuda.as_ref());
     match (acceptance, machine) {
         // What it says of itself is not enough.
         (Some(acceptance), Some(cuda)) if acceptance.covers(cuda, devices) => {
@@ -186,11 +184,24 @@ mod tests {
 
     #[test]
     fn several_gpus_are_not_accepted() {
-        let said = |backend, devices| accepted(None, &[trial(backend, devices)]);
+        let said = |backend, devices| accepted(None, None, &[trial(backend, devices)]);
         let warning = format!("{:?}", said("cuda", 2).unwrap());
         assert!(warning.contains("Multi-GPU not accepted here"), "{warning}");
         assert_eq!(said("cuda", 1), None);
         assert_eq!(said("cpu", 2), None);
+    }
+
+    fn machine(uuids: [&str; 2]) -> Cuda {
+        Cuda {
+            driver: Some("580".into()),
+            gpus: uuids.map(gpu_of).to_vec(),
+            libraries: vec![CudaLibrary {
+                name: "NCCL".into(),
+                version: Some("2.28.9".into()),
+                ..CudaLibrary::default()
+            }],
+            ..Cuda::default()
+        }
     }
 
     fn compared(state: CheckState) -> Acceptance {
@@ -200,16 +211,6 @@ mod tests {
             required,
             words: "1e-7 away".into(),
             figures: Default::default(),
-        };
-        let cuda = Cuda {
-            driver: Some("580".into()),
-            gpus: vec![gpu_of("GPU-a"), gpu_of("GPU-b")],
-            libraries: vec![CudaLibrary {
-                name: "NCCL".into(),
-                version: Some("2.28.9".into()),
-                ..CudaLibrary::default()
-            }],
-            ..Cuda::default()
         };
         let mut acceptance = Acceptance {
             date: "2026-01-02T03:04:05Z".into(),
@@ -223,7 +224,7 @@ mod tests {
             ],
             ..Acceptance::default()
         }
-        .on(&cuda);
+        .on(&machine(["GPU-a", "GPU-b"]));
         acceptance.accepted = acceptance.accepts();
         acceptance
     }
@@ -232,6 +233,29 @@ mod tests {
         Gpu {
             uuid: Some(uuid.into()),
             ..Gpu::default()
+        }
+    }
+
+    /// The machine that was accepted says so; another one, more devices, or an acceptance that is none, does not.
+    #[test]
+    fn only_the_machine_that_was_compared_is_accepted() {
+        let said = |state, machine: &Cuda, devices| {
+            let acceptance = compared(state);
+            let block = accepted(Some(&acceptance), Some(machine), &[trial("cuda", devices)]);
+            format!("{block:?}")
+        };
+        let own = machine(["GPU-a", "GPU-b"]);
+        let accepts = |words: &str| words.contains("Multi-GPU accepted here on 2026-01-02");
+        assert!(accepts(&said(CheckState::Passed, &own, 2)));
+        let refused = [
+            said(CheckState::Passed, &own, 3),
+            said(CheckState::Passed, &machine(["GPU-a", "GPU-c"]), 2),
+            said(CheckState::Failed, &own, 2),
+            said(CheckState::Skipped, &own, 2),
+        ];
+        for words in refused {
+            assert!(!accepts(&words), "{words}");
+            assert!(words.contains(NOT_ACCEPTED), "{words}");
         }
     }
 
