@@ -64,9 +64,9 @@ impl Found {
     }
 
     fn judged<const N: usize>(good: bool, words: String, figures: [(&str, f64); N]) -> Self {
-        let figures = figures
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value));
+        // JSON has no other numbers.
+        let finite = figures.into_iter().filter(|(_, value)| value.is_finite());
+        let figures = finite.map(|(name, value)| (name.to_owned(), value));
         Self {
             state: if good {
                 CheckState::Passed

@@ -4,7 +4,6 @@
 //! bounded here. It has a process group of its own, so that a terminal's ctrl-C reaches only the conductor, and it dies
 //! with the conductor (PR_SET_PDEATHSIG), so that no orphan goes on computing. References: pidfd_open(2), prctl(2).
 use std::collections::VecDeque;
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::backend::rank_variables;
 use super::nccl_choices;
-use super::protocol::{Assignment, Message, Purpose};
+use super::protocol::{Assignment, Message};
 
 /// Lines of standard error that are kept.
 const TAIL_LINES: usize = 20;
@@ -43,16 +42,6 @@ pub struct Child {
     pub ranks: std::ops::Range<usize>,
 }
 
-/// What makes NCCL say what it takes, and take what it is told to, where that is what the child is for. It is rank 0 that says it.
-fn log_variables(assignment: &Assignment) -> Vec<(&'static str, OsString)> {
-    let Purpose::Choices { log, ring } = &assignment.purpose else {
-        return Vec::new();
-    };
-    let pinned = ring.then(nccl_choices::ring).into_iter().flatten();
-    let said = (assignment.rank == 0).then(|| nccl_choices::variables(log));
-    pinned.chain(said.into_iter().flatten()).collect()
-}
-
 impl Child {
     /// Starts `binary rank` with its assignment on standard input.
     ///
@@ -67,7 +56,10 @@ impl Child {
         command
             .arg("rank")
             .envs(rank_variables(&assignment.trial, assignment.rank as usize))
-            .envs(log_variables(assignment))
+            .envs(nccl_choices::of_process(
+                &assignment.purpose,
+                assignment.rank,
+            ))
             .stdin(input(assignment)?)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -78,23 +78,29 @@ fn of_line(line: &str) -> Option<((String, u64), Choice)> {
     Some(((name.to_owned(), bytes.parse().ok()?), choice))
 }
 
-/// What makes NCCL take a ring and its plain protocol, in the processes of all ranks.
-pub fn ring() -> [(&'static str, OsString); 2] {
-    [
-        ("NCCL_ALGO", "Ring".into()),
-        ("NCCL_PROTO", "Simple".into()),
-    ]
-}
-
-/// What makes NCCL write these lines to `log`, in the process of rank 0.
-pub fn variables(log: &Path) -> [(&'static str, OsString); 3] {
-    // NCCL puts the host's name and such for a percent sign and a letter.
-    let file = log.to_string_lossy().replace('%', "%%");
-    [
-        ("NCCL_DEBUG", "INFO".into()),
-        ("NCCL_DEBUG_SUBSYS", "TUNING".into()),
-        ("NCCL_DEBUG_FILE", file.into()),
-    ]
+/// What the process of rank `rank` needs in its environment where it is to say what NCCL takes, or to take a ring; else nothing.
+pub fn of_process(purpose: &Purpose, rank: u32) -> Vec<(&'static str, OsString)> {
+    let Purpose::Choices { log, ring } = purpose else {
+        return Vec::new();
+    };
+    let mut variables: Vec<(&'static str, OsString)> = Vec::new();
+    // Rank 0 alone writes down what all ranks take.
+    if rank == 0 {
+        // NCCL puts the host's name and such for a percent sign and a letter.
+        let file = log.to_string_lossy().replace('%', "%%");
+        variables.extend([
+            ("NCCL_DEBUG", "INFO".into()),
+            ("NCCL_DEBUG_SUBSYS", "TUNING".into()),
+            ("NCCL_DEBUG_FILE", file.into()),
+        ]);
+    }
+    if *ring {
+        variables.extend([
+            ("NCCL_ALGO", "Ring".into()),
+            ("NCCL_PROTO", "Simple".into()),
+        ]);
+    }
+    variables
 }
 
 /// How asking NCCL ended.
@@ -198,11 +204,27 @@ node-1:4711:4711 [0] NCCL INFO Broadcast: 64 Bytes -> Algo 1 proto 2 time 6.8000
     }
 
     #[test]
-    fn the_name_of_the_log_is_taken_as_it_is() {
-        let [.., (name, file)] = variables(Path::new("/tmp/100%h/nccl.log"));
+    fn rank_0_alone_logs_and_all_take_the_ring() {
+        let asked = |ring, rank| {
+            let log = "/tmp/100%h/nccl.log".into();
+            of_process(&Purpose::Choices { log, ring }, rank)
+        };
+        let names = |variables: &[(&'static str, OsString)]| -> Vec<&'static str> {
+            variables.iter().map(|(name, _)| *name).collect()
+        };
+        let first = asked(false, 0);
+        let logs = ["NCCL_DEBUG", "NCCL_DEBUG_SUBSYS", "NCCL_DEBUG_FILE"];
+        assert_eq!(names(&first), logs);
         assert_eq!(
-            (name, file),
-            ("NCCL_DEBUG_FILE", "/tmp/100%%h/nccl.log".into())
+            first[2].1, "/tmp/100%%h/nccl.log",
+            "its name is taken as it is"
         );
+        assert!(asked(false, 1).is_empty());
+        assert_eq!(names(&asked(true, 1)), ["NCCL_ALGO", "NCCL_PROTO"]);
+        assert_eq!(asked(true, 0).len(), 5);
+        let measure = Purpose::Measure {
+            unsynchronized_first: false,
+        };
+        assert!(of_process(&measure, 0).is_empty());
     }
 }
