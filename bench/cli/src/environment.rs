@@ -172,6 +172,7 @@ pub fn describe(root: &Root, variables: impl IntoIterator<Item = (String, String
         variables: allowed(variables),
         resumed: Vec::new(),
         launched: None,
+        acceptance: None,
     }
 }
 

@@ -18,6 +18,7 @@ pub mod layers_summary;
 pub mod learning_summary;
 pub mod ledger;
 pub mod meeting;
+pub mod nccl_choices;
 pub mod norms_summary;
 pub mod predict;
 pub mod progress;

@@ -223,3 +223,32 @@ fn collectives_alone_go_over_nccl_on_gpus() {
     assert_eq!(config.strategy.transport(), Some("nccl"));
     assert_eq!(plan.trials[0].settings["parallel.transport"], "nccl");
 }
+
+/// What accepts GPUs exchanges alone, learns where an end is given, and is timed where none is: all on the same devices.
+#[test]
+fn an_acceptance_exchanges_learns_and_is_timed() {
+    let variants = "[parallel]\nstrategy = \"ddp\"\ndevices = 4\nbackend = \"cuda\"\n\
+        [[variant]]\nname = \"losses\"\nset = { \"train.steps\" = 5 }\n\
+        [[variant]]\nname = \"step\"\nset = { \"data.batch_size\" = 16 }\n";
+    let request = format!("{DIGITS}{variants}");
+    let plan = planned("acceptance", &request, Backend::Cpu).unwrap_or_else(|e| panic!("{e}"));
+    let works: Vec<&Work> = plan.trials.iter().map(|trial| &trial.config.work).collect();
+    assert!(
+        matches!(
+            works[..],
+            [Work::Learning(_), Work::Train, Work::Collectives(_)]
+        ),
+        "{works:?}"
+    );
+    for trial in &plan.trials {
+        assert_eq!(trial.config.devices, 4, "{}", trial.label);
+        let transport = trial.config.strategy.ranks_transport();
+        assert_eq!(transport, Some(Transport::Nccl), "{}", trial.label);
+    }
+    let error = planned("acceptance", "", Backend::Cpu).unwrap_err();
+    assert!(error.contains("the section `data` is missing"), "{error}");
+    // Its collectives are checked as those of the kind `collectives` are.
+    let slip = format!("{request}[collectives]\nfactor = 1\n");
+    let error = planned("acceptance", &slip, Backend::Cpu).unwrap_err();
+    assert!(error.contains("collectives.factor"), "{error}");
+}

@@ -23,7 +23,7 @@ use syncmark_record::outcome::Outcome;
 use syncmark_record::rows::{CeilingRow, CollectiveRow, CommRow, LayerRow, TrialRow};
 
 /// Charts that a smoke size must have beside those of every run, as beginnings of file names.
-const CHARTS: [(&str, &[&str]); 21] = [
+const CHARTS: [(&str, &[&str]); 23] = [
     (
         "accumulation-smoke",
         &["throughput-and-step-time-against-accumulated-micro-batches"],
@@ -51,6 +51,11 @@ const CHARTS: [(&str, &[&str]); 21] = [
         &["throughput", "time", "bytes", "timeline", "memory"],
     ),
     ("gpu-dispatch-smoke", &["throughput", "time", "memory"]),
+    (
+        "gpu-acceptance-smoke",
+        &["collectives", "learning-curves", "throughput"],
+    ),
+    ("gpu-collectives-smoke", &["collectives"]),
     (
         "gpu-dp-vs-ddp-smoke",
         &["throughput", "time", "bytes", "timeline", "memory"],
@@ -234,6 +239,10 @@ fn bytes_agree(name: &str, folder: &RunFolder) {
     }
     for row in folder.read::<CollectiveRow>().expect("collectives") {
         assert!(row.checked && row.wrong_elements == 0, "{name}: {row:?}");
+        if row.transport == "nccl" {
+            nccl_says_what_it_takes(name, &row);
+            continue;
+        }
         assert_eq!(
             row.predicted_sent_bytes, row.counted_sent_bytes,
             "{name}: {row:?}"
@@ -245,6 +254,16 @@ fn bytes_agree(name: &str, folder: &RunFolder) {
     for trial in trials.iter().filter(timed) {
         nodes_are_timed(trial, nodes.iter().filter(|row| row.trial == trial.trial));
     }
+}
+
+/// NCCL's algorithm and protocol are known of what has one, and its bytes are predicted where that is a ring.
+fn nccl_says_what_it_takes(name: &str, row: &CollectiveRow) {
+    let straight = matches!(row.collective.as_str(), "scatter" | "gather" | "send_recv");
+    assert_eq!(row.counted_sent_bytes, None, "{name}: {row:?}");
+    let unknown = row.nccl_algorithm.is_none() && row.nccl_protocol.is_none();
+    assert_eq!(unknown, straight, "{name}: {row:?}");
+    let ring = straight || row.nccl_algorithm.as_deref() == Some("RING");
+    assert_eq!(row.predicted_sent_bytes.is_some(), ring, "{name}: {row:?}");
 }
 
 /// Each repeat of what is held against a ceiling has its own. They are those of CPUs and of what these exchange.
@@ -327,6 +346,7 @@ fn files_are_there(name: &str, folder: &RunFolder) {
     for file in FILES {
         let untraced = [
             "collectives",
+            "gpu-collectives",
             "bn-batch-size",
             "norm-convergence",
             "norm-text",

@@ -12,6 +12,8 @@ use gpu::Cuda;
 use machine::{Build, Machine};
 use serde::{Deserialize, Serialize};
 
+use crate::acceptance::Acceptance;
+
 /// Version of the run folder's format, counted up when a reader of the older one would misread a newer folder.
 pub const FORMAT_VERSION: u32 = 1;
 
@@ -83,6 +85,9 @@ pub struct Environment {
     /// The processes of a launcher, where one started this run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launched: Option<Launched>,
+    /// What accepted the several GPUs of this machine, where something has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acceptance: Option<Acceptance>,
 }
 
 /// A run whose ranks a launcher started.
@@ -168,6 +173,7 @@ pub(crate) fn sample() -> Environment {
                 cores: vec![0],
             }],
         }),
+        acceptance: Some(Acceptance::default()),
     }
 }
 
@@ -196,6 +202,7 @@ mod tests {
             "auto_backend",
             "resumed",
             "launched",
+            "acceptance",
         ] {
             fields.remove(newer).unwrap();
         }

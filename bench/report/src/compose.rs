@@ -109,7 +109,12 @@ fn subtitle(data: &RunData) -> String {
 fn cautions(data: &RunData) -> Vec<Block> {
     let gaps = data.gaps.words().into_iter();
     let mut cautions: Vec<Block> = gaps.map(Block::warning).collect();
-    cautions.extend(gpus::not_accepted(&data.trials).map(Block::warning));
+    let environment = data.environment.as_ref();
+    cautions.extend(gpus::accepted(
+        environment.and_then(|e| e.acceptance.as_ref()),
+        environment.and_then(|e| e.cuda.as_ref()),
+        &data.trials,
+    ));
     let excluded = data
         .trials
         .iter()

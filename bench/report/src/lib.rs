@@ -16,6 +16,7 @@ pub mod gaps;
 pub mod html;
 pub mod learning;
 pub mod markdown;
+pub mod nccl;
 pub mod nodes;
 pub mod norm_cost;
 pub mod phase_totals;

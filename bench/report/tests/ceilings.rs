@@ -240,6 +240,8 @@ fn collective(trial: &str, repeat: u32, collective: &str, busbw: f64) -> Collect
         counted_sent_bytes: Some(1.0),
         predicted_sent_bytes: Some(1.0),
         measured_sent_bytes: None,
+        nccl_algorithm: None,
+        nccl_protocol: None,
     }
 }
 

@@ -5,11 +5,13 @@
 //! The story of the measuring itself is [`crate::run::conductor`]. Exit statuses are those of `syncmark run --help`.
 use std::path::{Path, PathBuf};
 
+use syncmark_record::acceptance::Acceptance;
 use syncmark_record::rows::TrialRow;
 use syncmark_record::{Environment, FolderError, RunFolder};
 use syncmark_report::answer::answer;
 use syncmark_report::run_data::RunData;
 
+use crate::acceptance;
 use crate::agent::crew::Crew;
 use crate::args::RunArgs;
 use crate::cmd::launch::{Part, part};
@@ -103,6 +105,18 @@ fn here(plan: &Plan, scenario: &str, crew: Option<&Crew>) -> Environment {
         started: SystemClock::default().utc(),
     });
     environment.launched = crew.map(Crew::record);
+    let on_gpus = plan
+        .trials
+        .iter()
+        .filter(|trial| trial.config.backend == Backend::Cuda);
+    let devices = on_gpus.map(|trial| trial.config.devices).max().unwrap_or(0);
+    environment.acceptance = match &environment.cuda {
+        // What compares is not accepted beforehand.
+        Some(cuda) if devices > 1 && plan.scenario.kind != Kind::Acceptance => {
+            acceptance::remembered(cuda, u32::try_from(devices).unwrap_or(u32::MAX))
+        }
+        _ => None,
+    };
     let auto = plan.auto.as_ref();
     environment.auto_backend = auto.map(|choice| choice.backend.name().to_owned());
     environment
@@ -187,8 +201,18 @@ fn run(
         );
     }
     let (trials, written) = write_trials(&folder, &end);
+    let accepted = match (plan.scenario.kind, &end.unrun) {
+        (Kind::Acceptance, Unrun::Complete) => {
+            Some(accept(plan, &folder, &trials, quiet, signals, crew)?)
+        }
+        _ => None,
+    };
     let reported = written.and_then(|()| report::render(folder.path(), pdf()).map(drop));
     print(&closing_words(plan, &folder, &trials))?;
+    if let Some(acceptance) = &accepted {
+        print(&acceptance::summary(acceptance))?;
+    }
+    let has_failed = accepted.as_ref().is_some_and(acceptance::has_failed);
     Ok(match (&end.unrun, reported) {
         (Unrun::Interrupted, reported) => {
             complain(reported);
@@ -206,11 +230,47 @@ fn run(
             complain(Err(error));
             Status::TrialFailed
         }
+        (Unrun::Complete, Ok(())) if has_failed => Status::TrialFailed,
         (Unrun::Complete, Ok(())) if trials.iter().any(|trial| trial.outcome.is_failure()) => {
             Status::TrialFailed
         }
         (Unrun::Complete, Ok(())) => Status::Passed,
     })
+}
+
+/// Holds what was measured against other programs, and writes down how it came out.
+fn accept(
+    plan: &Plan,
+    folder: &RunFolder,
+    trials: &[TrialRow],
+    quiet: bool,
+    signals: &Signals,
+    crew: Option<&Crew>,
+) -> Result<Acceptance> {
+    let failed = |error: FolderError| CliError::failed(format!("cannot read the records: {error}"));
+    let Some(mut environment) = folder.environment().map_err(failed)? else {
+        return Err(CliError::failed("the run folder has no environment.json"));
+    };
+    let scene = acceptance::Scene {
+        plan,
+        folder,
+        trials,
+        environment: &environment,
+        launched: crew.is_some(),
+        signals,
+    };
+    let found = acceptance::judge(&scene, quiet);
+    match acceptance::keep(&found, folder) {
+        Ok(Some(place)) => eprintln!("remembered in {}", place.display()),
+        Ok(None) => {}
+        Err(why) => eprintln!("error: {why}"),
+    }
+    // Its own report says how it came out.
+    environment.acceptance = Some(found.clone());
+    folder
+        .write_environment(&environment)
+        .map_err(|error| CliError::failed(format!("cannot write environment.json: {error}")))?;
+    Ok(found)
 }
 
 /// Lets the conductor work with real processes, real files and real time.
@@ -295,6 +355,11 @@ fn closing_words(plan: &Plan, folder: &RunFolder, trials: &[TrialRow]) -> String
         (Some(data), Kind::Collectives) => {
             format!("{}\n", collectives_summary::summary(data, terminal_width()))
         }
+        (Some(data), Kind::Acceptance) => format!(
+            "{}\n{}\n",
+            summary(trials, terminal_width()),
+            collectives_summary::summary(data, terminal_width())
+        ),
         (Some(data), Kind::Learning) => {
             format!("{}\n", learning_summary::summary(data, terminal_width()))
         }

@@ -18,7 +18,7 @@ use crate::scenario::file::{BackendChoice, Kind, Scenario};
 use crate::scenario::keys::{self, Assignment};
 use crate::scenario::problem::{Problem, Sources};
 use crate::scenario::read::read;
-use crate::scenario::tree::Node;
+use crate::scenario::tree::{Node, Value};
 
 /// What a plan is made from.
 #[derive(Clone, Debug, Default)]
@@ -141,9 +141,26 @@ impl Built {
                 self.add(name.as_deref(), combination, &tree)?;
             }
         }
+        self.exchange_alone(base)?;
         self.check_norms()?;
         self.note_unused();
         Ok(())
+    }
+
+    /// What accepts GPUs has a trial of collectives beside those that train, among the devices of `[parallel]`.
+    fn exchange_alone(&mut self, mut base: Node) -> std::result::Result<(), Problem> {
+        if self.scenario.kind != Kind::Acceptance {
+            return Ok(());
+        }
+        let kind = Node {
+            place: base.place,
+            value: Value::String("collectives".to_owned()),
+        };
+        base.set(&["kind".to_owned()], base.place, kind)?;
+        for section in ["model", "data", "train", "evaluate", "answer"] {
+            base.remove(section);
+        }
+        self.add(Some("collectives"), &Vec::new(), &base)
     }
 
     /// A trial without norms is what the others are held against; alone it answers nothing.

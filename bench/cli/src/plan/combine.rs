@@ -65,8 +65,8 @@ pub fn combine(scenario: &Scenario, tree: &Node, auto: Backend) -> Result<Combin
         // Nodes are timed on one device; what ranks exchange for a norm shows in whole steps.
         Kind::NormCost if scenario.parallel.strategy == Strategy::Single => Work::LayerCost,
         Kind::NormCost => Work::Train,
-        Kind::Learning => Work::Learning(learning(scenario, &spec)),
-        Kind::Train | Kind::Collectives => Work::Train,
+        _ if scenario.learns() => Work::Learning(learning(scenario, &spec)),
+        Kind::Train | Kind::Collectives | Kind::Learning | Kind::Acceptance => Work::Train,
     };
     let synchronizes = model::synchronizes(&spec, norm.norm);
     let wrong = unsuited(scenario, auto).or_else(|| meaningless(scenario, synchronizes));
@@ -103,9 +103,9 @@ pub fn combine(scenario: &Scenario, tree: &Node, auto: Backend) -> Result<Combin
         threads: scenario.parallel.threads,
         scaling: scenario.parallel.scaling,
         batch,
-        measure: match scenario.kind {
-            Kind::Learning => learning_measure(scenario, tree),
-            _ => measure(scenario),
+        measure: match scenario.learns() {
+            true => learning_measure(scenario, tree),
+            false => measure(scenario),
         },
     };
     Ok(Combination::Trial {
@@ -216,7 +216,7 @@ fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<(String, &'sta
         let instead = "write strategy = \"single\", or leave normalization_batch out";
         return Some((why.to_owned(), instead));
     }
-    if scenario.kind == Kind::Learning && scenario.parallel.strategy == Strategy::Independent {
+    if scenario.learns() && scenario.parallel.strategy == Strategy::Independent {
         let why = "independent replicas learn different things";
         return Some((why.to_owned(), "write strategy = \"single\""));
     }

@@ -15,6 +15,7 @@ use std::time::Instant;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::backend::rank_variables;
+use super::nccl_choices;
 use super::protocol::{Assignment, Message};
 
 /// Lines of standard error that are kept.
@@ -55,6 +56,10 @@ impl Child {
         command
             .arg("rank")
             .envs(rank_variables(&assignment.trial, assignment.rank as usize))
+            .envs(nccl_choices::of_process(
+                &assignment.purpose,
+                assignment.rank,
+            ))
             .stdin(input(assignment)?)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

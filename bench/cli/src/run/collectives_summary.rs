@@ -8,13 +8,14 @@ use syncmark_report::ceilings::floor_shares;
 use syncmark_report::chart::collectives::rows_of;
 use syncmark_report::chart::curves::binary_bytes;
 use syncmark_report::format::{bytes, milliseconds, percent, ranged};
+use syncmark_report::nccl;
 use syncmark_report::run_data::RunData;
 
 use super::progress::outcome_name;
 use super::summary::{bordered, spreads_below};
 
 /// Latency, a small bucket, a middle one, bandwidth.
-const SIZES: [u64; 4] = [4, 4 << 10, 1 << 20, 64 << 20];
+const SIZES: [u64; 6] = [4, 8, 4 << 10, 1 << 20, 64 << 20, 1 << 30];
 
 /// One row for each trial, collective and size, in as many columns as the terminal has, if it is one.
 pub fn summary(data: &RunData, width: Option<u16>) -> String {
@@ -48,6 +49,9 @@ pub fn summary(data: &RunData, width: Option<u16>) -> String {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
+    nccl::notes(data)
+        .iter()
+        .for_each(|note| notes.push_str(&format!("{note}\n")));
     format!(
         "{table}\n{notes}Medians over repeats, with the smallest and largest repeat in brackets; every size stands in collectives.csv. of floor: of what the transport carries between two \
          ranks without a collective.\n"
@@ -89,7 +93,7 @@ fn cells(
             size => binary_bytes(size as f64),
         },
         ranged(times, &milliseconds),
-        ranged(speeds, &|speed| format!("{}/s", bytes(speed))),
+        nccl::labelled(ranged(speeds, &|speed| format!("{}/s", bytes(speed))), rows),
         ranged(floor_shares(data, &trial.trial, rows), &percent),
         match wrong {
             0 => "exact".to_owned(),

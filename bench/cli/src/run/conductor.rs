@@ -12,6 +12,7 @@ use syncmark_record::{FolderError, Outcome};
 use super::gating::{GateEnd, Gating};
 use super::job::{Clock, Executor, Follow, Job, JobResult, Next, StopError, one_by_one};
 use super::ledger::Ledger;
+use super::nccl_choices::{self, Asked, Choices};
 use super::progress::{Estimate, Progress};
 use super::protocol::Purpose;
 use super::recorder::RepeatFacts;
@@ -90,7 +91,8 @@ impl Conductor<'_> {
     /// Gates every trial before any is timed, so that no time is spent on results that are wrong.
     fn gates(&mut self, plan: &Plan, run: &mut Run) -> Result<Flow, RunError> {
         let mut gating = Gating::new(self.scratch);
-        for (trial, standing) in plan.trials.iter().zip(&mut run.standings) {
+        let trials = plan.trials.iter().zip(&mut run.standings);
+        for ((trial, standing), choices) in trials.zip(&mut run.choices) {
             if self.executor.interrupted() {
                 return Ok(Flow::Interrupted);
             }
@@ -116,6 +118,12 @@ impl Conductor<'_> {
                     run.gates.extend(rows);
                 }
                 GateEnd::Interrupted => return Ok(Flow::Interrupted),
+            }
+            match nccl_choices::ask(trial, self.executor, self.scratch)? {
+                Asked::NotNeeded => {}
+                Asked::Known(known) => *choices = Some(known),
+                Asked::Unknown(outcome, why) => self.progress.problem(&trial.label, outcome, &why),
+                Asked::Interrupted => return Ok(Flow::Interrupted),
             }
             self.progress.finish();
         }
@@ -221,6 +229,7 @@ impl Following<'_> {
             started,
             unsynchronized_first,
             result,
+            self.run.choices[seat.trial].as_ref(),
         );
         let end = self.ledger.repeat(&facts, &result.events)?;
         if end.outcome != Outcome::Passed {
@@ -309,6 +318,7 @@ fn repeat_facts<'a>(
     started: String,
     unsynchronized_first: Option<bool>,
     result: &'a JobResult,
+    nccl: Option<&'a Choices>,
 ) -> RepeatFacts<'a> {
     RepeatFacts {
         trial: &trial.id,
@@ -321,12 +331,15 @@ fn repeat_facts<'a>(
         unsynchronized_first,
         cores: &result.cores,
         clocks: &result.clocks,
+        nccl,
     }
 }
 
 /// What is known of a run while it goes on.
 struct Run {
     standings: Vec<Standing>,
+    /// What NCCL takes for the calls of each trial, where it is known.
+    choices: Vec<Option<Choices>>,
     gates: Vec<GateRow>,
     blocks: Vec<Vec<usize>>,
     estimate: Estimate,
@@ -348,6 +361,7 @@ impl Run {
         );
         Self {
             standings: plan.trials.iter().map(standing).collect(),
+            choices: vec![None; plan.trials.len()],
             gates: Vec::new(),
             blocks,
             estimate,

@@ -18,13 +18,13 @@ use super::recorder::RepeatFacts;
 use super::spool::Event;
 use super::standing::{Standing, Unrun};
 use crate::plan::config::{
-    Backend, Batch, DataConfig, DdpConfig, DpConfig, MeasureConfig, PROTOCOL_VERSION, SourceConfig,
-    StrategyConfig, TrialConfig, Work,
+    Backend, Batch, CollectivesConfig, DataConfig, DdpConfig, DpConfig, MeasureConfig,
+    PROTOCOL_VERSION, SourceConfig, StrategyConfig, TrialConfig, Work,
 };
 use crate::plan::{Plan, Trial};
 use crate::scenario::file::{
-    BUCKET_CAP, Compression, DpLoss, FIRST_BUCKET_CAP, Launch, Optimizer, Precision, Scaling,
-    Scenario, Schedule, Transport,
+    BUCKET_CAP, Compression, DpLoss, FIRST_BUCKET_CAP, Launch, Operation, Optimizer, Precision,
+    Scaling, Scenario, Schedule, Transport,
 };
 
 /// A configuration with 32 samples on each device.
@@ -97,6 +97,23 @@ pub(crate) fn ddp(launch: Launch) -> StrategyConfig {
         compression: Compression::None,
         broadcast_buffers: true,
     })
+}
+
+/// A trial of collectives between two ranks.
+pub(crate) fn collectives(transport: Transport) -> Trial {
+    let mut trial = trial("collectives", ddp(Launch::Processes), 2);
+    if let StrategyConfig::Ddp(ddp) = &mut trial.config.strategy {
+        ddp.transport = transport;
+    }
+    trial.config.work = Work::Collectives(CollectivesConfig {
+        operations: vec![Operation::AllReduce],
+        sizes_bytes: vec![1024],
+        warmup: 1,
+        iterations: 1,
+        min_time_ns: 0,
+    });
+    trial.config.measure.unsynchronized = false;
+    trial
 }
 
 /// A trial of a made-up configuration.
@@ -217,6 +234,8 @@ pub(crate) struct MockExecutor {
     pub(crate) refused: Option<&'static str>,
     /// What the ranks of every job leave.
     pub(crate) events: Vec<Vec<Event>>,
+    /// What NCCL writes where it is asked.
+    pub(crate) nccl_log: Option<&'static str>,
     clock: FakeClock,
     interrupted: bool,
 }
@@ -231,6 +250,7 @@ impl MockExecutor {
             factors: VecDeque::new(),
             refused: None,
             events: Vec::new(),
+            nccl_log: None,
             clock: clock.clone(),
             interrupted: false,
         }
@@ -263,6 +283,12 @@ impl Executor for MockExecutor {
                     false => 1.0,
                 };
                 outputs.iter().for_each(|path| dump(path, factor));
+                job.label.clone()
+            }
+            Purpose::Choices { log, .. } => {
+                if let Some(text) = self.nccl_log {
+                    std::fs::write(log, text).expect("a log");
+                }
                 job.label.clone()
             }
         };
@@ -332,6 +358,8 @@ fn dump(path: &Path, scale: f32) {
 pub(crate) struct MockLedger {
     pub(crate) repeats: Vec<(String, u32, u32, Outcome, Option<bool>)>,
     pub(crate) gates: Vec<GateRow>,
+    /// Of each repeat, whether it was known what NCCL takes.
+    pub(crate) nccl: Vec<bool>,
     /// Fails at this repeat row.
     pub(crate) full_at: Option<usize>,
 }
@@ -352,6 +380,7 @@ impl Ledger for MockLedger {
                 kept,
             });
         }
+        self.nccl.push(facts.nccl.is_some());
         self.repeats.push((
             facts.trial.into(),
             facts.repeat,

@@ -85,6 +85,13 @@ pub enum Purpose {
         /// `after.<name>`.
         outputs: Vec<PathBuf>,
     },
+    /// Of collectives over NCCL: every call once, untimed and unchecked, while NCCL writes down what it takes for it.
+    Choices {
+        /// Where rank 0's NCCL writes, as the variables of its process say.
+        log: PathBuf,
+        /// Whether NCCL is told to take a ring, whose bytes are known.
+        ring: bool,
+    },
 }
 
 /// What a child says on its standard output, one line each.

@@ -28,6 +28,7 @@ use syncmark_engine::strategy::StrategyError;
 use super::protocol::{Assignment, ErrorKind, Message, PROTOCOL_VERSION, Purpose};
 use super::spool::SpoolError;
 use build::{Bench, Participant, Ranks};
+pub use data::batches;
 use witness::Witness;
 
 use crate::plan::config::Work;
@@ -149,12 +150,11 @@ fn run_or_give_up(assignment: &Assignment, seat: build::Seat) {
 fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError> {
     if let Work::Collectives(config) = &assignment.trial.work {
         let witness = Witness::new(assignment, seat.rank as usize);
-        return collectives::run(
-            assignment,
-            config,
-            Bench::build(assignment, seat)?,
-            &witness,
-        );
+        let bench = Bench::build(assignment, seat)?;
+        return match &assignment.purpose {
+            Purpose::Choices { .. } => collectives::each_once(config, bench),
+            _ => collectives::run(assignment, config, bench, &witness),
+        };
     }
     name_ranges(assignment);
     let mut participant = Participant::build(assignment, seat)?;
@@ -173,6 +173,9 @@ fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError>
             unsynchronized_first,
         } => measure::run(assignment, participant, *unsynchronized_first),
         Purpose::Gate { steps, outputs, .. } => gate::run(assignment, participant, *steps, outputs),
+        Purpose::Choices { .. } => Err(RankError::Assignment(
+            "only collectives are asked what NCCL takes".to_owned(),
+        )),
     }
 }
 

@@ -19,6 +19,7 @@ use syncmark_record::folder::RepeatRecord;
 use syncmark_record::outcome::Outcome;
 use syncmark_record::rows::{CompressionRow, Pass, RepeatRow};
 
+use super::nccl_choices::Choices;
 use super::spool::Event;
 use crate::plan::config::{TrialConfig, compression_name};
 
@@ -47,6 +48,8 @@ pub struct RepeatFacts<'a> {
     pub cores: &'a [Vec<usize>],
     /// Whose clock each rank's times are on; empty where all are on this host's.
     pub clocks: &'a [String],
+    /// What NCCL takes for the trial's calls, where it is known.
+    pub nccl: Option<&'a Choices>,
 }
 
 impl RepeatFacts<'_> {

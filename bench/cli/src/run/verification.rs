@@ -121,6 +121,7 @@ fn steps(trial: &Trial, gate: String, executor: &mut dyn Executor) -> Result<Ver
         unsynchronized_first: None,
         cores: &result.cores,
         clocks: &result.clocks,
+        nccl: None,
     };
     let Verdict { outcome, reason } =
         judge(&config, &recorder::record(&facts, &result.events).repeat);

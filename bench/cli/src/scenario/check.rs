@@ -274,9 +274,9 @@ fn parallel(checker: &Checker, scenario: &Scenario) -> Outcome {
         Source::Text | Source::Synthetic => (MAX_BATCH, "that the engine can count"),
     };
     // What is held out is not trained on.
-    let limit = match scenario.kind {
-        Kind::Learning => limit - (limit as f64 * scenario.evaluate.validation).round() as usize,
-        _ => limit,
+    let limit = match scenario.learns() {
+        true => limit - (limit as f64 * scenario.evaluate.validation).round() as usize,
+        false => limit,
     };
     if global.is_none_or(|global| global > limit) {
         let (step, or) = match micro_batches {
@@ -296,7 +296,7 @@ fn measure(checker: &Checker, scenario: &Scenario) -> Outcome {
     let measure = &scenario.measure;
     checker.at_least_one("measure.steps", measure.steps)?;
     checker.at_least_one("measure.repeats", measure.repeats)?;
-    if matches!(scenario.kind, Kind::Collectives | Kind::Learning) {
+    if scenario.kind == Kind::Collectives || scenario.learns() {
         return Ok(());
     }
     let times = [

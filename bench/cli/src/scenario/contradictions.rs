@@ -48,14 +48,16 @@ pub fn sections(tree: &Node) -> Outcome {
 /// # Errors
 /// The first problem.
 pub fn kind(checker: &Checker, scenario: &Scenario) -> Outcome {
+    let exchanges = matches!(scenario.kind, Kind::Collectives | Kind::Acceptance);
     if scenario.kind != Kind::Collectives {
-        return match checker.0.entry("data") {
-            Some(_) => Ok(()),
+        match checker.0.entry("data") {
+            Some(_) if exchanges => {}
+            Some(_) => return Ok(()),
             None => {
                 let help = "write [data] with a source and a batch_size";
-                Err(checker.problem("data", "the section `data` is missing", help))
+                return Err(checker.problem("data", "the section `data` is missing", help));
             }
-        };
+        }
     }
     let collectives = &scenario.collectives;
     if collectives.operations.is_empty() {
@@ -130,12 +132,16 @@ pub fn train(checker: &Checker, scenario: &Scenario) -> Outcome {
 /// The first problem.
 pub fn learning(checker: &Checker, scenario: &Scenario) -> Outcome {
     let (train, evaluate) = (&scenario.train, &scenario.evaluate);
+    // An end that is given makes a trial of an acceptance learn.
+    if scenario.kind == Kind::Acceptance && !scenario.learns() {
+        return Ok(());
+    }
     if scenario.kind != Kind::Learning && scenario.measure.concurrent {
         let message = "trials that are timed never run side by side";
         let help = "leave `measure.concurrent` out: it goes with kind = \"learning\"";
         return Err(checker.problem("measure.concurrent", message, help));
     }
-    if scenario.kind != Kind::Learning {
+    if !scenario.learns() {
         let given = [
             ("train.epochs", train.epochs.is_some()),
             ("train.steps", train.steps.is_some()),

@@ -68,6 +68,14 @@ pub struct Scenario {
     pub variant: Vec<Variant>,
 }
 
+impl Scenario {
+    /// Whether what trains learns to an end. Where GPUs are accepted both are done: an end in `[train]` says which.
+    pub fn learns(&self) -> bool {
+        let ends = self.train.steps.is_some() || self.train.epochs.is_some();
+        self.kind == Kind::Learning || (self.kind == Kind::Acceptance && ends)
+    }
+}
+
 /// What a scenario measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -82,16 +90,19 @@ pub enum Kind {
     NormCost,
     /// Training to an end, with evaluations: what is learned, not how fast. Every repeat has seeds of its own.
     Learning,
+    /// Collectives of ranks, and training: steps, or to an end where one is given. All of it is held against other programs on this machine's GPUs.
+    Acceptance,
 }
 
 impl Kind {
     /// What can be written.
-    pub const NAMES: [&'static str; 5] = [
+    pub const NAMES: [&'static str; 6] = [
         "train",
         "collectives",
         "layer-cost",
         "norm-cost",
         "learning",
+        "acceptance",
     ];
 }
 

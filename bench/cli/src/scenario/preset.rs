@@ -50,7 +50,7 @@ pub const MODELS: [(&str, &str); 9] = [
 ];
 
 /// Names and texts of the shipped scenarios.
-pub const SCENARIOS: [(&str, &str); 46] = [
+pub const SCENARIOS: [(&str, &str); 50] = [
     (
         "quickstart",
         include_str!("../../../../scenarios/quickstart.toml"),
@@ -215,6 +215,22 @@ pub const SCENARIOS: [(&str, &str); 46] = [
     (
         "gpu-dp-vs-ddp-smoke",
         include_str!("../../../../scenarios/gpu-dp-vs-ddp-smoke.toml"),
+    ),
+    (
+        "gpu-acceptance",
+        include_str!("../../../../scenarios/gpu-acceptance.toml"),
+    ),
+    (
+        "gpu-acceptance-smoke",
+        include_str!("../../../../scenarios/gpu-acceptance-smoke.toml"),
+    ),
+    (
+        "gpu-collectives",
+        include_str!("../../../../scenarios/gpu-collectives.toml"),
+    ),
+    (
+        "gpu-collectives-smoke",
+        include_str!("../../../../scenarios/gpu-collectives-smoke.toml"),
     ),
     (
         "gpu-norm-cost",

@@ -14,7 +14,7 @@ use super::{
     legend,
     series::{alert, not_shown_of, way},
 };
-use crate::{document::Figure, format, run_data::RunData, stats::bootstrap::estimate};
+use crate::{document::Figure, format, nccl, run_data::RunData, stats::bootstrap::estimate};
 
 /// Both figures, if any collective was measured.
 pub fn collectives(data: &RunData) -> Vec<Figure> {
@@ -30,6 +30,7 @@ pub fn collectives(data: &RunData) -> Vec<Figure> {
             axis: "busbw (B / s)",
             show: bytes_per_second,
             value: |row| row.busbw_bytes_per_s,
+            of_nccl: Some(nccl::caption),
             words: "Bus bandwidth as nccl-tests defines it: size over time, times a factor of the collective and the number of \
                     ranks; higher is better. Both axes are logarithmic.",
         },
@@ -39,6 +40,7 @@ pub fn collectives(data: &RunData) -> Vec<Figure> {
             axis: "time of a call",
             show: nanoseconds,
             value: |row| Some(row.time_ns_p50 as f64),
+            of_nccl: None,
             words: "Time of one call, back to back, on the slowest rank; lower is better. Both axes are logarithmic: level on the left is \
                     latency, a slope of one on the right is bandwidth.",
         },
@@ -55,6 +57,8 @@ struct Quantity {
     axis: &'static str,
     show: Show,
     value: fn(&CollectiveRow) -> Option<f64>,
+    /// What a caption says where NCCL moved the bytes.
+    of_nccl: Option<fn(&RunData) -> &'static str>,
     words: &'static str,
 }
 
@@ -105,8 +109,9 @@ fn figure(data: &RunData, trials: &[&TrialRow], quantity: &Quantity) -> Option<F
     let subtitle = subtitle(trials);
     let (svg, height) = curves::draw(title, &subtitle, &plots, 2, spread)?;
     let caption = format!(
-        "{} Every call's result was checked element by element, on numbers whose sums are exact, in a pass that is not timed.{}",
+        "{} Every call's result was checked element by element, on numbers whose sums are exact, in a pass that is not timed.{}{}",
         quantity.words,
+        quantity.of_nccl.map_or("", |of_nccl| of_nccl(data)),
         not_shown_of(trials)
     );
     Some(Figure {

@@ -17,12 +17,13 @@ use crate::{
         Block, Table,
     },
     format::{bytes, milliseconds, number, or_dash, percent, ranged, whole},
+    nccl,
     run_data::RunData,
     stats::{median, quantile_of_sorted},
 };
 
 /// Sizes that stand in the table, as far as they were measured: latency, the middle, bandwidth.
-const SIZES: [u64; 4] = [4, 4 << 10, 1 << 20, 64 << 20];
+const SIZES: [u64; 6] = [4, 8, 4 << 10, 1 << 20, 64 << 20, 1 << 30];
 
 /// Collectives at a few sizes; empty where none was measured.
 pub(super) fn collectives(data: &RunData) -> Vec<Block> {
@@ -45,6 +46,9 @@ pub(super) fn collectives(data: &RunData) -> Vec<Block> {
     if held {
         columns.push(("busbw, share of the floor", Right));
     }
+    if nccl::is_in(data) {
+        columns.push(("NCCL took", Left));
+    }
     columns.extend([("predicted", Right), ("counted", Right)]);
     if measured {
         columns.push(("measured", Right));
@@ -58,8 +62,10 @@ pub(super) fn collectives(data: &RunData) -> Vec<Block> {
         for ((collective, size), rows) in rows_of(data, trial) {
             if SIZES.contains(&size) || size == 0 {
                 let floor = held.then(|| ranged(floor_shares(data, &trial.trial, &rows), &percent));
+                let took = nccl::is_in(data).then(|| nccl::took(&rows));
+                let further = floor.into_iter().chain(took).collect();
                 table.push(collective_row(
-                    trial, collective, size, &rows, floor, measured,
+                    trial, collective, size, &rows, further, measured,
                 ));
             }
         }
@@ -70,6 +76,7 @@ pub(super) fn collectives(data: &RunData) -> Vec<Block> {
         ),
         Block::Table(table),
     ];
+    blocks.extend(nccl::notes(data).into_iter().map(Block::note));
     if held {
         blocks.push(Block::note(FLOOR_NOTE));
         blocks.extend(ceilings::blocks(&pooled(data)));
@@ -87,7 +94,7 @@ fn collective_row(
     collective: &str,
     size: u64,
     rows: &[&CollectiveRow],
-    floor: Option<String>,
+    further: Vec<String>,
     measured: bool,
 ) -> Vec<String> {
     let spread = |column: &dyn Fn(&CollectiveRow) -> Option<f64>, show: &dyn Fn(f64) -> String| {
@@ -114,9 +121,9 @@ fn collective_row(
         },
         spread(&|row| Some(row.time_ns_p50 as f64 / 1e6), &milliseconds),
         spread(&|row| row.algbw_bytes_per_s, &per_second),
-        spread(&|row| row.busbw_bytes_per_s, &per_second),
+        nccl::labelled(spread(&|row| row.busbw_bytes_per_s, &per_second), rows),
     ];
-    row.extend(floor);
+    row.extend(further);
     row.push(bytes_of(&|row| row.predicted_sent_bytes));
     row.push(bytes_of(&|row| row.counted_sent_bytes));
     if measured {
@@ -201,8 +208,14 @@ pub(crate) fn collective_sentences(data: &RunData) -> Vec<String> {
                 _ => format!(" ({low} to {high} over repeats)"),
             };
             let per_second = |speed| format!("{}/s", bytes(speed));
+            let no_wire = match nccl::in_switch(bandwidth) {
+                Some(algorithm) => {
+                    format!(" (by {algorithm}: switches add, so it is no speed of a wire)")
+                }
+                None => String::new(),
+            };
             sentences.push(format!(
-                "{}: an all-reduce of {} takes {}{}; at {} its bus bandwidth is {}{}.",
+                "{}: an all-reduce of {} takes {}{}; at {} its bus bandwidth is {}{}{no_wire}.",
                 name(trial),
                 binary_bytes(*small as f64),
                 milliseconds(time.0),

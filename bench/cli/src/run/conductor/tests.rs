@@ -4,11 +4,14 @@ use std::time::Duration;
 use syncmark_engine::model::spec::Norm;
 use syncmark_record::Outcome;
 
-use super::super::mock::{Act, FakeClock, MockExecutor, MockLedger, MockProgress, plan};
+use super::super::mock::{
+    Act, FakeClock, MockExecutor, MockLedger, MockProgress, collectives, plan,
+};
 use super::super::standing::Unrun;
 use super::{Conductor, RunEnd};
 use crate::plan::Plan;
 use crate::plan::schedule::schedule;
+use crate::scenario::file::Transport;
 
 struct Told {
     end: RunEnd,
@@ -79,6 +82,34 @@ const GATES: [&str; 6] = [
     "ddp, gate at step 1",
     "ddp, gate at step 3",
 ];
+
+/// Each trial of NCCL's collectives is asked for once, before the blocks, and every repeat of it is told.
+#[test]
+fn nccl_is_asked_once_before_anything_is_timed() {
+    let mut plan = plan(2);
+    plan.trials = vec![collectives(Transport::Nccl), collectives(Transport::Shared)];
+    plan.trials[1].id = "over memory".into();
+    let log = "x NCCL INFO AllReduce: 1024 Bytes -> Algo RING proto LL channel{Lo..Hi}={0..1}";
+    let told = tell(&plan, &[], |executor, _| executor.nccl_log = Some(log));
+    assert_eq!(told.executor.jobs[0], "collectives, NCCL's choices");
+    assert_eq!(told.executor.jobs[1..], scheduled(&plan, |_, _| false));
+    let known = told.ledger.repeats.iter().zip(&told.ledger.nccl);
+    for ((trial, ..), known) in known {
+        assert_eq!(*known, trial != "over memory", "{trial}");
+    }
+    // It can be measured without knowing, and the user hears of it.
+    let told = tell(&plan, &[], |_, _| {});
+    assert_eq!(told.ledger.nccl, [false; 4]);
+    assert_eq!(told.progress.problems.len(), 1);
+    assert!(told.progress.problems[0].contains("NCCL's choices are not known"));
+    let stopped = [(
+        "collectives, NCCL's choices",
+        Act::End(Outcome::Interrupted, "ctrl-C"),
+    )];
+    let told = tell(&plan, &stopped, |_, _| {});
+    assert_eq!(told.end.unrun, Unrun::Interrupted);
+    assert!(told.ledger.repeats.is_empty());
+}
 
 #[test]
 fn gates_come_first_and_share_their_reference_then_the_blocks_in_their_order() {

@@ -261,7 +261,9 @@ impl Participant {
         let model = model(config)?;
         let samples = data::dataset(config)?;
         let loader = match &assignment.purpose {
-            Purpose::Measure { .. } => data::timed(config, samples, rank)?,
+            Purpose::Measure { .. } | Purpose::Choices { .. } => {
+                data::timed(config, samples, rank)?
+            }
             Purpose::Gate { global_batch, .. } => data::gate(config, samples, rank, *global_batch)?,
         };
         let spool = spool(assignment, rank)?;
@@ -345,7 +347,7 @@ fn strategy(
         StrategyConfig::Single => {
             let chunks = match &assignment.purpose {
                 Purpose::Gate { chunks, .. } => chunks.clone(),
-                Purpose::Measure { .. } => normalization_chunks(config),
+                Purpose::Measure { .. } | Purpose::Choices { .. } => normalization_chunks(config),
             };
             let settings = SingleSettings {
                 max_batch: global,

@@ -4,7 +4,8 @@
 //! call is complete; a call's time is the batch's over its calls, on the slowest rank. Buffers are used again, so
 //! messages that fit a cache are measured warm. Before anything of a size is timed, two calls with other contributions
 //! in each are compared element by element: the contributions are small whole numbers, so every sum is exact.
-//! Broadcast, reduce and all-reduce are in place, as DDP's; the others have two buffers.
+//! Broadcast, reduce and all-reduce are in place, as DDP's; the others have two buffers. On GPUs a batch has at least as many calls as the
+//! scenario has iterations, as nccl-tests has: the host enqueues them all, and the batch ends once its stream is empty.
 //! Reference: NVIDIA nccl-tests, `doc/PERFORMANCE.md`.
 use std::ops::Range;
 
@@ -32,6 +33,8 @@ const BATCHES: Range<u64> = 5..100_001;
 const BEAT: u64 = 200;
 /// Rounds of the check, each with other contributions.
 const ROUNDS: usize = 2;
+/// Most elements of an upload: as much is kept as pinned memory, some times over, on the way to a GPU.
+const UPLOAD: usize = 1 << 24;
 const ELEMENT: u64 = size_of::<f32>() as u64;
 
 /// Checks and times all operations and sizes.
@@ -78,6 +81,37 @@ pub fn run(
     used.into_iter()
         .for_each(|event| room.bench.spool.push(event));
     Ok(())
+}
+
+/// Makes each call once, unchecked and untimed, for whoever watches NCCL.
+///
+/// # Errors
+/// The first failure of this rank.
+pub fn each_once(config: &CollectivesConfig, bench: Bench) -> Result<(), RankError> {
+    let mut room = Room::new(bench, config)?;
+    for operation in &config.operations {
+        let operation = operation.collective();
+        // A barrier is the control plane's, and what it is over.
+        let sizes = config
+            .sizes_bytes
+            .iter()
+            .filter(|_| operation != Collective::Barrier);
+        for size in sizes {
+            let Some(elements) = elements(operation, *size, room.world()) else {
+                continue;
+            };
+            let case = Case {
+                operation,
+                elements,
+                size_bytes: *size,
+            };
+            case.call(&mut room)?;
+            room.bench.backend.synchronize()?;
+            room.bench.spool.beat(now_ns());
+        }
+    }
+    // Nobody leaves while another still waits for it.
+    Ok(room.bench.communicator.barrier()?)
 }
 
 /// Elements of the whole message; `None` where a rank's part would be empty or parts would be unequal.
@@ -148,6 +182,18 @@ impl Room {
         self.bench.communicator.rank()
     }
 
+    /// Copies the first `len` elements of the host's to the start of `to`, piece by piece.
+    fn upload(&mut self, len: usize, to: Span) -> Result<(), RankError> {
+        for start in (0..len).step_by(UPLOAD) {
+            let piece = start..len.min(start + UPLOAD);
+            let source = HostSlice::F32(&self.host[piece.clone()]);
+            self.bench
+                .backend
+                .upload(Stream::Compute, source, to.slice(piece))?;
+        }
+        Ok(())
+    }
+
     /// Sums of words over all ranks.
     fn sums(&mut self, own: [i64; WORDS]) -> Result<[i64; WORDS], RankError> {
         let Bench {
@@ -184,14 +230,15 @@ impl Case {
         }
         // What the timed calls add up is zero, so that no number grows from call to call.
         room.host[..self.elements].fill(0.0);
-        let zeros = HostSlice::F32(&room.host[..self.elements]);
         for span in [room.from, room.to] {
-            room.bench
-                .backend
-                .upload(Stream::Compute, zeros, span.slice(0..self.elements))?;
+            room.upload(self.elements, span)?;
         }
         let once = self.warm_up(room, config.warmup)?;
-        let calls = (BATCH_NS / once.max(1)).clamp(1, MOST_CALLS);
+        let fewest = match room.bench.backend.cuda() {
+            Some(_) => config.iterations.clamp(1, MOST_CALLS),
+            None => 1,
+        };
+        let calls = (BATCH_NS / once.max(1)).clamp(fewest, MOST_CALLS);
         let wanted = config.min_time_ns / (once * calls).max(1);
         let enough = wanted.max(config.iterations.div_ceil(calls));
         let batches = enough.clamp(BATCHES.start, BATCHES.end - 1);
@@ -311,9 +358,7 @@ impl Case {
         }
         // Each rank brings its own part of what is gathered.
         let brought = self.spans(room).0.len();
-        let source = HostSlice::F32(&room.host[..brought]);
-        let backend = &mut *room.bench.backend;
-        backend.upload(Stream::Compute, source, room.from.slice(0..brought))?;
+        room.upload(brought, room.from)?;
         self.call(room)?;
         room.bench.backend.synchronize()?;
         self.compare(room, round)
@@ -333,11 +378,13 @@ impl Case {
         let len = result.len();
         let own = chunk(self.elements, world, rank);
         let part = own.len().max(1);
-        let sum = |index| {
+        // Contributions come again after so many elements, and their sums with them.
+        let sums: [f32; PERIOD] = std::array::from_fn(|index| {
             (0..world)
                 .map(|rank| contribution(rank, index, round))
                 .sum()
-        };
+        });
+        let sum = |index: usize| sums[index % PERIOD];
         for (index, value) in room.expected[..len].iter_mut().enumerate() {
             *value = match self.operation {
                 Collective::AllReduce | Collective::Reduce => sum(index),
@@ -407,9 +454,12 @@ struct Counted {
     algorithm: u8,
 }
 
+/// Elements after which the contributions of a rank come again.
+const PERIOD: usize = 61;
+
 /// Whole numbers from −30 to 30 that differ by rank, place and round: their sums over up to 2^18 ranks are exact in f32.
 fn contribution(rank: usize, index: usize, round: usize) -> f32 {
-    ((index * 7 + rank * 13 + round * 5) % 61) as f32 - 30.0
+    ((index * 7 + rank * 13 + round * 5) % PERIOD) as f32 - 30.0
 }
 
 #[cfg(test)]
@@ -423,6 +473,12 @@ mod tests {
         assert_eq!(elements(Collective::AllGather, 8, 2), Some(2));
         assert_eq!(elements(Collective::Scatter, 16, 3), None);
         assert_eq!(elements(Collective::Barrier, 0, 3), Some(0));
+    }
+
+    #[test]
+    fn contributions_come_again_and_not_sooner() {
+        let row = |start: usize| (start..start + PERIOD).map(|index| contribution(1, index, 0));
+        assert!(row(0).eq(row(PERIOD)) && !row(0).eq(row(1)));
     }
 
     #[test]

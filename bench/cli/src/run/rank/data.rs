@@ -197,6 +197,25 @@ pub fn timed(
     loader(config, data, sampler, micro_batch)
 }
 
+/// The first batches of all ranks of a timed trial: inputs of shape (steps, ranks, batch, ...) and their labels.
+///
+/// # Errors
+/// As [`dataset`] and [`timed`].
+pub fn batches(config: &TrialConfig, steps: usize) -> Result<(Vec<f32>, Vec<i32>), RankError> {
+    let data = dataset(config)?;
+    let rank = |rank| timed(config, Arc::clone(&data), rank);
+    let mut loaders: Vec<Loader> = (0..config.devices).map(rank).collect::<Result<_, _>>()?;
+    let (mut inputs, mut labels) = (Vec::new(), Vec::new());
+    for _ in 0..steps {
+        for loader in &mut loaders {
+            let batch = loader.next_batch();
+            inputs.extend_from_slice(batch.inputs);
+            labels.extend_from_slice(batch.labels);
+        }
+    }
+    Ok((inputs, labels))
+}
+
 /// Batches of `rank` for a gate: every strategy takes the same samples in the data set's own order.
 ///
 /// # Errors

@@ -36,7 +36,7 @@ fn compression(compression: file::Compression, purpose: &Purpose) -> Compression
                 start_step: power.start_step as u64,
                 min_compression_rate: match purpose {
                     Purpose::Gate { .. } => 0.0,
-                    Purpose::Measure { .. } => usual.min_compression_rate,
+                    Purpose::Measure { .. } | Purpose::Choices { .. } => usual.min_compression_rate,
                 },
                 error_feedback: power.error_feedback,
                 warm_start: power.warm_start,

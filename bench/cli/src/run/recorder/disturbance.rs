@@ -128,6 +128,7 @@ mod tests {
             unsynchronized_first: None,
             cores,
             clocks: &[],
+            nccl: None,
         };
         watched(&facts, ranks)
     }

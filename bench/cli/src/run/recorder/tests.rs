@@ -84,6 +84,7 @@ fn fold_on(clocks: &[String], config: &TrialConfig, ranks: &[Vec<Event>]) -> Rep
         unsynchronized_first: Some(true),
         cores: &[vec![0, 1, 2, 5], vec![7]],
         clocks,
+        nccl: None,
     };
     record(&facts, ranks)
 }

@@ -1,10 +1,12 @@
 //! GPUs and NVIDIA's libraries in the section Environment.
 //!
 //! Contract: nothing is said of a machine without a driver, or of a folder from before GPUs were recorded.
+use syncmark_record::acceptance::{Acceptance, CheckState};
 use syncmark_record::environment::gpu::{Cuda, CudaLibrary, Gpu};
 use syncmark_record::rows::TrialRow;
 
 use super::{Row, gib, on_off};
+use crate::document::Block;
 use crate::format::count;
 
 /// As `trials.csv` names the backend.
@@ -57,14 +59,64 @@ pub(in crate::compose) fn named(cuda: Option<&Cuda>, trials: &[TrialRow]) -> Opt
     (!counts.is_empty()).then(|| words.collect::<Vec<_>>().join(", "))
 }
 
-/// What stands beside figures of several GPUs as long as nothing accepts a machine.
-pub(in crate::compose) fn not_accepted(trials: &[TrialRow]) -> Option<String> {
-    let several = |trial: &TrialRow| trial.backend == CUDA && trial.devices > 1;
-    trials.iter().any(several).then(|| {
-        "Multi-GPU not accepted here: bandwidth was not held against nccl-tests on this machine, nor DDP against PyTorch, nor bytes against \
-         counters of its links. Figures of several GPUs say what was measured, and nobody has shown that it is right."
-            .to_owned()
-    })
+/// What stands beside figures of several GPUs: what accepts them, or that nothing does.
+pub(in crate::compose) fn accepted(
+    acceptance: Option<&Acceptance>,
+    machine: Option<&Cuda>,
+    trials: &[TrialRow],
+) -> Option<Block> {
+    let on_gpus = trials.iter().filter(|trial| trial.backend == CUDA);
+    let devices = on_gpus.map(|trial| trial.devices).max()?;
+    if devices < 2 {
+        return None;
+    }
+    match (acceptance, machine) {
+        // What it says of itself is not enough.
+        (Some(acceptance), Some(cuda)) if acceptance.covers(cuda, devices) => {
+            Some(Block::note(accepted_by(acceptance)))
+        }
+        (Some(acceptance), _) => Some(Block::warning(format!(
+            "{NOT_ACCEPTED} What {} compared: {}.",
+            acceptance.scenario,
+            told(acceptance, |_| true)
+        ))),
+        (None, _) => Some(Block::warning(format!("{NOT_ACCEPTED} {WHY_NOT}"))),
+    }
+}
+
+const NOT_ACCEPTED: &str = "Multi-GPU not accepted here.";
+const WHY_NOT: &str = "No `syncmark run gpu-acceptance` has passed with these GPUs, driver and NCCL, which holds results, DDP, bandwidth and bytes against other programs. \
+Figures of several GPUs say what was measured, and nobody has shown that it is right.";
+
+/// `Multi-GPU accepted here on 2026-01-02, by gpu-acceptance on 4 GPUs: ...`.
+fn accepted_by(acceptance: &Acceptance) -> String {
+    let day = acceptance.date.split('T').next().unwrap_or_default();
+    let mut words = format!(
+        "Multi-GPU accepted here on {day}, by {} on {} with syncmark {}: {}.",
+        acceptance.scenario,
+        count(acceptance.devices as usize, "GPU"),
+        acceptance.syncmark,
+        told(acceptance, |state| state == CheckState::Passed)
+    );
+    let skipped = told(acceptance, |state| state == CheckState::Skipped);
+    if !skipped.is_empty() {
+        words.push_str(&format!(" Not compared: {skipped}."));
+    }
+    words
+}
+
+/// `losses beside PyTorch's (passed: ...); ...` of the checks in such states.
+fn told(acceptance: &Acceptance, of: impl Fn(CheckState) -> bool) -> String {
+    let chosen = acceptance.checks.iter().filter(|check| of(check.state));
+    let words = chosen.map(|check| {
+        let state = match check.state {
+            CheckState::Passed => "passed",
+            CheckState::Failed => "FAILED",
+            CheckState::Skipped => "skipped",
+        };
+        format!("{} {state} ({})", check.name, check.words)
+    });
+    words.collect::<Vec<_>>().join("; ")
 }
 
 /// `0: NVIDIA H200, 141 GiB, compute capability 9.0, ECC on, 18 NVLinks, power cap 700 W, clocks not known to be locked`.
@@ -102,6 +154,8 @@ fn library(library: &CudaLibrary) -> String {
 
 #[cfg(test)]
 mod tests {
+    use syncmark_record::acceptance::Check;
+
     use super::*;
 
     fn trial(backend: &str, devices: u32) -> TrialRow {
@@ -130,14 +184,89 @@ mod tests {
 
     #[test]
     fn several_gpus_are_not_accepted() {
-        let said = |backend, devices| not_accepted(&[trial(backend, devices)]);
-        assert!(
-            said("cuda", 2)
-                .unwrap()
-                .starts_with("Multi-GPU not accepted here")
-        );
+        let said = |backend, devices| accepted(None, None, &[trial(backend, devices)]);
+        let warning = format!("{:?}", said("cuda", 2).unwrap());
+        assert!(warning.contains("Multi-GPU not accepted here"), "{warning}");
         assert_eq!(said("cuda", 1), None);
         assert_eq!(said("cpu", 2), None);
+    }
+
+    fn machine(uuids: [&str; 2]) -> Cuda {
+        Cuda {
+            driver: Some("580".into()),
+            gpus: uuids.map(gpu_of).to_vec(),
+            libraries: vec![CudaLibrary {
+                name: "NCCL".into(),
+                version: Some("2.28.9".into()),
+                ..CudaLibrary::default()
+            }],
+            ..Cuda::default()
+        }
+    }
+
+    fn compared(state: CheckState) -> Acceptance {
+        let check = |name: &str, state, required| Check {
+            name: name.into(),
+            state,
+            required,
+            words: "1e-7 away".into(),
+            figures: Default::default(),
+        };
+        let mut acceptance = Acceptance {
+            date: "2026-01-02T03:04:05Z".into(),
+            scenario: "gpu-acceptance".into(),
+            syncmark: "0.1.0 (abc)".into(),
+            devices: 2,
+            own_gpus: true,
+            checks: vec![
+                check("losses", state, true),
+                check("bandwidth", CheckState::Skipped, false),
+            ],
+            ..Acceptance::default()
+        }
+        .on(&machine(["GPU-a", "GPU-b"]));
+        acceptance.accepted = acceptance.accepts();
+        acceptance
+    }
+
+    fn gpu_of(uuid: &str) -> Gpu {
+        Gpu {
+            uuid: Some(uuid.into()),
+            ..Gpu::default()
+        }
+    }
+
+    /// The machine that was accepted says so; another one, more devices, or an acceptance that is none, does not.
+    #[test]
+    fn only_the_machine_that_was_compared_is_accepted() {
+        let said = |state, machine: &Cuda, devices| {
+            let acceptance = compared(state);
+            let block = accepted(Some(&acceptance), Some(machine), &[trial("cuda", devices)]);
+            format!("{block:?}")
+        };
+        let own = machine(["GPU-a", "GPU-b"]);
+        let accepts = |words: &str| words.contains("Multi-GPU accepted here on 2026-01-02");
+        assert!(accepts(&said(CheckState::Passed, &own, 2)));
+        let refused = [
+            said(CheckState::Passed, &own, 3),
+            said(CheckState::Passed, &machine(["GPU-a", "GPU-c"]), 2),
+            said(CheckState::Failed, &own, 2),
+            said(CheckState::Skipped, &own, 2),
+        ];
+        for words in refused {
+            assert!(!accepts(&words), "{words}");
+            assert!(words.contains(NOT_ACCEPTED), "{words}");
+        }
+    }
+
+    #[test]
+    fn an_acceptance_says_what_was_compared_and_what_was_not() {
+        let words = accepted_by(&compared(CheckState::Passed));
+        assert_eq!(
+            words,
+            "Multi-GPU accepted here on 2026-01-02, by gpu-acceptance on 2 GPUs with syncmark 0.1.0 (abc): losses passed (1e-7 away). \
+             Not compared: bandwidth skipped (1e-7 away)."
+        );
     }
 
     #[test]
