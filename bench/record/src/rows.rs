@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::outcome::Outcome;
 
 mod ceiling;
+mod gpu;
 mod learning;
 
 pub use ceiling::CeilingRow;
+pub use gpu::GpuRow;
 pub use learning::{LearningRow, NormStatisticsRow};
 
 /// `trials.csv`: one row per trial: what it was, how it ended, and its figures with their spread.
@@ -252,13 +254,28 @@ pub struct RepeatRow {
     pub cpu_pressure_share: Option<f64>,
     /// How often the ranks' threads were made to give up a core, by each other or by anyone else, in both passes.
     pub involuntary_switches: Option<u64>,
+    /// On GPUs, of the worst GPU and pass; `gpus.csv` has each. Samples of the GPU that was sampled least often.
+    #[serde(default)]
+    pub gpu_samples: Option<u64>,
+    /// By how much the SM clock was lower in one third of a pass than in another: 0.05 is 5 %.
+    #[serde(default)]
+    pub gpu_clock_spread: Option<f64>,
+    /// Share of samples in which heat, a power brake or another slowdown of the hardware held the clock back, and which.
+    #[serde(default)]
+    pub gpu_slowdown_share: Option<f64>,
+    #[serde(default)]
+    pub gpu_slowdown: Option<String>,
+    /// Processes that are not the run's and had a context on the GPU.
+    #[serde(default)]
+    pub gpu_foreign_processes: Option<u64>,
 }
 
 /// Which pass a step belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pass {
     /// The timed window; the only source of headline figures.
+    #[default]
     Window,
     /// The paired arm with synchronization off.
     Unsynchronized,

@@ -57,14 +57,22 @@ fn described(library: Library) -> CudaLibrary {
     }
 }
 
-/// The machine's GPUs by NVML, or why it does not list them.
-fn machine() -> Result<Vec<Gpu>, String> {
+/// A handle of NVML of its own.
+///
+/// # Errors
+/// Why there is none, in words.
+pub fn nvml() -> Result<Nvml, String> {
     let found = library::find(Library::Nvml).map_err(|missing| missing.to_string())?;
-    let words = |error: NvmlError| error.to_string();
-    let nvml = Nvml::builder()
+    Nvml::builder()
         .lib_path(found.path.as_os_str())
         .init()
-        .map_err(words)?;
+        .map_err(|error| error.to_string())
+}
+
+/// The machine's GPUs by NVML, or why it does not list them.
+fn machine() -> Result<Vec<Gpu>, String> {
+    let nvml = nvml()?;
+    let words = |error: NvmlError| error.to_string();
     let count = nvml.device_count().map_err(words)?;
     let devices: Vec<(u32, Device)> = (0..count)
         .filter_map(|index| Some((index, nvml.device_by_index(index).ok()?)))
@@ -207,31 +215,36 @@ fn locked(clocks: &GpuClocks, reasons: ThrottleReasons) -> Option<bool> {
     set.then_some(true)
 }
 
-/// What holds clocks back, in words; that nothing is to be done is no reason.
+/// Why a clock can be held back, in words; that nothing is to be done is no reason. Those that say so are nobody's wish, and what
+/// they slow down was measured on a GPU in a bad state: at its power cap a GPU does what it was built for.
+pub const REASONS: [(ThrottleReasons, &str, bool); 8] = [
+    (
+        ThrottleReasons::APPLICATIONS_CLOCKS_SETTING,
+        "clocks that were set",
+        false,
+    ),
+    (ThrottleReasons::SW_POWER_CAP, "the power cap", false),
+    (ThrottleReasons::HW_SLOWDOWN, "a hardware slowdown", true),
+    (ThrottleReasons::SYNC_BOOST, "a group of GPUs", false),
+    (ThrottleReasons::SW_THERMAL_SLOWDOWN, "heat", true),
+    (
+        ThrottleReasons::HW_THERMAL_SLOWDOWN,
+        "heat, by the hardware",
+        true,
+    ),
+    (
+        ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN,
+        "a power brake outside of the GPU",
+        true,
+    ),
+    (ThrottleReasons::DISPLAY_CLOCK_SETTING, "the display", false),
+];
+
 fn held_back_by(reasons: ThrottleReasons) -> Vec<String> {
-    let words = [
-        (
-            ThrottleReasons::APPLICATIONS_CLOCKS_SETTING,
-            "clocks that were set",
-        ),
-        (ThrottleReasons::SW_POWER_CAP, "the power cap"),
-        (ThrottleReasons::HW_SLOWDOWN, "a hardware slowdown"),
-        (ThrottleReasons::SYNC_BOOST, "a group of GPUs"),
-        (ThrottleReasons::SW_THERMAL_SLOWDOWN, "heat"),
-        (
-            ThrottleReasons::HW_THERMAL_SLOWDOWN,
-            "heat, by the hardware",
-        ),
-        (
-            ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN,
-            "a power brake outside of the GPU",
-        ),
-        (ThrottleReasons::DISPLAY_CLOCK_SETTING, "the display"),
-    ];
-    words
+    REASONS
         .into_iter()
-        .filter(|(reason, _)| reasons.contains(*reason))
-        .map(|(_, words)| words.to_owned())
+        .filter(|(reason, ..)| reasons.contains(*reason))
+        .map(|(_, words, _)| words.to_owned())
         .collect()
 }
 

@@ -9,6 +9,7 @@ mod collectives;
 mod data;
 mod device;
 mod gate;
+mod gpus;
 mod layer_cost;
 mod learning;
 mod measure;
@@ -146,12 +147,12 @@ fn run_or_give_up(assignment: &Assignment, seat: build::Seat) {
 
 fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError> {
     if let Work::Collectives(config) = &assignment.trial.work {
-        let witness = Witness::new(assignment, seat.rank as usize);
+        let mut witness = Witness::new(assignment, seat.rank as usize);
         return collectives::run(
             assignment,
             config,
             Bench::build(assignment, seat)?,
-            &witness,
+            &mut witness,
         );
     }
     let mut participant = Participant::build(assignment, seat)?;

@@ -264,8 +264,9 @@ impl Participant {
             Purpose::Measure { .. } => data::timed(config, samples, rank)?,
             Purpose::Gate { global_batch, .. } => data::gate(config, samples, rank, *global_batch)?,
         };
-        let spool = spool(assignment, rank)?;
-        let (strategy, meeting) = strategy(assignment, &model, rank, seat.communicator)?;
+        let mut spool = spool(assignment, rank)?;
+        let (strategy, meeting) =
+            strategy(assignment, &model, rank, seat.communicator, &mut spool)?;
         let first_rank = seat.rank == assignment.rank;
         Ok(Self {
             strategy,
@@ -329,6 +330,7 @@ fn strategy(
     model: &Model,
     rank: usize,
     communicator: Option<Box<dyn Communicator>>,
+    spool: &mut Writer,
 ) -> Result<Built, RankError> {
     let config = &assignment.trial;
     let (seed, optimizer, global) = (
@@ -380,7 +382,8 @@ fn strategy(
             let mut devices: Vec<_> = (0..config.devices)
                 .map(|index| device(assignment, index))
                 .collect::<Result<_, _>>()?;
-            let links = links(config, &mut devices)?;
+            let (links, peers) = links(config, &mut devices)?;
+            peers.into_iter().for_each(|event| spool.push(event));
             let loss = match dp.loss {
                 file::DpLoss::Gathered => DpLoss::Gathered,
                 file::DpLoss::Replica => DpLoss::Replica,

@@ -43,9 +43,9 @@ pub fn run(
     if measure.unsynchronized {
         passes.insert(usize::from(!unsynchronized_first), Pass::Unsynchronized);
     }
-    let witness = Witness::new(assignment, participant.device);
+    let mut witness = Witness::new(assignment, participant.device);
     for pass in passes {
-        timed_pass(&mut participant, pass, steps, &witness)?;
+        timed_pass(&mut participant, pass, steps, &mut witness)?;
     }
     if measure.trace_steps > 0 {
         traced_pass(&mut participant, measure.trace_steps as u64)?;
@@ -121,13 +121,13 @@ pub(super) fn timed_pass(
     participant: &mut Participant,
     pass: Pass,
     steps: u64,
-    witness: &Witness,
+    witness: &mut Witness,
 ) -> Result<(), RankError> {
     let synchronized = pass == Pass::Window;
     lead_in(participant, pass, steps, synchronized)?;
-    let before = witness.look();
-    participant.barrier()?;
     let number = pass_number(pass);
+    let before = witness.begin(number);
+    participant.barrier()?;
     let (start, mut samples) = (now_ns(), 0);
     let mut begin = start;
     for step in 0..steps {
@@ -152,7 +152,7 @@ pub(super) fn timed_pass(
         start_ns: start,
         end_ns: now_ns(),
     });
-    let used = witness.between(&before, &witness.look());
+    let used = witness.end(&before);
     used.into_iter()
         .for_each(|event| participant.spool.push(event));
     if synchronized {
