@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 use crate::outcome::Outcome;
 
 mod ceiling;
+mod compression;
 mod gpu;
 mod learning;
 
 pub use ceiling::CeilingRow;
+pub use compression::CompressionRow;
 pub use gpu::GpuRow;
 pub use learning::{LearningRow, NormStatisticsRow};
 
@@ -494,24 +496,4 @@ pub struct LayerRow {
     /// Bytes that a norm keeps from forward for backward, by formula; of the forward row alone.
     #[serde(default)]
     pub kept_bytes: Option<u64>,
-}
-
-/// `compression.csv`: one row per trial, repeat and checked step: how far compressed gradients are from exact ones.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CompressionRow {
-    pub trial: String,
-    pub repeat: u32,
-    /// Training steps before it.
-    pub step: u64,
-    /// As in `trials.csv`.
-    pub compression: String,
-    /// Bucket, or empty for all of them together.
-    pub bucket: Option<u32>,
-    /// ‖mean as used − exact mean‖ / ‖exact mean‖.
-    pub relative_error: f64,
-    /// Cosine of the angle between the two.
-    pub cosine: f64,
-    /// Bytes that a rank sent for gradients in the step, and would have sent uncompressed; empty where they cannot be counted.
-    pub sent_bytes: Option<u64>,
-    pub uncompressed_bytes: Option<u64>,
 }

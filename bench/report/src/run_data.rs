@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use syncmark_record::{
     Environment, FolderError, Outcome, RunFolder,
     rows::{
-        CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow,
+        CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, GpuRow, LayerRow,
         LearningRow, NormStatisticsRow, PhaseRow, RepeatRow, TrialRow,
     },
     table::Row,
@@ -38,6 +38,8 @@ pub struct RunData {
     pub comm: Vec<CommRow>,
     /// Devices.
     pub devices: Vec<DeviceRow>,
+    /// Their GPUs.
+    pub gpus: Vec<GpuRow>,
     /// Gates.
     pub gates: Vec<GateRow>,
     /// Times of collectives.
@@ -76,6 +78,7 @@ impl RunData {
         let comm: Vec<CommRow> = read(folder, &mut torn)?;
         let (comm, incomplete) = whole_repeats(comm, &repeats, torn.contains(&CommRow::FILE));
         let devices: Vec<DeviceRow> = read(folder, &mut torn)?;
+        let gpus: Vec<GpuRow> = read(folder, &mut torn)?;
         let gates: Vec<GateRow> = read(folder, &mut torn)?;
         let collectives = read(folder, &mut torn)?;
         let layers = read(folder, &mut torn)?;
@@ -96,6 +99,7 @@ impl RunData {
             recorded
         };
         let mut trials = summarise(&known, &repeats, &comm, &devices);
+        crate::gpus::warn(&mut trials, &gpus);
         sort_trials(&mut trials);
         let phases = phase_totals(folder, &trials, &mut torn)?;
         let timelines = timelines(folder, &mut torn)?;
@@ -114,6 +118,7 @@ impl RunData {
             repeats,
             comm,
             devices,
+            gpus,
             gates,
             collectives,
             layers,

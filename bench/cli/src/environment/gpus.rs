@@ -3,6 +3,8 @@
 //! Contract: nothing here panics or changes a GPU's settings, whatever is installed; what a GPU, its driver or NVML does not say
 //! stays `None`. NVML is started once and stays for as long as the process lives.
 //! Reference: NVIDIA's NVML API Reference Guide; `syncmark_record::environment::gpu`.
+use super::Root;
+use crate::run::binding;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor, TopologyLevel};
 use nvml_wrapper::error::NvmlError;
@@ -90,12 +92,19 @@ fn machine() -> Result<Vec<Gpu>, String> {
 
 fn gpu(index: u32, device: &Device) -> Gpu {
     let memory = device.memory_info().ok();
+    let pci_bus_id = device.pci_info().ok().map(|pci| pci.bus_id);
+    let near = pci_bus_id
+        .as_deref()
+        .map(|id| binding::locality(&Root::machine(), &in_sysfs(id)))
+        .unwrap_or_default();
     let watts = |milliwatts: u32| f64::from(milliwatts) / 1000.0;
     Gpu {
         index,
         name: device.name().unwrap_or_else(|_| "unknown".to_owned()),
         uuid: device.uuid().ok(),
-        pci_bus_id: device.pci_info().ok().map(|pci| pci.bus_id),
+        pci_bus_id,
+        numa_node: near.node.map(u32::from),
+        network: near.adapters(),
         memory_bytes: memory.as_ref().map(|memory| memory.total),
         memory_used_bytes: memory.as_ref().map(|memory| memory.used),
         compute_capability: device
@@ -158,6 +167,15 @@ fn place(bus_id: &str) -> String {
     let lower = bus_id.to_lowercase();
     match lower.split_once(':') {
         Some((domain, rest)) => format!("{}:{rest}", domain.trim_start_matches('0')),
+        None => lower,
+    }
+}
+
+/// A place as the kernel names its folder: small letters, and four digits of the domain, of which NVML writes eight.
+fn in_sysfs(bus_id: &str) -> String {
+    let lower = bus_id.to_lowercase();
+    match lower.split_once(':') {
+        Some((domain, rest)) => format!("{:0>4}:{rest}", domain.trim_start_matches('0')),
         None => lower,
     }
 }
@@ -285,6 +303,13 @@ mod tests {
         name_peers(&mut gpus);
         assert_eq!(gpus[0].nvlinks[0].peer, Some(1));
         assert_eq!(gpus[1].nvlinks[0].peer, None, "a switch");
+    }
+
+    #[test]
+    fn a_place_is_found_under_the_name_that_the_kernel_gives_it() {
+        assert_eq!(in_sysfs("00000000:3B:00.0"), "0000:3b:00.0");
+        assert_eq!(in_sysfs("0000:3B:00.0"), "0000:3b:00.0");
+        assert_eq!(in_sysfs("00010000:3B:00.0"), "10000:3b:00.0");
     }
 
     #[test]

@@ -30,6 +30,19 @@ pub struct Locality {
     pub rdma: Option<String>,
 }
 
+impl Locality {
+    /// Names of the adapters, as a reader wants them: `ib0 mlx5_0`.
+    pub fn adapters(&self) -> Option<String> {
+        let names: Vec<&str> = self
+            .network
+            .iter()
+            .chain(&self.rdma)
+            .map(String::as_str)
+            .collect();
+        (!names.is_empty()).then(|| names.join(" "))
+    }
+}
+
 /// Why a device is not bound to the cores of its GPU's node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
