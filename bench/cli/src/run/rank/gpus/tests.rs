@@ -140,3 +140,34 @@ fn the_thread_ends_with_its_watch_even_within_a_pass() {
         .try_recv()
         .expect("the thread has ended before the watch was gone");
 }
+
+/// Prints what NVML tells, so that a run on hardware shows which columns it fills.
+#[test]
+fn nvml_tells_of_every_gpu_that_cuda_gives() {
+    let places = binding::places();
+    let nvml = gpus::nvml();
+    let nvml = match (places, &nvml) {
+        ([_, ..], Ok(nvml)) => nvml,
+        (_, lack) => {
+            let why = lack.as_ref().err().map_or("CUDA gives no GPU", |why| why);
+            assert!(
+                std::env::var_os("SYNCMARK_REQUIRE_GPU").is_none_or(|value| value != "1"),
+                "a GPU is required: {why}"
+            );
+            eprintln!("skipped: {why}");
+            return;
+        }
+    };
+    let mut source = NvmlSource::new(nvml, places);
+    for (gpu, place) in places.iter().enumerate() {
+        let near = binding::locality(&Root::machine(), &place.to_string());
+        let sample = source.sample(gpu);
+        eprintln!(
+            "{place}: {near:?}\n{sample:?}\n{:?}\n{:?}",
+            source.processes(gpu),
+            source.counters(gpu)
+        );
+        assert!(sample.sm_mhz.is_some_and(|mhz| mhz > 0), "{sample:?}");
+        assert!(sample.reasons.is_some() && sample.milliwatts.is_some());
+    }
+}
