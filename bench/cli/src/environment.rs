@@ -90,6 +90,15 @@ impl Root {
         self.path(path).exists()
     }
 
+    /// The folders on the way to what a path leads to once every link is followed, outermost first; `None` where it leads nowhere.
+    pub fn followed(&self, path: &str) -> Option<Vec<String>> {
+        let (root, real) = (self.0.canonicalize(), self.path(path).canonicalize());
+        let real = real.ok()?;
+        let below = real.strip_prefix(root.ok()?).ok()?;
+        let words = below.iter().map(|word| word.to_str().map(str::to_owned));
+        words.collect()
+    }
+
     fn path(&self, path: &str) -> PathBuf {
         self.0.join(path.trim_start_matches('/'))
     }

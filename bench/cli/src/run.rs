@@ -5,6 +5,7 @@
 //! [`protocol`] and writes events to a [`spool`], which [`recorder`] folds into rows.
 pub mod agreement;
 pub mod backend;
+pub mod binding;
 pub mod blame;
 pub mod child;
 pub mod collectives_summary;

@@ -81,7 +81,7 @@ fn a_busy_loop_on_a_ranks_core_makes_the_trial_disturbed_everywhere() {
     let report = std::fs::read_to_string(ended.folder.path().join("report.md")).unwrap();
     assert!(report.contains("1 trial was disturbed"), "{report}");
     assert!(
-        report.contains("Disturbed by other load: single ×1."),
+        report.contains("Disturbed: single ×1."),
         "captions name it: {report}"
     );
 }

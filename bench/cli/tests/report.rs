@@ -29,6 +29,7 @@ fn interrupted(folder: &Path) {
             phases: Vec::new(),
             comm: Vec::new(),
             devices: Vec::new(),
+            gpus: Vec::new(),
             learning: Vec::new(),
             norm_statistics: Vec::new(),
             collectives: Vec::new(),
@@ -66,6 +67,11 @@ fn row(repeat: u32) -> RepeatRow {
         steal_share: None,
         cpu_pressure_share: None,
         involuntary_switches: None,
+        gpu_samples: None,
+        gpu_clock_spread: None,
+        gpu_slowdown_share: None,
+        gpu_slowdown: None,
+        gpu_foreign_processes: None,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     environment::{Environment, FORMAT_VERSION},
     error::FolderError,
     rows::{
-        CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow,
+        CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, GpuRow, LayerRow,
         LearningRow, NormStatisticsRow, PhaseRow, RepeatRow, StepRow, TrialRow,
     },
     table::{Appender, Row, Rows, encode},
@@ -221,6 +221,7 @@ impl RunFolder {
             phases: Appender::open(&self.path)?,
             comm: Appender::open(&self.path)?,
             devices: Appender::open(&self.path)?,
+            gpus: Appender::open(&self.path)?,
             learning: Appender::open(&self.path)?,
             norm_statistics: Appender::open(&self.path)?,
             collectives: Appender::open(&self.path)?,
@@ -253,6 +254,8 @@ pub struct RepeatRecord {
     pub comm: Vec<CommRow>,
     /// What each device held.
     pub devices: Vec<DeviceRow>,
+    /// Where its GPUs sit and what state they were in; empty for trials on CPUs.
+    pub gpus: Vec<GpuRow>,
     /// Learning curve; empty for trials that only measure speed.
     pub learning: Vec<LearningRow>,
     /// Noise of batch statistics; empty for trials that do not learn, or have no batch norm.
@@ -274,6 +277,7 @@ pub struct Records {
     phases: Appender<PhaseRow>,
     comm: Appender<CommRow>,
     devices: Appender<DeviceRow>,
+    gpus: Appender<GpuRow>,
     learning: Appender<LearningRow>,
     norm_statistics: Appender<NormStatisticsRow>,
     collectives: Appender<CollectiveRow>,
@@ -323,6 +327,7 @@ impl Records {
         self.phases.append(&record.phases)?;
         self.comm.append(&record.comm)?;
         self.devices.append(&record.devices)?;
+        self.gpus.append_some(&record.gpus)?;
         self.learning.append_some(&record.learning)?;
         self.norm_statistics.append_some(&record.norm_statistics)?;
         self.collectives.append_some(&record.collectives)?;
@@ -332,12 +337,13 @@ impl Records {
         self.repeats.append(std::slice::from_ref(&record.repeat))
     }
 
-    fn lengths(&self) -> [u64; 11] {
+    fn lengths(&self) -> [u64; 12] {
         [
             self.steps.length(),
             self.phases.length(),
             self.comm.length(),
             self.devices.length(),
+            self.gpus.length(),
             self.learning.length(),
             self.norm_statistics.length(),
             self.collectives.length(),
@@ -348,12 +354,13 @@ impl Records {
         ]
     }
 
-    fn cut(&mut self, lengths: [u64; 11]) {
+    fn cut(&mut self, lengths: [u64; 12]) {
         let [
             steps,
             phases,
             comm,
             devices,
+            gpus,
             learning,
             norm_statistics,
             collectives,
@@ -366,6 +373,7 @@ impl Records {
         self.phases.cut(phases);
         self.comm.cut(comm);
         self.devices.cut(devices);
+        self.gpus.cut(gpus);
         self.learning.cut(learning);
         self.norm_statistics.cut(norm_statistics);
         self.collectives.cut(collectives);

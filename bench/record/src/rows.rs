@@ -8,10 +8,14 @@ use crate::outcome::Outcome;
 
 mod ceiling;
 mod collective;
+mod compression;
+mod gpu;
 mod learning;
 
 pub use ceiling::CeilingRow;
 pub use collective::CollectiveRow;
+pub use compression::CompressionRow;
+pub use gpu::GpuRow;
 pub use learning::{LearningRow, NormStatisticsRow};
 
 /// `trials.csv`: one row per trial: what it was, how it ended, and its figures with their spread.
@@ -258,13 +262,28 @@ pub struct RepeatRow {
     pub cpu_pressure_share: Option<f64>,
     /// How often the ranks' threads were made to give up a core, by each other or by anyone else, in both passes.
     pub involuntary_switches: Option<u64>,
+    /// On GPUs, of the worst GPU and pass; `gpus.csv` has each. Samples of the GPU that was sampled least often.
+    #[serde(default)]
+    pub gpu_samples: Option<u64>,
+    /// By how much the SM clock was lower in one third of a pass than in another: 0.05 is 5 %.
+    #[serde(default)]
+    pub gpu_clock_spread: Option<f64>,
+    /// Share of samples in which heat, a power brake or another slowdown of the hardware held the clock back, and which.
+    #[serde(default)]
+    pub gpu_slowdown_share: Option<f64>,
+    #[serde(default)]
+    pub gpu_slowdown: Option<String>,
+    /// Processes that are not the run's and had a context on the GPU.
+    #[serde(default)]
+    pub gpu_foreign_processes: Option<u64>,
 }
 
 /// Which pass a step belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pass {
     /// The timed window; the only source of headline figures.
+    #[default]
     Window,
     /// The paired arm with synchronization off.
     Unsynchronized,
@@ -460,24 +479,4 @@ pub struct LayerRow {
     /// Bytes that a norm keeps from forward for backward, by formula; of the forward row alone.
     #[serde(default)]
     pub kept_bytes: Option<u64>,
-}
-
-/// `compression.csv`: one row per trial, repeat and checked step: how far compressed gradients are from exact ones.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CompressionRow {
-    pub trial: String,
-    pub repeat: u32,
-    /// Training steps before it.
-    pub step: u64,
-    /// As in `trials.csv`.
-    pub compression: String,
-    /// Bucket, or empty for all of them together.
-    pub bucket: Option<u32>,
-    /// ‖mean as used − exact mean‖ / ‖exact mean‖.
-    pub relative_error: f64,
-    /// Cosine of the angle between the two.
-    pub cosine: f64,
-    /// Bytes that a rank sent for gradients in the step, and would have sent uncompressed; empty where they cannot be counted.
-    pub sent_bytes: Option<u64>,
-    pub uncompressed_bytes: Option<u64>,
 }

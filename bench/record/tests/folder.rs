@@ -34,6 +34,11 @@ fn repeat(trial: &str, repeat: u32) -> RepeatRow {
         steal_share: None,
         cpu_pressure_share: None,
         involuntary_switches: None,
+        gpu_samples: None,
+        gpu_clock_spread: None,
+        gpu_slowdown_share: None,
+        gpu_slowdown: None,
+        gpu_foreign_processes: None,
     }
 }
 
@@ -77,6 +82,7 @@ fn record(trial: &str, number: u32) -> RepeatRecord {
         phases: vec![],
         comm: vec![],
         devices: vec![],
+        gpus: vec![],
         learning: vec![],
         norm_statistics: vec![],
         collectives: Vec::new(),

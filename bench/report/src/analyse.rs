@@ -18,7 +18,7 @@ use crate::stats::{Estimate, estimate, estimate_ratio, median, spread_of};
 pub const BYTES_DIFFER: &str = "counted bytes differ from predicted bytes in a call of some rank";
 
 /// The warning of a trial whose windows are too short to be called disturbed, but were.
-const UNJUDGED_LOAD: &str = "other load in windows of a smoke size, which are not judged by it: foreign_cpu_share and steal_share in repeats.csv";
+const UNJUDGED_LOAD: &str = "other load or slowed GPUs in windows of a smoke size, which are not judged by it: foreign_cpu_share, steal_share and gpu_* in repeats.csv";
 
 /// Share by which a figure may pass what is possible before the trial is marked: more is not noise of the middle.
 const IMPLAUSIBLE: f64 = 0.05;
@@ -459,7 +459,7 @@ fn comm_differs(comm: &[CommRow], trial: &str) -> bool {
 }
 
 /// Adds a warning to a list separated by `; `, once.
-fn with_warning(list: Option<String>, text: &str) -> String {
+pub(crate) fn with_warning(list: Option<String>, text: &str) -> String {
     match list {
         Some(list) if list.split("; ").any(|known| known == text) => list,
         Some(list) if !list.is_empty() => format!("{list}; {text}"),

@@ -7,13 +7,14 @@ mod definitions;
 pub(crate) mod dispatch;
 mod environment;
 mod gates;
+mod gpus;
 pub(crate) mod kinds;
 pub(crate) mod learning;
 pub(crate) mod nodes;
 pub(crate) mod norm_cost;
 mod tables;
 
-use environment::gpus;
+use environment::gpus as machine_gpus;
 use syncmark_record::{Outcome, rows::RepeatRow};
 
 use crate::{
@@ -65,6 +66,7 @@ pub fn compose(data: &RunData) -> Document {
     blocks.extend(tables::bytes_section(data, &facets));
     blocks.extend(tables::trials_section(data, &shared_warnings(data)));
     blocks.extend(gates::section(data));
+    blocks.extend(gpus::section(data));
     blocks.extend(environment::section(data));
     blocks.extend(definitions::section());
     blocks.extend(reproduce(data));
@@ -92,7 +94,7 @@ fn subtitle(data: &RunData) -> String {
     data.environment.as_ref().map_or_else(
         || "environment not recorded".into(),
         |e| {
-            let gpus = gpus::named(e.cuda.as_ref(), &data.trials);
+            let gpus = machine_gpus::named(e.cuda.as_ref(), &data.trials);
             let processors = gpus.into_iter().chain([e.cpu_model.clone()]);
             format!(
                 "{} · {} · {} · syncmark {}",
@@ -110,7 +112,7 @@ fn cautions(data: &RunData) -> Vec<Block> {
     let gaps = data.gaps.words().into_iter();
     let mut cautions: Vec<Block> = gaps.map(Block::warning).collect();
     let environment = data.environment.as_ref();
-    cautions.extend(gpus::accepted(
+    cautions.extend(machine_gpus::accepted(
         environment.and_then(|e| e.acceptance.as_ref()),
         environment.and_then(|e| e.cuda.as_ref()),
         &data.trials,
@@ -176,7 +178,7 @@ fn shaky(data: &RunData) -> Vec<Block> {
     }
     if disturbed > 0 {
         cautions.push(Block::warning(format!(
-            "{} disturbed: in more than a third of the repeats, other programs or the hypervisor used the ranks' cores. Figures are shown \
+            "{} disturbed: in more than a third of the repeats, other programs or the hypervisor used the ranks' cores, or a GPU was shared or slowed down. Figures are shown \
              with that label, and no verdict is drawn from them.",
             were(disturbed)
         )));

@@ -13,6 +13,7 @@ pub mod error;
 mod factor;
 pub mod format;
 pub mod gaps;
+pub mod gpus;
 pub mod html;
 pub mod learning;
 pub mod markdown;

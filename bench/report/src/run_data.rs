@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use syncmark_record::{
     Environment, FolderError, Outcome, RunFolder,
     rows::{
-        CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, LayerRow,
+        CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, GpuRow, LayerRow,
         LearningRow, NormStatisticsRow, PhaseRow, RepeatRow, TrialRow,
     },
     table::Row,
@@ -39,6 +39,8 @@ pub struct RunData {
     pub comm: Vec<CommRow>,
     /// Devices.
     pub devices: Vec<DeviceRow>,
+    /// Their GPUs.
+    pub gpus: Vec<GpuRow>,
     /// Gates.
     pub gates: Vec<GateRow>,
     /// Times of collectives.
@@ -79,6 +81,7 @@ impl RunData {
         let comm: Vec<CommRow> = read(folder, &mut torn)?;
         let (comm, incomplete) = whole_repeats(comm, &repeats, torn.contains(&CommRow::FILE));
         let devices: Vec<DeviceRow> = read(folder, &mut torn)?;
+        let gpus: Vec<GpuRow> = read(folder, &mut torn)?;
         let gates: Vec<GateRow> = read(folder, &mut torn)?;
         let collectives = read(folder, &mut torn)?;
         let layers = read(folder, &mut torn)?;
@@ -99,6 +102,7 @@ impl RunData {
             recorded
         };
         let mut trials = summarise(&known, &repeats, &comm, &devices);
+        crate::gpus::warn(&mut trials, &gpus);
         sort_trials(&mut trials);
         let phases = phase_totals(folder, &trials, &mut torn)?;
         let dispatch = dispatch::host_and_device(folder)?;
@@ -118,6 +122,7 @@ impl RunData {
             repeats,
             comm,
             devices,
+            gpus,
             gates,
             collectives,
             layers,

@@ -188,6 +188,12 @@ fn run(
     {
         eprintln!("{}", choice.sentence());
     }
+    let on_gpus = |trial: &Trial| trial.config.backend == Backend::Cuda;
+    if plan.trials.iter().any(on_gpus)
+        && let Err(why) = environment::gpus::nvml()
+    {
+        eprintln!("GPUs are not watched while they are timed: {why}");
+    }
     signals.hold();
     let end = measure(plan, &folder, done, quiet, signals, crew)?;
     if let Some(departure) = crew.and_then(Crew::departure) {
@@ -320,12 +326,9 @@ fn measure(
 fn write_trials(folder: &RunFolder, end: &RunEnd) -> (Vec<TrialRow>, Result<()>) {
     let summarise = || -> std::result::Result<Vec<TrialRow>, FolderError> {
         let (repeats, comm, devices) = (folder.read()?, folder.read()?, folder.read()?);
-        Ok(syncmark_report::summarise(
-            &end.trials,
-            &repeats,
-            &comm,
-            &devices,
-        ))
+        let mut trials = syncmark_report::summarise(&end.trials, &repeats, &comm, &devices);
+        syncmark_report::gpus::warn(&mut trials, &folder.read()?);
+        Ok(trials)
     };
     let (trials, read) = match summarise() {
         Ok(trials) => (trials, Ok(())),

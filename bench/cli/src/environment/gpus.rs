@@ -3,6 +3,8 @@
 //! Contract: nothing here panics or changes a GPU's settings, whatever is installed; what a GPU, its driver or NVML does not say
 //! stays `None`. NVML is started once and stays for as long as the process lives.
 //! Reference: NVIDIA's NVML API Reference Guide; `syncmark_record::environment::gpu`.
+use super::Root;
+use crate::run::binding;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor, TopologyLevel};
 use nvml_wrapper::error::NvmlError;
@@ -57,14 +59,22 @@ fn described(library: Library) -> CudaLibrary {
     }
 }
 
-/// The machine's GPUs by NVML, or why it does not list them.
-fn machine() -> Result<Vec<Gpu>, String> {
+/// A handle of NVML of its own.
+///
+/// # Errors
+/// Why there is none, in words.
+pub fn nvml() -> Result<Nvml, String> {
     let found = library::find(Library::Nvml).map_err(|missing| missing.to_string())?;
-    let words = |error: NvmlError| error.to_string();
-    let nvml = Nvml::builder()
+    Nvml::builder()
         .lib_path(found.path.as_os_str())
         .init()
-        .map_err(words)?;
+        .map_err(|error| error.to_string())
+}
+
+/// The machine's GPUs by NVML, or why it does not list them.
+fn machine() -> Result<Vec<Gpu>, String> {
+    let nvml = nvml()?;
+    let words = |error: NvmlError| error.to_string();
     let count = nvml.device_count().map_err(words)?;
     let devices: Vec<(u32, Device)> = (0..count)
         .filter_map(|index| Some((index, nvml.device_by_index(index).ok()?)))
@@ -82,12 +92,19 @@ fn machine() -> Result<Vec<Gpu>, String> {
 
 fn gpu(index: u32, device: &Device) -> Gpu {
     let memory = device.memory_info().ok();
+    let pci_bus_id = device.pci_info().ok().map(|pci| pci.bus_id);
+    let near = pci_bus_id
+        .as_deref()
+        .map(|id| binding::locality(&Root::machine(), &in_sysfs(id)))
+        .unwrap_or_default();
     let watts = |milliwatts: u32| f64::from(milliwatts) / 1000.0;
     Gpu {
         index,
         name: device.name().unwrap_or_else(|_| "unknown".to_owned()),
         uuid: device.uuid().ok(),
-        pci_bus_id: device.pci_info().ok().map(|pci| pci.bus_id),
+        pci_bus_id,
+        numa_node: near.node.map(u32::from),
+        network: near.adapters(),
         memory_bytes: memory.as_ref().map(|memory| memory.total),
         memory_used_bytes: memory.as_ref().map(|memory| memory.used),
         compute_capability: device
@@ -154,6 +171,15 @@ fn place(bus_id: &str) -> String {
     }
 }
 
+/// A place as the kernel names its folder: small letters, and four digits of the domain, of which NVML writes eight.
+fn in_sysfs(bus_id: &str) -> String {
+    let lower = bus_id.to_lowercase();
+    match lower.split_once(':') {
+        Some((domain, rest)) => format!("{:0>4}:{rest}", domain.trim_start_matches('0')),
+        None => lower,
+    }
+}
+
 fn distances(nvml: &Nvml, own: &(u32, Device), all: &[(u32, Device)]) -> Vec<Distance> {
     let to = |(index, other): &(u32, Device)| {
         let level = nvml.topology_common_ancestor(&own.1, other).ok()?;
@@ -207,31 +233,36 @@ fn locked(clocks: &GpuClocks, reasons: ThrottleReasons) -> Option<bool> {
     set.then_some(true)
 }
 
-/// What holds clocks back, in words; that nothing is to be done is no reason.
+/// Why a clock can be held back, in words; that nothing is to be done is no reason. Those that say so are nobody's wish, and what
+/// they slow down was measured on a GPU in a bad state: at its power cap a GPU does what it was built for.
+pub const REASONS: [(ThrottleReasons, &str, bool); 8] = [
+    (
+        ThrottleReasons::APPLICATIONS_CLOCKS_SETTING,
+        "clocks that were set",
+        false,
+    ),
+    (ThrottleReasons::SW_POWER_CAP, "the power cap", false),
+    (ThrottleReasons::HW_SLOWDOWN, "a hardware slowdown", true),
+    (ThrottleReasons::SYNC_BOOST, "a group of GPUs", false),
+    (ThrottleReasons::SW_THERMAL_SLOWDOWN, "heat", true),
+    (
+        ThrottleReasons::HW_THERMAL_SLOWDOWN,
+        "heat, by the hardware",
+        true,
+    ),
+    (
+        ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN,
+        "a power brake outside of the GPU",
+        true,
+    ),
+    (ThrottleReasons::DISPLAY_CLOCK_SETTING, "the display", false),
+];
+
 fn held_back_by(reasons: ThrottleReasons) -> Vec<String> {
-    let words = [
-        (
-            ThrottleReasons::APPLICATIONS_CLOCKS_SETTING,
-            "clocks that were set",
-        ),
-        (ThrottleReasons::SW_POWER_CAP, "the power cap"),
-        (ThrottleReasons::HW_SLOWDOWN, "a hardware slowdown"),
-        (ThrottleReasons::SYNC_BOOST, "a group of GPUs"),
-        (ThrottleReasons::SW_THERMAL_SLOWDOWN, "heat"),
-        (
-            ThrottleReasons::HW_THERMAL_SLOWDOWN,
-            "heat, by the hardware",
-        ),
-        (
-            ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN,
-            "a power brake outside of the GPU",
-        ),
-        (ThrottleReasons::DISPLAY_CLOCK_SETTING, "the display"),
-    ];
-    words
+    REASONS
         .into_iter()
-        .filter(|(reason, _)| reasons.contains(*reason))
-        .map(|(_, words)| words.to_owned())
+        .filter(|(reason, ..)| reasons.contains(*reason))
+        .map(|(_, words, _)| words.to_owned())
         .collect()
 }
 
@@ -272,6 +303,13 @@ mod tests {
         name_peers(&mut gpus);
         assert_eq!(gpus[0].nvlinks[0].peer, Some(1));
         assert_eq!(gpus[1].nvlinks[0].peer, None, "a switch");
+    }
+
+    #[test]
+    fn a_place_is_found_under_the_name_that_the_kernel_gives_it() {
+        assert_eq!(in_sysfs("00000000:3B:00.0"), "0000:3b:00.0");
+        assert_eq!(in_sysfs("0000:3B:00.0"), "0000:3b:00.0");
+        assert_eq!(in_sysfs("00010000:3B:00.0"), "10000:3b:00.0");
     }
 
     #[test]

@@ -147,7 +147,8 @@ fn current_mhz(root: &Root, core: u32) -> Option<f64> {
     value.trim().parse().ok()
 }
 
-fn nodes(root: &Root) -> Vec<NumaNode> {
+/// Memory nodes that are online.
+pub fn nodes(root: &Root) -> Vec<NumaNode> {
     let online = root
         .read(&format!("{NODES}/online"))
         .and_then(|text| cores::list(&text));

@@ -2,7 +2,7 @@
 //!
 //! Contract: cores come from the affinity mask of the process, so taskset(1), cgroups and batch systems are respected.
 //! A device has a core for each of its compute threads, and no more, whatever else is idle, so that one device of `single` and one
-//! device of eight are the same hardware. Devices take the cores in turn, and begin again where there are too few. The conductor itself is pinned nowhere: it sleeps while a job runs.
+//! device of eight are the same hardware. Devices take the cores in turn, and begin again where there are too few; those on GPUs get cores near them ([`super::binding`]). The conductor itself is pinned nowhere: it sleeps while a job runs.
 
 use crate::plan::config::TrialConfig;
 

@@ -177,6 +177,11 @@ pub(crate) fn repeat_row() -> RepeatRow {
         steal_share: None,
         cpu_pressure_share: None,
         involuntary_switches: None,
+        gpu_samples: None,
+        gpu_clock_spread: None,
+        gpu_slowdown_share: None,
+        gpu_slowdown: None,
+        gpu_foreign_processes: None,
     }
 }
 

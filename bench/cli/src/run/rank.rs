@@ -10,6 +10,7 @@ mod data;
 mod device;
 mod dispatch;
 mod gate;
+mod gpus;
 mod layer_cost;
 mod learning;
 mod measure;
@@ -149,11 +150,11 @@ fn run_or_give_up(assignment: &Assignment, seat: build::Seat) {
 
 fn run_rank(assignment: &Assignment, seat: build::Seat) -> Result<(), RankError> {
     if let Work::Collectives(config) = &assignment.trial.work {
-        let witness = Witness::new(assignment, seat.rank as usize);
+        let mut witness = Witness::new(assignment, seat.rank as usize);
         let bench = Bench::build(assignment, seat)?;
         return match &assignment.purpose {
             Purpose::Choices { .. } => collectives::each_once(config, bench),
-            _ => collectives::run(assignment, config, bench, &witness),
+            _ => collectives::run(assignment, config, bench, &mut witness),
         };
     }
     name_ranges(assignment);

@@ -7,6 +7,7 @@ mod collectives;
 mod comm;
 mod devices;
 mod disturbance;
+mod gpus;
 mod layers;
 mod learning;
 mod steps;
@@ -77,12 +78,14 @@ pub fn pass_number(pass: Pass) -> u8 {
 
 /// Folds the events of all ranks (in rank order) into the rows of the repeat.
 pub fn record(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRecord {
+    let gpus = gpus::gpu_rows(facts, ranks);
     RepeatRecord {
-        repeat: repeat_row(facts, ranks),
+        repeat: repeat_row(facts, ranks, gpus::worst(&gpus)),
         steps: steps::step_rows(facts, ranks),
         phases: steps::phase_rows(facts, ranks),
         comm: comm::comm_rows(facts, ranks),
         devices: devices::device_rows(facts, ranks),
+        gpus,
         learning: learning::learning_rows(facts, ranks),
         norm_statistics: learning::norm_statistics_rows(facts, ranks),
         collectives: collectives::collective_rows(facts, ranks),
@@ -192,7 +195,7 @@ fn thirds(ranks: &[Vec<Event>]) -> Option<[u64; 2]> {
         .max_by_key(|[first, last]| first + last)
 }
 
-fn repeat_row(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRow {
+fn repeat_row(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>], gpus: gpus::Worst) -> RepeatRow {
     let window = whole_pass(facts, ranks, Pass::Window);
     let unsynchronized = whole_pass(facts, ranks, Pass::Unsynchronized);
     let traced = whole_pass(facts, ranks, Pass::Traced);
@@ -231,6 +234,11 @@ fn repeat_row(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRow {
         steal_share: watched.map(|w| w.stolen),
         cpu_pressure_share: watched.and_then(|w| w.pressure),
         involuntary_switches: watched.map(|w| w.involuntary_switches),
+        gpu_samples: gpus.samples,
+        gpu_clock_spread: gpus.spread,
+        gpu_slowdown_share: gpus.slowdown_share,
+        gpu_slowdown: gpus.slowdown,
+        gpu_foreign_processes: gpus.foreign,
     }
 }
 

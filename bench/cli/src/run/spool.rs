@@ -13,7 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{Mmap, MmapMut};
 
-pub use event::{CeilingEvent, CommEvent, Event, LearningEvent};
+pub use event::{
+    CeilingEvent, CommEvent, Event, GpuPlace, GpuState, GpuTraffic, LearningEvent, REASONS,
+    name_bytes, name_of,
+};
 
 /// First bytes of a spool.
 pub const MAGIC: [u8; 8] = *b"SMSPOOL1";
@@ -294,6 +297,28 @@ mod tests {
             }),
             cores(None),
             cores(Some(7)),
+            Event::GpuPlace(GpuPlace {
+                device: 300,
+                place: (0x1_0000, 0x3b, 7),
+                node: Some(1),
+                unbound: 2,
+                network: name_bytes(Some("ib0")),
+                rdma: name_bytes(None),
+            }),
+            gpu(None),
+            gpu(Some(7)),
+            Event::GpuTraffic(GpuTraffic {
+                pass: 1,
+                device: 300,
+                nvlink_bytes: [Some(1 << 40), Some(2)],
+                pcie_bytes: [Some(3), None],
+                pcie_replays: Some(0),
+            }),
+            Event::GpuPeer {
+                from: 300,
+                to: 2,
+                directly: true,
+            },
             Event::Learning(LearningEvent {
                 step: 9,
                 train_ns: 8,
@@ -333,6 +358,32 @@ mod tests {
             involuntary_switches: 6,
             pressure_ns,
         }
+    }
+
+    /// A GPU of which NVML told everything, or only that it was there.
+    fn gpu(told: Option<u16>) -> Event {
+        Event::GpuState(GpuState {
+            pass: 1,
+            device: 300,
+            watched_ns: 1 << 40,
+            samples: 70_000,
+            sm_mhz: told.map_or([0; 2], |mhz| [mhz, 9]),
+            spread: told.map(|_| 0.25),
+            celsius: told,
+            watts: told.map(|_| [0.5, 700.0]),
+            held_back: told.map(|share| [share; REASONS]),
+            slowed: 11,
+            foreign: told,
+            foreign_bytes: told.map(u64::from),
+        })
+    }
+
+    #[test]
+    fn names_are_cut_where_they_are_too_long() {
+        assert_eq!(name_of(&name_bytes(Some("mlx5_0"))).unwrap(), "mlx5_0");
+        assert_eq!(name_of(&name_bytes(None)), None);
+        let long = "n".repeat(40);
+        assert_eq!(name_of(&name_bytes(Some(&long))).unwrap(), "n".repeat(24));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use syncmark_record::Outcome;
 
+use super::binding;
 use super::child::Child;
 use super::cores;
 use super::job::{Executor, Follow, Job, JobResult, Next, StopError, one_by_one};
@@ -186,7 +187,7 @@ impl<'a> Supervisor<'a> {
             .filter(|core| !taken(core))
             .collect();
         let enough = free.len() >= trial.devices.saturating_mul(trial.threads);
-        (enough || underway.is_empty()).then(|| cores::assign(trial.devices, trial.threads, &free))
+        (enough || underway.is_empty()).then(|| binding::cores_of(trial, &free))
     }
 
     /// Starts the process of `ranks`, here or through its agent.
@@ -269,7 +270,7 @@ impl Executor for Supervisor<'_> {
         }
         let cores = match crew {
             Some(crew) => crew.seats(ranks).cores,
-            None => cores::assign(job.trial.devices, job.trial.threads, &self.cores),
+            None => binding::cores_of(&job.trial, &self.cores),
         };
         let mut underway = [self.begin(0, job, cores)?];
         while !underway[0].is_over() {

@@ -47,6 +47,10 @@ pub struct Gpu {
     pub uuid: Option<String>,
     /// Its place, such as `00000000:3B:00.0`.
     pub pci_bus_id: Option<String>,
+    /// Memory node of the host that it hangs on.
+    pub numa_node: Option<u32>,
+    /// The network adapters that are nearest on the PCI bus, by the names of the kernel and of RDMA.
+    pub network: Option<String>,
     /// Its memory in bytes.
     pub memory_bytes: Option<u64>,
     /// Of it, what was taken.

@@ -35,7 +35,7 @@ pub(super) fn summary(
     let withheld = asked.iter().filter(|c| c.told(metric).is_none()).count();
     if withheld == asked.len() {
         return Some(
-            "No verdict: other load disturbed one trial or both of every comparison, and a difference could be the load's. Run again on a quiet \
+            "No verdict: one trial or both of every comparison were disturbed, and a difference could come from that. Run again on a quiet \
              machine."
                 .into(),
         );
@@ -117,7 +117,7 @@ pub(super) fn fact(c: &Comparison<'_>, metric: Metric) -> String {
     }
     let judged = match c.ratio.verdict() {
         _ if c.told(metric).is_none() => format!(
-            "{low} to {high}, {repeats}; no verdict: other load disturbed {}",
+            "{low} to {high}, {repeats}; no verdict, disturbed: {}",
             c.disturbed().join(" and ")
         ),
         Verdict::TooFew if c.ratio.blocks == 1 => format!("no verdict: {repeats}"),

@@ -387,7 +387,7 @@ pub fn labelled(series: &Series<'_>) -> String {
     }
 }
 
-/// Sentences on the facet's trials that show no figures, and on those whose figures other load is in; empty if there is none.
+/// Sentences on the facet's trials that show no figures, and on those whose figures something disturbed; empty if there is none.
 pub fn not_shown(facet: &Facet<'_>) -> String {
     not_shown_of(&facet.trials)
 }
@@ -422,7 +422,7 @@ pub fn not_shown_of(trials: &[&TrialRow]) -> String {
         of => format!(" {begin}: {}.", of.join("; ")),
     };
     sentence("Not shown", &excluded)
-        + &sentence("Disturbed by other load", &doubted("disturbed"))
+        + &sentence("Disturbed", &doubted("disturbed"))
         + &sentence("Unsteady within their windows", &doubted("unsteady"))
 }
 

@@ -32,7 +32,8 @@ const DEFINITIONS: [&str; 13] = [
      step with weights as they are. Errors of two norms are subtracted within repeats, which share initial parameters and order; a difference is claimed only if \
      its interval leaves out 0.",
     "Disturbed: in the window or in the pass without synchronization, other programs or the kernel's own work used more than 2 % of a rank's core, or the hypervisor took more than 1 % of it \
-     away. A trial is disturbed if more than a third of its repeats are; its figures are shown with that label, and no verdict is drawn from them. Smoke \
+     away; or a GPU had another process on it, was held back by heat or its hardware in more than 2 % of the samples, or had a clock whose mean was more than 5 % lower in one third of the \
+     pass than in another. A trial is disturbed if more than a third of its repeats are; its figures are shown with that label, and no verdict is drawn from them. Smoke \
      sizes are exempt, but warned of. Load on cores that no rank has is not seen, though it shares caches, memory and power with them.",
 ];
 

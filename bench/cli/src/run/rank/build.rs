@@ -266,8 +266,9 @@ impl Participant {
             }
             Purpose::Gate { global_batch, .. } => data::gate(config, samples, rank, *global_batch)?,
         };
-        let spool = spool(assignment, rank)?;
-        let (mut strategy, meeting) = strategy(assignment, &model, rank, seat.communicator)?;
+        let mut spool = spool(assignment, rank)?;
+        let (mut strategy, meeting) =
+            strategy(assignment, &model, rank, seat.communicator, &mut spool)?;
         if config.cuda_graph {
             strategy.capture_steps()?;
         }
@@ -334,6 +335,7 @@ fn strategy(
     model: &Model,
     rank: usize,
     communicator: Option<Box<dyn Communicator>>,
+    spool: &mut Writer,
 ) -> Result<Built, RankError> {
     let config = &assignment.trial;
     let (seed, optimizer, global) = (
@@ -385,7 +387,8 @@ fn strategy(
             let mut devices: Vec<_> = (0..config.devices)
                 .map(|index| device(assignment, index))
                 .collect::<Result<_, _>>()?;
-            let links = links(config, &mut devices)?;
+            let (links, peers) = links(config, &mut devices)?;
+            peers.into_iter().for_each(|event| spool.push(event));
             let loss = match dp.loss {
                 file::DpLoss::Gathered => DpLoss::Gathered,
                 file::DpLoss::Replica => DpLoss::Replica,

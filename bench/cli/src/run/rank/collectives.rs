@@ -13,6 +13,7 @@ use syncmark_engine::backend::{Category, HostSlice, HostSliceMut, Stream};
 use syncmark_engine::comm::{Collective, CollectiveCall, Reduce, chunk};
 use syncmark_engine::probe::{Phase, now_ns};
 use syncmark_engine::tensor::{Dtype, Span};
+use syncmark_record::rows::Pass;
 
 use super::RankError;
 use super::build::Bench;
@@ -20,7 +21,7 @@ use super::ceilings;
 use super::witness::Witness;
 use crate::plan::config::CollectivesConfig;
 use crate::run::protocol::Assignment;
-use crate::run::recorder::{ALGORITHMS, COLLECTIVES};
+use crate::run::recorder::{ALGORITHMS, COLLECTIVES, pass_number};
 use crate::run::spool::Event;
 
 /// Calls of a batch take about this long, so that the barrier and the clock weigh little.
@@ -45,7 +46,7 @@ pub fn run(
     assignment: &Assignment,
     config: &CollectivesConfig,
     bench: Bench,
-    witness: &Witness,
+    witness: &mut Witness,
 ) -> Result<(), RankError> {
     let mut room = Room::new(bench, config)?;
     // Before anyone watches for other load: the floor's threads are no rank's.
@@ -57,7 +58,7 @@ pub fn run(
     }
     room.bench.communicator.barrier()?;
     room.bench.spool.beat(now_ns());
-    let before = witness.look();
+    let before = witness.begin(pass_number(Pass::Window));
     for operation in &config.operations {
         let operation = operation.collective();
         let sizes: &[u64] = match operation {
@@ -77,7 +78,7 @@ pub fn run(
             room.bench.spool.beat(now_ns());
         }
     }
-    let used = witness.between(&before, &witness.look());
+    let used = witness.end(&before);
     used.into_iter()
         .for_each(|event| room.bench.spool.push(event));
     Ok(())

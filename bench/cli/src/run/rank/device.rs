@@ -7,12 +7,13 @@ use std::sync::Arc;
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
 use syncmark_engine::backend::cuda::{CudaBackend, CudaDevice, Precision, discovery};
 use syncmark_engine::backend::{Backend, BackendError};
-use syncmark_engine::comm::device_links::DeviceLinks;
+use syncmark_engine::comm::device_links::{DeviceLinks, Reach};
 use syncmark_engine::comm::links::{HostLinks, Links};
 
 use super::RankError;
 use crate::plan::config::{self, TrialConfig};
 use crate::run::protocol::{Assignment, Purpose};
+use crate::run::spool::Event;
 use crate::scenario::file;
 
 /// Device `index` of the trial.
@@ -50,20 +51,41 @@ fn cpu(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankEr
     })?))
 }
 
-/// How DataParallel's devices copy.
+/// How DataParallel's devices copy, and between GPUs whether directly, an event for each ordered pair of devices on different ones.
 ///
 /// # Errors
 /// Devices of another kind than their backend says, or GPUs that cannot be told to reach each other.
 pub(super) fn links(
     config: &TrialConfig,
     devices: &mut [Box<dyn Backend>],
-) -> Result<Arc<dyn Links>, RankError> {
+) -> Result<(Arc<dyn Links>, Vec<Event>), RankError> {
     Ok(match config.backend {
-        config::Backend::Cpu => Arc::new(HostLinks::new(devices.iter().map(|device| &**device))?),
-        config::Backend::Cuda => Arc::new(DeviceLinks::new(
-            devices.iter_mut().map(|device| &mut **device as _),
-        )?),
+        config::Backend::Cpu => {
+            let links = HostLinks::new(devices.iter().map(|device| &**device))?;
+            (Arc::new(links), Vec::new())
+        }
+        config::Backend::Cuda => {
+            let gpus = discovery::gpus().map_err(|lack| BackendError::Device(lack.to_string()))?;
+            let links = DeviceLinks::new(devices.iter_mut().map(|device| &mut **device as _))?;
+            let peers = peers(links.reach(), devices.len(), gpus);
+            (Arc::new(links), peers)
+        }
     })
+}
+
+/// What `reach` says of GPUs, said of the devices on them.
+fn peers(reach: &[Reach], devices: usize, gpus: usize) -> Vec<Event> {
+    let pairs = (0..devices).flat_map(|from| (0..devices).map(move |to| (from, to)));
+    let known = |(from, to): (usize, usize)| {
+        let own = |reach: &&Reach| (reach.from, reach.to) == (from % gpus, to % gpus);
+        let directly = reach.iter().find(own)?.directly;
+        Some(Event::GpuPeer {
+            from: from as u16,
+            to: to as u16,
+            directly,
+        })
+    };
+    pairs.filter_map(known).collect()
 }
 
 /// Cores of a device; none where nobody was given any.
@@ -85,4 +107,24 @@ pub(super) fn compute_core(assignment: &Assignment, device: usize) -> &[usize] {
 pub(super) fn spins(assignment: &Assignment) -> bool {
     let threads = assignment.trial.threads;
     !assignment.oversubscribed && assignment.cores.iter().all(|cores| cores.len() > threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_reach_each_other_as_their_gpus_do() {
+        let reach = |from, to, directly| Reach { from, to, directly };
+        let found = peers(&[reach(0, 1, true), reach(1, 0, false)], 3, 2);
+        let peer = |from, to, directly| Event::GpuPeer { from, to, directly };
+        // Devices 0 and 2 share GPU 0.
+        let expected = [
+            peer(0, 1, true),
+            peer(1, 0, false),
+            peer(1, 2, false),
+            peer(2, 1, true),
+        ];
+        assert_eq!(found, expected);
+    }
 }

@@ -34,12 +34,12 @@ pub fn run(assignment: &Assignment, mut participant: Participant) -> Result<(), 
         participant.spool.push(event);
     }
     participant.spool.beat(now_ns());
-    let witness = Witness::new(assignment, participant.device);
+    let mut witness = Witness::new(assignment, participant.device);
     if assignment.repeat % 2 == 1 {
         node_pass(&mut participant, steps, spans)?;
-        timed_pass(&mut participant, Pass::Window, steps, &witness)?;
+        timed_pass(&mut participant, Pass::Window, steps, &mut witness)?;
     } else {
-        timed_pass(&mut participant, Pass::Window, steps, &witness)?;
+        timed_pass(&mut participant, Pass::Window, steps, &mut witness)?;
         node_pass(&mut participant, steps, spans)?;
     }
     memory(&mut participant);

@@ -43,9 +43,9 @@ pub fn run(
     if measure.unsynchronized {
         passes.insert(usize::from(!unsynchronized_first), Pass::Unsynchronized);
     }
-    let witness = Witness::new(assignment, participant.device);
+    let mut witness = Witness::new(assignment, participant.device);
     for pass in passes {
-        timed_pass(&mut participant, pass, steps, &witness)?;
+        timed_pass(&mut participant, pass, steps, &mut witness)?;
     }
     // A graph is one piece: nobody could tell phases within it, and a step without it is another one.
     if measure.trace_steps > 0 && !assignment.trial.cuda_graph {
@@ -125,13 +125,13 @@ pub(super) fn timed_pass(
     participant: &mut Participant,
     pass: Pass,
     steps: u64,
-    witness: &Witness,
+    witness: &mut Witness,
 ) -> Result<(), RankError> {
     let synchronized = pass == Pass::Window;
     lead_in(participant, pass, steps, synchronized)?;
-    let before = witness.look();
-    participant.barrier()?;
     let number = pass_number(pass);
+    let before = witness.begin(number);
+    participant.barrier()?;
     let (start, mut samples) = (now_ns(), 0);
     let mut begin = start;
     for step in 0..steps {
@@ -156,7 +156,7 @@ pub(super) fn timed_pass(
         start_ns: start,
         end_ns: now_ns(),
     });
-    let used = witness.between(&before, &witness.look());
+    let used = witness.end(&before);
     used.into_iter()
         .for_each(|event| participant.spool.push(event));
     if synchronized {

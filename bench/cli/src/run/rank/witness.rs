@@ -8,11 +8,13 @@
 //! Idle time is the kernel's own, exact but read in ticks of 10 ms, where user and system time are sampled at timer
 //! interrupts. Switching between threads and waking from idle is in no thread's time; it is counted as ours where our threads were
 //! switched to. The other hardware thread of a core counts with the core, unless it is a device of its own.
+//! A rank on GPUs has them watched as well ([`super::gpus`]), from before the first look until after the last one.
 //! Reference: proc_stat(5), proc_pid_status(5), the kernel's Documentation/scheduler/sched-stats and accounting/psi.
 use std::collections::BTreeMap;
 
 use syncmark_engine::probe::now_ns;
 
+use super::gpus::Watch;
 use crate::environment::{Root, cores};
 use crate::run::protocol::Assignment;
 use crate::run::spool::Event;
@@ -40,6 +42,7 @@ pub struct Witness {
     groups: Vec<Group>,
     /// Cores of every device of the job, to tell pinned threads from others.
     devices: Vec<Vec<u32>>,
+    gpus: Watch,
 }
 
 /// What one look saw.
@@ -92,11 +95,25 @@ impl Witness {
             conductor: parent.map_or(0, |pid| pid.as_raw_nonzero().get() as u32),
             groups,
             devices,
+            gpus: Watch::new(assignment, device),
         }
     }
 
+    /// Looks before the barrier that opens a pass.
+    pub fn begin(&mut self, pass: u8) -> Option<Look> {
+        self.gpus.begin(pass);
+        self.look()
+    }
+
+    /// What happened since [`Witness::begin`] gave `first`.
+    pub fn end(&mut self, first: &Option<Look>) -> Vec<Event> {
+        let mut events = self.between(first, &self.look());
+        events.extend(self.gpus.end());
+        events
+    }
+
     /// Looks; `None` where the machine does not say.
-    pub fn look(&self) -> Option<Look> {
+    fn look(&self) -> Option<Look> {
         if self.groups.is_empty() {
             return None;
         }
@@ -115,7 +132,7 @@ impl Witness {
     }
 
     /// What happened between two looks, an event for each group of cores.
-    pub fn between(&self, first: &Option<Look>, last: &Option<Look>) -> Vec<Event> {
+    fn between(&self, first: &Option<Look>, last: &Option<Look>) -> Vec<Event> {
         let (Some(first), Some(last)) = (first, last) else {
             return Vec::new();
         };

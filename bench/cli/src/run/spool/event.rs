@@ -3,12 +3,14 @@
 mod ceiling;
 mod comm;
 mod fields;
+mod gpu;
 mod learning;
 
 use super::EVENT_BYTES;
 pub use ceiling::CeilingEvent;
 pub use comm::CommEvent;
 use fields::Fields;
+pub use gpu::{GpuPlace, GpuState, GpuTraffic, REASONS, name_bytes, name_of};
 pub use learning::LearningEvent;
 
 /// What an event says. Times are nanoseconds of CLOCK_MONOTONIC.
@@ -90,6 +92,14 @@ pub enum Event {
         /// Time in which some thread of the machine waited for a core.
         pressure_ns: Option<u64>,
     },
+    /// Where a device's GPU sits.
+    GpuPlace(GpuPlace),
+    /// A GPU over a timed pass.
+    GpuState(GpuState),
+    /// What a GPU moved in a timed pass.
+    GpuTraffic(GpuTraffic),
+    /// Whether the GPU of a device reaches the memory of another device's directly, or through the host.
+    GpuPeer { from: u16, to: u16, directly: bool },
     /// Time of a call of a collective that runs alone, at p10, p50 and p90 of its batches on the slowest rank.
     CollectiveTime {
         collective: u8,
@@ -247,6 +257,14 @@ impl Event {
                     .put([0; 2]);
                 f.words(&[elapsed_ns, busy_ns, pinned_ns, elsewhere_ns, stolen_ns])
                     .words(&[involuntary_switches, pressure_ns.unwrap_or(u64::MAX)]);
+            }
+            Self::GpuPlace(place) => place.encode(41, &mut f),
+            Self::GpuState(state) => state.encode(42, &mut f),
+            Self::GpuTraffic(traffic) => traffic.encode(43, &mut f),
+            Self::GpuPeer { from, to, directly } => {
+                f.put([44, u8::from(directly)])
+                    .put(from.to_le_bytes())
+                    .put(to.to_le_bytes());
             }
             Self::CollectiveTime {
                 collective,
@@ -478,6 +496,14 @@ impl Event {
                     pressure_ns: Some(f.u64()).filter(|ns| *ns != u64::MAX),
                 }
             }
+            41 => Self::GpuPlace(GpuPlace::decode(&mut f)),
+            42 => Self::GpuState(GpuState::decode(&mut f)),
+            43 => Self::GpuTraffic(GpuTraffic::decode(&mut f)),
+            44 => Self::GpuPeer {
+                directly: f.u8() != 0,
+                from: f.u16(),
+                to: f.u16(),
+            },
             _ => return None,
         })
     }

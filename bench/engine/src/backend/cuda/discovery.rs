@@ -2,12 +2,14 @@
 //!
 //! Contract: nothing here panics and nothing is left running; the driver is initialised, no context is made. What is missing
 //! is listed whole, so that one look is enough to put it right.
-//! Reference: the CUDA driver API, cuInit and cuDeviceGetCount.
+//! Reference: the CUDA driver API, cuInit, cuDeviceGetCount and cuDeviceGetAttribute.
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{result, sys};
 
+use super::api::driver;
 use super::library::{self, Library, Missing, SCRIPT, VARIABLE};
 
 /// Something without which no GPU trains here.
@@ -83,6 +85,61 @@ pub fn gpus() -> Result<usize, Lack> {
     }
 }
 
+/// Where a GPU sits on the PCI bus. Displayed as the kernel names its folder, such as `0000:3b:00.0`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PciPlace {
+    /// Domain, 0 on most machines.
+    pub domain: u32,
+    /// Bus within the domain.
+    pub bus: u8,
+    /// Device on the bus; a GPU computes as its function 0.
+    pub device: u8,
+}
+
+impl std::fmt::Display for PciPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            domain,
+            bus,
+            device,
+        } = self;
+        write!(f, "{domain:04x}:{bus:02x}:{device:02x}.0")
+    }
+}
+
+/// Places of the GPUs that [`gpus`] counts, by ordinal: NVML and the kernel know GPUs by their place, and count them in another order.
+///
+/// # Errors
+/// As [`gpus`], or what the driver says.
+pub fn places() -> Result<Vec<PciPlace>, Lack> {
+    let count = gpus()?;
+    driver::load()?;
+    (0..count as i32).map(place).collect()
+}
+
+fn place(ordinal: i32) -> Result<PciPlace, Lack> {
+    let told = |result: sys::CUresult| match result {
+        sys::CUresult::CUDA_SUCCESS => Ok(()),
+        other => Err(Lack::Gpu {
+            reason: format!("the driver does not say where GPU {ordinal} is: {other:?}"),
+        }),
+    };
+    let mut device = 0;
+    // SAFETY: the driver was started by `gpus`, and writes a number.
+    told(unsafe { driver::cuDeviceGet(&mut device, ordinal) })?;
+    let attribute = |attribute| {
+        let mut value = 0;
+        // SAFETY: as above, of a device that exists.
+        told(unsafe { driver::cuDeviceGetAttribute(&mut value, attribute, device) })?;
+        Ok::<_, Lack>(value)
+    };
+    Ok(PciPlace {
+        domain: attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)? as u32,
+        bus: attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)? as u8,
+        device: attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)? as u8,
+    })
+}
+
 /// The name of a status, which needs nothing of the driver.
 fn in_words(status: sys::CUresult) -> String {
     match status {
@@ -144,6 +201,21 @@ mod tests {
             Err(vec![Lack::Library(nccl)])
         );
         assert_eq!(judge(Vec::new(), Err(no_gpu())), Err(vec![no_gpu()]));
+    }
+
+    #[test]
+    fn places_are_written_as_the_kernel_names_them() {
+        let place = PciPlace {
+            domain: 0,
+            bus: 0x3b,
+            device: 0x1f,
+        };
+        assert_eq!(place.to_string(), "0000:3b:1f.0");
+        let far = PciPlace {
+            domain: 0x1_0000,
+            ..place
+        };
+        assert_eq!(far.to_string(), "10000:3b:1f.0");
     }
 
     #[test]

@@ -71,6 +71,10 @@ fn gpu(gpu: &Gpu) -> Finding {
     );
     found.extend(gpu.ecc.map(|on| format!("ECC {}", on_off(on))));
     found.extend(gpu.mig.map(|on| format!("MIG {}", on_off(on))));
+    // That they are not is among the cautions.
+    found.extend((gpu.clocks.locked == Some(true)).then(|| "clocks locked".to_owned()));
+    found.extend(gpu.numa_node.map(|node| format!("NUMA node {node}")));
+    found.extend(gpu.network.as_ref().map(|name| format!("network {name}")));
     let cautions = cautions(gpu);
     let (level, meaning) = match cautions.as_slice() {
         [] => (

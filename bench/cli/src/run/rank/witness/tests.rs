@@ -153,6 +153,7 @@ fn what_this_process_computes_on_a_core_is_its_own_however_noisy_the_machine() {
                     siblings: Vec::new(),
                 }],
                 devices: vec![vec![core as u32]],
+                gpus: Watch::default(),
             };
             let before = witness.look();
             let begin = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);

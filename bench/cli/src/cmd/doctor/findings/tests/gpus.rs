@@ -53,6 +53,8 @@ fn gpu(index: u32) -> Gpu {
             width: Some(16),
             max_width: Some(16),
         },
+        numa_node: Some(1),
+        network: Some("ib0 mlx5_0".into()),
         mig: Some(false),
         ecc: Some(true),
         clocks: GpuClocks {
@@ -172,7 +174,7 @@ fn with_everything_gpus_are_listed_with_what_they_are() {
     assert_eq!(
         gpus[1].found,
         "1: Example GPU, 80.0 GiB, compute capability 9.0, PCIe gen 5 x16 (now gen 1 x16), SM clock 345 of 1980 MHz, \
-         power cap 700 W, ECC on, MIG off"
+         power cap 700 W, ECC on, MIG off, clocks locked, NUMA node 1, network ib0 mlx5_0"
     );
     assert_eq!(
         gpus[1].level,
