@@ -200,7 +200,7 @@ pub fn timed(
 /// The first batches of all ranks of a timed trial: inputs of shape (steps, ranks, batch, ...) and their labels.
 ///
 /// # Errors
-/// As [`dataset`] and [`timed`].
+/// As `dataset` and `timed`.
 pub fn batches(config: &TrialConfig, steps: usize) -> Result<(Vec<f32>, Vec<i32>), RankError> {
     let data = dataset(config)?;
     let rank = |rank| timed(config, Arc::clone(&data), rank);
