@@ -27,6 +27,8 @@ pub struct Source {
     text: &'static str,
     /// Channels that a thread holds; none where the file has no such choice.
     vector: Option<u32>,
+    /// Whether values, which `value_t` is, are bfloat16.
+    narrow: bool,
 }
 
 macro_rules! source {
@@ -38,6 +40,7 @@ macro_rules! source {
             name: $name,
             text: include_str!(concat!("kernels/", $name)),
             vector: $vector,
+            narrow: false,
         }
     };
 }
@@ -69,8 +72,8 @@ impl Source {
     pub const TOKENS: Self = source!("tokens.cu");
     /// Compression of gradients.
     pub const COMPRESSION: Self = source!("compression.cu");
-    /// All.
-    pub const ALL: [Self; 13] = [
+    /// Those that read or write values, which may be of either type.
+    pub const OF_VALUES: [Self; 11] = [
         Self::ELEMENTWISE,
         Self::COLUMNS[0],
         Self::COLUMNS[1],
@@ -80,11 +83,31 @@ impl Source {
         Self::GROUPS[2],
         Self::ROWS,
         Self::LOSS,
-        Self::OPTIMIZER,
         Self::POOL,
         Self::TOKENS,
-        Self::COMPRESSION,
     ];
+    /// The others.
+    pub const OF_PARAMETERS: [Self; 2] = [Self::OPTIMIZER, Self::COMPRESSION];
+
+    /// All, each for every type of values that it is compiled for.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let values = Self::OF_VALUES.into_iter();
+        let of_values = values.flat_map(|source| [source, source.narrow()]);
+        of_values.chain(Self::OF_PARAMETERS)
+    }
+
+    /// The same file for values in bfloat16.
+    pub const fn narrow(self) -> Self {
+        Self {
+            narrow: true,
+            ..self
+        }
+    }
+
+    /// Whether it is the form for values in bfloat16.
+    pub const fn is_narrow(self) -> bool {
+        self.narrow
+    }
 
     fn options(self, architecture: &str) -> Vec<String> {
         let mut options = vec![
@@ -93,6 +116,9 @@ impl Source {
         ];
         if let Some(vector) = self.vector {
             options.push(format!("-DVECTOR={vector}"));
+        }
+        if self.narrow {
+            options.push("-DVALUES_BF16".to_owned());
         }
         options
     }

@@ -1,12 +1,14 @@
-//! Our kernels on a GPU, by name: looked up once, so that a launch is a field.
+//! Our kernels on a GPU, by name: looked up once, so that a launch is a field. Those that touch values are there for each type of them.
 use crate::backend::cuda::api::driver;
 use std::ffi::CString;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::CUfunction;
 
 use super::compile::{Source, machine_code};
 use super::gpu::check;
-use crate::backend::Result;
+use crate::backend::{BackendError, Result};
+use crate::tensor::Dtype;
 
 macro_rules! modules {
     ($($module:ident { $($function:ident),* $(,)? })*) => {
@@ -40,7 +42,7 @@ macro_rules! modules {
 
 modules! {
     Elementwise {
-        fill, copy, add_two, scale, subtract, relu_forward, relu_backward, gate, gelu_forward, gelu_backward, dropout, transpose, add_bias,
+        fill, copy, add_two, scale, scale_by, subtract, relu_forward, relu_backward, gate, gelu_forward, gelu_backward, dropout, transpose, add_bias,
     }
     Columns {
         moments, finish_statistics, reciprocal_deviation, update_running, normalize, backward_sums, finish_sums, backward_affine,
@@ -58,12 +60,12 @@ modules! {
     }
     Tokens { embedding_forward, embedding_backward, attention_softmax, attention_softmax_backward, addresses }
     Compression {
-        narrow_f16, narrow_bf16, widen_f16, widen_bf16, fill_normal, gram_schmidt, householder,
+        narrow_f16, narrow_bf16, widen_f16, widen_bf16, add_bf16, fill_normal, gram_schmidt, householder,
     }
 }
 
-/// All of them.
-pub(crate) struct Kernels {
+/// Those that read or write values of one type: activations and their gradients.
+pub(crate) struct OfValues {
     pub(crate) elementwise: Elementwise,
     /// With one channel a thread, with two, and with four.
     pub(crate) columns: [Columns; 3],
@@ -71,33 +73,72 @@ pub(crate) struct Kernels {
     pub(crate) groups: [Groups; 3],
     pub(crate) rows: Rows,
     pub(crate) loss: Loss,
-    pub(crate) optimizer: Optimizer,
     pub(crate) pool: Pool,
     pub(crate) tokens: Tokens,
+}
+
+impl OfValues {
+    fn load(capability: (u32, u32), form: impl Fn(Source) -> Source) -> Result<Self> {
+        let columns = |which: usize| Columns::load(form(Source::COLUMNS[which]), capability);
+        let groups = |which: usize| Groups::load(form(Source::GROUPS[which]), capability);
+        Ok(Self {
+            elementwise: Elementwise::load(form(Source::ELEMENTWISE), capability)?,
+            columns: [columns(0)?, columns(1)?, columns(2)?],
+            groups: [groups(0)?, groups(1)?, groups(2)?],
+            rows: Rows::load(form(Source::ROWS), capability)?,
+            loss: Loss::load(form(Source::LOSS), capability)?,
+            pool: Pool::load(form(Source::POOL), capability)?,
+            tokens: Tokens::load(form(Source::TOKENS), capability)?,
+        })
+    }
+}
+
+/// All of them.
+pub(crate) struct Kernels {
+    /// For values in f32; parameters and their gradients, which are always that, have theirs here too.
+    pub(crate) wide: OfValues,
+    /// For values in bfloat16: loaded by the first device that has such.
+    narrow: OnceLock<OfValues>,
+    pub(crate) optimizer: Optimizer,
     pub(crate) compression: Compression,
+    capability: (u32, u32),
 }
 
 impl Kernels {
     /// Those of a compute capability, on the calling thread's context.
     pub(super) fn load(capability: (u32, u32)) -> Result<Self> {
         Ok(Self {
-            elementwise: Elementwise::load(Source::ELEMENTWISE, capability)?,
-            columns: [
-                Columns::load(Source::COLUMNS[0], capability)?,
-                Columns::load(Source::COLUMNS[1], capability)?,
-                Columns::load(Source::COLUMNS[2], capability)?,
-            ],
-            groups: [
-                Groups::load(Source::GROUPS[0], capability)?,
-                Groups::load(Source::GROUPS[1], capability)?,
-                Groups::load(Source::GROUPS[2], capability)?,
-            ],
-            rows: Rows::load(Source::ROWS, capability)?,
-            loss: Loss::load(Source::LOSS, capability)?,
+            wide: OfValues::load(capability, |source| source)?,
+            narrow: OnceLock::new(),
             optimizer: Optimizer::load(Source::OPTIMIZER, capability)?,
-            pool: Pool::load(Source::POOL, capability)?,
-            tokens: Tokens::load(Source::TOKENS, capability)?,
             compression: Compression::load(Source::COMPRESSION, capability)?,
+            capability,
         })
+    }
+
+    /// Loads those for values in bfloat16, if that was not done before.
+    pub(super) fn load_narrow(&self) -> Result<()> {
+        // One device at a time, so that none compiles what another is compiling.
+        static LOADING: Mutex<()> = Mutex::new(());
+        let _one = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.narrow.get().is_none() {
+            let loaded = OfValues::load(self.capability, Source::narrow)?;
+            let _ = self.narrow.set(loaded);
+        }
+        Ok(())
+    }
+
+    /// Those for values of a type.
+    ///
+    /// # Errors
+    /// A type that values of this device do not have.
+    pub(crate) fn of(&self, values: Dtype) -> Result<&OfValues> {
+        let of = match values {
+            Dtype::Bf16 => self.narrow.get(),
+            _ => Some(&self.wide),
+        };
+        of.ok_or(BackendError::Unsupported(
+            "values in bfloat16 on a device that was made for others",
+        ))
     }
 }

@@ -32,6 +32,11 @@ __global__ void widen_bf16(const u16* __restrict__ from, float* __restrict__ to,
     each(n, [&](u64 i) { to[i] = from_bf16(from[i]); });
 }
 
+// What of a weight's gradient could only be had in bfloat16 is added to the rest of it.
+__global__ void add_bf16(const u16* __restrict__ from, float* __restrict__ to, u64 n) {
+    each(n, [&](u64 i) { to[i] += from_bf16(from[i]); });
+}
+
 __global__ void fill_normal(float* to, u64 n, u64 seed, const int* state, u32 stream) {
     const u32 step = (u32)state[0];
     EACH(block, (n + 3) / 4) {

@@ -37,11 +37,11 @@ __device__ __forceinline__ Place place(u64 i, u32 h, u32 w, u32 c) {
 
 extern "C" {
 
-__global__ void max_forward(const float* __restrict__ x, float* __restrict__ y, int* __restrict__ index, Window window, u64 batch) {
+__global__ void max_forward(const value_t* __restrict__ x, value_t* __restrict__ y, int* __restrict__ index, Window window, u64 batch) {
     EACH(i, batch * window.out_h * window.out_w * window.c) {
         const Place at = place(i, window.out_h, window.out_w, window.c);
         const Range rows = under(at.row, window, window.h), columns = under(at.column, window, window.w);
-        const float* own = x + at.sample * window.h * window.w * window.c + at.channel;
+        const value_t* own = x + at.sample * window.h * window.w * window.c + at.channel;
         float largest = -infinity();
         u32 winner = rows.begin * window.w + columns.begin;
         for (u32 row = rows.begin; row < rows.end; ++row)
@@ -59,7 +59,7 @@ __global__ void max_forward(const float* __restrict__ x, float* __restrict__ y, 
 }
 
 __global__ void max_backward(
-    const float* __restrict__ d_y, const int* __restrict__ index, float* __restrict__ d_x, Window window, u64 batch, int accumulate
+    const value_t* __restrict__ d_y, const int* __restrict__ index, value_t* __restrict__ d_x, Window window, u64 batch, int accumulate
 ) {
     EACH(i, batch * window.h * window.w * window.c) {
         const Place at = place(i, window.h, window.w, window.c);
@@ -78,11 +78,11 @@ __global__ void max_backward(
     }
 }
 
-__global__ void average_forward(const float* __restrict__ x, float* __restrict__ y, Window window, u64 batch, int count_padding) {
+__global__ void average_forward(const value_t* __restrict__ x, value_t* __restrict__ y, Window window, u64 batch, int count_padding) {
     EACH(i, batch * window.out_h * window.out_w * window.c) {
         const Place at = place(i, window.out_h, window.out_w, window.c);
         const Range rows = under(at.row, window, window.h), columns = under(at.column, window, window.w);
-        const float* own = x + at.sample * window.h * window.w * window.c + at.channel;
+        const value_t* own = x + at.sample * window.h * window.w * window.c + at.channel;
         float total = 0.0f;
         for (u32 row = rows.begin; row < rows.end; ++row)
             for (u32 column = columns.begin; column < columns.end; ++column) total += own[(u64)(row * window.w + column) * window.c];
@@ -92,7 +92,7 @@ __global__ void average_forward(const float* __restrict__ x, float* __restrict__
 }
 
 __global__ void average_backward(
-    const float* __restrict__ d_y, float* __restrict__ d_x, Window window, u64 batch, int count_padding, int accumulate
+    const value_t* __restrict__ d_y, value_t* __restrict__ d_x, Window window, u64 batch, int count_padding, int accumulate
 ) {
     EACH(i, batch * window.h * window.w * window.c) {
         const Place at = place(i, window.h, window.w, window.c);
@@ -111,10 +111,10 @@ __global__ void average_backward(
 }
 
 // grid (channel tiles of 32, samples), block (32, 8).
-__global__ void global_average_forward(const float* __restrict__ x, float* __restrict__ y, u64 spatial, u32 channels) {
+__global__ void global_average_forward(const value_t* __restrict__ x, value_t* __restrict__ y, u64 spatial, u32 channels) {
     __shared__ float shared[8][33];
     const u32 channel = blockIdx.x * 32 + threadIdx.x;
-    const float* own = x + blockIdx.y * spatial * channels + channel;
+    const value_t* own = x + blockIdx.y * spatial * channels + channel;
     float total = 0.0f;
     if (channel < channels)
 #pragma unroll 4
@@ -128,7 +128,7 @@ __global__ void global_average_forward(const float* __restrict__ x, float* __res
 }
 
 __global__ void global_average_backward(
-    const float* __restrict__ d_y, float* __restrict__ d_x, u64 batch, u64 spatial, u32 channels, int accumulate
+    const value_t* __restrict__ d_y, value_t* __restrict__ d_x, u64 batch, u64 spatial, u32 channels, int accumulate
 ) {
     const float share = 1.0f / (float)spatial;
     EACH(i, batch * spatial * channels) {

@@ -5,7 +5,9 @@
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{BLOCK, Grid, Launch};
+use crate::backend::Result;
 use crate::backend::cuda::module::{Columns, Groups};
+use crate::tensor::Span;
 
 /// Blocks that each multiprocessor gets of a sum over rows.
 const BLOCKS: usize = 4;
@@ -33,7 +35,8 @@ pub(super) struct Cut {
 }
 
 impl Cut {
-    /// `spans` are what is read or written several channels at a time.
+    /// `spans` are what is read or written several channels at a time. They are asked to be aligned as floats are, which for narrower
+    /// values is more than is needed.
     pub(super) fn new(
         l: &Launch<'_>,
         samples: usize,
@@ -82,14 +85,14 @@ impl Cut {
         }
     }
 
-    /// The kernels that hold as many channels a thread.
-    pub(super) fn kernels<'a>(&self, l: &'a Launch<'_>) -> &'a Columns {
-        &l.device.gpu.kernels.columns[self.of_vector()]
+    /// The kernels that hold as many channels a thread, for values of the type of `x`.
+    pub(super) fn kernels<'a>(&self, l: &'a Launch<'_>, x: Span) -> Result<&'a Columns> {
+        Ok(&l.of(x)?.columns[self.of_vector()])
     }
 
     /// Those of norms of groups.
-    pub(super) fn groups<'a>(&self, l: &'a Launch<'_>) -> &'a Groups {
-        &l.device.gpu.kernels.groups[self.of_vector()]
+    pub(super) fn groups<'a>(&self, l: &'a Launch<'_>, x: Span) -> Result<&'a Groups> {
+        Ok(&l.of(x)?.groups[self.of_vector()])
     }
 
     fn of_vector(&self) -> usize {

@@ -104,8 +104,8 @@ pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
         }
         Kernel::RmsNormForward { x, gamma, y, rstd, batch, spatial, channels, affine: of, eps, then } => {
             let shape = Shape { batch, spatial, channels, groups: 1, affine: of };
+            let rows = &l.of(x)?.rows;
             let [x, gamma, shortcut, y, rstd] = [x, gamma, then.shortcut, y, rstd].map(|span| l.at(span));
-            let rows = &l.device.gpu.kernels.rows;
             call!(
                 l, rows.rms_forward, shape.runs();
                 x, gamma, shortcut, y, rstd, shape.run() as u64, channels as u32, affine(of), eps, i32::from(then.relu),
@@ -124,7 +124,7 @@ pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
 fn forward_in_runs(l: &Launch<'_>, shape: Shape, o: Forward) -> Result<()> {
     let [x, gamma, beta, shortcut] = [o.x, o.gamma, o.beta, o.then.shortcut].map(|span| l.at(span));
     let [y, mean, rstd] = [o.y, o.mean, o.rstd].map(|span| l.at(span));
-    let rows = &l.device.gpu.kernels.rows;
+    let rows = &l.of(o.x)?.rows;
     let (length, groups, channels, relu) = (shape.run() as u64, shape.groups as u32, shape.channels as u32, i32::from(o.then.relu));
     call!(
         l, rows.run_forward, shape.runs();
@@ -147,7 +147,7 @@ fn forward_in_columns(l: &mut Launch<'_>, shape: Shape, o: Forward) -> Result<()
     let [y, mean, rstd] = [o.y, o.mean, o.rstd].map(|span| l.at(span));
     let cut = Cut::new(l, shape.batch, shape.spatial, shape.channels, &[x, y, shortcut, if_each(shape, gamma), if_each(shape, beta)]);
     let partial = l.room(shape.batch * cut.slabs * MOMENTS * shape.channels)?;
-    let (of, by_group) = (cut.kernels(l), cut.groups(l));
+    let (of, by_group) = (cut.kernels(l, o.x)?, cut.groups(l, o.x)?);
     let none: CUdeviceptr = 0;
     let (spatial, channels, groups) = (shape.spatial as u64, shape.channels as u32, shape.groups as u32);
     call!(l, of.moments, cut.sum(16); x, none, 0.0f32, partial, spatial, channels, cut.rows_a_slab)?;
@@ -167,7 +167,7 @@ fn backward_in_runs(l: &mut Launch<'_>, shape: Shape, o: Backward) -> Result<()>
     let mut y = l.at(o.y);
     let wants_affine = shape.affine != Affine::None && !(o.d_gamma.is_empty() && o.d_beta.is_empty());
     if !o.d_x.is_empty() {
-        let rows = &l.device.gpu.kernels.rows;
+        let rows = &l.of(o.x)?.rows;
         let length = shape.run() as u64;
         call!(
             l, rows.run_backward, shape.runs();
@@ -176,7 +176,7 @@ fn backward_in_runs(l: &mut Launch<'_>, shape: Shape, o: Backward) -> Result<()>
         y = 0;
     } else if !wants_affine && y != 0 {
         let n = o.d_y.len() as u64;
-        let function = l.device.gpu.kernels.elementwise.gate;
+        let function = l.of(o.d_y)?.elementwise.gate;
         return call!(l, function, l.by_four(n); y, d_y, n);
     }
     if !wants_affine {
@@ -192,7 +192,7 @@ fn backward_in_runs(l: &mut Launch<'_>, shape: Shape, o: Backward) -> Result<()>
     let rows_a_slab = rows.div_ceil(slabs);
     let slabs = rows.div_ceil(rows_a_slab);
     let partial = l.room(slabs * 2 * elements)?;
-    let of = &l.device.gpu.kernels.rows;
+    let of = &l.of(o.x)?.rows;
     let grid = Grid { blocks: [across as u32, slabs as u32, 1], threads: [32, 8], shared: 0 };
     call!(
         l, of.run_affine, grid;
@@ -210,7 +210,7 @@ fn backward_in_columns(l: &mut Launch<'_>, shape: Shape, o: Backward) -> Result<
     let floats = shape.batch * cut.slabs * 2 * shape.channels;
     let partial = l.room(floats + 2 * shape.batch * shape.groups)?;
     let sums = partial + (floats * size_of::<f32>()) as u64;
-    let (of, by_group) = (cut.kernels(l), cut.groups(l));
+    let (of, by_group) = (cut.kernels(l, o.x)?, cut.groups(l, o.x)?);
     let none: CUdeviceptr = 0;
     let (batch, spatial, channels, groups) = (shape.batch as u64, shape.spatial as u64, shape.channels as u32, shape.groups as u32);
     let (slabs, wants_affine) = (cut.slabs as u32, !(o.d_gamma.is_empty() && o.d_beta.is_empty()));

@@ -5,11 +5,10 @@ use crate::kernel::Kernel;
 
 #[rustfmt::skip]
 pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
-    let of = &l.device.gpu.kernels.tokens;
     match *kernel {
         Kernel::EmbeddingForward { tokens, table, y, features } => {
             let rows = tokens.len() as u64;
-            call!(l, of.embedding_forward, l.over(rows * features as u64); l.at(tokens), l.at(table), l.at(y), rows, features as u32)
+            call!(l, l.of(y)?.tokens.embedding_forward, l.over(rows * features as u64); l.at(tokens), l.at(table), l.at(y), rows, features as u32)
         }
         Kernel::EmbeddingBackward { tokens, d_y, d_table, features, padding } => {
             let rows = tokens.len();
@@ -21,7 +20,7 @@ pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
                 shared: threads * size_of::<u32>() as u32,
             };
             let rows = rows as u64;
-            call!(l, of.embedding_backward, grid; l.at(tokens), l.at(d_y), l.at(d_table), rows, features as u32, padding)
+            call!(l, l.of(d_y)?.tokens.embedding_backward, grid; l.at(tokens), l.at(d_y), l.at(d_table), rows, features as u32, padding)
         }
         _ => unreachable!("only embeddings come here"),
     }
