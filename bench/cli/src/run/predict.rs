@@ -75,7 +75,7 @@ fn data_parallel(config: &TrialConfig, model: &Model, dp: &DpConfig) -> Vec<Expe
         (size_of::<i32>() * model.labels_per_sample()) as u64,
         (model.input.elements() * size_of::<f32>()) as u64,
     );
-    let output = (facts.output.elements() * size_of::<f32>()) as u64;
+    let output = (facts.output.elements() * config.precision.values().size()) as u64;
     let step = DataParallelStep {
         batch: config.batch.global as u64,
         micro_batches: config.accumulation as u64,
