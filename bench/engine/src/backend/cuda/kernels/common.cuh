@@ -66,17 +66,18 @@ __device__ __forceinline__ Split split(u64 i, u32 by) {
     return {quotient, (u32)i - quotient * by};
 }
 
-// As EACH, four elements of a thread at a time, so that enough of memory is under way where an element is only a few bytes.
+// As EACH, several elements of a thread at a time, so that enough of memory is under way where an element is only a few bytes.
 template <typename F>
 __device__ __forceinline__ void each(u64 n, F body) {
-    const u64 tile = 4 * (u64)blockDim.x;
+    constexpr int TOGETHER = 16 / sizeof(value_t);
+    const u64 tile = TOGETHER * (u64)blockDim.x;
     for (u64 first = blockIdx.x * tile; first < n; first += gridDim.x * tile) {
         const u64 i = first + threadIdx.x;
         if (first + tile <= n) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) body(i + j * blockDim.x);
+            for (int j = 0; j < TOGETHER; ++j) body(i + j * blockDim.x);
         } else {
-            for (int j = 0; j < 4; ++j)
+            for (int j = 0; j < TOGETHER; ++j)
                 if (i + j * blockDim.x < n) body(i + j * blockDim.x);
         }
     }

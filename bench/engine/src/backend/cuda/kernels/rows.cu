@@ -21,6 +21,28 @@ __device__ __forceinline__ Lanes<V> load(const float* from) { return *reinterpre
 template <int V>
 __device__ __forceinline__ void store(float* to, const Lanes<V>& value) { *reinterpret_cast<Lanes<V>*>(to) = value; }
 
+template <int V>
+struct alignas(2 * V) Bf16Lanes {
+    Bf16 at[V];
+};
+
+template <int V>
+__device__ __forceinline__ Lanes<V> load(const Bf16* from) {
+    const Bf16Lanes<V> narrow = *reinterpret_cast<const Bf16Lanes<V>*>(from);
+    Lanes<V> wide;
+#pragma unroll
+    for (int v = 0; v < V; ++v) wide.at[v] = narrow.at[v];
+    return wide;
+}
+
+template <int V>
+__device__ __forceinline__ void store(Bf16* to, const Lanes<V>& value) {
+    Bf16Lanes<V> narrow;
+#pragma unroll
+    for (int v = 0; v < V; ++v) narrow.at[v] = value.at[v];
+    *reinterpret_cast<Bf16Lanes<V>*>(to) = narrow;
+}
+
 __device__ __forceinline__ bool aligned(const void* a, const void* b, const void* c, const void* d, const void* e) {
     return (((u64)a | (u64)b | (u64)c | (u64)d | (u64)e) & 15u) == 0;
 }
@@ -30,7 +52,7 @@ __device__ __forceinline__ u64 place(u64 element, u32 channels, int affine) { re
 
 template <int V, bool RMS>
 __device__ __forceinline__ void forward(
-    const float* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta, const float* __restrict__ shortcut, float* __restrict__ y,
+    const value_t* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta, const value_t* __restrict__ shortcut, value_t* __restrict__ y,
     float* __restrict__ mean, float* __restrict__ rstd, u64 length, u32 groups, u32 channels, int affine, float eps, int relu, float* shared
 ) {
     constexpr int KEPT = ROOM / V;
@@ -104,8 +126,8 @@ __device__ __forceinline__ void forward(
 
 template <int V>
 __device__ __forceinline__ void backward(
-    const float* __restrict__ x, float* d_y, const float* __restrict__ y, const float* __restrict__ gamma, const float* __restrict__ mean,
-    const float* __restrict__ rstd, float* __restrict__ d_x, u64 length, u32 groups, u32 channels, int affine, int accumulate, float* shared
+    const value_t* __restrict__ x, value_t* d_y, const value_t* __restrict__ y, const float* __restrict__ gamma, const float* __restrict__ mean,
+    const float* __restrict__ rstd, value_t* __restrict__ d_x, u64 length, u32 groups, u32 channels, int affine, int accumulate, float* shared
 ) {
     constexpr int KEPT = ROOM / 2 / V;
     const u64 run = blockIdx.x, base = run * length, start = split(run, groups).rest * length, step = (u64)blockDim.x * V, mine = (u64)threadIdx.x * V;
@@ -172,7 +194,7 @@ __device__ __forceinline__ void backward(
 extern "C" {
 
 __global__ void __launch_bounds__(512) run_forward(
-    const float* x, const float* gamma, const float* beta, const float* shortcut, float* y, float* mean, float* rstd, u64 length, u32 groups, u32 channels,
+    const value_t* x, const float* gamma, const float* beta, const value_t* shortcut, value_t* y, float* mean, float* rstd, u64 length, u32 groups, u32 channels,
     int affine, float eps, int relu
 ) {
     __shared__ float shared[32];
@@ -183,7 +205,7 @@ __global__ void __launch_bounds__(512) run_forward(
 }
 
 __global__ void __launch_bounds__(512) rms_forward(
-    const float* x, const float* gamma, const float* shortcut, float* y, float* rstd, u64 length, u32 channels, int affine, float eps, int relu
+    const value_t* x, const float* gamma, const value_t* shortcut, value_t* y, float* rstd, u64 length, u32 channels, int affine, float eps, int relu
 ) {
     __shared__ float shared[32];
     if (length % 4 == 0 && (affine != 1 || channels % 4 == 0) && aligned(x, gamma, nullptr, shortcut, y))
@@ -194,7 +216,7 @@ __global__ void __launch_bounds__(512) rms_forward(
 
 // `mean` null: RMS norm, whose x̂ has no centre and whose gradient no mean. With `y`, d_y becomes 0 where y is not positive, and stays so.
 __global__ void __launch_bounds__(512) run_backward(
-    const float* x, float* d_y, const float* y, const float* gamma, const float* mean, const float* rstd, float* d_x, u64 length, u32 groups, u32 channels,
+    const value_t* x, value_t* d_y, const value_t* y, const float* gamma, const float* mean, const float* rstd, value_t* d_x, u64 length, u32 groups, u32 channels,
     int affine, int accumulate
 ) {
     __shared__ float shared[32];
@@ -208,7 +230,7 @@ __global__ void __launch_bounds__(512) run_backward(
 // spatial = 1). Threads (32, 8) take 32 elements and a slab of rows each; partial [slabs, 2, elements], added up by `finish_run_affine`. Several groups
 // are only where a run is a group of one pixel. With `y` as in `run_backward`.
 __global__ void __launch_bounds__(256) run_affine(
-    const float* __restrict__ x, float* __restrict__ d_y, const float* __restrict__ y, const float* __restrict__ mean, const float* __restrict__ rstd,
+    const value_t* __restrict__ x, value_t* __restrict__ d_y, const value_t* __restrict__ y, const float* __restrict__ mean, const float* __restrict__ rstd,
     float* __restrict__ partial, u64 rows, u64 spatial, u32 elements, u32 groups, u64 rows_a_slab
 ) {
     __shared__ float shared[2][8][COLUMNS + 1];
