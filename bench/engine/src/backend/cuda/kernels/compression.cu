@@ -14,6 +14,12 @@ __device__ __forceinline__ float from_f16(u16 bits) {
     return value;
 }
 
+// As `to_bf16`, and a number that is none keeps its sign, as the host has it.
+__device__ __forceinline__ u16 to_signed_bf16(float value) {
+    const u32 bits = (u32)__float_as_int(value);
+    return (bits & 0x7fffffffu) > 0x7f800000u ? (u16)(bits >> 16 | 0x40u) : to_bf16(value);
+}
+
 extern "C" {
 
 __global__ void narrow_f16(const float* __restrict__ from, u16* __restrict__ to, u64 n, float divisor) {
@@ -21,7 +27,7 @@ __global__ void narrow_f16(const float* __restrict__ from, u16* __restrict__ to,
 }
 
 __global__ void narrow_bf16(const float* __restrict__ from, u16* __restrict__ to, u64 n, float divisor) {
-    each(n, [&](u64 i) { to[i] = to_bf16(from_bf16(to_bf16(from[i])) / divisor); });
+    each(n, [&](u64 i) { to[i] = to_signed_bf16(from_bf16(to_signed_bf16(from[i])) / divisor); });
 }
 
 __global__ void widen_f16(const u16* __restrict__ from, float* __restrict__ to, u64 n) {
