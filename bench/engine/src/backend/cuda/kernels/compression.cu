@@ -1,5 +1,4 @@
 // Compression of gradients: rounding to half the bits, normal numbers, orthonormal columns.
-// Numbers of 16 bits are moved as whole numbers, so that CUDA's headers are not needed.
 // Reference: kernel.rs; philox.rs for what is drawn; PyTorch's PowerSGD hook; LAPACK's `sgeqr2` and `sorg2r` for the signs of columns.
 #include "common.cuh"
 
@@ -14,15 +13,6 @@ __device__ __forceinline__ float from_f16(u16 bits) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
     return value;
 }
-
-// To nearest, ties to even; by hand, since not every architecture has an instruction for it.
-__device__ __forceinline__ u16 to_bf16(float value) {
-    const u32 bits = (u32)__float_as_int(value);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (u16)(bits >> 16 | 0x40u);
-    return (u16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
-__device__ __forceinline__ float from_bf16(u16 bits) { return __int_as_float((int)((u32)bits << 16)); }
 
 extern "C" {
 
