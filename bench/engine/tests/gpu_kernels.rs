@@ -40,6 +40,7 @@ fn every_kernel_compiles_for_every_architecture() {
                 "compression.cu",
                 "columns.cu",
                 "groups.cu",
+                "samples.cu",
             ];
             if !doubles.contains(&source.name) {
                 assert!(!ptx.contains(".f64"), "{} computes in f64", source.name);

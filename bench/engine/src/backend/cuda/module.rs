@@ -2,10 +2,11 @@
 use crate::backend::cuda::api::driver;
 use std::ffi::CString;
 
-use cudarc::driver::sys::CUfunction;
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute};
 
 use super::compile::{Source, machine_code};
 use super::gpu::check;
+use super::launch::{STASH, THREADS};
 use crate::backend::Result;
 
 macro_rules! modules {
@@ -50,6 +51,7 @@ modules! {
         finish_groups, group_normalize, finish_group_sums, group_affine, group_backward_input, element_sums, element_affine,
         element_backward_input,
     }
+    Samples { team_forward, team_rms_forward, team_backward }
     Rows { run_forward, rms_forward, run_backward, run_affine, finish_run_affine }
     Loss { label_shares, row_loss, sample_losses, count_errors }
     Optimizer { sgd, adamw }
@@ -69,6 +71,10 @@ pub(crate) struct Kernels {
     pub(crate) columns: [Columns; 3],
     /// As `columns`.
     pub(crate) groups: [Groups; 3],
+    /// As `columns`.
+    pub(crate) samples: [Samples; 3],
+    /// Blocks of `samples` that a multiprocessor holds at a time.
+    pub(crate) resident: usize,
     pub(crate) rows: Rows,
     pub(crate) loss: Loss,
     pub(crate) optimizer: Optimizer,
@@ -80,7 +86,14 @@ pub(crate) struct Kernels {
 impl Kernels {
     /// Those of a compute capability, on the calling thread's context.
     pub(super) fn load(capability: (u32, u32)) -> Result<Self> {
+        let samples = [
+            Samples::load(Source::SAMPLES[0], capability)?,
+            Samples::load(Source::SAMPLES[1], capability)?,
+            Samples::load(Source::SAMPLES[2], capability)?,
+        ];
         Ok(Self {
+            resident: resident(&samples)?,
+            samples,
             elementwise: Elementwise::load(Source::ELEMENTWISE, capability)?,
             columns: [
                 Columns::load(Source::COLUMNS[0], capability)?,
@@ -100,4 +113,40 @@ impl Kernels {
             compression: Compression::load(Source::COMPRESSION, capability)?,
         })
     }
+}
+
+/// Lets blocks of `samples` keep as much as they may, and asks how many of them a multiprocessor holds.
+fn resident(samples: &[Samples; 3]) -> Result<usize> {
+    let mut least = i32::MAX;
+    for of in samples {
+        for function in [of.team_forward, of.team_rms_forward, of.team_backward] {
+            let mut blocks = 0;
+            // SAFETY: the functions were loaded.
+            unsafe {
+                for (attribute, value) in [
+                    (
+                        CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                        STASH as i32,
+                    ),
+                    // Per cent of what there is.
+                    (
+                        CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                        100,
+                    ),
+                ] {
+                    let set = driver::cuFuncSetAttribute(function, attribute, value);
+                    check(set, "failed to let a kernel have shared memory")?;
+                }
+                let asked = driver::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                    &mut blocks,
+                    function,
+                    THREADS as i32,
+                    STASH,
+                );
+                check(asked, "failed to ask how many blocks of a kernel fit")?;
+            }
+            least = least.min(blocks);
+        }
+    }
+    Ok(least.max(0) as usize)
 }
