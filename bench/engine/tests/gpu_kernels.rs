@@ -33,7 +33,7 @@ fn every_kernel_compiles_for_every_architecture() {
             let found = ptx.matches(".visible .entry").count();
             assert!(found > 0, "{} has no kernel", source.name);
             entries += found;
-            // Where values are bfloat16, some are moved 16 bits at a time, or more of them together, and rounded by an instruction.
+            // A form for values in bfloat16 rounds what it writes; one for floats does not.
             let rounds = ptx.contains("cvt.rn.bf16.f32");
             if source.is_narrow() {
                 assert!(rounds, "{} rounds nothing", source.name);
@@ -48,6 +48,7 @@ fn every_kernel_compiles_for_every_architecture() {
                 "compression.cu",
                 "columns.cu",
                 "groups.cu",
+                "samples.cu",
             ];
             if !doubles.contains(&source.name) {
                 assert!(!ptx.contains(".f64"), "{} computes in f64", source.name);

@@ -60,6 +60,12 @@ impl Source {
         source!("groups.cu", Some(2)),
         source!("groups.cu", Some(4)),
     ];
+    /// Norms of samples that stay on chip, with as many channels a thread.
+    pub const SAMPLES: [Self; 3] = [
+        source!("samples.cu", Some(1)),
+        source!("samples.cu", Some(2)),
+        source!("samples.cu", Some(4)),
+    ];
     /// Norms whose group is one run of memory.
     pub const ROWS: Self = source!("rows.cu");
     /// Losses and errors.
@@ -73,7 +79,7 @@ impl Source {
     /// Compression of gradients.
     pub const COMPRESSION: Self = source!("compression.cu");
     /// Those that read or write values, which may be of either type.
-    pub const OF_VALUES: [Self; 11] = [
+    pub const OF_VALUES: [Self; 14] = [
         Self::ELEMENTWISE,
         Self::COLUMNS[0],
         Self::COLUMNS[1],
@@ -81,6 +87,9 @@ impl Source {
         Self::GROUPS[0],
         Self::GROUPS[1],
         Self::GROUPS[2],
+        Self::SAMPLES[0],
+        Self::SAMPLES[1],
+        Self::SAMPLES[2],
         Self::ROWS,
         Self::LOSS,
         Self::POOL,

@@ -3,10 +3,11 @@ use crate::backend::cuda::api::driver;
 use std::ffi::CString;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use cudarc::driver::sys::CUfunction;
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute};
 
 use super::compile::{Source, machine_code};
 use super::gpu::check;
+use super::launch::{STASH, THREADS};
 use crate::backend::{BackendError, Result};
 use crate::tensor::Dtype;
 
@@ -52,6 +53,7 @@ modules! {
         finish_groups, group_normalize, finish_group_sums, group_affine, group_backward_input, element_sums, element_affine,
         element_backward_input,
     }
+    Samples { team_forward, team_rms_forward, team_backward }
     Rows { run_forward, rms_forward, run_backward, run_affine, finish_run_affine }
     Loss { label_shares, row_loss, sample_losses, count_errors }
     Optimizer { sgd, adamw }
@@ -71,6 +73,10 @@ pub(crate) struct OfValues {
     pub(crate) columns: [Columns; 3],
     /// As `columns`.
     pub(crate) groups: [Groups; 3],
+    /// As `columns`.
+    pub(crate) samples: [Samples; 3],
+    /// Blocks of `samples` that a multiprocessor holds at a time.
+    pub(crate) resident: usize,
     pub(crate) rows: Rows,
     pub(crate) loss: Loss,
     pub(crate) pool: Pool,
@@ -81,7 +87,11 @@ impl OfValues {
     fn load(capability: (u32, u32), form: impl Fn(Source) -> Source) -> Result<Self> {
         let columns = |which: usize| Columns::load(form(Source::COLUMNS[which]), capability);
         let groups = |which: usize| Groups::load(form(Source::GROUPS[which]), capability);
+        let samples = |which: usize| Samples::load(form(Source::SAMPLES[which]), capability);
+        let samples = [samples(0)?, samples(1)?, samples(2)?];
         Ok(Self {
+            resident: resident(&samples)?,
+            samples,
             elementwise: Elementwise::load(form(Source::ELEMENTWISE), capability)?,
             columns: [columns(0)?, columns(1)?, columns(2)?],
             groups: [groups(0)?, groups(1)?, groups(2)?],
@@ -141,4 +151,40 @@ impl Kernels {
             "values in bfloat16 on a device that was made for others",
         ))
     }
+}
+
+/// Lets blocks of `samples` keep as much as they may, and asks how many of them a multiprocessor holds.
+fn resident(samples: &[Samples; 3]) -> Result<usize> {
+    let mut least = i32::MAX;
+    for of in samples {
+        for function in [of.team_forward, of.team_rms_forward, of.team_backward] {
+            let mut blocks = 0;
+            // SAFETY: the functions were loaded.
+            unsafe {
+                for (attribute, value) in [
+                    (
+                        CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                        STASH as i32,
+                    ),
+                    // Per cent of what there is.
+                    (
+                        CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                        100,
+                    ),
+                ] {
+                    let set = driver::cuFuncSetAttribute(function, attribute, value);
+                    check(set, "failed to let a kernel have shared memory")?;
+                }
+                let asked = driver::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                    &mut blocks,
+                    function,
+                    THREADS as i32,
+                    STASH,
+                );
+                check(asked, "failed to ask how many blocks of a kernel fit")?;
+            }
+            least = least.min(blocks);
+        }
+    }
+    Ok(least.max(0) as usize)
 }

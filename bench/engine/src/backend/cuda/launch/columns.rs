@@ -17,6 +17,15 @@ const ROWS: usize = 16;
 const LANES: usize = 128;
 const SIDE: usize = super::SIDE as usize;
 
+/// Neighbouring channels that a thread can hold; `spans` are what is read or written so many at a time.
+pub(super) fn vector(channels: usize, spans: &[CUdeviceptr]) -> usize {
+    let fits = |vector: &usize| {
+        channels.is_multiple_of(*vector)
+            && spans.iter().all(|at| at.is_multiple_of(4 * *vector as u64))
+    };
+    [4, 2].into_iter().find(fits).unwrap_or(1)
+}
+
 /// Blocks for `samples` of `rows` of `channels`.
 #[derive(Clone, Copy)]
 pub(super) struct Cut {
@@ -60,11 +69,7 @@ impl Cut {
         channels: usize,
         spans: &[CUdeviceptr],
     ) -> Self {
-        let fits = |vector: &usize| {
-            channels.is_multiple_of(*vector)
-                && spans.iter().all(|at| at.is_multiple_of(4 * *vector as u64))
-        };
-        let vector = [4, 2].into_iter().find(fits).unwrap_or(1);
+        let vector = vector(channels, spans);
         let tiles = channels / vector;
         let lanes = tiles.div_ceil(tiles.div_ceil(LANES));
         let down = (BLOCK as usize / lanes).max(1);
@@ -137,6 +142,14 @@ pub(super) fn finish(n: usize) -> Grid {
         blocks: [n.div_ceil(32) as u32, 1, 1],
         threads: [32, 8],
         shared: 0,
+    }
+}
+
+/// The same of many slabs, which more threads read at a time.
+pub(super) fn finish_slabs(n: usize, slabs: usize) -> Grid {
+    Grid {
+        threads: [32, slabs.next_power_of_two().clamp(8, 32) as u32],
+        ..finish(n)
     }
 }
 

@@ -1,11 +1,12 @@
 //! Group norm (with layer and instance norm) and RMS norm.
 //!
-//! A group that is one run of memory is a block's (`rows.cu`); others, and runs so long and so few that they would leave most of the GPU
-//! idle, are sums over rows (`columns.cu`, `groups.cu`), sample by sample.
+//! A group that is one short run of memory is a block's (`rows.cu`). Larger samples, and groups of some channels, are a team of blocks'
+//! (`samples.cu`). What fits neither is a block's where it is a run, or sums over rows (`columns.cu`, `groups.cu`), sample by sample.
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::batch_norm::MOMENTS;
-use super::columns::{Cut, finish};
+use super::columns::{Cut, finish, finish_slabs};
+use super::samples::{self, Team};
 use super::{Grid, Launch, accumulate, call};
 use crate::backend::Result;
 use crate::kernel::{Affine, Kernel, Then, Write};
@@ -13,10 +14,12 @@ use crate::tensor::Span;
 
 /// Elements of a run beyond which it is cut into slabs of its rows.
 const LONG: usize = 32 << 10;
+/// Elements of a run that the registers of a block hold.
+const REGISTERS: usize = 8 << 10;
 /// Rows that a block of the sums for γ and β has at least.
 const ROWS: usize = 64;
 
-fn affine(affine: Affine) -> i32 {
+pub(super) fn affine(affine: Affine) -> i32 {
     match affine {
         Affine::None => 0,
         Affine::Channel => 1,
@@ -25,13 +28,13 @@ fn affine(affine: Affine) -> i32 {
 }
 
 /// Shape of a norm that looks at a sample at a time.
-#[derive(Clone, Copy)]
-struct Shape {
-    batch: usize,
-    spatial: usize,
-    channels: usize,
-    groups: usize,
-    affine: Affine,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) batch: usize,
+    pub(super) spatial: usize,
+    pub(super) channels: usize,
+    pub(super) groups: usize,
+    pub(super) affine: Affine,
 }
 
 impl Shape {
@@ -41,6 +44,10 @@ impl Shape {
     /// Whether each group lies in one run that a block takes.
     fn in_runs(&self) -> bool {
         self.spatial == 1 || (self.groups == 1 && self.run() <= LONG)
+    }
+    /// Whether a block holds a run in registers from the moment that it is read.
+    fn in_registers(&self) -> bool {
+        self.spatial == 1 || (self.groups == 1 && self.run() <= REGISTERS)
     }
     fn runs(&self) -> Grid {
         let threads = self.run().div_ceil(16).next_multiple_of(32) as u32;
@@ -57,30 +64,30 @@ impl Shape {
 
 /// Operands of a forward; β and mean are empty for RMS norm.
 #[derive(Clone, Copy)]
-struct Forward {
-    x: Span,
-    gamma: Span,
-    beta: Span,
-    y: Span,
-    mean: Span,
-    rstd: Span,
-    eps: f32,
-    then: Then,
+pub(super) struct Forward {
+    pub(super) x: Span,
+    pub(super) gamma: Span,
+    pub(super) beta: Span,
+    pub(super) y: Span,
+    pub(super) mean: Span,
+    pub(super) rstd: Span,
+    pub(super) eps: f32,
+    pub(super) then: Then,
 }
 
 /// Operands of a backward; β's gradient and mean are empty for RMS norm.
 #[derive(Clone, Copy)]
-struct Backward {
-    x: Span,
-    y: Span,
-    d_y: Span,
-    gamma: Span,
-    mean: Span,
-    rstd: Span,
-    d_x: Span,
-    d_gamma: Span,
-    d_beta: Span,
-    write: Write,
+pub(super) struct Backward {
+    pub(super) x: Span,
+    pub(super) y: Span,
+    pub(super) d_y: Span,
+    pub(super) gamma: Span,
+    pub(super) mean: Span,
+    pub(super) rstd: Span,
+    pub(super) d_x: Span,
+    pub(super) d_gamma: Span,
+    pub(super) d_beta: Span,
+    pub(super) write: Write,
 }
 
 #[rustfmt::skip]
@@ -89,34 +96,56 @@ pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
         Kernel::GroupNormForward { x, gamma, beta, y, mean, rstd, batch, spatial, channels, groups, affine, eps, then } => {
             let shape = Shape { batch, spatial, channels, groups, affine };
             let operands = Forward { x, gamma, beta, y, mean, rstd, eps, then };
-            match shape.in_runs() {
-                true => forward_in_runs(l, shape, operands),
-                false => forward_in_columns(l, shape, operands),
-            }
+            forward(l, shape, operands)
         }
         Kernel::GroupNormBackward { x, y, d_y, gamma, mean, rstd, d_x, d_gamma, d_beta, batch, spatial, channels, groups, affine, write } => {
             let shape = Shape { batch, spatial, channels, groups, affine };
             let operands = Backward { x, y, d_y, gamma, mean, rstd, d_x, d_gamma, d_beta, write };
-            match shape.in_runs() {
-                true => backward_in_runs(l, shape, operands),
-                false => backward_in_columns(l, shape, operands),
-            }
+            backward(l, shape, operands)
         }
         Kernel::RmsNormForward { x, gamma, y, rstd, batch, spatial, channels, affine: of, eps, then } => {
             let shape = Shape { batch, spatial, channels, groups: 1, affine: of };
-            let rows = &l.of(x)?.rows;
-            let [x, gamma, shortcut, y, rstd] = [x, gamma, then.shortcut, y, rstd].map(|span| l.at(span));
-            call!(
-                l, rows.rms_forward, shape.runs();
-                x, gamma, shortcut, y, rstd, shape.run() as u64, channels as u32, affine(of), eps, i32::from(then.relu),
-            )
+            forward(l, shape, Forward { x, gamma, beta: Span::EMPTY, y, mean: Span::EMPTY, rstd, eps, then })
         }
         Kernel::RmsNormBackward { x, y, d_y, gamma, rstd, d_x, d_gamma, batch, spatial, channels, affine, write } => {
             let shape = Shape { batch, spatial, channels, groups: 1, affine };
             let (mean, d_beta) = (Span::EMPTY, Span::EMPTY);
-            backward_in_runs(l, shape, Backward { x, y, d_y, gamma, mean, rstd, d_x, d_gamma, d_beta, write })
+            backward(l, shape, Backward { x, y, d_y, gamma, mean, rstd, d_x, d_gamma, d_beta, write })
         }
         _ => unreachable!("only norms of samples come here"),
+    }
+}
+
+/// By whoever reads x fewest times.
+fn forward(l: &mut Launch<'_>, shape: Shape, o: Forward) -> Result<()> {
+    let [x, y, shortcut] = [o.x, o.y, o.then.shortcut].map(|span| l.at(span));
+    let [gamma, beta] = [o.gamma, o.beta].map(|span| if_each(shape, l.at(span)));
+    if !shape.in_registers()
+        && let Some(team) = Team::new(l, shape, (1, o.x), &[x, y, shortcut, gamma, beta])
+    {
+        return samples::forward(l, team, shape, o);
+    }
+    // RMS norm has no other way.
+    match shape.in_runs() || o.mean.is_empty() {
+        true => forward_in_runs(l, shape, o),
+        false => forward_in_columns(l, shape, o),
+    }
+}
+
+/// The same, of x and d_y.
+fn backward(l: &mut Launch<'_>, shape: Shape, o: Backward) -> Result<()> {
+    let spans = [o.x, o.y, o.d_y, o.d_x].map(|span| l.at(span));
+    // Gradients of a γ per element are sums over samples, which no team sees.
+    if shape.spatial > 1
+        && shape.affine != Affine::Element
+        && !o.d_x.is_empty()
+        && let Some(team) = Team::new(l, shape, (2, o.x), &spans)
+    {
+        return samples::backward(l, team, shape, o);
+    }
+    match shape.in_runs() || o.mean.is_empty() {
+        true => backward_in_runs(l, shape, o),
+        false => backward_in_columns(l, shape, o),
     }
 }
 
@@ -126,6 +155,9 @@ fn forward_in_runs(l: &Launch<'_>, shape: Shape, o: Forward) -> Result<()> {
     let [y, mean, rstd] = [o.y, o.mean, o.rstd].map(|span| l.at(span));
     let rows = &l.of(o.x)?.rows;
     let (length, groups, channels, relu) = (shape.run() as u64, shape.groups as u32, shape.channels as u32, i32::from(o.then.relu));
+    if o.mean.is_empty() {
+        return call!(l, rows.rms_forward, shape.runs(); x, gamma, shortcut, y, rstd, length, channels, affine(shape.affine), o.eps, relu);
+    }
     call!(
         l, rows.run_forward, shape.runs();
         x, gamma, beta, shortcut, y, mean, rstd, length, groups, channels, affine(shape.affine), o.eps, relu,
@@ -199,7 +231,7 @@ fn backward_in_runs(l: &mut Launch<'_>, shape: Shape, o: Backward) -> Result<()>
         x, d_y, y, mean, rstd, partial, rows as u64, positions as u64, elements as u32, groups as u32, rows_a_slab as u64,
     )?;
     let [d_gamma, d_beta] = [o.d_gamma, o.d_beta].map(|span| l.at(span));
-    call!(l, of.finish_run_affine, finish(elements); partial, slabs as u32, elements as u32, d_gamma, d_beta)
+    call!(l, of.finish_run_affine, finish_slabs(elements, slabs); partial, slabs as u32, elements as u32, d_gamma, d_beta)
 }
 
 #[rustfmt::skip]

@@ -9,7 +9,10 @@ mod columns;
 mod group_norm;
 mod loss;
 mod pool;
+mod samples;
 mod tokens;
+
+pub(super) use samples::{STASH, THREADS};
 
 use crate::backend::cuda::api::driver;
 use std::ffi::c_void;
@@ -102,6 +105,35 @@ impl Launch<'_> {
         check(launched, "failed to launch a kernel")
     }
 
+    /// As [`Self::enqueue`], of blocks that wait for each other: all of them are resident together.
+    fn enqueue_together(
+        &self,
+        function: CUfunction,
+        grid: Grid,
+        parameters: &mut [*mut c_void],
+    ) -> Result<()> {
+        let ([x, y, z], [across, down]) = (grid.blocks, grid.threads);
+        // SAFETY: as in `enqueue`.
+        let launched = unsafe {
+            driver::cuLaunchCooperativeKernel(
+                function,
+                x,
+                y,
+                z,
+                across,
+                down,
+                1,
+                grid.shared,
+                self.device.raw_stream(self.on),
+                parameters.as_mut_ptr(),
+            )
+        };
+        check(
+            launched,
+            "failed to launch a kernel whose blocks wait for each other",
+        )
+    }
+
     /// Where a span lies; 0 for none.
     fn at(&self, span: Span) -> CUdeviceptr {
         self.device.address(span)
@@ -131,18 +163,17 @@ impl Launch<'_> {
 
     /// Sets bytes to 0.
     fn zero(&self, span: Span) -> Result<()> {
-        if span.is_empty() {
+        self.zero_at(self.at(span), span.bytes())
+    }
+
+    /// The same of so many bytes anywhere.
+    fn zero_at(&self, at: CUdeviceptr, bytes: usize) -> Result<()> {
+        if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: the span is the caller's to write.
-        let zeroed = unsafe {
-            driver::cuMemsetD8Async(
-                self.at(span),
-                0,
-                span.bytes(),
-                self.device.raw_stream(self.on),
-            )
-        };
+        // SAFETY: the bytes are the caller's to write.
+        let zeroed =
+            unsafe { driver::cuMemsetD8Async(at, 0, bytes, self.device.raw_stream(self.on)) };
         check(zeroed, "failed to zero memory on the GPU")
     }
 
