@@ -12,6 +12,7 @@ mod gpu_order;
 #[path = "../instructions/mod.rs"]
 mod instructions;
 mod loss;
+mod narrow;
 mod norms;
 mod optimizers;
 mod pooling;

@@ -373,9 +373,7 @@ fn stand_in(replica: &mut Replica, unneeded: bool) -> Result<Span> {
     }
     let outputs = replica.program.output();
     let (len, dtype) = (outputs.len(), outputs.dtype());
-    let span = replica
-        .backend
-        .allocate(Category::Workspace, dtype, len)?;
+    let span = replica.backend.allocate(Category::Workspace, dtype, len)?;
     let size = 0.5 / (replica.max_batch() * replica.accumulation) as f32;
     let values = (0..len).map(|element| if element % 2 == 0 { size } else { -size });
     let backend = &mut *replica.backend;
