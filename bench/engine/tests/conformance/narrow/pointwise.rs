@@ -1,5 +1,6 @@
 //! Elementwise kernels, pooling, embeddings and the loss.
 use syncmark_engine::kernel::{Gelu, Kernel, Window};
+use syncmark_engine::loss::UNLABELLED;
 
 use super::{BOTH, Operand, Sides};
 
@@ -299,7 +300,7 @@ fn losses_are_f32_and_their_gradients_are_not() {
         let none = |row: usize| positions > 1 && row % 4 == 3;
         let class = |row: usize| {
             if none(row) {
-                -1
+                UNLABELLED
             } else {
                 (row * 7 % classes) as i32
             }
