@@ -52,7 +52,7 @@ modules! {
         element_backward_input,
     }
     Samples { team_forward, team_rms_forward, team_backward }
-    Rows { run_forward, rms_forward, run_backward, run_affine, finish_run_affine }
+    Rows { run_forward, rms_forward, warp_forward, run_backward, rows_backward, run_affine, finish_run_affine }
     Loss { label_shares, row_loss, sample_losses, count_errors }
     Optimizer { sgd, adamw }
     Pool {
