@@ -14,8 +14,9 @@ use super::library::{self, Library};
 use crate::backend::{BackendError, Result};
 
 /// What sources include, by name.
-const HEADERS: [(&str, &str); 2] = [
+const HEADERS: [(&str, &str); 3] = [
     ("common.cuh", include_str!("kernels/common.cuh")),
+    ("lanes.cuh", include_str!("kernels/lanes.cuh")),
     ("columns.cuh", include_str!("kernels/columns.cuh")),
 ];
 
@@ -71,12 +72,14 @@ impl Source {
     pub const OPTIMIZER: Self = source!("optimizer.cu");
     /// Pooling.
     pub const POOL: Self = source!("pool.cu");
+    /// Gradients of embeddings.
+    pub const EMBEDDING: Self = source!("embedding.cu");
     /// Embeddings and attention.
     pub const TOKENS: Self = source!("tokens.cu");
     /// Compression of gradients.
     pub const COMPRESSION: Self = source!("compression.cu");
     /// All.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::ELEMENTWISE,
         Self::COLUMNS[0],
         Self::COLUMNS[1],
@@ -91,6 +94,7 @@ impl Source {
         Self::LOSS,
         Self::OPTIMIZER,
         Self::POOL,
+        Self::EMBEDDING,
         Self::TOKENS,
         Self::COMPRESSION,
     ];

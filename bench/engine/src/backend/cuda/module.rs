@@ -58,7 +58,8 @@ modules! {
     Pool {
         max_forward, max_backward, average_forward, average_backward, global_average_forward, global_average_backward,
     }
-    Tokens { embedding_forward, embedding_backward, attention_softmax, attention_softmax_backward, addresses }
+    Embedding { token_ranks, token_starts, token_places, embedding_sums, embedding_rest }
+    Tokens { embedding_forward, attention_softmax, attention_softmax_backward, addresses }
     Compression {
         narrow_f16, narrow_bf16, widen_f16, widen_bf16, fill_normal, gram_schmidt, householder,
     }
@@ -79,6 +80,7 @@ pub(crate) struct Kernels {
     pub(crate) loss: Loss,
     pub(crate) optimizer: Optimizer,
     pub(crate) pool: Pool,
+    pub(crate) embedding: Embedding,
     pub(crate) tokens: Tokens,
     pub(crate) compression: Compression,
 }
@@ -109,6 +111,7 @@ impl Kernels {
             loss: Loss::load(Source::LOSS, capability)?,
             optimizer: Optimizer::load(Source::OPTIMIZER, capability)?,
             pool: Pool::load(Source::POOL, capability)?,
+            embedding: Embedding::load(Source::EMBEDDING, capability)?,
             tokens: Tokens::load(Source::TOKENS, capability)?,
             compression: Compression::load(Source::COMPRESSION, capability)?,
         })

@@ -5,45 +5,12 @@
 // Up to ROOM elements a thread, of a warp's run up to WARP_ROOM, stay in registers, so that runs are read once; longer ones are read again from the cache. Four elements move
 // together where lengths and addresses allow it.
 // Reference: kernel.rs, GroupNormForward and RmsNormForward; Zhang and Sennrich 2019 for RMS norm.
-#include "common.cuh"
+#include "lanes.cuh"
 
 constexpr int ROOM = 16;       // where a block takes a run
 constexpr int WARP_ROOM = 32;  // where a warp does
 constexpr int TOGETHER = 4;    // rows that are under way together in `rows_backward`
 constexpr u32 COLUMNS = 32;  // elements of a block that sums over runs
-
-template <int V>
-struct alignas(4 * V) Lanes {
-    float at[V];
-};
-
-template <int V>
-__device__ __forceinline__ Lanes<V> load(const float* from) { return *reinterpret_cast<const Lanes<V>*>(from); }
-
-template <int V>
-__device__ __forceinline__ void store(float* to, const Lanes<V>& value) { *reinterpret_cast<Lanes<V>*>(to) = value; }
-
-template <int V>
-struct alignas(2 * V) Bf16Lanes {
-    Bf16 at[V];
-};
-
-template <int V>
-__device__ __forceinline__ Lanes<V> load(const Bf16* from) {
-    const Bf16Lanes<V> narrow = *reinterpret_cast<const Bf16Lanes<V>*>(from);
-    Lanes<V> wide;
-#pragma unroll
-    for (int v = 0; v < V; ++v) wide.at[v] = narrow.at[v];
-    return wide;
-}
-
-template <int V>
-__device__ __forceinline__ void store(Bf16* to, const Lanes<V>& value) {
-    Bf16Lanes<V> narrow;
-#pragma unroll
-    for (int v = 0; v < V; ++v) narrow.at[v] = value.at[v];
-    *reinterpret_cast<Bf16Lanes<V>*>(to) = narrow;
-}
 
 template <bool BY_WARP>
 __device__ __forceinline__ float sum_of(float value, float* shared) { return BY_WARP ? warp_sum(value) : block_sum(value, shared); }
