@@ -33,10 +33,14 @@ fn every_kernel_compiles_for_every_architecture() {
             let found = ptx.matches(".visible .entry").count();
             assert!(found > 0, "{} has no kernel", source.name);
             entries += found;
-            // A form for values in bfloat16 rounds what it writes; one for floats does not.
+            // A form for values in bfloat16 rounds what it writes, where it writes any; one for floats does not.
             let rounds = ptx.contains("cvt.rn.bf16.f32");
             if source.is_narrow() {
-                assert!(rounds, "{} rounds nothing", source.name);
+                assert!(
+                    rounds || source.name == "embedding.cu",
+                    "{} rounds nothing",
+                    source.name
+                );
                 narrow += found;
             } else if source.name != "compression.cu" {
                 assert!(!rounds, "{} rounds values that are floats", source.name);

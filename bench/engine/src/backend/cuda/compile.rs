@@ -14,8 +14,9 @@ use super::library::{self, Library};
 use crate::backend::{BackendError, Result};
 
 /// What sources include, by name.
-const HEADERS: [(&str, &str); 2] = [
+const HEADERS: [(&str, &str); 3] = [
     ("common.cuh", include_str!("kernels/common.cuh")),
+    ("lanes.cuh", include_str!("kernels/lanes.cuh")),
     ("columns.cuh", include_str!("kernels/columns.cuh")),
 ];
 
@@ -74,12 +75,14 @@ impl Source {
     pub const OPTIMIZER: Self = source!("optimizer.cu");
     /// Pooling.
     pub const POOL: Self = source!("pool.cu");
+    /// Gradients of embeddings.
+    pub const EMBEDDING: Self = source!("embedding.cu");
     /// Embeddings and attention.
     pub const TOKENS: Self = source!("tokens.cu");
     /// Compression of gradients.
     pub const COMPRESSION: Self = source!("compression.cu");
     /// Those that read or write values, which may be of either type.
-    pub const OF_VALUES: [Self; 14] = [
+    pub const OF_VALUES: [Self; 15] = [
         Self::ELEMENTWISE,
         Self::COLUMNS[0],
         Self::COLUMNS[1],
@@ -93,6 +96,7 @@ impl Source {
         Self::ROWS,
         Self::LOSS,
         Self::POOL,
+        Self::EMBEDDING,
         Self::TOKENS,
     ];
     /// The others.

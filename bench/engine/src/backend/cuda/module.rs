@@ -54,13 +54,14 @@ modules! {
         element_backward_input,
     }
     Samples { team_forward, team_rms_forward, team_backward }
-    Rows { run_forward, rms_forward, run_backward, run_affine, finish_run_affine }
+    Rows { run_forward, rms_forward, warp_forward, run_backward, rows_backward, run_affine, finish_run_affine }
     Loss { label_shares, row_loss, sample_losses, count_errors }
     Optimizer { sgd, adamw }
     Pool {
         max_forward, max_backward, average_forward, average_backward, global_average_forward, global_average_backward,
     }
-    Tokens { embedding_forward, embedding_backward, attention_softmax, attention_softmax_backward, addresses }
+    Embedding { token_ranks, token_starts, token_places, embedding_sums, embedding_rest }
+    Tokens { embedding_forward, attention_softmax, attention_softmax_backward, addresses }
     Compression {
         narrow_f16, narrow_bf16, widen_f16, widen_bf16, add_bf16, fill_normal, gram_schmidt, householder,
     }
@@ -80,6 +81,7 @@ pub(crate) struct OfValues {
     pub(crate) rows: Rows,
     pub(crate) loss: Loss,
     pub(crate) pool: Pool,
+    pub(crate) embedding: Embedding,
     pub(crate) tokens: Tokens,
 }
 
@@ -98,6 +100,7 @@ impl OfValues {
             rows: Rows::load(form(Source::ROWS), capability)?,
             loss: Loss::load(form(Source::LOSS), capability)?,
             pool: Pool::load(form(Source::POOL), capability)?,
+            embedding: Embedding::load(form(Source::EMBEDDING), capability)?,
             tokens: Tokens::load(form(Source::TOKENS), capability)?,
         })
     }

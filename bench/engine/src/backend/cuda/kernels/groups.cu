@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(256) finish_groups(
 
 // affine: 0 none, 1 per channel, 2 per element of a sample.
 __global__ void __launch_bounds__(256) group_normalize(
-    const value_t* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ rstd, const float* __restrict__ gamma,
-    const float* __restrict__ beta, const value_t* __restrict__ shortcut, value_t* __restrict__ y, u64 spatial, u32 channels, u32 groups, u64 batch, int affine, int relu
+    const value_t* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ rstd, const float* __restrict__ gamma, const float* __restrict__ beta,
+    const value_t* __restrict__ shortcut, value_t* __restrict__ y, u64 spatial, u32 channels, u32 groups, u64 batch, int affine, int relu
 ) {
     const u32 channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR, width = channels / groups;
     if (channel >= channels) return;
@@ -77,8 +77,7 @@ __global__ void __launch_bounds__(256) group_normalize(
 
 // As `backward_sums` of γ·d_y, γ per element of a sample.
 __global__ void __launch_bounds__(256) element_sums(
-    const value_t* x, value_t* d_y, const value_t* y, const float* gamma, const float* mean, float* partial, u64 rows, u32 channels, u32 groups,
-    u64 rows_a_slab
+    const value_t* x, value_t* d_y, const value_t* y, const float* gamma, const float* mean, float* partial, u64 rows, u32 channels, u32 groups, u64 rows_a_slab
 ) {
     extern __shared__ float shared[];
     sums(x, d_y, y, gamma, nullptr, 0.0f, mean, nullptr, nullptr, nullptr, partial, rows, channels, groups, rows_a_slab, shared);
@@ -166,9 +165,8 @@ __global__ void element_affine(
 // dx (+)= rstd·[g − mean(g) − x̂·mean(g·x̂)], g = γ·d_y; `gamma` per channel or null, `factors` per element of a sample or null. With `y`, d_y counts
 // only where y is positive.
 __device__ __forceinline__ void group_input(
-    const value_t* __restrict__ x, const value_t* __restrict__ d_y, const value_t* __restrict__ y, const float* __restrict__ gamma,
-    const float* __restrict__ factors, const float* __restrict__ mean, const float* __restrict__ rstd, const float* __restrict__ sums,
-    value_t* __restrict__ d_x, u64 spatial, u32 channels,
+    const value_t* __restrict__ x, const value_t* __restrict__ d_y, const value_t* __restrict__ y, const float* __restrict__ gamma, const float* __restrict__ factors,
+    const float* __restrict__ mean, const float* __restrict__ rstd, const float* __restrict__ sums, value_t* __restrict__ d_x, u64 spatial, u32 channels,
     u32 groups, u64 batch, int accumulate
 ) {
     const u32 channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR, width = channels / groups;

@@ -40,45 +40,6 @@ __global__ void embedding_forward(const float* __restrict__ tokens, const float*
     }
 }
 
-// In order of the rows, without atomics. Of the rows with the same token the first one's block adds up all: a block looks for the token before its
-// row, stops where it finds it, and goes on behind it where it does not. A thread owns a feature; grid (feature tiles, rows or fewer).
-// `padding` below 0: none.
-__global__ void __launch_bounds__(1024) embedding_backward(
-    const float* __restrict__ tokens, const value_t* __restrict__ d_y, float* __restrict__ d_table, u64 rows, u32 features, int padding
-) {
-    extern __shared__ u32 found[];  // a place for each thread
-    __shared__ u32 counts[32];
-    const u32 feature = blockIdx.x * blockDim.x + threadIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    for (u64 mine = blockIdx.y; mine < rows; mine += gridDim.y) {
-        const float word = tokens[mine];
-        if (padding >= 0 && word == (float)padding) continue;
-        bool before = false;
-        for (u64 row = threadIdx.x; row < mine && !before; row += blockDim.x) before = tokens[row] == word;
-        if (__syncthreads_or(before)) continue;
-        float total = 0.0f;
-        for (u64 first = mine; first < rows; first += blockDim.x) {
-            const u64 row = first + threadIdx.x;
-            const bool here = row < rows && tokens[row] == word;
-            // Places in order: those of the warps before, and of the lanes before.
-            const u32 mask = __ballot_sync(ALL, here);
-            if (lane == 0) counts[warp] = __popc(mask);
-            __syncthreads();
-            u32 place = __popc(mask & ((1u << lane) - 1u)), count = 0;
-            for (u32 w = 0; w < warps; ++w) {
-                if (w < warp) place += counts[w];
-                count += counts[w];
-            }
-            if (here) found[place] = threadIdx.x;
-            __syncthreads();
-            if (feature < features)
-#pragma unroll 4
-                for (u32 k = 0; k < count; ++k) total += d_y[(first + found[k]) * features + feature];
-            __syncthreads();
-        }
-        if (feature < features) d_table[(u64)word * features + feature] += total;
-    }
-}
-
 // Scores [samples·heads, length, length], already over √size, become drop(softmax) over the keys that are not padding, zeros where all are. A block
 // takes a row. kept[row] = ln Σ exp, infinite where all keys are padding.
 __global__ void __launch_bounds__(1024) attention_softmax(

@@ -5,17 +5,24 @@
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::batch_norm::MOMENTS;
-use super::columns::{Cut, finish, finish_slabs};
+use super::columns::{Cut, finish, finish_slabs, vector};
 use super::samples::{self, Team};
-use super::{Grid, Launch, accumulate, call};
+use super::{BLOCK, Grid, Launch, accumulate, call};
 use crate::backend::Result;
 use crate::kernel::{Affine, Kernel, Then, Write};
 use crate::tensor::Span;
 
 /// Elements of a run beyond which it is cut into slabs of its rows.
 const LONG: usize = 32 << 10;
+/// Elements of a run that the registers of a warp hold.
+const WARP_RUN: usize = 1 << 10;
 /// Elements of a run that the registers of a block hold.
 const REGISTERS: usize = 8 << 10;
+/// Threads of a block of `rows_backward` at most, and the rows that each has under way.
+const WHOLE: usize = 512;
+const TOGETHER: usize = 4;
+/// Threads of it that a multiprocessor has registers for.
+const AT_A_TIME: usize = 576;
 /// Rows that a block of the sums for γ and β has at least.
 const ROWS: usize = 64;
 
@@ -143,6 +150,14 @@ fn backward(l: &mut Launch<'_>, shape: Shape, o: Backward) -> Result<()> {
     {
         return samples::backward(l, team, shape, o);
     }
+    if let Some(grid) = whole_rows(
+        l.device.gpu.multiprocessors as usize,
+        shape,
+        vector(shape.channels, &spans),
+    ) && !o.d_x.is_empty()
+    {
+        return backward_in_whole_rows(l, shape, o, grid, vector(shape.channels, &spans));
+    }
     match shape.in_runs() || o.mean.is_empty() {
         true => backward_in_runs(l, shape, o),
         false => backward_in_columns(l, shape, o),
@@ -155,6 +170,14 @@ fn forward_in_runs(l: &Launch<'_>, shape: Shape, o: Forward) -> Result<()> {
     let [y, mean, rstd] = [o.y, o.mean, o.rstd].map(|span| l.at(span));
     let rows = &l.of(o.x)?.rows;
     let (length, groups, channels, relu) = (shape.run() as u64, shape.groups as u32, shape.channels as u32, i32::from(o.then.relu));
+    if shape.run() <= WARP_RUN {
+        let runs = (shape.batch * shape.groups) as u64;
+        let grid = Grid::blocks(runs.div_ceil(u64::from(BLOCK / 32)) as u32, BLOCK);
+        return call!(
+            l, rows.warp_forward, grid;
+            x, gamma, beta, shortcut, y, mean, rstd, runs, length, groups, channels, affine(shape.affine), o.eps, relu,
+        );
+    }
     if o.mean.is_empty() {
         return call!(l, rows.rms_forward, shape.runs(); x, gamma, shortcut, y, rstd, length, channels, affine(shape.affine), o.eps, relu);
     }
@@ -189,6 +212,41 @@ fn forward_in_columns(l: &mut Launch<'_>, shape: Shape, o: Forward) -> Result<()
         l, by_group.group_normalize, cut.walk();
         x, mean, rstd, gamma, beta, shortcut, y, spatial, channels, groups, shape.batch as u64, affine(shape.affine), relu,
     )
+}
+
+/// Blocks whose threads own elements of each row that comes by; none where a group is no row, or too long a one.
+fn whole_rows(multiprocessors: usize, shape: Shape, vector: usize) -> Option<Grid> {
+    let four = if vector == 4 { 4 } else { 1 };
+    let across = shape.channels.div_ceil(four).next_multiple_of(32);
+    if shape.spatial > 1 || shape.groups > 1 || across > WHOLE {
+        return None;
+    }
+    let down = (BLOCK as usize / across).max(1);
+    let most = multiprocessors * (AT_A_TIME / (across * down)).max(1);
+    Some(Grid {
+        blocks: [shape.batch.div_ceil(down * TOGETHER).min(most) as u32, 1, 1],
+        threads: [across as u32, down as u32],
+        shared: 0,
+    })
+}
+
+#[rustfmt::skip]
+fn backward_in_whole_rows(l: &mut Launch<'_>, shape: Shape, o: Backward, grid: Grid, vector: usize) -> Result<()> {
+    let [x, d_y, y, gamma, mean, rstd, d_x] = [o.x, o.d_y, o.y, o.gamma, o.mean, o.rstd, o.d_x].map(|span| l.at(span));
+    let wanted = shape.affine != Affine::None && !(o.d_gamma.is_empty() && o.d_beta.is_empty());
+    let slabs = (grid.blocks[0] * grid.threads[1]) as usize;
+    let partial = if wanted { l.room(slabs * 2 * shape.channels)? } else { 0 };
+    let (rows, length) = (shape.batch as u64, shape.channels as u32);
+    let of = &l.of(o.x)?.rows;
+    call!(
+        l, of.rows_backward, grid;
+        x, d_y, y, gamma, mean, rstd, d_x, partial, rows, length, accumulate(o.write), i32::from(vector == 4),
+    )?;
+    if !wanted {
+        return Ok(());
+    }
+    let [d_gamma, d_beta] = [o.d_gamma, o.d_beta].map(|span| l.at(span));
+    call!(l, of.finish_run_affine, finish_slabs(shape.channels, slabs); partial, slabs as u32, length, d_gamma, d_beta)
 }
 
 #[rustfmt::skip]
@@ -272,4 +330,52 @@ fn backward_in_columns(l: &mut Launch<'_>, shape: Shape, o: Backward) -> Result<
         l, function, cut.walk();
         x, d_y, none, gamma, mean, rstd, sums, d_x, spatial, channels, groups, batch, accumulate(o.write),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `rows_backward` asks of a launch.
+    #[test]
+    fn rows_have_a_thread_for_each_of_their_elements() {
+        for (batch, channels) in [
+            (1, 1),
+            (3, 5),
+            (7, 64),
+            (16_384, 768),
+            (5, 2048),
+            (2, 512),
+            (9, 513),
+        ] {
+            let shape = Shape {
+                batch,
+                spatial: 1,
+                channels,
+                groups: 1,
+                affine: Affine::Element,
+            };
+            for vector in [4, 1]
+                .into_iter()
+                .filter(|vector| channels.is_multiple_of(*vector))
+            {
+                let what = format!("{batch} × {channels} by {vector}");
+                let Some(grid) = whole_rows(132, shape, vector) else {
+                    assert!(channels / vector > WHOLE, "{what}");
+                    continue;
+                };
+                let [across, down] = grid.threads.map(|n| n as usize);
+                assert!(across % 32 == 0 && across * vector >= channels, "{what}");
+                assert!(across * down <= WHOLE && grid.blocks[0] > 0, "{what}");
+            }
+        }
+        let images = Shape {
+            batch: 2,
+            spatial: 4,
+            channels: 8,
+            groups: 1,
+            affine: Affine::None,
+        };
+        assert!(whole_rows(132, images, 4).is_none());
+    }
 }

@@ -1,4 +1,5 @@
 //! Pooling.
+use super::columns::vector;
 use super::{DeviceWindow, Grid, Launch, accumulate, call};
 use crate::backend::Result;
 use crate::kernel::Kernel;
@@ -14,9 +15,13 @@ pub(super) fn run(l: &Launch<'_>, kernel: &Kernel) -> Result<()> {
             call!(l, of(x)?.max_forward, l.over(n); l.at(x), l.at(y), l.at(index), shape, batch)
         }
         Kernel::MaxPoolBackward { d_y, index, d_x, window, batch, write } => {
+            let function = of(d_y)?.max_backward;
             let (batch, shape) = (batch as u64, DeviceWindow::from(&window));
+            let [d_y, index, d_x] = [d_y, index, d_x].map(|span| l.at(span));
+            let four = vector(window.c, &[d_y, index, d_x]) == 4;
             let n = batch * (window.h * window.w * window.c) as u64;
-            call!(l, of(d_y)?.max_backward, l.over(n); l.at(d_y), l.at(index), l.at(d_x), shape, batch, accumulate(write))
+            let threads = if four { n / 4 } else { n };
+            call!(l, function, l.over(threads); d_y, index, d_x, shape, batch, accumulate(write), i32::from(four))
         }
         Kernel::AveragePoolForward { x, y, window, batch, count_padding } => {
             let (batch, shape) = (batch as u64, DeviceWindow::from(&window));

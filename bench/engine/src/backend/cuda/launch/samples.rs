@@ -153,7 +153,7 @@ impl Team {
         let tiles = channels / vector;
         // One group may lie across several blocks; threads that have no lane do nothing.
         let cuts = if many == 1 { 16 } else { 1 };
-        let idle = |across: &usize| THREADS % (tiles / across);
+        let idle = |across: &usize| ((THREADS % (tiles / across)).max(THREADS / 8), *across);
         let across = (1..=cuts)
             .filter(|across| {
                 channels.is_multiple_of(vector)
