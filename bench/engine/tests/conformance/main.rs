@@ -9,6 +9,7 @@ mod elementwise;
 #[path = "../gpu/mod.rs"]
 mod gpu;
 mod gpu_order;
+mod gpu_teams;
 #[path = "../instructions/mod.rs"]
 mod instructions;
 mod loss;

@@ -482,6 +482,7 @@ fn group_norm_forward_and_backward() {
             // More samples than blocks, and channels that no block has the threads for.
             [700, 9, 8, 8],
             [2, 40, 1031, 1],
+            [2, 40, 2062, 2],
             // Rows: of a warp, of a block, of more than a block's threads own.
             [70, 1, 768, 1],
             [9, 1, 1025, 1],

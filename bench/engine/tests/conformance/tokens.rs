@@ -30,7 +30,13 @@ fn gradients_of_many_rows_add_up_by_token() {
     on_every_backend(|device| {
         for (rows, vocabulary, features) in [(1300, 9, 8), (1300, 2000, 5), (700, 1, 4)] {
             // A third of them are the same.
-            let of = |i: usize| if i % 3 == 0 { 0 } else { i * i % vocabulary };
+            let of = |i: usize| {
+                if i.is_multiple_of(3) {
+                    0
+                } else {
+                    i * i % vocabulary
+                }
+            };
             let ids: Vec<f32> = (0..rows).map(|i| of(i) as f32).collect();
             let tokens = device.given(&ids).span;
             let d_y = device.random(rows * features);

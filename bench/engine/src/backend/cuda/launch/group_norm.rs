@@ -365,7 +365,10 @@ mod tests {
                     continue;
                 };
                 let [across, down] = grid.threads.map(|n| n as usize);
-                assert!(across % 32 == 0 && across * vector >= channels, "{what}");
+                assert!(
+                    across.is_multiple_of(32) && across * vector >= channels,
+                    "{what}"
+                );
                 assert!(across * down <= WHOLE && grid.blocks[0] > 0, "{what}");
             }
         }

@@ -109,7 +109,7 @@ impl Team {
         let room = STASH / (THREADS * vector * bytes);
         let width = channels / groups;
         let fitting = (1..=groups.min(MOST))
-            .filter(|many| groups % many == 0)
+            .filter(|many| groups.is_multiple_of(*many))
             .filter_map(|many| Self::unit(many, width, spatial, vector, room))
             .filter(|unit| channels / unit.channels * unit.across * unit.slabs <= blocks);
         // The widest one of which blocks need not read too much of each other; else what they read least of.

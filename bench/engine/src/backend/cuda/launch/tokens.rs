@@ -151,7 +151,7 @@ mod tests {
             let ends = sizes[1..].iter().map(|(at, _)| *at).chain([end]);
             assert!(counts >= 3, "three cursors come first");
             for ((at, size), next) in sizes.into_iter().zip(ends) {
-                assert!(at % 4 == 0 && at + size <= next, "{layout:?}");
+                assert!(at.is_multiple_of(4) && at + size <= next, "{layout:?}");
             }
         }
     }
