@@ -1,15 +1,17 @@
 """How long a training step takes on a GPU in syncmark and in PyTorch: alternating runs, the median of paired ratios and its interval.
 
-    python scripts/pytorch/gpu_step_speed.py [WORK ...] [--pairs 6] [--seconds 3] [--precision tf32] [--syncmark target/release/syncmark]
+    python scripts/pytorch/gpu_step_speed.py [WORK ...] [--pairs 6] [--seconds 3] [--precision tf32|fp32|bf16] [--syncmark target/release/syncmark]
 
 Contract: both sides train the same model file at the same batch with the same optimizer in the same precision on the first GPU. A step is: copy
 the batch from host memory to the GPU, zero the gradients, forward, mean cross-entropy, backward, update; nobody reads the loss. A window
 ends when the GPU has done all of it. PyTorch copies from pinned memory without waiting, and runs as it is fastest here: contiguous or
 channels_last, foreach or fused SGD, with cudnn.benchmark, gradients set to none, and its own scaled_dot_product_attention; a first round finds
-which. With --compile the peer is `torch.compile` of the same, a row of its own. PyTorch stays in one process that measures a window when it is
-asked to; syncmark starts anew for each, and both GPUs' clocks are as they are. Below 1 syncmark is faster.
+which. In bf16 its forward and loss run under torch.autocast, as its users have it: it rounds each weight once a step, and keeps the results
+of layer norm, group norm and embeddings in fp32, which syncmark rounds. With --compile the peer is `torch.compile` of the same, a row of its
+own. PyTorch stays in one process that measures a window when it is asked to; syncmark starts anew for each, and both GPUs' clocks are as they
+are. Below 1 syncmark is faster.
 
-Reference: METHODOLOGY.md, "Against PyTorch"; torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32.
+Reference: METHODOLOGY.md, "Against PyTorch"; torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32; torch.autocast.
 """
 
 from __future__ import annotations
@@ -88,11 +90,15 @@ def serve(work: Work, peer: Peer, precision: str) -> None:
     here, answers = torch.empty_like(inputs, device="cuda"), torch.empty_like(labels, device="cuda")
     forward = torch.compile(model) if peer.compiled else model
 
+    narrow = torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == "bf16")
+
     def step() -> None:
         here.copy_(inputs, non_blocking=True)
         answers.copy_(labels, non_blocking=True)
         optimizer.zero_grad(set_to_none=True)
-        loss_of(forward(here), answers).backward()
+        with narrow:
+            loss = loss_of(forward(here), answers)
+        loss.backward()
         optimizer.step()
 
     def window(steps: int) -> float:
@@ -159,7 +165,7 @@ def main() -> None:
     parser.add_argument("works", nargs="*", choices=[*WORKS, []], help="rows; all unless given")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each window")
-    parser.add_argument("--precision", choices=["fp32", "tf32"], default="tf32")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="tf32")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--peer", help="instead of a first round: channels_last,fused")
     parser.add_argument("--syncmark", type=Path, default=BINARY)

@@ -104,11 +104,11 @@ class Served:
         command = [sys.executable, script, "--task", task]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def ask(self, seconds: float) -> float:
-        """What it measured in so many seconds."""
+    def ask(self, task: float | str) -> float:
+        """What it measured: in so many seconds, or of what the line says."""
         assert self.process.stdin
         assert self.process.stdout
-        print(seconds, file=self.process.stdin, flush=True)
+        print(task, file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
             sys.exit(f"PyTorch failed with status {self.process.wait()}")

@@ -283,7 +283,7 @@ fn a_plan_shows_what_run_would_refuse() {
 fn without_gpus_what_needs_them_is_exit_status_four() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("one.toml"), ONE).unwrap();
-    let precision = ["train.precision=tf32"];
+    let (tf32, bf16) = (["train.precision=tf32"], ["train.precision=bf16"]);
     let graph = ["train.cuda_graph=true"];
     let transport = [
         "parallel.strategy=ddp",
@@ -292,8 +292,12 @@ fn without_gpus_what_needs_them_is_exit_status_four() {
     ];
     for (set, why) in [
         (
-            &precision[..],
+            &tf32[..],
             "`train.precision` is tf32, and CPUs compute products in fp32",
+        ),
+        (
+            &bf16,
+            "`train.precision` is bf16, and CPUs compute products in fp32",
         ),
         (
             &graph,

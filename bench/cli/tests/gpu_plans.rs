@@ -33,34 +33,41 @@ fn reasons(plan: &Plan) -> Vec<&str> {
     plan.left_out.iter().map(|left| left.why.as_str()).collect()
 }
 
-const BOTH: &str = "[sweep]\n\"train.precision\" = [\"fp32\", \"tf32\"]\n";
+const ALL: &str = "[sweep]\n\"train.precision\" = [\"fp32\", \"tf32\", \"bf16\"]\n";
 
 #[test]
-fn tf32_on_cpus_is_left_out_with_its_reason() {
-    let both = plan(
-        &format!("[parallel]\nbackend = \"cpu\"\n{BOTH}"),
+fn precisions_of_gpus_are_left_out_on_cpus_with_their_reason() {
+    let all = plan(
+        &format!("[parallel]\nbackend = \"cpu\"\n{ALL}"),
         Backend::Cpu,
     );
-    assert_eq!(both.trials.len(), 1);
-    assert_eq!(reasons(&both), ["CPUs compute products in fp32"]);
-    assert_eq!(
-        both.left_out[0].instead,
-        "write precision = \"fp32\", or backend = \"cuda\""
-    );
-    assert!(describe(&both).contains("CPUs compute products in fp32"));
-    let alone = "[train]\nprecision = \"tf32\"\n[parallel]\nbackend = \"cpu\"\n";
-    let error = planned("train", alone, Backend::Cpu).unwrap_err();
-    assert!(error.contains("CPUs compute products in fp32"), "{error}");
+    assert_eq!(all.trials.len(), 1);
+    assert_eq!(reasons(&all), ["CPUs compute products in fp32"; 2]);
+    for left_out in &all.left_out {
+        assert_eq!(
+            left_out.instead,
+            "write precision = \"fp32\", or backend = \"cuda\""
+        );
+    }
+    assert!(describe(&all).contains("CPUs compute products in fp32"));
+    for precision in ["tf32", "bf16"] {
+        let alone =
+            format!("[train]\nprecision = \"{precision}\"\n[parallel]\nbackend = \"cpu\"\n");
+        let error = planned("train", &alone, Backend::Cpu).unwrap_err();
+        assert!(error.contains("CPUs compute products in fp32"), "{error}");
+    }
 }
 
 #[test]
-fn tf32_is_a_trial_of_its_own_and_fp32_is_what_was_there_before() {
+fn precisions_are_trials_of_their_own_and_fp32_is_what_was_there_before() {
     for auto in [Backend::Cpu, Backend::Cuda] {
         let usual = id("", auto);
         assert_eq!(id("[train]\nprecision = \"fp32\"\n", auto), usual);
-        assert_ne!(id("[train]\nprecision = \"tf32\"\n", auto), usual);
+        let [tf32, bf16] =
+            ["tf32", "bf16"].map(|name| id(&format!("[train]\nprecision = \"{name}\"\n"), auto));
+        assert!(tf32 != usual && bf16 != usual && tf32 != bf16);
     }
-    let on_gpus = plan(BOTH, Backend::Cuda);
+    let on_gpus = plan(ALL, Backend::Cuda);
     let precisions: Vec<_> = on_gpus
         .trials
         .iter()
@@ -73,17 +80,21 @@ fn tf32_is_a_trial_of_its_own_and_fp32_is_what_was_there_before() {
         .collect();
     assert_eq!(
         precisions,
-        [(Precision::Fp32, "fp32"), (Precision::Tf32, "tf32")]
+        [
+            (Precision::Fp32, "fp32"),
+            (Precision::Tf32, "tf32"),
+            (Precision::Bf16, "bf16")
+        ]
     );
     assert_ne!(on_gpus.trials[0].label, on_gpus.trials[1].label);
     // Where `auto` found no GPU, such a trial stays in the plan, and `run` refuses it.
-    let on_cpus = plan(BOTH, Backend::Cpu);
+    let on_cpus = plan(ALL, Backend::Cpu);
     let said: Vec<_> = on_cpus
         .trials
         .iter()
         .map(|trial| trial.settings.get("train.precision").map(String::as_str))
         .collect();
-    assert_eq!(said, [None, Some("tf32")]);
+    assert_eq!(said, [None, Some("tf32"), Some("bf16")]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Costs per node by formula, against sums written out by hand.
 use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
 use syncmark_engine::model::{Model, NodeCost, NormOptions, Work, lower};
+use syncmark_engine::tensor::Dtype;
 
 fn model(input: &[usize], norm: Norm, layers: &str) -> Model {
     let layers: Vec<LayerSpec> =
@@ -239,5 +240,41 @@ fn costs_follow_the_nodes_and_grow_with_the_batch() {
             flops: Some(u64::MAX),
             read_write_bytes: u64::MAX
         }
+    );
+}
+
+/// Values take two bytes, and what is no value four; a weight is rounded once a step.
+#[test]
+fn narrow_values_halve_what_is_moved_of_them() {
+    let layers = r#"[{"conv2d":{"channels":16,"kernel":3,"padding":1,"bias":false}}, {"batch-norm":{}}, "relu", {"max-pool":{"kernel":2}},
+        "flatten", {"linear":{"features":10}}]"#;
+    let batch = 3;
+    let costs = model(&[8, 6, 6], Norm::None, layers).node_costs_in(batch, Dtype::Bf16);
+    let bytes = |cost: &NodeCost| [cost.forward, cost.backward].map(|work| work.read_write_bytes);
+    let n = batch as u64;
+    let (x, y, w) = (n * 8 * 36, n * 16 * 36, 16 * 8 * 9);
+    // The first one rounds the input, which the host sends in f32, and has no gradient to make of it.
+    let conv = [
+        (4 + 2) * x + 2 * x + 2 * y + (4 + 2) * w,
+        2 * x + 2 * y + 4 * w,
+    ];
+    assert_eq!(bytes(&costs[0]), conv);
+    assert_eq!(bytes(&costs[1]), [2 * 3 * y, 2 * 5 * y]);
+    assert_eq!(costs[1].kept_bytes, Some(2 * y + 4 * 2 * 16));
+    // Winners' offsets are i32.
+    let pooled = n * 16 * 9;
+    assert_eq!(bytes(&costs[3]), [2 * y + 6 * pooled, 2 * y + 6 * pooled]);
+    let (w, out) = (16 * 9 * 10, n * 10);
+    let linear = [
+        2 * (pooled + out) + (4 + 2) * w + 4 * 10,
+        2 * (2 * pooled + out) + (4 + 2) * w + 4 * 10,
+    ];
+    assert_eq!(bytes(&costs[5]), linear);
+    let tokens = r#"[{"embedding":{"vocabulary":10,"features":8,"padding":0}},"norm",{"linear":{"features":"classes"}}]"#;
+    let costs = model(&[5], Norm::Layer, tokens).node_costs_in(batch, Dtype::Bf16);
+    let (tokens, y) = (n * 5, n * 5 * 8);
+    assert_eq!(
+        bytes(&costs[0]),
+        [4 * tokens + (4 + 2) * y, 4 * tokens + (2 + 8) * y]
     );
 }

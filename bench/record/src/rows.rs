@@ -70,7 +70,8 @@ pub struct TrialRow {
     pub schedule: Option<String>,
     /// `cpu` or `cuda`.
     pub backend: String,
-    /// How products and convolutions are computed on GPUs: `fp32` or `tf32`; empty on CPUs, which have no choice.
+    /// How products and convolutions are computed on GPUs, and whether activations are narrower: `fp32`, `tf32` or `bf16`; empty on CPUs, which
+    /// have no choice.
     pub precision: Option<String>,
     /// Whether a step is launched as one CUDA graph; empty on CPUs, which have none.
     #[serde(default)]

@@ -75,7 +75,7 @@ fn data_parallel(config: &TrialConfig, model: &Model, dp: &DpConfig) -> Vec<Expe
         (size_of::<i32>() * model.labels_per_sample()) as u64,
         (model.input.elements() * size_of::<f32>()) as u64,
     );
-    let output = (facts.output.elements() * size_of::<f32>()) as u64;
+    let output = (facts.output.elements() * config.precision.values().size()) as u64;
     let step = DataParallelStep {
         batch: config.batch.global as u64,
         micro_batches: config.accumulation as u64,
@@ -309,6 +309,38 @@ impl Calls {
                     traffic,
                 });
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::config::Backend;
+    use crate::run::mock;
+    use crate::scenario::file::Precision;
+
+    /// Outputs are values, of two bytes in bf16; inputs, parameters and losses are not.
+    #[test]
+    fn dp_in_bf16_gathers_half_the_bytes() {
+        let sent = |precision, loss, phase| -> u64 {
+            let mut config = mock::config(mock::dp(loss, 2), 2);
+            (config.precision, config.backend) = (precision, Backend::Cuda);
+            let of_phase = step(&config).into_iter().filter(|e| e.phase == phase);
+            of_phase.map(|expected| expected.traffic.sent).sum()
+        };
+        for (loss, phase, share) in [
+            (DpLoss::Gathered, Phase::Gather, 2),
+            (DpLoss::Gathered, Phase::ScatterGradients, 2),
+            (DpLoss::Gathered, Phase::Scatter, 1),
+            (DpLoss::Gathered, Phase::Replicate, 1),
+            (DpLoss::Gathered, Phase::Reduce, 1),
+            (DpLoss::Replica, Phase::Gather, 1),
+        ] {
+            let [wide, narrow] =
+                [Precision::Fp32, Precision::Bf16].map(|precision| sent(precision, loss, phase));
+            assert!(wide > 0, "{loss:?} {phase:?}");
+            assert_eq!(narrow * share, wide, "{loss:?} {phase:?}");
         }
     }
 }

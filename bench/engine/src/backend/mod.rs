@@ -257,6 +257,11 @@ pub trait Backend: Send {
     fn cuda(&mut self) -> Option<&mut cuda::CudaBackend> {
         None
     }
+    /// What activations and their gradients are in this device's memory: [`Dtype::F32`], or [`Dtype::Bf16`] where kernels read and write
+    /// that too. All else that is a real number is f32.
+    fn values(&self) -> Dtype {
+        Dtype::F32
+    }
     /// `cpu`, `deferred`, ...
     fn name(&self) -> &'static str;
     /// Threads that a kernel may be spread over, each with a workspace of its own.

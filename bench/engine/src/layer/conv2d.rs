@@ -1,6 +1,7 @@
 //! Cross-correlation on images with square kernels, as PyTorch's `nn.Conv2d`; weights are `[out_c, kernel, kernel, c]` in memory.
 //!
 //! The workspace is shared by all convolutions of a program: the compute stream runs one of them at a time.
+use super::weight::Weight;
 use super::{Layer, Result, Step, Wires};
 use crate::kernel::{ConvAlgorithms, Kernel, Window};
 use crate::tensor::Span;
@@ -12,7 +13,7 @@ pub struct Conv2d {
     /// How each direction is computed.
     pub algorithms: ConvAlgorithms,
     /// `[out_c, kernel, kernel, c]`.
-    pub weight: Span,
+    pub weight: Weight,
     /// Its gradient.
     pub d_weight: Span,
     /// `[out_c]` and its gradient, if there is one.
@@ -24,9 +25,10 @@ pub struct Conv2d {
 impl Layer for Conv2d {
     fn forward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
         let batch = step.batch;
+        self.weight.prepare(step)?;
         step.launch(Kernel::Conv2dForward {
             x: wires.cut(wires.inputs[0], batch),
-            weight: self.weight,
+            weight: self.weight.span(),
             bias: self.bias.map_or(Span::EMPTY, |(bias, _)| bias),
             y: wires.cut(wires.output, batch),
             window: self.window,
@@ -63,7 +65,7 @@ impl Layer for Conv2d {
         };
         step.launch(Kernel::Conv2dBackwardInput {
             d_y,
-            weight: self.weight,
+            weight: self.weight.span(),
             d_x,
             window,
             algorithm: self.algorithms.backward_input,

@@ -1,4 +1,5 @@
 //! y = x·Wᵀ + b on `[features]`, or on each position of a sequence; W is `[out, in]`, as in PyTorch's `nn.Linear`.
+use super::weight::Weight;
 use super::{Layer, Result, Step, Wires};
 use crate::kernel::{Kernel, Write};
 use crate::tensor::Span;
@@ -12,7 +13,7 @@ pub struct Linear {
     /// Rows of a sample: 1, or its positions.
     pub positions: usize,
     /// `[out, in]`; an embedding's table, if that is tied.
-    pub weight: Span,
+    pub weight: Weight,
     /// Its gradient.
     pub d_weight: Span,
     /// `[out]` and its gradient, if there is one.
@@ -26,10 +27,11 @@ impl Layer for Linear {
             wires.cut(wires.inputs[0], step.batch),
             wires.cut(wires.output, step.batch),
         );
+        self.weight.prepare(step)?;
         // y[rows, out] = x[rows, in] · Wᵀ
         step.launch(Kernel::Matmul {
             a,
-            b: self.weight,
+            b: self.weight.span(),
             c: y,
             m: rows,
             n: self.outputs,
@@ -75,7 +77,7 @@ impl Layer for Linear {
         // dx[rows, in] = dy[rows, out] · W
         step.launch(Kernel::Matmul {
             a: d_y,
-            b: self.weight,
+            b: self.weight.span(),
             c: d_x,
             m: rows,
             n: self.inputs,

@@ -15,6 +15,7 @@ pub mod max_pool;
 pub mod positions;
 pub mod relu;
 pub mod residual;
+pub mod weight;
 pub mod within;
 
 use std::ops::Range;

@@ -3,10 +3,13 @@
 //! These are what measured times are held against (METHODOLOGY.md, "Cost by node"); nothing here is measured. Arithmetic is that of
 //! matrix products and convolutions, two operations per multiplication and addition; biases, norms and elementwise layers
 //! are bound by memory and have none. Bytes count every operand once, however often a kernel really goes over it or reads
-//! what it adds to; norms count the passes that their formulas need (METHODOLOGY.md, "Cost by node"). All values are f32.
+//! what it adds to; norms count the passes that their formulas need (METHODOLOGY.md, "Cost by node"). Values and their gradients have the type
+//! that is asked for; tokens, winners' offsets, statistics, parameters and their gradients have 4 bytes. Where values are narrower, a product's
+//! weight is read, written once more as narrow, and read as that backward; so is the model's input by the first node.
 use super::facts::{LayerFacts, layer_facts};
 use super::node::{Node, Op};
 use super::resolve::Model;
+use crate::tensor::Dtype;
 
 /// What one direction of a node costs for a whole batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,24 +36,37 @@ pub struct NodeCost {
 }
 
 impl Model {
-    /// Cost of every node in a training step with `batch` samples on one device, in order of execution.
+    /// Cost of every node in a training step with `batch` samples on one device, in order of execution, where values are f32.
+    pub fn node_costs(&self, batch: usize) -> Vec<NodeCost> {
+        self.node_costs_in(batch, Dtype::F32)
+    }
+
+    /// As [`Model::node_costs`], where values and their gradients are of type `values`.
     ///
     /// A gradient that lies where it is needed already (an addition whose branch nobody else reads) moves no bytes.
     /// Communication of SyncBatchNorm is not part of it. Counts too large for `u64` stay at its largest value.
-    pub fn node_costs(&self, batch: usize) -> Vec<NodeCost> {
+    pub fn node_costs_in(&self, batch: usize, values: Dtype) -> Vec<NodeCost> {
         let mut uses = vec![0; self.nodes.len() + 1];
         let inputs = self.nodes.iter().flat_map(|node| &node.inputs);
         inputs.for_each(|value| uses[*value] += 1);
-        let cost = |node: &Node| {
+        let cost = |(i, node): (usize, &Node)| {
             let flows = Flows::of(node, &uses);
+            let sizes = Sizes::of(node, batch, values, self.vocabulary.is_some());
+            let mut forward = forward(node, &sizes, batch);
+            if i == 0 && sizes.narrow && self.vocabulary.is_none() {
+                // What the host sent is rounded first.
+                let elements = self.input.elements() as u128 * batch as u128;
+                let more = bytes(elements.saturating_mul(FLOAT + values.size() as u128));
+                forward.read_write_bytes = forward.read_write_bytes.saturating_add(more);
+            }
             NodeCost {
                 facts: layer_facts(node),
-                forward: forward(node, batch),
-                kept_bytes: kept(node, batch),
-                backward: backward(node, &flows, batch),
+                forward,
+                kept_bytes: kept(node, &sizes, batch),
+                backward: backward(node, &flows, &sizes, batch),
             }
         };
-        self.nodes.iter().map(cost).collect()
+        self.nodes.iter().enumerate().map(cost).collect()
     }
 }
 
@@ -72,15 +88,53 @@ impl Flows {
     }
 }
 
-/// Elements of a batch of the node's first input and of its output, and those of its parameters.
-fn sizes(node: &Node, batch: usize) -> [u128; 3] {
-    let values = |elements: usize| elements as u128 * batch as u128;
-    let parameters = layer_facts(node).parameters as u128;
-    [
-        values(node.input.elements()),
-        values(node.output.elements()),
-        parameters,
-    ]
+/// Bytes of an f32.
+const FLOAT: u128 = size_of::<f32>() as u128;
+
+/// Bytes of a batch of the node's values, and of its parameters.
+struct Sizes {
+    /// Its first input.
+    x: u128,
+    /// Its output.
+    y: u128,
+    /// As many f32 or i32 as the output has elements.
+    wide_y: u128,
+    parameters: u128,
+    /// Whether values are narrower than parameters.
+    narrow: bool,
+    /// Of an element of values.
+    value: u128,
+}
+
+impl Sizes {
+    fn of(node: &Node, batch: usize, values: Dtype, tokens: bool) -> Self {
+        let value = values.size() as u128;
+        let elements = |elements: usize| elements as u128 * batch as u128;
+        // Tokens stay whole numbers in f32.
+        let read = if tokens && node.inputs[0] == 0 {
+            FLOAT
+        } else {
+            value
+        };
+        let y = elements(node.output.elements());
+        Self {
+            x: elements(node.input.elements()).saturating_mul(read),
+            y: y.saturating_mul(value),
+            wide_y: y.saturating_mul(FLOAT),
+            parameters: (layer_facts(node).parameters as u128).saturating_mul(FLOAT),
+            narrow: value < FLOAT,
+            value,
+        }
+    }
+
+    /// A forward's extra bytes of a weight that products read: it is written once more where values are narrow.
+    fn rounded(&self, node: &Node) -> u128 {
+        if self.narrow {
+            weight(node) * self.value
+        } else {
+            0
+        }
+    }
 }
 
 /// Operations of one product over the batch: forward, or one of the two gradients.
@@ -96,7 +150,7 @@ fn product(node: &Node, batch: usize) -> Option<u128> {
     Some(outputs.saturating_mul(2 * terms as u128))
 }
 
-fn kept(node: &Node, batch: usize) -> Option<u64> {
+fn kept(node: &Node, sizes: &Sizes, batch: usize) -> Option<u64> {
     let parts = |each_position: bool| match each_position {
         true => node.input.spatial(),
         false => 1,
@@ -111,21 +165,32 @@ fn kept(node: &Node, batch: usize) -> Option<u64> {
         Op::RmsNorm { each_position, .. } => batch * parts(each_position),
         _ => return None,
     };
-    let [x, ..] = sizes(node, batch);
-    let bytes = x.saturating_add(statistics as u128) * size_of::<f32>() as u128;
-    Some(u64::try_from(bytes).unwrap_or(u64::MAX))
+    Some(bytes(
+        sizes
+            .x
+            .saturating_add((statistics as u128).saturating_mul(FLOAT)),
+    ))
 }
 
-fn forward(node: &Node, batch: usize) -> Work {
-    let [x, y, parameters] = sizes(node, batch);
-    let elements = match &node.op {
-        Op::Linear { tied, .. } => x + y + parameters + shared(node, *tied),
-        Op::Conv2d { .. } | Op::Attention { .. } => x + y + parameters,
+fn forward(node: &Node, sizes: &Sizes, batch: usize) -> Work {
+    let &Sizes {
+        x,
+        y,
+        wide_y,
+        parameters,
+        ..
+    } = sizes;
+    let moved = match &node.op {
+        Op::Linear { tied, .. } => {
+            x + y + parameters + shared(node, *tied) * FLOAT + sizes.rounded(node)
+        }
+        Op::Conv2d { .. } => x + y + parameters + sizes.rounded(node),
+        Op::Attention { .. } => x + y + parameters,
         // A row of the table for each token.
-        Op::Embedding { .. } => x + 2 * y,
+        Op::Embedding { .. } => x + wide_y + y,
         Op::Positions => x + y + parameters,
-        // y and the winners' offsets, which are as wide.
-        Op::MaxPool { .. } => x + 2 * y,
+        // y and the winners' offsets.
+        Op::MaxPool { .. } => x + y + wide_y,
         Op::Relu
         | Op::Gelu { .. }
         | Op::AveragePool { .. }
@@ -137,26 +202,35 @@ fn forward(node: &Node, batch: usize) -> Work {
         Op::BatchNorm { .. } => 2 * x + y,
         Op::GroupNorm { .. } | Op::RmsNorm { .. } => x + y,
     };
-    work(product(node, batch), elements)
+    work(product(node, batch), moved)
 }
 
-fn backward(node: &Node, flows: &Flows, batch: usize) -> Work {
-    let [x, y, parameters] = sizes(node, batch);
+fn backward(node: &Node, flows: &Flows, sizes: &Sizes, batch: usize) -> Work {
+    let &Sizes {
+        x,
+        y,
+        wide_y,
+        parameters,
+        value,
+        ..
+    } = sizes;
     let wanted = flows.wanted;
-    let elements = match &node.op {
+    let moved = match &node.op {
         // dW from x and dy; dx from dy and W.
         Op::Linear { tied, .. } => {
-            let shared = shared(node, *tied);
-            x + y + parameters + shared + wanted * (x + weight(node))
+            let shared = shared(node, *tied) * FLOAT;
+            x + y + parameters + shared + wanted * (x + weight(node) * value)
         }
-        Op::Conv2d { .. } => x + y + parameters + wanted * (x + weight(node)),
+        Op::Conv2d { .. } => x + y + parameters + wanted * (x + weight(node) * value),
         // Adds to rows of the table's gradient.
-        Op::Embedding { .. } => x + 3 * y,
+        Op::Embedding { .. } => x + y + 2 * wide_y,
         Op::Positions => y + parameters + wanted * x,
         // Queries, keys and values, the output's gradient, and theirs.
         Op::Attention { .. } => x + y + wanted * x,
-        // dy, and x or y, or the winners.
-        Op::Relu | Op::Gelu { .. } | Op::MaxPool { .. } => wanted * (2 * y + x),
+        // dy and the winners.
+        Op::MaxPool { .. } => wanted * (y + wide_y + x),
+        // dy, and x or y.
+        Op::Relu | Op::Gelu { .. } => wanted * (2 * y + x),
         Op::AveragePool { .. } | Op::GlobalAveragePool | Op::Flatten | Op::Dropout { .. } => {
             wanted * (y + x)
         }
@@ -175,7 +249,7 @@ fn backward(node: &Node, flows: &Flows, batch: usize) -> Work {
         },
     };
     let products = product(node, batch).map(|flops| flops.saturating_mul(1 + wanted));
-    work(products, elements)
+    work(products, moved)
 }
 
 /// Elements of the weight of a linear or conv2d, its own or not.
@@ -194,10 +268,14 @@ fn shared(node: &Node, tied: Option<usize>) -> u128 {
     if tied.is_some() { weight(node) } else { 0 }
 }
 
-fn work(flops: Option<u128>, elements: u128) -> Work {
-    let narrow = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
+fn work(flops: Option<u128>, moved: u128) -> Work {
     Work {
-        flops: flops.map(narrow),
-        read_write_bytes: narrow(elements.saturating_mul(size_of::<f32>() as u128)),
+        flops: flops.map(bytes),
+        read_write_bytes: bytes(moved),
     }
+}
+
+/// A count that fits, or the largest that does.
+fn bytes(count: u128) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }

@@ -2,7 +2,7 @@
 use super::fuse::{self, Role};
 use super::plan::plan;
 use super::table::{self, Buffer, BufferKind, Buffers, Parameter};
-use super::values::Values;
+use super::values::{Values, arena};
 use super::{BuildError, Node, Program, ProgramSettings};
 use crate::backend::{Backend, Category, HostSlice, Stream};
 use crate::kernel::{Heads, Window};
@@ -20,6 +20,7 @@ use crate::layer::max_pool::MaxPool;
 use crate::layer::positions::Positions;
 use crate::layer::relu::Relu;
 use crate::layer::residual::Residual;
+use crate::layer::weight::Weight;
 use crate::layer::within::Within;
 use crate::model::{self, Init, Model, Op};
 use crate::norm::Tail;
@@ -59,6 +60,7 @@ pub(super) fn build(
     let roles = fuse::roles(model);
     let plan = plan(model, &roles, settings.input_gradient);
     let values = Values::allocate(backend, model, &roles, &plan, settings.max_batch)?;
+    let narrowed = narrowed(backend, &table, model)?;
     let room = workspace(model) * backend.compute_threads();
     let workspace = allocate(backend, Category::Workspace, Dtype::F32, room)?;
     let mut builder = Builder {
@@ -70,6 +72,7 @@ pub(super) fn build(
         gradients,
         buffers: &buffers,
         workspace,
+        narrowed: &narrowed,
         roles: &roles,
     };
     let mut nodes = Vec::with_capacity(model.nodes.len());
@@ -87,7 +90,8 @@ pub(super) fn build(
         padded,
         parameters,
         gradients,
-        input: values.forward[0],
+        input: values.input,
+        first: values.forward[0],
         output: values.forward[output],
         d_output: values
             .gradient(&plan, output, settings.max_batch)
@@ -115,6 +119,25 @@ pub(super) fn allocate(
     } else {
         Ok(backend.allocate(category, dtype, len)?)
     }
+}
+
+/// For each node, where its weight, rounded to the type of values, lies between forward and backward: empty where it is used as it is.
+fn narrowed(backend: &mut dyn Backend, table: &[Parameter], model: &Model) -> Result<Vec<Span>> {
+    let dtype = backend.values();
+    let size = |(i, node): (usize, &model::Node)| {
+        let owner = match node.op {
+            Op::Linear { tied, .. } => tied.unwrap_or(i),
+            Op::Conv2d { .. } => i,
+            _ => return 0,
+        };
+        let weight = table.iter().find(|parameter| parameter.node == owner);
+        weight.map_or(0, |parameter| parameter.range.len())
+    };
+    if dtype == Dtype::F32 {
+        return Ok(vec![Span::EMPTY; model.nodes.len()]);
+    }
+    let sizes: Vec<usize> = model.nodes.iter().enumerate().map(size).collect();
+    arena(backend, (Category::Workspace, dtype), &sizes, 1)
 }
 
 /// The largest workspace that a node asks for on one thread.
@@ -233,6 +256,7 @@ struct Builder<'a> {
     gradients: Span,
     buffers: &'a Buffers,
     workspace: Span,
+    narrowed: &'a [Span],
     roles: &'a [Role],
 }
 
@@ -359,7 +383,7 @@ impl Builder<'_> {
             inputs: node.input.channels(),
             outputs: node.output.channels(),
             positions: node.output.spatial(),
-            weight,
+            weight: Weight::new(weight, self.narrowed[i]),
             d_weight,
             bias: self.parameter(i, usize::from(tied.is_none())),
         }
@@ -373,7 +397,7 @@ impl Builder<'_> {
         Conv2d {
             window,
             algorithms: window.algorithms(),
-            weight,
+            weight: Weight::new(weight, self.narrowed[i]),
             d_weight,
             bias: self.parameter(i, 1),
             workspace: self.workspace,

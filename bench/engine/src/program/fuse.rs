@@ -5,6 +5,7 @@
 use crate::model::cost::{NodeCost, Work};
 use crate::model::{Model, Op};
 use crate::norm::Tail;
+use crate::tensor::Dtype;
 
 /// How a node of the model is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,18 +49,19 @@ pub fn roles(model: &Model) -> Vec<Role> {
     roles
 }
 
-/// What each node of `model` costs with `batch` samples, and the node that it is run within. Of a node within another it is what it
+/// What each node of `model` costs with `batch` samples where values are of type `dtype`, and the node that it is run within. Of a node within another it is what it
 /// adds to that one's: a rectifier adds nothing, since its output is written in its input's place and where it was open can
 /// be computed again; an addition reads the shortcut, and backward, where the sum decides what passes, reads the sum and writes the
 /// shortcut's gradient.
-pub fn node_costs(model: &Model, batch: usize) -> Vec<(NodeCost, Option<usize>)> {
-    let costs = model.node_costs(batch).into_iter().zip(roles(model));
+pub fn node_costs(model: &Model, batch: usize, dtype: Dtype) -> Vec<(NodeCost, Option<usize>)> {
+    let costs = model.node_costs_in(batch, dtype);
+    let costs = costs.into_iter().zip(roles(model));
     let cost = |(i, (mut cost, role)): (usize, (NodeCost, Role))| {
         let Role::Within(head) = role else {
             return (cost, None);
         };
         let node = &model.nodes[i];
-        let values = (node.output.elements() * batch * size_of::<f32>()) as u64;
+        let values = (node.output.elements() * batch * dtype.size()) as u64;
         let wanted = node.inputs.iter().any(|value| *value > 0 && *value != i);
         let bytes = match node.op {
             Op::Add if wanted => [values, 2 * values],
@@ -174,7 +176,7 @@ mod tests {
             r#"["relu",{"residual":{"body":["relu",{"batch-norm":{}}]}},"relu",{"group-norm":{}},"relu"]"#,
         );
         let (batch, values) = (3, 3 * 4 * 4 * 4 * 4);
-        let found: Vec<_> = node_costs(&model, batch)
+        let found: Vec<_> = node_costs(&model, batch, Dtype::F32)
             .iter()
             .map(|(cost, within)| {
                 let bytes =

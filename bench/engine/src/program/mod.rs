@@ -76,6 +76,8 @@ pub struct Program {
     parameters: Span,
     gradients: Span,
     input: Span,
+    /// What the first node reads: `input`, or that rounded to the type of values.
+    first: Span,
     output: Span,
     d_output: Span,
     d_input: Option<Span>,
@@ -125,7 +127,7 @@ impl Program {
     pub fn input(&self) -> Span {
         self.input
     }
-    /// f32 output of the maximum batch.
+    /// Output of the maximum batch, of the device's type of values; so is its gradient.
     pub fn output(&self) -> Span {
         self.output
     }
@@ -236,6 +238,11 @@ impl Program {
             return Ok(());
         }
         let _range = nvtx::range(format_args!("{i}.{} forward", node.layer.kind()));
+        if i == 0 && self.first != self.input && step.batch > 0 {
+            let [from, to] = [self.input, self.first].map(|span| node.wires.cut(span, step.batch));
+            let divisor = 1.0;
+            step.launch(Kernel::Narrow { from, to, divisor })?;
+        }
         node.layer.forward(step, &node.wires)
     }
 

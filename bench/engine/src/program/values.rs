@@ -1,4 +1,7 @@
 //! Memory of a program's values and of their gradients: one arena each, laid out before anything runs.
+//!
+//! Values and gradients are of the device's type of values. What comes from the host is f32: where values are narrower, images are
+//! rounded on the device at the beginning of each forward, and tokens, which are whole numbers, stay as they are.
 use std::ops::Range;
 
 use super::BuildError;
@@ -10,14 +13,16 @@ use crate::layer::Wires;
 use crate::model::Model;
 use crate::tensor::{Dtype, Span};
 
-/// Elements of 64 bytes: where values begin, so that no two share a cache line.
-const ALIGNMENT: usize = 16;
+/// Bytes at multiples of which values begin, so that no two share a cache line.
+const ALIGNMENT: usize = 64;
 
 type Result<T> = std::result::Result<T, BuildError>;
 
 /// Spans of all values and gradients, for the maximum batch.
 pub(super) struct Values {
-    /// Each value.
+    /// f32: what the host fills.
+    pub(super) input: Span,
+    /// Each value; the first is `input` itself, or what is made of it.
     pub(super) forward: Vec<Span>,
     slots: Vec<Span>,
     sizes: Vec<usize>,
@@ -45,9 +50,26 @@ impl Values {
         let sizes: Vec<usize> = std::iter::once(model.input.elements())
             .chain(outputs)
             .collect();
-        let forward = arena(backend, &sizes, max_batch)?;
-        let slots = arena(backend, &plan.slots, max_batch)?;
+        let dtype = backend.values();
+        let (kind, tokens) = (Category::Activations, model.vocabulary.is_some());
+        let mut held = sizes.clone();
+        if dtype != Dtype::F32 && tokens {
+            held[0] = 0;
+        }
+        let mut forward = arena(backend, (kind, dtype), &held, max_batch)?;
+        let input = match dtype {
+            Dtype::F32 => forward[0],
+            _ => {
+                let kind = if tokens { kind } else { Category::Workspace };
+                arena(backend, (kind, Dtype::F32), &sizes[..1], max_batch)?[0]
+            }
+        };
+        if tokens {
+            forward[0] = input;
+        }
+        let slots = arena(backend, (kind, dtype), &plan.slots, max_batch)?;
         Ok(Self {
+            input,
             forward,
             slots,
             sizes,
@@ -93,22 +115,27 @@ impl Values {
     }
 }
 
-/// One arena with a part of `size·max_batch` elements for each size.
-fn arena(backend: &mut dyn Backend, sizes: &[usize], max_batch: usize) -> Result<Vec<Span>> {
-    let too_large = BuildError::TooLarge { max_batch };
+/// One arena with a part of `size·times` elements for each size.
+pub(super) fn arena(
+    backend: &mut dyn Backend,
+    (category, dtype): (Category, Dtype),
+    sizes: &[usize],
+    times: usize,
+) -> Result<Vec<Span>> {
+    let too_large = BuildError::TooLarge { max_batch: times };
     let mut ranges = Vec::<Range<usize>>::with_capacity(sizes.len());
     let mut next = 0usize;
     for size in sizes {
         let len = size
-            .checked_mul(max_batch)
+            .checked_mul(times)
             .filter(|len| *len <= isize::MAX as usize / 8)
             .ok_or(too_large.clone())?;
         ranges.push(next..next + len);
-        next = (next + len).next_multiple_of(ALIGNMENT);
+        next = (next + len).next_multiple_of(ALIGNMENT / dtype.size());
         if next > isize::MAX as usize / 8 {
             return Err(too_large);
         }
     }
-    let all = allocate(backend, Category::Activations, Dtype::F32, next)?;
+    let all = allocate(backend, category, dtype, next)?;
     Ok(ranges.into_iter().map(|range| all.slice(range)).collect())
 }

@@ -209,6 +209,10 @@ fn group_norm_with_what_follows() {
             ([4, 1, 100, 1], Affine::Element),
             ([2, 7, 6, 6], Affine::None),
             ([2, 5, 12, 3], Affine::Element),
+            ([3, 300, 64, 1], Affine::Channel),
+            ([2, 700, 24, 24], Affine::Channel),
+            ([2, 500, 12, 4], Affine::None),
+            ([70, 1, 768, 1], Affine::Element),
         ] {
             let size = spatial * channels;
             let x = device.random(batch * size).span;
@@ -273,6 +277,8 @@ fn rms_norm_with_what_follows() {
             ([3, 9, 6], Affine::Channel),
             ([2, 1, 100], Affine::Element),
             ([2, 16, 8], Affine::None),
+            ([3, 300, 64], Affine::Channel),
+            ([70, 1, 768], Affine::Element),
         ] {
             let size = spatial * channels;
             let x = device.random(batch * size).span;

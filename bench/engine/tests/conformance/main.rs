@@ -9,9 +9,11 @@ mod elementwise;
 #[path = "../gpu/mod.rs"]
 mod gpu;
 mod gpu_order;
+mod gpu_teams;
 #[path = "../instructions/mod.rs"]
 mod instructions;
 mod loss;
+mod narrow;
 mod norms;
 mod optimizers;
 mod pooling;

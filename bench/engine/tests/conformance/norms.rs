@@ -472,6 +472,22 @@ fn group_norm_forward_and_backward() {
             [2, 7, 96, 2],
             [2, 5, 600, 600],
             [1, 3, 1200, 600],
+            // Samples that a GPU's blocks take together, some blocks each: whole, by groups, by channels, and with groups that share a thread's channels.
+            [3, 300, 64, 1],
+            [3, 500, 16, 4],
+            [2, 700, 24, 24],
+            [1, 1200, 12, 4],
+            [4, 133, 7, 7],
+            [2, 60, 2048, 1],
+            // More samples than blocks, and channels that no block has the threads for.
+            [700, 9, 8, 8],
+            [2, 40, 1031, 1],
+            [2, 40, 2062, 2],
+            // Rows: of a warp, of a block, of more than a block's threads own.
+            [70, 1, 768, 1],
+            [9, 1, 1025, 1],
+            [3, 1, 513, 1],
+            [3, 1, 2052, 1],
         ] {
             for affine in [Affine::None, Affine::Channel, Affine::Element] {
                 group_norm(device, shape, affine);

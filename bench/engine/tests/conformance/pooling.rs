@@ -48,6 +48,8 @@ fn max_pooling_remembers_the_first_winner() {
             (5, 7, 3, 3, 2, 1),
             (9, 9, 70, 3, 1, 1),
             (2, 2, 5, 2, 2, 0),
+            (9, 8, 8, 3, 2, 1),
+            (7, 7, 4, 5, 1, 2),
         ] {
             let batch = 3;
             let side = |side: usize| (side + 2 * padding - kernel) / stride + 1;

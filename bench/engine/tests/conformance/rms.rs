@@ -106,6 +106,10 @@ fn rms_norm_forward_and_backward() {
             [2, 1, 2100],
             [2, 7, 70],
             [2, 300, 16],
+            [3, 300, 64],
+            [2, 40, 1031],
+            [70, 1, 768],
+            [9, 1, 1025],
         ] {
             for affine in [Affine::None, Affine::Channel, Affine::Element] {
                 rms_norm(device, shape, affine);

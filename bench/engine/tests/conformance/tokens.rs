@@ -24,6 +24,43 @@ fn tokens() -> Vec<f32> {
         .collect()
 }
 
+/// Of many rows, some tokens have more than a GPU's block adds up at once, and some none.
+#[test]
+fn gradients_of_many_rows_add_up_by_token() {
+    on_every_backend(|device| {
+        for (rows, vocabulary, features) in [(1300, 9, 8), (1300, 2000, 5), (700, 1, 4)] {
+            // A third of them are the same.
+            let of = |i: usize| {
+                if i.is_multiple_of(3) {
+                    0
+                } else {
+                    i * i % vocabulary
+                }
+            };
+            let ids: Vec<f32> = (0..rows).map(|i| of(i) as f32).collect();
+            let tokens = device.given(&ids).span;
+            let d_y = device.random(rows * features);
+            for padding in [None, Some(1)] {
+                let mut expected = vec![0.0; vocabulary * features];
+                for (i, slope) in d_y.values.iter().enumerate() {
+                    let word = of(i / features);
+                    if padding != Some(word) {
+                        expected[word * features + i % features] += slope;
+                    }
+                }
+                let what = format!("{rows} rows of {vocabulary} × {features}, {padding:?}");
+                device.expect_added(&what, &expected, |d_table| Kernel::EmbeddingBackward {
+                    tokens,
+                    d_y: d_y.span,
+                    d_table,
+                    features,
+                    padding,
+                });
+            }
+        }
+    });
+}
+
 #[test]
 fn tokens_choose_rows_and_their_gradients_add_up() {
     on_every_backend(|device| {

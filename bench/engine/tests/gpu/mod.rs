@@ -1,6 +1,7 @@
 //! A GPU under test, where there is one.
+#![allow(dead_code, reason = "each test binary uses its part")]
 use syncmark_engine::backend::Backend;
-use syncmark_engine::backend::cuda::{CudaBackend, CudaDevice};
+use syncmark_engine::backend::cuda::{CudaBackend, CudaDevice, Precision};
 
 /// Makes a test fail that would be skipped for want of a GPU.
 pub const REQUIRED: &str = "SYNCMARK_REQUIRE_GPU";
@@ -10,7 +11,19 @@ pub const REQUIRED: &str = "SYNCMARK_REQUIRE_GPU";
 /// # Panics
 /// When there is none and [`REQUIRED`] is set.
 pub fn gpu() -> Option<Box<dyn Backend>> {
-    match CudaBackend::new(CudaDevice::default()) {
+    gpu_of(Precision::Fp32)
+}
+
+/// As [`gpu`], in a precision.
+///
+/// # Panics
+/// As [`gpu`].
+pub fn gpu_of(precision: Precision) -> Option<Box<dyn Backend>> {
+    let device = CudaDevice {
+        precision,
+        ..CudaDevice::default()
+    };
+    match CudaBackend::new(device) {
         Ok(backend) => Some(Box::new(backend)),
         Err(reason) => {
             let required = std::env::var_os(REQUIRED).is_some_and(|value| value == "1");

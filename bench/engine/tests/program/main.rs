@@ -2,6 +2,7 @@
 #[path = "../devices/mod.rs"]
 mod devices;
 mod dropout;
+mod narrow;
 mod state;
 
 use devices::Device;

@@ -35,6 +35,7 @@ fn gpu(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankEr
             // A gate compares orders of additions, which rounded products would drown.
             (Purpose::Gate { .. }, _) | (_, file::Precision::Fp32) => Precision::Fp32,
             (_, file::Precision::Tf32) => Precision::Tf32,
+            (_, file::Precision::Bf16) => Precision::Bf16,
         },
     };
     Ok(Box::new(CudaBackend::new(device)?))

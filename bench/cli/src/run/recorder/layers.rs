@@ -19,7 +19,11 @@ pub(super) fn layer_rows(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> Vec<L
         return Vec::new();
     };
     // The times are of one micro-batch, which is what the configuration's batch says.
-    let costs = node_costs(&model, facts.config.batch.global);
+    let costs = node_costs(
+        &model,
+        facts.config.batch.global,
+        facts.config.precision.values(),
+    );
     let row = |event: &Event| {
         let Event::NodeTime {
             node,

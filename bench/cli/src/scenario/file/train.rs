@@ -3,6 +3,7 @@
 //! Reference: `torch.optim` and `torch.optim.lr_scheduler`.
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use syncmark_engine::tensor::Dtype;
 
 /// `[train]`: optimizer and initial parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -14,7 +15,7 @@ pub struct Train {
     pub schedule: Schedule,
     /// Micro-batches of a step: `batch_size` is that of one, and a step's gradient is their mean.
     pub accumulation: usize,
-    /// How matrix products and convolutions are computed. CPUs have `fp32` only.
+    /// How matrix products and convolutions are computed, and whether activations are narrower. CPUs have `fp32` only.
     pub precision: Precision,
     /// On one GPU with `kind = "train"`: capture a step once as a CUDA graph and launch that, in place of its kernels one by one. The results are
     /// the same, to the bit.
@@ -37,7 +38,7 @@ pub struct Train {
     pub normalization_batch: Option<usize>,
 }
 
-/// How matrix products and convolutions are computed; all else is in fp32.
+/// How matrix products and convolutions are computed, and what activations are in memory; all other arithmetic is in fp32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -46,14 +47,26 @@ pub enum Precision {
     Fp32,
     /// By a GPU's tensor cores, from operands rounded to 10 bits of fraction; sums in fp32.
     Tf32,
+    /// As `torch.autocast(bfloat16)`: activations and their gradients lie in memory as bfloat16, and products and convolutions are of that, on a
+    /// GPU's tensor cores; sums, norms, softmax, loss, parameters, their gradients and the optimizer in fp32.
+    Bf16,
 }
 
 impl Precision {
-    /// `fp32` or `tf32`.
+    /// `fp32`, `tf32` or `bf16`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fp32 => "fp32",
             Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// What activations and their gradients are in memory.
+    pub fn values(self) -> Dtype {
+        match self {
+            Self::Fp32 | Self::Tf32 => Dtype::F32,
+            Self::Bf16 => Dtype::Bf16,
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Matrix products, by cuBLAS.
 //!
 //! Contract: row-major operands, as everywhere in the engine. cuBLAS has columns first, so each product is computed as that of the
-//! transposes: Cᵀ = op(B)ᵀ·op(A)ᵀ. The handle has a workspace of its own, so that no call allocates and results repeat to the bit.
+//! transposes: Cᵀ = op(B)ᵀ·op(A)ᵀ. Operands are f32, or A and B bfloat16 and C either; sums are in f32 (of
+//! parts of a long sum that cuBLAS computes apart, those of a bfloat16 C may be rounded to it, as PyTorch lets it too). The handle has a
+//! workspace of its own, so that no call allocates and results repeat to the bit.
 //! Reference: cuBLAS library user guide, `cublasGemmStridedBatchedEx` and "Results reproducibility".
 use crate::backend::cuda::api::cublas;
 use cudarc::cublas::sys::{
@@ -26,6 +28,8 @@ pub(super) struct Matrix {
     /// Elements from one row to the next, as it is stored.
     pub(super) row: usize,
     pub(super) stride: usize,
+    /// f32 or bfloat16.
+    pub(super) dtype: Dtype,
     /// Whether it is stored the other way round than its place in the product says.
     pub(super) transposed: bool,
 }
@@ -76,10 +80,18 @@ impl Blas {
             )?;
         }
         let compute = match precision {
-            Precision::Fp32 => Compute::CUBLAS_COMPUTE_32F,
+            Precision::Fp32 | Precision::Bf16 => Compute::CUBLAS_COMPUTE_32F,
             Precision::Tf32 => Compute::CUBLAS_COMPUTE_32F_FAST_TF32,
         };
         Ok(Self { handle, compute })
+    }
+
+    /// Products of bfloat16 are exact in f32, so there is nothing to choose.
+    fn compute_of(&self, operands: Dtype) -> Compute {
+        match operands {
+            Dtype::Bf16 => Compute::CUBLAS_COMPUTE_32F,
+            _ => self.compute,
+        }
     }
 
     /// Enqueues a product; C's rows are `c.row` apart.
@@ -95,8 +107,8 @@ impl Blas {
         if m == 0 || n == 0 || batch == 0 {
             return Ok(());
         }
-        let float = cudaDataType_t::CUDA_R_32F;
-        let beta = beta(write);
+        let types = operands(a.dtype, b.dtype, c.dtype)?;
+        let (compute, beta) = (self.compute_of(a.dtype), beta(write));
         // SAFETY: the caller's spans are as large as the product says; scalars are read before the call returns.
         let status = unsafe {
             cublas::cublasGemmStridedBatchedEx(
@@ -108,20 +120,20 @@ impl Blas {
                 k as i32,
                 (&raw const scale).cast(),
                 b.at as *const _,
-                float,
+                types[1],
                 b.row as i32,
                 b.stride as i64,
                 a.at as *const _,
-                float,
+                types[0],
                 a.row as i32,
                 a.stride as i64,
                 (&raw const beta).cast(),
                 c.at as *mut _,
-                float,
+                types[2],
                 c.row as i32,
                 c.stride as i64,
                 batch as i32,
-                self.compute,
+                compute,
                 cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         };
@@ -135,6 +147,8 @@ pub(super) struct Addresses {
     pub(super) at: CUdeviceptr,
     /// Elements from one row to the next, as it is stored.
     pub(super) row: usize,
+    /// f32 or bfloat16.
+    pub(super) dtype: Dtype,
     pub(super) transposed: bool,
 }
 
@@ -158,8 +172,8 @@ impl Blas {
         if m == 0 || n == 0 || batch == 0 {
             return Ok(());
         }
-        let float = cudaDataType_t::CUDA_R_32F;
-        let beta = beta(write);
+        let types = operands(a.dtype, b.dtype, c.dtype)?;
+        let (compute, beta) = (self.compute_of(a.dtype), beta(write));
         // SAFETY: the arrays hold `batch` addresses each of matrices as large as the product says; scalars are read before the call returns.
         let status = unsafe {
             cublas::cublasGemmBatchedEx(
@@ -171,21 +185,36 @@ impl Blas {
                 k as i32,
                 (&raw const scale).cast(),
                 b.at as *const *const _,
-                float,
+                types[1],
                 b.row as i32,
                 a.at as *const *const _,
-                float,
+                types[0],
                 a.row as i32,
                 (&raw const beta).cast(),
                 c.at as *const *mut _,
-                float,
+                types[2],
                 c.row as i32,
                 batch as i32,
-                self.compute,
+                compute,
                 cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         };
         check(status, "failed to enqueue matrix products")
+    }
+}
+
+/// The types of A, B and C.
+fn operands(a: Dtype, b: Dtype, c: Dtype) -> Result<[cudaDataType_t; 3]> {
+    let of = |dtype| match dtype {
+        Dtype::Bf16 => cudaDataType_t::CUDA_R_16BF,
+        _ => cudaDataType_t::CUDA_R_32F,
+    };
+    match (a, b, c) {
+        (Dtype::F32, Dtype::F32, Dtype::F32)
+        | (Dtype::Bf16, Dtype::Bf16, Dtype::F32 | Dtype::Bf16) => Ok([of(a), of(b), of(c)]),
+        _ => Err(BackendError::Unsupported(
+            "a matrix product of operands of different types",
+        )),
     }
 }
 

@@ -14,8 +14,9 @@ use super::library::{self, Library};
 use crate::backend::{BackendError, Result};
 
 /// What sources include, by name.
-const HEADERS: [(&str, &str); 2] = [
+const HEADERS: [(&str, &str); 3] = [
     ("common.cuh", include_str!("kernels/common.cuh")),
+    ("lanes.cuh", include_str!("kernels/lanes.cuh")),
     ("columns.cuh", include_str!("kernels/columns.cuh")),
 ];
 
@@ -27,6 +28,8 @@ pub struct Source {
     text: &'static str,
     /// Channels that a thread holds; none where the file has no such choice.
     vector: Option<u32>,
+    /// Whether values, which `value_t` is, are bfloat16.
+    narrow: bool,
 }
 
 macro_rules! source {
@@ -38,6 +41,7 @@ macro_rules! source {
             name: $name,
             text: include_str!(concat!("kernels/", $name)),
             vector: $vector,
+            narrow: false,
         }
     };
 }
@@ -57,6 +61,12 @@ impl Source {
         source!("groups.cu", Some(2)),
         source!("groups.cu", Some(4)),
     ];
+    /// Norms of samples that stay on chip, with as many channels a thread.
+    pub const SAMPLES: [Self; 3] = [
+        source!("samples.cu", Some(1)),
+        source!("samples.cu", Some(2)),
+        source!("samples.cu", Some(4)),
+    ];
     /// Norms whose group is one run of memory.
     pub const ROWS: Self = source!("rows.cu");
     /// Losses and errors.
@@ -65,12 +75,14 @@ impl Source {
     pub const OPTIMIZER: Self = source!("optimizer.cu");
     /// Pooling.
     pub const POOL: Self = source!("pool.cu");
+    /// Gradients of embeddings.
+    pub const EMBEDDING: Self = source!("embedding.cu");
     /// Embeddings and attention.
     pub const TOKENS: Self = source!("tokens.cu");
     /// Compression of gradients.
     pub const COMPRESSION: Self = source!("compression.cu");
-    /// All.
-    pub const ALL: [Self; 13] = [
+    /// Those that read or write values, which may be of either type.
+    pub const OF_VALUES: [Self; 15] = [
         Self::ELEMENTWISE,
         Self::COLUMNS[0],
         Self::COLUMNS[1],
@@ -78,13 +90,37 @@ impl Source {
         Self::GROUPS[0],
         Self::GROUPS[1],
         Self::GROUPS[2],
+        Self::SAMPLES[0],
+        Self::SAMPLES[1],
+        Self::SAMPLES[2],
         Self::ROWS,
         Self::LOSS,
-        Self::OPTIMIZER,
         Self::POOL,
+        Self::EMBEDDING,
         Self::TOKENS,
-        Self::COMPRESSION,
     ];
+    /// The others.
+    pub const OF_PARAMETERS: [Self; 2] = [Self::OPTIMIZER, Self::COMPRESSION];
+
+    /// All, each for every type of values that it is compiled for.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let values = Self::OF_VALUES.into_iter();
+        let of_values = values.flat_map(|source| [source, source.narrow()]);
+        of_values.chain(Self::OF_PARAMETERS)
+    }
+
+    /// The same file for values in bfloat16.
+    pub const fn narrow(self) -> Self {
+        Self {
+            narrow: true,
+            ..self
+        }
+    }
+
+    /// Whether it is the form for values in bfloat16.
+    pub const fn is_narrow(self) -> bool {
+        self.narrow
+    }
 
     fn options(self, architecture: &str) -> Vec<String> {
         let mut options = vec![
@@ -93,6 +129,9 @@ impl Source {
         ];
         if let Some(vector) = self.vector {
             options.push(format!("-DVECTOR={vector}"));
+        }
+        if self.narrow {
+            options.push("-DVALUES_BF16".to_owned());
         }
         options
     }

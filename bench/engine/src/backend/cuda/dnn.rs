@@ -21,11 +21,17 @@ use super::Precision;
 use super::memory::{Memory, Scratch};
 use crate::backend::{BackendError, Result};
 use crate::kernel::{Window, Write};
+use crate::tensor::Dtype;
 
 /// Most workspace that an algorithm may want.
 const MOST_WORKSPACE: usize = 2 << 30;
 /// Algorithms of one direction that cuDNN may name.
 const NAMED: usize = 8;
+/// Where narrow weight gradients lie in scratch is a multiple of this.
+const ALIGNMENT: usize = 256;
+
+/// What a convolution is of: its window, its batch, and the type of images and weights, f32 or bfloat16. Sums are in f32.
+type Of<'a> = (&'a Window, usize, Dtype);
 
 /// An algorithm with what it needs.
 #[derive(Clone, Copy)]
@@ -50,7 +56,7 @@ struct Shape {
 pub(super) struct Dnn {
     handle: cudnnHandle_t,
     precision: Precision,
-    shapes: HashMap<(Window, usize), Shape>,
+    shapes: HashMap<(Window, usize, Dtype), Shape>,
 }
 
 fn check(status: cudnnStatus_t, what: &str) -> Result<()> {
@@ -63,7 +69,7 @@ fn check(status: cudnnStatus_t, what: &str) -> Result<()> {
 }
 
 impl Shape {
-    fn new(window: &Window, batch: usize, math: cudnnMathType_t) -> Result<Self> {
+    fn new((window, batch, dtype): Of<'_>, math: cudnnMathType_t) -> Result<Self> {
         let mut shape = Self {
             x: std::ptr::null_mut(),
             y: std::ptr::null_mut(),
@@ -77,6 +83,10 @@ impl Shape {
             cudnnTensorFormat_t::CUDNN_TENSOR_NHWC,
             cudnnDataType_t::CUDNN_DATA_FLOAT,
         );
+        let stored = match dtype {
+            Dtype::Bf16 => cudnnDataType_t::CUDNN_DATA_BFLOAT16,
+            _ => float,
+        };
         let int = |value: usize| value as i32;
         let (n, kernel, padding, stride) = (
             int(batch),
@@ -97,17 +107,17 @@ impl Shape {
                 what,
             )?;
             check(
-                cudnn::cudnnSetTensor4dDescriptor(shape.x, format, float, n, c, h, w),
+                cudnn::cudnnSetTensor4dDescriptor(shape.x, format, stored, n, c, h, w),
                 what,
             )?;
             check(
-                cudnn::cudnnSetTensor4dDescriptor(shape.y, format, float, n, out_c, out_h, out_w),
+                cudnn::cudnnSetTensor4dDescriptor(shape.y, format, stored, n, out_c, out_h, out_w),
                 what,
             )?;
             check(
                 cudnn::cudnnSetFilter4dDescriptor(
                     shape.weight,
-                    float,
+                    stored,
                     format,
                     out_c,
                     c,
@@ -168,7 +178,7 @@ impl Drop for Shape {
 
 /// The first of cuDNN's ranking that may be taken.
 macro_rules! choose {
-    ($dnn:expr, $function:ident, $shape:expr, [$($descriptor:ident),*], $what:literal) => {{
+    ($dnn:expr, $dtype:expr, $function:ident, $shape:expr, [$($descriptor:ident),*], $what:literal) => {{
         // SAFETY: results are plain numbers, which the call overwrites as far as it says.
         let mut found: [_; NAMED] = unsafe { std::mem::zeroed() };
         let mut count = 0;
@@ -177,19 +187,20 @@ macro_rules! choose {
             cudnn::$function($dnn.handle, $($shape.$descriptor,)* NAMED as i32, &mut count, found.as_mut_ptr())
         };
         check(ranked, concat!("failed to rank algorithms of a convolution's ", $what))?;
-        let precision = $dnn.precision;
+        let any = $dnn.tensor_cores($dtype);
         found[..count as usize]
             .iter()
             .find(|one| {
                 one.status == cudnnStatus_t::CUDNN_STATUS_SUCCESS
                     && one.determinism == cudnnDeterminism_t::CUDNN_DETERMINISTIC
                     && one.memory <= MOST_WORKSPACE
-                    && (precision == Precision::Tf32 || one.mathType == cudnnMathType_t::CUDNN_FMA_MATH)
+                    && (any || one.mathType == cudnnMathType_t::CUDNN_FMA_MATH)
             })
             .map(|one| Choice { algorithm: one.algo, workspace: one.memory, math: one.mathType })
             .ok_or_else(|| BackendError::Device(format!(
-                concat!("cuDNN has no deterministic algorithm for a convolution's ", $what, " in {:?}; it names {:?}"),
-                precision,
+                concat!("cuDNN has no deterministic algorithm for a convolution's ", $what, " of {:?} in {:?}; it names {:?}"),
+                $dtype,
+                $dnn.precision,
                 found[..count as usize].iter().map(|one| (one.algo, one.status, one.mathType)).collect::<Vec<_>>(),
             )))?
     }};
@@ -214,14 +225,21 @@ impl Dnn {
         })
     }
 
-    fn shape(&mut self, window: &Window, batch: usize) -> Result<&mut Shape> {
-        let key = (*window, batch);
+    /// Whether tensor cores may multiply: from f32 only where it is said to be rounded; what is narrow loses nothing.
+    fn tensor_cores(&self, dtype: Dtype) -> bool {
+        dtype != Dtype::F32 || self.precision == Precision::Tf32
+    }
+
+    fn shape(&mut self, (window, batch, dtype): Of<'_>) -> Result<&mut Shape> {
+        let key = (*window, batch, dtype);
         if !self.shapes.contains_key(&key) {
-            let math = match self.precision {
-                Precision::Fp32 => cudnnMathType_t::CUDNN_FMA_MATH,
-                Precision::Tf32 => cudnnMathType_t::CUDNN_DEFAULT_MATH,
+            let math = match (dtype, self.tensor_cores(dtype)) {
+                (Dtype::F32, true) => cudnnMathType_t::CUDNN_DEFAULT_MATH,
+                (_, true) => cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+                (_, false) => cudnnMathType_t::CUDNN_FMA_MATH,
             };
-            self.shapes.insert(key, Shape::new(window, batch, math)?);
+            let made = Shape::new((window, batch, dtype), math)?;
+            self.shapes.insert(key, made);
         }
         Ok(self.shapes.get_mut(&key).expect("just inserted"))
     }
@@ -229,16 +247,17 @@ impl Dnn {
     /// y = x ⋆ w.
     pub(super) fn forward(
         &mut self,
-        (window, batch): (&Window, usize),
+        of: Of<'_>,
         [x, weight, y]: [CUdeviceptr; 3],
         room: (&mut Scratch, &mut Memory),
     ) -> Result<()> {
-        self.shape(window, batch)?;
-        let shape = &self.shapes[&(*window, batch)];
+        self.shape(of)?;
+        let shape = &self.shapes[&(*of.0, of.1, of.2)];
         let choice = match shape.forward {
             Some(choice) => choice,
             None => choose!(
                 self,
+                of.2,
                 cudnnGetConvolutionForwardAlgorithm_v7,
                 shape,
                 [x, weight, convolution, y],
@@ -265,24 +284,25 @@ impl Dnn {
                 y as *mut _,
             )
         };
-        self.shape(window, batch)?.forward = Some(choice);
+        self.shape(of)?.forward = Some(choice);
         check(status, "failed to enqueue a convolution")
     }
 
     /// dx (+)= the input gradient.
     pub(super) fn backward_input(
         &mut self,
-        (window, batch): (&Window, usize),
+        of: Of<'_>,
         [d_y, weight, d_x]: [CUdeviceptr; 3],
         write: Write,
         room: (&mut Scratch, &mut Memory),
     ) -> Result<()> {
-        self.shape(window, batch)?;
-        let shape = &self.shapes[&(*window, batch)];
+        self.shape(of)?;
+        let shape = &self.shapes[&(*of.0, of.1, of.2)];
         let choice = match shape.data {
             Some(choice) => choice,
             None => choose!(
                 self,
+                of.2,
                 cudnnGetConvolutionBackwardDataAlgorithm_v7,
                 shape,
                 [weight, y, convolution, x],
@@ -314,35 +334,71 @@ impl Dnn {
                 d_x as *mut _,
             )
         };
-        self.shape(window, batch)?.data = Some(choice);
+        self.shape(of)?.data = Some(choice);
         check(status, "failed to enqueue a convolution's input gradient")
     }
 
-    /// d_weight += the weight gradient.
+    /// d_weight += the weight gradient, which is of the images' type.
     pub(super) fn backward_weight(
         &mut self,
-        (window, batch): (&Window, usize),
-        [x, d_y, d_weight]: [CUdeviceptr; 3],
+        of: Of<'_>,
+        spans: [CUdeviceptr; 3],
         room: (&mut Scratch, &mut Memory),
     ) -> Result<()> {
-        self.shape(window, batch)?;
-        let shape = &self.shapes[&(*window, batch)];
+        let choice = self.filter(of)?;
+        let workspace = room.0.room(room.1, choice.workspace)?;
+        self.enqueue_weight(of, choice, spans, workspace, &ONE)
+    }
+
+    /// The weight gradient of narrow images, `elements` of it, in scratch: where it lies until the next kernel uses that. The third span is
+    /// not looked at.
+    pub(super) fn narrow_backward_weight(
+        &mut self,
+        of: Of<'_>,
+        [x, d_y, _]: [CUdeviceptr; 3],
+        elements: usize,
+        room: (&mut Scratch, &mut Memory),
+    ) -> Result<CUdeviceptr> {
+        let choice = self.filter(of)?;
+        let own = (elements * of.2.size()).next_multiple_of(ALIGNMENT);
+        let made = room.0.room(room.1, own + choice.workspace)?;
+        self.enqueue_weight(of, choice, [x, d_y, made], made + own as u64, &ZERO)?;
+        Ok(made)
+    }
+
+    fn filter(&mut self, of: Of<'_>) -> Result<Choice<FilterAlgorithm>> {
+        self.shape(of)?;
+        let shape = &self.shapes[&(*of.0, of.1, of.2)];
         let choice = match shape.filter {
             Some(choice) => choice,
             None => choose!(
                 self,
+                of.2,
                 cudnnGetConvolutionBackwardFilterAlgorithm_v7,
                 shape,
                 [x, y, convolution, weight],
                 "weight gradient"
             ),
         };
+        self.shape(of)?.filter = Some(choice);
+        Ok(choice)
+    }
+
+    fn enqueue_weight(
+        &mut self,
+        of: Of<'_>,
+        choice: Choice<FilterAlgorithm>,
+        [x, d_y, d_weight]: [CUdeviceptr; 3],
+        workspace: CUdeviceptr,
+        beta: &'static f32,
+    ) -> Result<()> {
+        let handle = self.handle;
+        let shape = self.shape(of)?;
         shape.set(&choice)?;
-        let workspace = room.0.room(room.1, choice.workspace)?;
-        // SAFETY: as in `forward`.
+        // SAFETY: as in `forward`; the workspace is as large as the choice says.
         let status = unsafe {
             cudnn::cudnnConvolutionBackwardFilter(
-                self.handle,
+                handle,
                 (&raw const ONE).cast(),
                 shape.x,
                 x as *const _,
@@ -352,12 +408,11 @@ impl Dnn {
                 choice.algorithm,
                 workspace as *mut _,
                 choice.workspace,
-                (&raw const ONE).cast(),
+                std::ptr::from_ref(beta).cast(),
                 shape.weight,
                 d_weight as *mut _,
             )
         };
-        self.shape(window, batch)?.filter = Some(choice);
         check(status, "failed to enqueue a convolution's weight gradient")
     }
 }
@@ -379,7 +434,10 @@ fn load_parts() -> Result<()> {
             stride: 1,
             padding: 0,
         };
-        drop(Shape::new(&window, 1, cudnnMathType_t::CUDNN_FMA_MATH)?);
+        drop(Shape::new(
+            (&window, 1, Dtype::F32),
+            cudnnMathType_t::CUDNN_FMA_MATH,
+        )?);
         *parts = true;
     }
     Ok(())

@@ -40,7 +40,7 @@ pub(crate) use memory::Directory;
 use memory::{Memory, Scratch, Staging};
 use stream::{Clock, DeviceInterval, Queue};
 
-/// How products and convolutions of f32 are computed.
+/// How products and convolutions are computed, and what activations and their gradients are in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// In f32, multiply-adds included.
@@ -48,6 +48,20 @@ pub enum Precision {
     Fp32,
     /// By tensor cores, from operands rounded to 10 bits of fraction; sums in f32.
     Tf32,
+    /// Activations and their gradients are bfloat16 in memory. Products and convolutions have operands of that, weights rounded to it
+    /// included; sums, statistics and all other arithmetic are in f32, and so are parameters, their gradients and the optimizer. What is
+    /// f32 in memory is multiplied as with [`Precision::Fp32`].
+    Bf16,
+}
+
+impl Precision {
+    /// What activations and their gradients are in memory.
+    pub const fn values(self) -> Dtype {
+        match self {
+            Self::Fp32 | Self::Tf32 => Dtype::F32,
+            Self::Bf16 => Dtype::Bf16,
+        }
+    }
 }
 
 /// What a device is made of.
@@ -55,13 +69,14 @@ pub enum Precision {
 pub struct CudaDevice {
     /// Which of the GPUs that the driver shows this process.
     pub ordinal: usize,
-    /// Of products and convolutions.
+    /// Of products and convolutions, and of values.
     pub precision: Precision,
 }
 
 /// A device on a GPU.
 pub struct CudaBackend {
     failure: Option<BackendError>,
+    precision: Precision,
     /// Why a collective that ran here was stopped, by whoever stopped it, on any thread.
     loss: Arc<OnceLock<String>>,
     graphs: Vec<Graph>,
@@ -118,6 +133,9 @@ impl CudaBackend {
     pub fn new(device: CudaDevice) -> Result<Self> {
         let gpu = Gpu::get(device.ordinal)?;
         gpu.enter()?;
+        if device.precision == Precision::Bf16 {
+            gpu.kernels.load_narrow()?;
+        }
         let queues = [Queue::new(&gpu)?, Queue::new(&gpu)?];
         let mut memory = Memory::new(&gpu);
         let clock = Clock::new(&gpu, &queues[0])?;
@@ -127,6 +145,7 @@ impl CudaBackend {
         ];
         Ok(Self {
             failure: None,
+            precision: device.precision,
             loss: Arc::default(),
             graphs: Vec::new(),
             capturing: false,
@@ -389,6 +408,10 @@ impl Backend for CudaBackend {
 
     fn cuda(&mut self) -> Option<&mut CudaBackend> {
         Some(self)
+    }
+
+    fn values(&self) -> Dtype {
+        self.precision.values()
     }
 
     fn name(&self) -> &'static str {

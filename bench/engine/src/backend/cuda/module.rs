@@ -1,12 +1,15 @@
-//! Our kernels on a GPU, by name: looked up once, so that a launch is a field.
+//! Our kernels on a GPU, by name: looked up once, so that a launch is a field. Those that touch values are there for each type of them.
 use crate::backend::cuda::api::driver;
 use std::ffi::CString;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use cudarc::driver::sys::CUfunction;
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute};
 
 use super::compile::{Source, machine_code};
 use super::gpu::check;
-use crate::backend::Result;
+use super::launch::{STASH, THREADS};
+use crate::backend::{BackendError, Result};
+use crate::tensor::Dtype;
 
 macro_rules! modules {
     ($($module:ident { $($function:ident),* $(,)? })*) => {
@@ -40,7 +43,7 @@ macro_rules! modules {
 
 modules! {
     Elementwise {
-        fill, copy, add_two, scale, subtract, relu_forward, relu_backward, gate, gelu_forward, gelu_backward, dropout, transpose, add_bias,
+        fill, copy, add_two, scale, scale_by, subtract, relu_forward, relu_backward, gate, gelu_forward, gelu_backward, dropout, transpose, add_bias,
     }
     Columns {
         moments, finish_statistics, reciprocal_deviation, update_running, normalize, backward_sums, finish_sums, backward_affine,
@@ -50,54 +53,141 @@ modules! {
         finish_groups, group_normalize, finish_group_sums, group_affine, group_backward_input, element_sums, element_affine,
         element_backward_input,
     }
-    Rows { run_forward, rms_forward, run_backward, run_affine, finish_run_affine }
+    Samples { team_forward, team_rms_forward, team_backward }
+    Rows { run_forward, rms_forward, warp_forward, run_backward, rows_backward, run_affine, finish_run_affine }
     Loss { label_shares, row_loss, sample_losses, count_errors }
     Optimizer { sgd, adamw }
     Pool {
         max_forward, max_backward, average_forward, average_backward, global_average_forward, global_average_backward,
     }
-    Tokens { embedding_forward, embedding_backward, attention_softmax, attention_softmax_backward, addresses }
+    Embedding { token_ranks, token_starts, token_places, embedding_sums, embedding_rest }
+    Tokens { embedding_forward, attention_softmax, attention_softmax_backward, addresses }
     Compression {
-        narrow_f16, narrow_bf16, widen_f16, widen_bf16, fill_normal, gram_schmidt, householder,
+        narrow_f16, narrow_bf16, widen_f16, widen_bf16, add_bf16, fill_normal, gram_schmidt, householder,
     }
 }
 
-/// All of them.
-pub(crate) struct Kernels {
+/// Those that read or write values of one type: activations and their gradients.
+pub(crate) struct OfValues {
     pub(crate) elementwise: Elementwise,
     /// With one channel a thread, with two, and with four.
     pub(crate) columns: [Columns; 3],
     /// As `columns`.
     pub(crate) groups: [Groups; 3],
+    /// As `columns`.
+    pub(crate) samples: [Samples; 3],
+    /// Blocks of `samples` that a multiprocessor holds at a time.
+    pub(crate) resident: usize,
     pub(crate) rows: Rows,
     pub(crate) loss: Loss,
-    pub(crate) optimizer: Optimizer,
     pub(crate) pool: Pool,
+    pub(crate) embedding: Embedding,
     pub(crate) tokens: Tokens,
+}
+
+impl OfValues {
+    fn load(capability: (u32, u32), form: impl Fn(Source) -> Source) -> Result<Self> {
+        let columns = |which: usize| Columns::load(form(Source::COLUMNS[which]), capability);
+        let groups = |which: usize| Groups::load(form(Source::GROUPS[which]), capability);
+        let samples = |which: usize| Samples::load(form(Source::SAMPLES[which]), capability);
+        let samples = [samples(0)?, samples(1)?, samples(2)?];
+        Ok(Self {
+            resident: resident(&samples)?,
+            samples,
+            elementwise: Elementwise::load(form(Source::ELEMENTWISE), capability)?,
+            columns: [columns(0)?, columns(1)?, columns(2)?],
+            groups: [groups(0)?, groups(1)?, groups(2)?],
+            rows: Rows::load(form(Source::ROWS), capability)?,
+            loss: Loss::load(form(Source::LOSS), capability)?,
+            pool: Pool::load(form(Source::POOL), capability)?,
+            embedding: Embedding::load(form(Source::EMBEDDING), capability)?,
+            tokens: Tokens::load(form(Source::TOKENS), capability)?,
+        })
+    }
+}
+
+/// All of them.
+pub(crate) struct Kernels {
+    /// For values in f32; parameters and their gradients, which are always that, have theirs here too.
+    pub(crate) wide: OfValues,
+    /// For values in bfloat16: loaded by the first device that has such.
+    narrow: OnceLock<OfValues>,
+    pub(crate) optimizer: Optimizer,
     pub(crate) compression: Compression,
+    capability: (u32, u32),
 }
 
 impl Kernels {
     /// Those of a compute capability, on the calling thread's context.
     pub(super) fn load(capability: (u32, u32)) -> Result<Self> {
         Ok(Self {
-            elementwise: Elementwise::load(Source::ELEMENTWISE, capability)?,
-            columns: [
-                Columns::load(Source::COLUMNS[0], capability)?,
-                Columns::load(Source::COLUMNS[1], capability)?,
-                Columns::load(Source::COLUMNS[2], capability)?,
-            ],
-            groups: [
-                Groups::load(Source::GROUPS[0], capability)?,
-                Groups::load(Source::GROUPS[1], capability)?,
-                Groups::load(Source::GROUPS[2], capability)?,
-            ],
-            rows: Rows::load(Source::ROWS, capability)?,
-            loss: Loss::load(Source::LOSS, capability)?,
+            wide: OfValues::load(capability, |source| source)?,
+            narrow: OnceLock::new(),
             optimizer: Optimizer::load(Source::OPTIMIZER, capability)?,
-            pool: Pool::load(Source::POOL, capability)?,
-            tokens: Tokens::load(Source::TOKENS, capability)?,
             compression: Compression::load(Source::COMPRESSION, capability)?,
+            capability,
         })
     }
+
+    /// Loads those for values in bfloat16, if that was not done before.
+    pub(super) fn load_narrow(&self) -> Result<()> {
+        // One device at a time, so that none compiles what another is compiling.
+        static LOADING: Mutex<()> = Mutex::new(());
+        let _one = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.narrow.get().is_none() {
+            let loaded = OfValues::load(self.capability, Source::narrow)?;
+            let _ = self.narrow.set(loaded);
+        }
+        Ok(())
+    }
+
+    /// Those for values of a type.
+    ///
+    /// # Errors
+    /// A type that values of this device do not have.
+    pub(crate) fn of(&self, values: Dtype) -> Result<&OfValues> {
+        let of = match values {
+            Dtype::Bf16 => self.narrow.get(),
+            _ => Some(&self.wide),
+        };
+        of.ok_or(BackendError::Unsupported(
+            "values in bfloat16 on a device that was made for others",
+        ))
+    }
+}
+
+/// Lets blocks of `samples` keep as much as they may, and asks how many of them a multiprocessor holds.
+fn resident(samples: &[Samples; 3]) -> Result<usize> {
+    let mut least = i32::MAX;
+    for of in samples {
+        for function in [of.team_forward, of.team_rms_forward, of.team_backward] {
+            let mut blocks = 0;
+            // SAFETY: the functions were loaded.
+            unsafe {
+                for (attribute, value) in [
+                    (
+                        CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                        STASH as i32,
+                    ),
+                    // Per cent of what there is.
+                    (
+                        CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                        100,
+                    ),
+                ] {
+                    let set = driver::cuFuncSetAttribute(function, attribute, value);
+                    check(set, "failed to let a kernel have shared memory")?;
+                }
+                let asked = driver::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                    &mut blocks,
+                    function,
+                    THREADS as i32,
+                    STASH,
+                );
+                check(asked, "failed to ask how many blocks of a kernel fit")?;
+            }
+            least = least.min(blocks);
+        }
+    }
+    Ok(least.max(0) as usize)
 }

@@ -5,6 +5,7 @@ use super::DpLoss;
 use super::output::Output;
 use crate::backend::{BackendError, Category, Completion, HostSlice, Stream};
 use crate::comm::links::{Copy, Links, pieces};
+use crate::half::{Bf16, Half};
 use crate::kernel::{Kernel, Write};
 use crate::probe::Phase;
 use crate::strategy::micro_batch::Nth;
@@ -96,13 +97,13 @@ impl Device {
         loss: DpLoss,
         output: Option<Output>,
     ) -> Result<Self> {
-        let mut allocate = |len| match loss {
+        let outputs = replica.program.output();
+        let mut allocate = |dtype, len| match loss {
             DpLoss::Gathered => Ok(Span::EMPTY),
-            DpLoss::Replica => replica
-                .backend
-                .allocate(Category::Workspace, Dtype::F32, len),
+            DpLoss::Replica => replica.backend.allocate(Category::Workspace, dtype, len),
         };
-        let (local, seed) = (allocate(replica.program.output().len())?, allocate(1)?);
+        let local = allocate(outputs.dtype(), outputs.len())?;
+        let seed = allocate(Dtype::F32, 1)?;
         let stand_in = stand_in(&mut replica, output.is_some() || loss == DpLoss::Replica)?;
         Ok(Self {
             replica,
@@ -370,16 +371,21 @@ fn stand_in(replica: &mut Replica, unneeded: bool) -> Result<Span> {
     if unneeded {
         return Ok(Span::EMPTY);
     }
-    let len = replica.program.output().len();
-    let span = replica
-        .backend
-        .allocate(Category::Workspace, Dtype::F32, len)?;
+    let outputs = replica.program.output();
+    let (len, dtype) = (outputs.len(), outputs.dtype());
+    let span = replica.backend.allocate(Category::Workspace, dtype, len)?;
     let size = 0.5 / (replica.max_batch() * replica.accumulation) as f32;
-    let values: Vec<f32> = (0..len)
-        .map(|element| if element % 2 == 0 { size } else { -size })
-        .collect();
-    replica
-        .backend
-        .upload(Stream::Compute, HostSlice::F32(&values), span)?;
+    let values = (0..len).map(|element| if element % 2 == 0 { size } else { -size });
+    let backend = &mut *replica.backend;
+    match dtype {
+        Dtype::Bf16 => {
+            let values: Vec<Bf16> = values.map(Bf16::narrow).collect();
+            backend.upload(Stream::Compute, HostSlice::Bf16(&values), span)?;
+        }
+        _ => {
+            let values: Vec<f32> = values.collect();
+            backend.upload(Stream::Compute, HostSlice::F32(&values), span)?;
+        }
+    }
     Ok(span)
 }

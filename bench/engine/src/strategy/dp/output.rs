@@ -81,15 +81,17 @@ impl Output {
         devices: usize,
         loss: DpLoss,
     ) -> Result<Self> {
-        let (width, len) = match loss {
+        // Outputs are of the type of values, losses f32.
+        let (width, len, dtype) = match loss {
             DpLoss::Gathered => {
                 let classes = replica.program.output_shape().elements();
-                (classes, max_batch * classes)
+                let dtype = replica.program.output().dtype();
+                (classes, max_batch * classes, dtype)
             }
-            DpLoss::Replica => (1, devices),
+            DpLoss::Replica => (1, devices, Dtype::F32),
         };
         let backend = &mut *replica.backend;
-        let mut allocate = |len| backend.allocate(Category::Workspace, Dtype::F32, len);
+        let mut allocate = |len| backend.allocate(Category::Workspace, dtype, len);
         let (values, gradients) = (allocate(len)?, allocate(len)?);
         let mean = if loss == DpLoss::Replica {
             allocate(1)?

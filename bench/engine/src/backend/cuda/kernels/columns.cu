@@ -9,13 +9,13 @@ extern "C" {
 
 // partial [samples, slabs, 4, channels].
 __global__ void __launch_bounds__(256) moments(
-    const float* __restrict__ x, const float* __restrict__ tokens, float padding, float* __restrict__ partial, u64 rows, u32 channels, u64 rows_a_slab
+    const value_t* __restrict__ x, const float* __restrict__ tokens, float padding, float* __restrict__ partial, u64 rows, u32 channels, u64 rows_a_slab
 ) {
     extern __shared__ double room[];
     Moments* kept = reinterpret_cast<Moments*>(room);
     const u32 lane = threadIdx.x, channel = (blockIdx.x * blockDim.x + lane) * VECTOR;
     const u64 begin = blockIdx.y * rows_a_slab, end = min(begin + rows_a_slab, rows);
-    const float* own = x + blockIdx.z * rows * channels + channel;
+    const value_t* own = x + blockIdx.z * rows * channels + channel;
     // Values are looked at from the first one, so that a mean far from zero takes no digits from distances.
     float count = 0.0f, pivot[VECTOR] = {}, mean[VECTOR] = {}, m2[VECTOR] = {};
     if (channel < channels) {
@@ -131,8 +131,9 @@ __global__ void update_running(
 
 // y = γ·(x − mean)·rstd + β (+ shortcut), rectified or not; 0 in rows that don't count.
 __global__ void __launch_bounds__(256) normalize(
-    const float* __restrict__ x, const float* __restrict__ tokens, float padding, const float* __restrict__ mean, const float* __restrict__ rstd,
-    const float* __restrict__ gamma, const float* __restrict__ beta, const float* __restrict__ shortcut, float* __restrict__ y, u64 rows, u32 channels, int relu
+    const value_t* __restrict__ x, const float* __restrict__ tokens, float padding, const float* __restrict__ mean, const float* __restrict__ rstd,
+    const float* __restrict__ gamma, const float* __restrict__ beta, const value_t* __restrict__ shortcut, value_t* __restrict__ y, u64 rows, u32 channels,
+    int relu
 ) {
     const u32 channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     if (channel >= channels) return;
@@ -189,7 +190,7 @@ extern "C" {
 
 // partial [samples, slabs, 2, channels]: Σ d_y and Σ d_y·(x − mean), with the gates of `sums`. With `y`, d_y is written.
 __global__ void __launch_bounds__(256) backward_sums(
-    const float* x, float* d_y, const float* y, const float* tokens, float padding, const float* mean, const float* again_gamma, const float* again_beta,
+    const value_t* x, value_t* d_y, const value_t* y, const float* tokens, float padding, const float* mean, const float* again_gamma, const float* again_beta,
     const float* again_rstd, float* partial, u64 rows, u32 channels, u32 groups, u64 rows_a_slab
 ) {
     extern __shared__ float shared[];
@@ -214,9 +215,9 @@ __global__ void backward_affine(
 }
 
 __global__ void __launch_bounds__(256) backward_input(
-    const float* __restrict__ x, const float* __restrict__ d_y, const float* __restrict__ tokens, float padding, const float* __restrict__ mean,
+    const value_t* __restrict__ x, const value_t* __restrict__ d_y, const float* __restrict__ tokens, float padding, const float* __restrict__ mean,
     const float* __restrict__ rstd, const float* __restrict__ gamma, const float* __restrict__ sums, const float* __restrict__ count,
-    const float* __restrict__ again_gamma, const float* __restrict__ again_beta, const float* __restrict__ again_rstd, float* __restrict__ d_x, u64 rows,
+    const float* __restrict__ again_gamma, const float* __restrict__ again_beta, const float* __restrict__ again_rstd, value_t* __restrict__ d_x, u64 rows,
     u32 channels, int accumulate
 ) {
     const u32 channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
@@ -268,8 +269,8 @@ __global__ void __launch_bounds__(256) backward_input(
 }
 
 __global__ void __launch_bounds__(256) backward_eval(
-    const float* __restrict__ d_y, const float* __restrict__ tokens, float padding, const float* __restrict__ rstd, const float* __restrict__ gamma,
-    float* __restrict__ d_x, u64 rows, u32 channels, int accumulate
+    const value_t* __restrict__ d_y, const float* __restrict__ tokens, float padding, const float* __restrict__ rstd, const float* __restrict__ gamma,
+    value_t* __restrict__ d_x, u64 rows, u32 channels, int accumulate
 ) {
     const u32 channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     if (channel >= channels) return;
@@ -291,7 +292,7 @@ __global__ void __launch_bounds__(256) backward_eval(
 
 // --- gradients of biases: Σ over rows ---
 // partial [slabs, channels].
-__global__ void __launch_bounds__(256) column_sums(const float* __restrict__ x, float* __restrict__ partial, u64 rows, u32 channels, u64 rows_a_slab) {
+__global__ void __launch_bounds__(256) column_sums(const value_t* __restrict__ x, float* __restrict__ partial, u64 rows, u32 channels, u64 rows_a_slab) {
     extern __shared__ float shared[];
     const u32 lane = threadIdx.x, channel = (blockIdx.x * blockDim.x + lane) * VECTOR;
     const u64 begin = blockIdx.y * rows_a_slab, end = min(begin + rows_a_slab, rows);

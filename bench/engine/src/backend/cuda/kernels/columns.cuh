@@ -4,7 +4,8 @@
 // and walks over rows, so that what belongs to a channel stays in registers. Blocks are (lanes, rows) threads; the grid is (channel tiles,
 // slabs or any number, samples). Kernels that sum write what each slab held to `partial` [samples, slabs, kinds, channels]; `finish_*` merge
 // slabs in an order of their own, so that results do not depend on scheduling. Rows whose token is `padding` are left out where `tokens` is given.
-// Operands of [rows, channels] lie on multiples of 4·VECTOR bytes, and channels are a multiple of VECTOR; others may lie anywhere.
+// Operands of [rows, channels] lie on multiples of VECTOR of their elements, and channels are a multiple of VECTOR; others may lie anywhere.
+// What is loaded and stored as `Lanes` is computed with in floats, whatever it is in memory.
 // Reference: kernel.rs states the formulas; Chan, Golub, LeVeque 1979 for merged moments.
 #pragma once
 #include "common.cuh"
@@ -25,6 +26,25 @@ __device__ __forceinline__ bool counts(const float* tokens, float padding, u64 r
 __device__ __forceinline__ Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
 
 __device__ __forceinline__ void store(float* to, const Lanes& value) { *reinterpret_cast<Lanes*>(to) = value; }
+
+struct alignas(2 * VECTOR) Bf16Lanes {
+    Bf16 at[VECTOR];
+};
+
+__device__ __forceinline__ Lanes load(const Bf16* from) {
+    const Bf16Lanes narrow = *reinterpret_cast<const Bf16Lanes*>(from);
+    Lanes wide;
+#pragma unroll
+    for (int v = 0; v < VECTOR; ++v) wide.at[v] = narrow.at[v];
+    return wide;
+}
+
+__device__ __forceinline__ void store(Bf16* to, const Lanes& value) {
+    Bf16Lanes narrow;
+#pragma unroll
+    for (int v = 0; v < VECTOR; ++v) narrow.at[v] = value.at[v];
+    *reinterpret_cast<Bf16Lanes*>(to) = narrow;
+}
 
 // γ or β of a channel, where there may be none.
 __device__ __forceinline__ float either(const float* values, u32 channel, float otherwise) { return values != nullptr ? values[channel] : otherwise; }
@@ -54,7 +74,7 @@ __device__ __forceinline__ Moments read(const float* of, u32 channels) {
 // Σ g and Σ g·(x − mean) of a slab. `mean` is [samples, groups]; groups == channels is one for each channel. With `y`, d_y becomes 0 where y is
 // not positive, and stays so; with `again_rstd`, it counts only where γ·(x − mean)·rstd + β is. g is d_y, times `factors` of the element if there are any.
 __device__ __forceinline__ void sums(
-    const float* __restrict__ x, float* __restrict__ d_y, const float* __restrict__ y, const float* __restrict__ factors, const float* __restrict__ tokens,
+    const value_t* __restrict__ x, value_t* __restrict__ d_y, const value_t* __restrict__ y, const float* __restrict__ factors, const float* __restrict__ tokens,
     float padding, const float* __restrict__ mean, const float* __restrict__ again_gamma, const float* __restrict__ again_beta,
     const float* __restrict__ again_rstd, float* __restrict__ partial, u64 rows, u32 channels, u32 groups, u64 rows_a_slab, float* shared
 ) {

@@ -17,6 +17,41 @@ typedef long long i64;
 constexpr u32 WARP = 32;
 constexpr u32 ALL = 0xffffffffu;
 
+// Numbers of 16 bits are moved as whole numbers, so that CUDA's headers are not needed.
+__device__ __forceinline__ float from_bf16(u16 bits) { return __int_as_float((int)((u32)bits << 16)); }
+
+// To nearest, ties to even; by hand where there is no instruction for it.
+__device__ __forceinline__ u16 to_bf16(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    u16 rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(value));
+    return rounded;
+#else
+    const u32 bits = (u32)__float_as_int(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (u16)(bits >> 16 | 0x40u);
+    return (u16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+#endif
+}
+
+// A number in memory that is read into a float and rounded when it is written.
+struct Bf16 {
+    u16 bits;
+    __device__ __forceinline__ operator float() const { return from_bf16(bits); }
+    __device__ __forceinline__ Bf16& operator=(float value) {
+        bits = to_bf16(value);
+        return *this;
+    }
+    __device__ __forceinline__ Bf16& operator+=(float value) { return *this = from_bf16(bits) + value; }
+};
+
+// What activations and their gradients are in memory; parameters and their gradients, statistics and partial sums are floats, and so is all
+// arithmetic. A file whose kernels touch values is compiled once for each type.
+#ifdef VALUES_BF16
+typedef Bf16 value_t;
+#else
+typedef float value_t;
+#endif
+
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 
 struct Split {
@@ -31,17 +66,18 @@ __device__ __forceinline__ Split split(u64 i, u32 by) {
     return {quotient, (u32)i - quotient * by};
 }
 
-// As EACH, four elements of a thread at a time, so that enough of memory is under way where an element is only a few bytes.
+// As EACH, several elements of a thread at a time, so that enough of memory is under way where an element is only a few bytes.
 template <typename F>
 __device__ __forceinline__ void each(u64 n, F body) {
-    const u64 tile = 4 * (u64)blockDim.x;
+    constexpr int TOGETHER = 16 / sizeof(value_t);
+    const u64 tile = TOGETHER * (u64)blockDim.x;
     for (u64 first = blockIdx.x * tile; first < n; first += gridDim.x * tile) {
         const u64 i = first + threadIdx.x;
         if (first + tile <= n) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) body(i + j * blockDim.x);
+            for (int j = 0; j < TOGETHER; ++j) body(i + j * blockDim.x);
         } else {
-            for (int j = 0; j < 4; ++j)
+            for (int j = 0; j < TOGETHER; ++j)
                 if (i + j * blockDim.x < n) body(i + j * blockDim.x);
         }
     }

@@ -1,5 +1,4 @@
 // Compression of gradients: rounding to half the bits, normal numbers, orthonormal columns.
-// Numbers of 16 bits are moved as whole numbers, so that CUDA's headers are not needed.
 // Reference: kernel.rs; philox.rs for what is drawn; PyTorch's PowerSGD hook; LAPACK's `sgeqr2` and `sorg2r` for the signs of columns.
 #include "common.cuh"
 
@@ -15,14 +14,11 @@ __device__ __forceinline__ float from_f16(u16 bits) {
     return value;
 }
 
-// To nearest, ties to even; by hand, since not every architecture has an instruction for it.
-__device__ __forceinline__ u16 to_bf16(float value) {
+// As `to_bf16`, and a number that is none keeps its sign, as the host has it.
+__device__ __forceinline__ u16 to_signed_bf16(float value) {
     const u32 bits = (u32)__float_as_int(value);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (u16)(bits >> 16 | 0x40u);
-    return (u16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+    return (bits & 0x7fffffffu) > 0x7f800000u ? (u16)(bits >> 16 | 0x40u) : to_bf16(value);
 }
-
-__device__ __forceinline__ float from_bf16(u16 bits) { return __int_as_float((int)((u32)bits << 16)); }
 
 extern "C" {
 
@@ -31,7 +27,7 @@ __global__ void narrow_f16(const float* __restrict__ from, u16* __restrict__ to,
 }
 
 __global__ void narrow_bf16(const float* __restrict__ from, u16* __restrict__ to, u64 n, float divisor) {
-    each(n, [&](u64 i) { to[i] = to_bf16(from_bf16(to_bf16(from[i])) / divisor); });
+    each(n, [&](u64 i) { to[i] = to_signed_bf16(from_bf16(to_signed_bf16(from[i])) / divisor); });
 }
 
 __global__ void widen_f16(const u16* __restrict__ from, float* __restrict__ to, u64 n) {
@@ -40,6 +36,11 @@ __global__ void widen_f16(const u16* __restrict__ from, float* __restrict__ to, 
 
 __global__ void widen_bf16(const u16* __restrict__ from, float* __restrict__ to, u64 n) {
     each(n, [&](u64 i) { to[i] = from_bf16(from[i]); });
+}
+
+// What of a weight's gradient could only be had in bfloat16 is added to the rest of it.
+__global__ void add_bf16(const u16* __restrict__ from, float* __restrict__ to, u64 n) {
+    each(n, [&](u64 i) { to[i] += from_bf16(from[i]); });
 }
 
 __global__ void fill_normal(float* to, u64 n, u64 seed, const int* state, u32 stream) {

@@ -1,44 +1,51 @@
-// Elementwise kernels: fills, copies, rectifiers, GELU, dropout, transposes.
+// Elementwise kernels: fills, copies, rectifiers, GELU, dropout, transposes. What they work on may be values, so each is there for both types of
+// those; biases and factors are floats.
 // Reference: kernel.rs; philox.rs for what dropout draws.
 #include "common.cuh"
 
 extern "C" {
 
-__global__ void fill(float* __restrict__ to, u64 n, float value) {
+__global__ void fill(value_t* __restrict__ to, u64 n, float value) {
     each(n, [&](u64 i) { to[i] = value; });
 }
 
-__global__ void copy(const float* __restrict__ from, float* __restrict__ to, u64 n, int accumulate) {
+__global__ void copy(const value_t* __restrict__ from, value_t* __restrict__ to, u64 n, int accumulate) {
     if (accumulate)
         each(n, [&](u64 i) { to[i] += from[i]; });
     else
         each(n, [&](u64 i) { to[i] = from[i]; });
 }
 
-__global__ void add_two(const float* __restrict__ a, const float* __restrict__ b, float* __restrict__ to, u64 n) {
+__global__ void add_two(const value_t* __restrict__ a, const value_t* __restrict__ b, value_t* __restrict__ to, u64 n) {
     each(n, [&](u64 i) { to[i] = a[i] + b[i]; });
 }
 
-__global__ void scale(float* __restrict__ to, u64 n, float factor) {
-    each(n, [&](u64 i) { to[i] *= factor; });
+__global__ void scale(value_t* __restrict__ to, u64 n, float factor) {
+    each(n, [&](u64 i) { to[i] = to[i] * factor; });
 }
 
-__global__ void subtract(const float* __restrict__ from, float* __restrict__ to, u64 n) {
-    each(n, [&](u64 i) { to[i] -= from[i]; });
+// to[i] = from[i]·factor[0].
+__global__ void scale_by(const value_t* __restrict__ from, const float* __restrict__ factor, value_t* __restrict__ to, u64 n, int accumulate) {
+    const float by = factor[0];
+    each(n, [&](u64 i) { to[i] = accumulate ? to[i] + from[i] * by : from[i] * by; });
 }
 
-__global__ void relu_forward(const float* __restrict__ x, float* __restrict__ y, u64 n) {
+__global__ void subtract(const value_t* __restrict__ from, value_t* __restrict__ to, u64 n) {
+    each(n, [&](u64 i) { to[i] = to[i] - from[i]; });
+}
+
+__global__ void relu_forward(const value_t* __restrict__ x, value_t* __restrict__ y, u64 n) {
     each(n, [&](u64 i) { y[i] = rectified(x[i], 1); });
 }
 
-__global__ void relu_backward(const float* __restrict__ y, const float* __restrict__ d_y, float* __restrict__ d_x, u64 n, int accumulate) {
+__global__ void relu_backward(const value_t* __restrict__ y, const value_t* __restrict__ d_y, value_t* __restrict__ d_x, u64 n, int accumulate) {
     if (accumulate)
         each(n, [&](u64 i) { d_x[i] += y[i] > 0.0f ? d_y[i] : 0.0f; });
     else
         each(n, [&](u64 i) { d_x[i] = y[i] > 0.0f ? d_y[i] : 0.0f; });
 }
 
-__global__ void gate(const float* __restrict__ y, float* __restrict__ d_y, u64 n) {
+__global__ void gate(const value_t* __restrict__ y, value_t* __restrict__ d_y, u64 n) {
     each(n, [&](u64 i) {
         if (!(y[i] > 0.0f)) d_y[i] = 0.0f;
     });
@@ -53,7 +60,7 @@ __device__ __forceinline__ float share(float x) {
     return 1.0f / (1.0f + expf(-2.0f * u));
 }
 
-__global__ void gelu_forward(const float* __restrict__ x, float* __restrict__ y, u64 n, int tanh_formula) {
+__global__ void gelu_forward(const value_t* __restrict__ x, value_t* __restrict__ y, u64 n, int tanh_formula) {
     each(n, [&](u64 i) {
         const float v = x[i];
         y[i] = v * (tanh_formula ? share(v) : phi(v));
@@ -61,7 +68,7 @@ __global__ void gelu_forward(const float* __restrict__ x, float* __restrict__ y,
 }
 
 __global__ void gelu_backward(
-    const float* __restrict__ x, const float* __restrict__ d_y, float* __restrict__ d_x, u64 n, int tanh_formula, int accumulate
+    const value_t* __restrict__ x, const value_t* __restrict__ d_y, value_t* __restrict__ d_x, u64 n, int tanh_formula, int accumulate
 ) {
     each(n, [&](u64 i) {
         const float v = x[i];
@@ -80,7 +87,7 @@ __global__ void gelu_backward(
 
 // A thread draws four numbers of one sample; `size` elements a sample, `blocks` = ceil(size / 4). A dropped element is 0 even where x is no number.
 __global__ void dropout(
-    const float* __restrict__ x, float* __restrict__ y, u64 size, u64 blocks, u64 batch, float p, u64 seed, u32 node, const int* __restrict__ state,
+    const value_t* __restrict__ x, value_t* __restrict__ y, u64 size, u64 blocks, u64 batch, float p, u64 seed, u32 node, const int* __restrict__ state,
     int accumulate
 ) {
     const u32 step = (u32)state[0], first = (u32)state[1];
@@ -101,7 +108,7 @@ __global__ void dropout(
 }
 
 // 32 × 32 tiles through shared memory; grid (column tiles, row tiles, batch), block (32, 8).
-__global__ void transpose(const float* __restrict__ from, float* __restrict__ to, u32 rows, u32 columns, int accumulate) {
+__global__ void transpose(const value_t* __restrict__ from, value_t* __restrict__ to, u32 rows, u32 columns, int accumulate) {
     __shared__ float tile[32][33];
     const u64 base = (u64)blockIdx.z * rows * columns;
     const u32 column = blockIdx.x * 32 + threadIdx.x, row = blockIdx.y * 32;
@@ -117,7 +124,7 @@ __global__ void transpose(const float* __restrict__ from, float* __restrict__ to
 }
 
 // y[r, c] += bias[c].
-__global__ void add_bias(float* __restrict__ y, const float* __restrict__ bias, u64 n, u32 columns) {
+__global__ void add_bias(value_t* __restrict__ y, const float* __restrict__ bias, u64 n, u32 columns) {
     each(n, [&](u64 i) { y[i] += bias[split(i, columns).rest]; });
 }
 }

@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(256) finish_groups(
 
 // affine: 0 none, 1 per channel, 2 per element of a sample.
 __global__ void __launch_bounds__(256) group_normalize(
-    const float* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ rstd, const float* __restrict__ gamma, const float* __restrict__ beta,
-    const float* __restrict__ shortcut, float* __restrict__ y, u64 spatial, u32 channels, u32 groups, u64 batch, int affine, int relu
+    const value_t* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ rstd, const float* __restrict__ gamma, const float* __restrict__ beta,
+    const value_t* __restrict__ shortcut, value_t* __restrict__ y, u64 spatial, u32 channels, u32 groups, u64 batch, int affine, int relu
 ) {
     const u32 channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR, width = channels / groups;
     if (channel >= channels) return;
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(256) group_normalize(
 
 // As `backward_sums` of γ·d_y, γ per element of a sample.
 __global__ void __launch_bounds__(256) element_sums(
-    const float* x, float* d_y, const float* y, const float* gamma, const float* mean, float* partial, u64 rows, u32 channels, u32 groups, u64 rows_a_slab
+    const value_t* x, value_t* d_y, const value_t* y, const float* gamma, const float* mean, float* partial, u64 rows, u32 channels, u32 groups, u64 rows_a_slab
 ) {
     extern __shared__ float shared[];
     sums(x, d_y, y, gamma, nullptr, 0.0f, mean, nullptr, nullptr, nullptr, partial, rows, channels, groups, rows_a_slab, shared);
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(1024) group_affine(
 
 // The same where γ and β are per element of a sample: a thread an element, over samples in order.
 __global__ void element_affine(
-    const float* __restrict__ x, const float* __restrict__ d_y, const float* __restrict__ mean, const float* __restrict__ rstd, u64 samples, u64 spatial,
+    const value_t* __restrict__ x, const value_t* __restrict__ d_y, const float* __restrict__ mean, const float* __restrict__ rstd, u64 samples, u64 spatial,
     u32 channels, u32 groups, float* __restrict__ d_gamma, float* __restrict__ d_beta
 ) {
     const u64 size = spatial * channels;
@@ -165,8 +165,8 @@ __global__ void element_affine(
 // dx (+)= rstd·[g − mean(g) − x̂·mean(g·x̂)], g = γ·d_y; `gamma` per channel or null, `factors` per element of a sample or null. With `y`, d_y counts
 // only where y is positive.
 __device__ __forceinline__ void group_input(
-    const float* __restrict__ x, const float* __restrict__ d_y, const float* __restrict__ y, const float* __restrict__ gamma, const float* __restrict__ factors,
-    const float* __restrict__ mean, const float* __restrict__ rstd, const float* __restrict__ sums, float* __restrict__ d_x, u64 spatial, u32 channels,
+    const value_t* __restrict__ x, const value_t* __restrict__ d_y, const value_t* __restrict__ y, const float* __restrict__ gamma, const float* __restrict__ factors,
+    const float* __restrict__ mean, const float* __restrict__ rstd, const float* __restrict__ sums, value_t* __restrict__ d_x, u64 spatial, u32 channels,
     u32 groups, u64 batch, int accumulate
 ) {
     const u32 channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR, width = channels / groups;
@@ -218,7 +218,7 @@ __device__ __forceinline__ void group_input(
 extern "C" {
 
 __global__ void __launch_bounds__(256) group_backward_input(
-    const float* x, const float* d_y, const float* y, const float* gamma, const float* mean, const float* rstd, const float* sums, float* d_x, u64 spatial,
+    const value_t* x, const value_t* d_y, const value_t* y, const float* gamma, const float* mean, const float* rstd, const float* sums, value_t* d_x, u64 spatial,
     u32 channels, u32 groups, u64 batch, int accumulate
 ) {
     group_input(x, d_y, y, gamma, nullptr, mean, rstd, sums, d_x, spatial, channels, groups, batch, accumulate);
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(256) group_backward_input(
 
 // γ per element of a sample.
 __global__ void __launch_bounds__(256) element_backward_input(
-    const float* x, const float* d_y, const float* y, const float* gamma, const float* mean, const float* rstd, const float* sums, float* d_x, u64 spatial,
+    const value_t* x, const value_t* d_y, const value_t* y, const float* gamma, const float* mean, const float* rstd, const float* sums, value_t* d_x, u64 spatial,
     u32 channels, u32 groups, u64 batch, int accumulate
 ) {
     group_input(x, d_y, y, nullptr, gamma, mean, rstd, sums, d_x, spatial, channels, groups, batch, accumulate);

@@ -17,13 +17,13 @@ __global__ void __launch_bounds__(1024) label_shares(const int* __restrict__ lab
 }
 
 __global__ void __launch_bounds__(1024) row_loss(
-    const float* __restrict__ logits, const int* __restrict__ labels, const float* __restrict__ share, float* __restrict__ row_losses,
-    float* __restrict__ d_logits, u32 positions, u32 classes
+    const value_t* __restrict__ logits, const int* __restrict__ labels, const float* __restrict__ share, float* __restrict__ row_losses,
+    value_t* __restrict__ d_logits, u32 positions, u32 classes
 ) {
     __shared__ float shared[32];
     const u64 row = blockIdx.x;
-    const float* own = logits + row * classes;
-    float* to = d_logits != nullptr ? d_logits + row * classes : nullptr;
+    const value_t* own = logits + row * classes;
+    value_t* to = d_logits != nullptr ? d_logits + row * classes : nullptr;
     const int label = labels[row];
     if (label < 0 || (u32)label >= classes) {
         const float nothing = label < 0 ? 0.0f : infinity() - infinity();
@@ -82,7 +82,7 @@ __global__ void zero_errors(int* errors) {
 
 // errors[0] += rows whose largest logit (the first of equal ones) is not their label, errors[1] += rows with a label. A block takes a row; whole numbers
 // add up to the same in any order. Logits that are no numbers make an error.
-__global__ void __launch_bounds__(1024) count_errors(const float* __restrict__ logits, const int* __restrict__ labels, int* __restrict__ errors, u32 classes) {
+__global__ void __launch_bounds__(1024) count_errors(const value_t* __restrict__ logits, const int* __restrict__ labels, int* __restrict__ errors, u32 classes) {
     const u64 row = blockIdx.x;
     const int label = labels[row];
     if (label < 0) return;

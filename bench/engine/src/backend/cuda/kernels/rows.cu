@@ -1,25 +1,19 @@
-// Norms whose group is one run of memory: layer norm over features, group norm of one pixel, RMS norm. A block takes a run.
+// Norms whose group is one run of memory: layer norm over features, group norm of one pixel, RMS norm. A warp takes a short run, a block a long one.
 //
 // Layout: x is [runs, length]; run r belongs to group r % groups of its sample. γ and β: element i of run r has that of
 // affine 0: none, 1: its channel, (group·length + i) % channels, 2: its place in the sample, group·length + i.
-// Up to ROOM elements a thread stay in registers, so that runs are read once; longer ones are read again from the cache. Four elements move
+// Up to ROOM elements a thread, of a warp's run up to WARP_ROOM, stay in registers, so that runs are read once; longer ones are read again from the cache. Four elements move
 // together where lengths and addresses allow it.
 // Reference: kernel.rs, GroupNormForward and RmsNormForward; Zhang and Sennrich 2019 for RMS norm.
-#include "common.cuh"
+#include "lanes.cuh"
 
-constexpr int ROOM = 16;
+constexpr int ROOM = 16;       // where a block takes a run
+constexpr int WARP_ROOM = 32;  // where a warp does
+constexpr int TOGETHER = 4;    // rows that are under way together in `rows_backward`
 constexpr u32 COLUMNS = 32;  // elements of a block that sums over runs
 
-template <int V>
-struct alignas(4 * V) Lanes {
-    float at[V];
-};
-
-template <int V>
-__device__ __forceinline__ Lanes<V> load(const float* from) { return *reinterpret_cast<const Lanes<V>*>(from); }
-
-template <int V>
-__device__ __forceinline__ void store(float* to, const Lanes<V>& value) { *reinterpret_cast<Lanes<V>*>(to) = value; }
+template <bool BY_WARP>
+__device__ __forceinline__ float sum_of(float value, float* shared) { return BY_WARP ? warp_sum(value) : block_sum(value, shared); }
 
 __device__ __forceinline__ bool aligned(const void* a, const void* b, const void* c, const void* d, const void* e) {
     return (((u64)a | (u64)b | (u64)c | (u64)d | (u64)e) & 15u) == 0;
@@ -28,13 +22,15 @@ __device__ __forceinline__ bool aligned(const void* a, const void* b, const void
 // Where γ and β of the sample's element lie; V neighbours lie beside each other.
 __device__ __forceinline__ u64 place(u64 element, u32 channels, int affine) { return affine == 1 ? split(element, channels).rest : element; }
 
-template <int V, bool RMS>
+template <int V, bool RMS, bool BY_WARP>
 __device__ __forceinline__ void forward(
-    const float* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta, const float* __restrict__ shortcut, float* __restrict__ y,
-    float* __restrict__ mean, float* __restrict__ rstd, u64 length, u32 groups, u32 channels, int affine, float eps, int relu, float* shared
+    const value_t* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta, const value_t* __restrict__ shortcut,
+    value_t* __restrict__ y, float* __restrict__ mean, float* __restrict__ rstd, u64 run, u64 length, u32 groups, u32 channels, int affine, float eps, int relu,
+    float* shared
 ) {
-    constexpr int KEPT = ROOM / V;
-    const u64 run = blockIdx.x, base = run * length, start = split(run, groups).rest * length, step = (u64)blockDim.x * V, mine = (u64)threadIdx.x * V;
+    constexpr int KEPT = (BY_WARP ? WARP_ROOM : ROOM) / V;
+    const u32 threads = BY_WARP ? WARP : blockDim.x, thread = BY_WARP ? threadIdx.x % WARP : threadIdx.x;
+    const u64 base = run * length, start = split(run, groups).rest * length, step = (u64)threads * V, mine = (u64)thread * V;
     Lanes<V> kept[KEPT];
 #pragma unroll
     for (int k = 0; k < KEPT; ++k) {
@@ -48,12 +44,12 @@ __device__ __forceinline__ void forward(
         for (int k = 0; k < KEPT; ++k)
 #pragma unroll
             for (int v = 0; v < V; ++v) total += kept[k].at[v];
-        for (u64 i = mine + KEPT * step; i < length; i += step) {
+        for (u64 i = mine + KEPT * step; !BY_WARP && i < length; i += step) {
             const Lanes<V> more = load<V>(x + base + i);
 #pragma unroll
             for (int v = 0; v < V; ++v) total += more.at[v];
         }
-        centre = block_sum(total, shared) / (float)length;
+        centre = sum_of<BY_WARP>(total, shared) / (float)length;
     }
     auto measure = [&](const Lanes<V>& from) {
 #pragma unroll
@@ -66,19 +62,19 @@ __device__ __forceinline__ void forward(
 #pragma unroll
     for (int k = 0; k < KEPT; ++k)
         if (mine + k * step < length) measure(kept[k]);
-    for (u64 i = mine + KEPT * step; i < length; i += step) measure(load<V>(x + base + i));
-    squares = block_sum(squares, shared);
+    for (u64 i = mine + KEPT * step; !BY_WARP && i < length; i += step) measure(load<V>(x + base + i));
+    squares = sum_of<BY_WARP>(squares, shared);
     float variance = squares / (float)length;
     if (!RMS) {
         // What the first sum's rounding left, which is much where the mean is far from zero.
-        const float missing = block_sum(off, shared) / (float)length;
+        const float missing = sum_of<BY_WARP>(off, shared) / (float)length;
         variance -= missing * missing;
         variance = variance < 0.0f ? 0.0f : variance;
         centre += missing;
-        if (threadIdx.x == 0) mean[run] = centre;
+        if (thread == 0) mean[run] = centre;
     }
     const float deviation = 1.0f / sqrtf(variance + eps);
-    if (threadIdx.x == 0) rstd[run] = deviation;
+    if (thread == 0) rstd[run] = deviation;
     auto write = [&](u64 i, const Lanes<V>& from) {
         Lanes<V> to, factor = {}, offset = {}, added = {};
         if (affine != 0) {
@@ -99,13 +95,13 @@ __device__ __forceinline__ void forward(
 #pragma unroll
     for (int k = 0; k < KEPT; ++k)
         if (mine + k * step < length) write(mine + k * step, kept[k]);
-    for (u64 i = mine + KEPT * step; i < length; i += step) write(i, load<V>(x + base + i));
+    for (u64 i = mine + KEPT * step; !BY_WARP && i < length; i += step) write(i, load<V>(x + base + i));
 }
 
 template <int V>
 __device__ __forceinline__ void backward(
-    const float* __restrict__ x, float* d_y, const float* __restrict__ y, const float* __restrict__ gamma, const float* __restrict__ mean,
-    const float* __restrict__ rstd, float* __restrict__ d_x, u64 length, u32 groups, u32 channels, int affine, int accumulate, float* shared
+    const value_t* __restrict__ x, value_t* d_y, const value_t* __restrict__ y, const float* __restrict__ gamma, const float* __restrict__ mean,
+    const float* __restrict__ rstd, value_t* __restrict__ d_x, u64 length, u32 groups, u32 channels, int affine, int accumulate, float* shared
 ) {
     constexpr int KEPT = ROOM / 2 / V;
     const u64 run = blockIdx.x, base = run * length, start = split(run, groups).rest * length, step = (u64)blockDim.x * V, mine = (u64)threadIdx.x * V;
@@ -169,32 +165,155 @@ __device__ __forceinline__ void backward(
     for (u64 i = mine + KEPT * step; i < length; i += step) write(i, slope(i, false), normalized(i));
 }
 
+// Whole rows of [rows, length], γ and β of each element: threads (across, down), of which `across` own V elements each of every row that comes by, so
+// that γ's and β's gradients stay in registers. partial [blocks·down, 2, length] for `finish_run_affine`, or null.
+template <int V>
+__device__ __forceinline__ void whole_rows(
+    const value_t* __restrict__ x, value_t* d_y, const value_t* __restrict__ y, const float* __restrict__ gamma, const float* __restrict__ mean,
+    const float* __restrict__ rstd, value_t* __restrict__ d_x, float* __restrict__ partial, u64 rows, u32 length, int accumulate, float (*shared)[32][2 * TOGETHER]
+) {
+    const u32 element = threadIdx.x * V, warps = blockDim.x / WARP, warp = threadIdx.y * warps + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const bool mine = element < length;
+    const float share = 1.0f / (float)length;
+    Lanes<V> factor, d_gamma = {}, d_beta = {};
+#pragma unroll
+    for (int v = 0; v < V; ++v) factor.at[v] = mine && gamma != nullptr ? gamma[element + v] : 1.0f;
+    const u64 tile = (u64)blockDim.y * TOGETHER;
+    u32 turn = 0;
+    for (u64 first = blockIdx.x * tile; first < rows; first += gridDim.x * tile, turn ^= 1) {
+        const u64 row = first + (u64)threadIdx.y * TOGETHER;
+        Lanes<V> hat[TOGETHER], g[TOGETHER], out[TOGETHER];
+        float centre[TOGETHER], deviation[TOGETHER];
+#pragma unroll
+        for (int r = 0; r < TOGETHER; ++r) {
+            hat[r] = g[r] = {};
+            centre[r] = deviation[r] = 0.0f;
+            if (!mine || row + r >= rows) continue;
+            const u64 at = (row + r) * length + element;
+            hat[r] = load<V>(x + at);
+            g[r] = load<V>(d_y + at);
+            if (y != nullptr) out[r] = load<V>(y + at);
+            if (mean != nullptr) centre[r] = mean[row + r];
+            deviation[r] = rstd[row + r];
+        }
+        float a[TOGETHER], b[TOGETHER];
+#pragma unroll
+        for (int r = 0; r < TOGETHER; ++r) {
+            a[r] = b[r] = 0.0f;
+            if (y != nullptr && mine && row + r < rows) {
+#pragma unroll
+                for (int v = 0; v < V; ++v) g[r].at[v] = out[r].at[v] > 0.0f ? g[r].at[v] : 0.0f;
+                store<V>(d_y + (row + r) * length + element, g[r]);
+            }
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+                hat[r].at[v] = __fmul_rn(hat[r].at[v] - centre[r], deviation[r]);
+                d_beta.at[v] = __fadd_rn(d_beta.at[v], g[r].at[v]);
+                d_gamma.at[v] = __fmaf_rn(g[r].at[v], hat[r].at[v], d_gamma.at[v]);
+                g[r].at[v] = __fmul_rn(g[r].at[v], factor.at[v]);
+                a[r] = __fadd_rn(a[r], g[r].at[v]);
+                b[r] = __fmaf_rn(g[r].at[v], hat[r].at[v], b[r]);
+            }
+            a[r] = warp_sum(a[r]);
+            b[r] = warp_sum(b[r]);
+        }
+        if (warps > 1) {
+            // Written in turn: who writes a place again has seen all of the block leave it.
+            if (lane == 0)
+#pragma unroll
+                for (int r = 0; r < TOGETHER; ++r) {
+                    shared[turn][warp][2 * r] = a[r];
+                    shared[turn][warp][2 * r + 1] = b[r];
+                }
+            __syncthreads();
+#pragma unroll
+            for (int r = 0; r < TOGETHER; ++r) a[r] = b[r] = 0.0f;
+            for (u32 w = threadIdx.y * warps; w < (threadIdx.y + 1) * warps; ++w)
+#pragma unroll
+                for (int r = 0; r < TOGETHER; ++r) {
+                    a[r] += shared[turn][w][2 * r];
+                    b[r] += shared[turn][w][2 * r + 1];
+                }
+        }
+#pragma unroll
+        for (int r = 0; r < TOGETHER; ++r) {
+            if (!mine || row + r >= rows) continue;
+            const float d_mean = mean != nullptr ? a[r] * share : 0.0f, projection = b[r] * share;
+            const u64 at = (row + r) * length + element;
+            Lanes<V> to = {};
+            if (accumulate) to = load<V>(d_x + at);
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+                const float gradient = __fmul_rn(deviation[r], __fmaf_rn(-hat[r].at[v], projection, g[r].at[v] - d_mean));
+                to.at[v] = accumulate ? __fadd_rn(to.at[v], gradient) : gradient;
+            }
+            store<V>(d_x + at, to);
+        }
+    }
+    if (partial == nullptr || !mine) return;
+    float* to = partial + ((u64)blockIdx.x * blockDim.y + threadIdx.y) * 2 * length + element;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+        to[v] = d_gamma.at[v];
+        to[length + v] = d_beta.at[v];
+    }
+}
+
 extern "C" {
 
+// A block takes a run.
 __global__ void __launch_bounds__(512) run_forward(
-    const float* x, const float* gamma, const float* beta, const float* shortcut, float* y, float* mean, float* rstd, u64 length, u32 groups, u32 channels,
-    int affine, float eps, int relu
+    const value_t* x, const float* gamma, const float* beta, const value_t* shortcut, value_t* y, float* mean, float* rstd, u64 length, u32 groups,
+    u32 channels, int affine, float eps, int relu
 ) {
     __shared__ float shared[32];
     if (length % 4 == 0 && (affine != 1 || channels % 4 == 0) && aligned(x, gamma, beta, shortcut, y))
-        forward<4, false>(x, gamma, beta, shortcut, y, mean, rstd, length, groups, channels, affine, eps, relu, shared);
+        forward<4, false, false>(x, gamma, beta, shortcut, y, mean, rstd, blockIdx.x, length, groups, channels, affine, eps, relu, shared);
     else
-        forward<1, false>(x, gamma, beta, shortcut, y, mean, rstd, length, groups, channels, affine, eps, relu, shared);
+        forward<1, false, false>(x, gamma, beta, shortcut, y, mean, rstd, blockIdx.x, length, groups, channels, affine, eps, relu, shared);
 }
 
 __global__ void __launch_bounds__(512) rms_forward(
-    const float* x, const float* gamma, const float* shortcut, float* y, float* rstd, u64 length, u32 channels, int affine, float eps, int relu
+    const value_t* x, const float* gamma, const value_t* shortcut, value_t* y, float* rstd, u64 length, u32 channels, int affine, float eps, int relu
 ) {
     __shared__ float shared[32];
     if (length % 4 == 0 && (affine != 1 || channels % 4 == 0) && aligned(x, gamma, nullptr, shortcut, y))
-        forward<4, true>(x, gamma, nullptr, shortcut, y, nullptr, rstd, length, 1, channels, affine, eps, relu, shared);
+        forward<4, true, false>(x, gamma, nullptr, shortcut, y, nullptr, rstd, blockIdx.x, length, 1, channels, affine, eps, relu, shared);
     else
-        forward<1, true>(x, gamma, nullptr, shortcut, y, nullptr, rstd, length, 1, channels, affine, eps, relu, shared);
+        forward<1, true, false>(x, gamma, nullptr, shortcut, y, nullptr, rstd, blockIdx.x, length, 1, channels, affine, eps, relu, shared);
+}
+
+// A warp takes a run, of WARP·WARP_ROOM elements at most. `mean` null: RMS norm.
+__global__ void __launch_bounds__(256) warp_forward(
+    const value_t* x, const float* gamma, const float* beta, const value_t* shortcut, value_t* y, float* mean, float* rstd, u64 runs, u64 length, u32 groups,
+    u32 channels, int affine, float eps, int relu
+) {
+    const u64 run = blockIdx.x * (u64)(blockDim.x / WARP) + threadIdx.x / WARP;
+    if (run >= runs) return;
+    const bool four = length % 4 == 0 && (affine != 1 || channels % 4 == 0) && aligned(x, gamma, beta, shortcut, y);
+    if (mean != nullptr && four)
+        forward<4, false, true>(x, gamma, beta, shortcut, y, mean, rstd, run, length, groups, channels, affine, eps, relu, nullptr);
+    else if (mean != nullptr)
+        forward<1, false, true>(x, gamma, beta, shortcut, y, mean, rstd, run, length, groups, channels, affine, eps, relu, nullptr);
+    else if (four)
+        forward<4, true, true>(x, gamma, nullptr, shortcut, y, nullptr, rstd, run, length, groups, channels, affine, eps, relu, nullptr);
+    else
+        forward<1, true, true>(x, gamma, nullptr, shortcut, y, nullptr, rstd, run, length, groups, channels, affine, eps, relu, nullptr);
+}
+
+// Rows of up to 512·V elements, V 4 where `four`, else 1. `mean` null: RMS norm. With `y` as in `run_backward`.
+__global__ void __launch_bounds__(512) rows_backward(
+    const value_t* x, value_t* d_y, const value_t* y, const float* gamma, const float* mean, const float* rstd, value_t* d_x, float* partial, u64 rows,
+    u32 length, int accumulate, int four
+) {
+    __shared__ float shared[2][32][2 * TOGETHER];
+    if (four) whole_rows<4>(x, d_y, y, gamma, mean, rstd, d_x, partial, rows, length, accumulate, shared);
+    else whole_rows<1>(x, d_y, y, gamma, mean, rstd, d_x, partial, rows, length, accumulate, shared);
 }
 
 // `mean` null: RMS norm, whose x̂ has no centre and whose gradient no mean. With `y`, d_y becomes 0 where y is not positive, and stays so.
 __global__ void __launch_bounds__(512) run_backward(
-    const float* x, float* d_y, const float* y, const float* gamma, const float* mean, const float* rstd, float* d_x, u64 length, u32 groups, u32 channels,
+    const value_t* x, value_t* d_y, const value_t* y, const float* gamma, const float* mean, const float* rstd, value_t* d_x, u64 length, u32 groups, u32 channels,
     int affine, int accumulate
 ) {
     __shared__ float shared[32];
@@ -208,7 +327,7 @@ __global__ void __launch_bounds__(512) run_backward(
 // spatial = 1). Threads (32, 8) take 32 elements and a slab of rows each; partial [slabs, 2, elements], added up by `finish_run_affine`. Several groups
 // are only where a run is a group of one pixel. With `y` as in `run_backward`.
 __global__ void __launch_bounds__(256) run_affine(
-    const float* __restrict__ x, float* __restrict__ d_y, const float* __restrict__ y, const float* __restrict__ mean, const float* __restrict__ rstd,
+    const value_t* __restrict__ x, value_t* __restrict__ d_y, const value_t* __restrict__ y, const float* __restrict__ mean, const float* __restrict__ rstd,
     float* __restrict__ partial, u64 rows, u64 spatial, u32 elements, u32 groups, u64 rows_a_slab
 ) {
     __shared__ float shared[2][8][COLUMNS + 1];

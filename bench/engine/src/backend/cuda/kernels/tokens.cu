@@ -8,13 +8,13 @@
 
 // A row of scores, four elements that share one draw of dropout's numbers at a time.
 struct Row {
-    float* own;
+    value_t* own;
     const float* keys;
     u64 element, first_four, fours;  // the row's first element of its sample, and the fours that hold it
     u32 length, sample;
 };
 
-__device__ __forceinline__ Row row_of(float* scores, const float* tokens, u32 length, u32 heads) {
+__device__ __forceinline__ Row row_of(value_t* scores, const float* tokens, u32 length, u32 heads) {
     const u64 row = blockIdx.x, rows = (u64)heads * length, sample = row / rows, element = row % rows * length;
     return {scores + row * length, tokens + sample * length, element, element / 4, (element + length + 3) / 4 - element / 4, length, (u32)sample};
 }
@@ -33,56 +33,17 @@ struct Operands {
 
 extern "C" {
 
-__global__ void embedding_forward(const float* __restrict__ tokens, const float* __restrict__ table, float* __restrict__ y, u64 rows, u32 features) {
+__global__ void embedding_forward(const float* __restrict__ tokens, const float* __restrict__ table, value_t* __restrict__ y, u64 rows, u32 features) {
     EACH(i, rows * features) {
         const Split at = split(i, features);
         y[i] = table[(u64)tokens[at.quotient] * features + at.rest];
     }
 }
 
-// In order of the rows, without atomics. Of the rows with the same token the first one's block adds up all: a block looks for the token before its
-// row, stops where it finds it, and goes on behind it where it does not. A thread owns a feature; grid (feature tiles, rows or fewer).
-// `padding` below 0: none.
-__global__ void __launch_bounds__(1024) embedding_backward(
-    const float* __restrict__ tokens, const float* __restrict__ d_y, float* __restrict__ d_table, u64 rows, u32 features, int padding
-) {
-    extern __shared__ u32 found[];  // a place for each thread
-    __shared__ u32 counts[32];
-    const u32 feature = blockIdx.x * blockDim.x + threadIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    for (u64 mine = blockIdx.y; mine < rows; mine += gridDim.y) {
-        const float word = tokens[mine];
-        if (padding >= 0 && word == (float)padding) continue;
-        bool before = false;
-        for (u64 row = threadIdx.x; row < mine && !before; row += blockDim.x) before = tokens[row] == word;
-        if (__syncthreads_or(before)) continue;
-        float total = 0.0f;
-        for (u64 first = mine; first < rows; first += blockDim.x) {
-            const u64 row = first + threadIdx.x;
-            const bool here = row < rows && tokens[row] == word;
-            // Places in order: those of the warps before, and of the lanes before.
-            const u32 mask = __ballot_sync(ALL, here);
-            if (lane == 0) counts[warp] = __popc(mask);
-            __syncthreads();
-            u32 place = __popc(mask & ((1u << lane) - 1u)), count = 0;
-            for (u32 w = 0; w < warps; ++w) {
-                if (w < warp) place += counts[w];
-                count += counts[w];
-            }
-            if (here) found[place] = threadIdx.x;
-            __syncthreads();
-            if (feature < features)
-#pragma unroll 4
-                for (u32 k = 0; k < count; ++k) total += d_y[(first + found[k]) * features + feature];
-            __syncthreads();
-        }
-        if (feature < features) d_table[(u64)word * features + feature] += total;
-    }
-}
-
 // Scores [samples·heads, length, length], already over √size, become drop(softmax) over the keys that are not padding, zeros where all are. A block
 // takes a row. kept[row] = ln Σ exp, infinite where all keys are padding.
 __global__ void __launch_bounds__(1024) attention_softmax(
-    float* scores, const float* __restrict__ tokens, float* __restrict__ kept, u32 length, u32 heads, int padding, float p, u64 seed, u32 node,
+    value_t* scores, const float* __restrict__ tokens, float* __restrict__ kept, u32 length, u32 heads, int padding, float p, u64 seed, u32 node,
     const int* __restrict__ state, u32 first
 ) {
     __shared__ float shared[32];
@@ -117,43 +78,44 @@ __global__ void __launch_bounds__(1024) attention_softmax(
 // `scores` as they were before `attention_softmax` become drop(softmax), A; `d_weights`, dO·Vᵀ of the same shape, becomes the gradient of the scores,
 // B = P·(drop(dO·Vᵀ) − Σ P·drop(dO·Vᵀ)). A block takes a row.
 __global__ void __launch_bounds__(1024) attention_softmax_backward(
-    float* scores, float* d_weights, const float* __restrict__ tokens, const float* __restrict__ kept, u32 length, u32 heads, int padding, float p, u64 seed,
+    value_t* scores, value_t* d_weights, const float* __restrict__ tokens, const float* __restrict__ kept, u32 length, u32 heads, int padding, float p, u64 seed,
     u32 node, const int* __restrict__ state, u32 first
 ) {
     __shared__ float shared[32];
     const Row row = row_of(scores, tokens, length, heads);
-    float* slopes = d_weights + (u64)blockIdx.x * length;
+    value_t* slopes = d_weights + (u64)blockIdx.x * length;
     const float logarithm = kept[blockIdx.x];
     const u32 step = (u32)state[0], sample = (u32)state[1] + first + row.sample;
+    // Weight and slope of element j of a four, and what dropout makes of it. Where a key is not seen nothing of it matters, even where it is no number.
+    auto look = [&](u64 four, const Factors& factors, int j, float& weight, float& slope) {
+        const u64 at = 4 * four + j;
+        if (at < row.element || at >= row.element + length) return false;
+        const u32 k = (u32)(at - row.element);
+        const bool looked = seen(row.keys, padding, k);
+        weight = looked ? expf(row.own[k] - logarithm) : 0.0f;
+        slope = looked ? slopes[k] * factors.at[j] : 0.0f;
+        return true;
+    };
+    auto factors_of = [&](u64 four) { return p > 0.0f ? drop(p, seed, node, step, sample, (u32)four) : Factors{{1.0f, 1.0f, 1.0f, 1.0f}}; };
     float mean = 0.0f;
     for (u64 four = row.first_four + threadIdx.x; four < row.first_four + row.fours; four += blockDim.x) {
-        Factors factors = {{1.0f, 1.0f, 1.0f, 1.0f}};
-        if (p > 0.0f) factors = drop(p, seed, node, step, sample, (u32)four);
+        const Factors factors = factors_of(four);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const u64 at = 4 * four + j;
-            if (at < row.element || at >= row.element + length) continue;
-            const u32 k = (u32)(at - row.element);
-            // Where a key is not seen nothing of it matters, even where it is no number.
-            const bool looked = seen(row.keys, padding, k);
-            const float weight = looked ? expf(row.own[k] - logarithm) : 0.0f, slope = looked ? slopes[k] * factors.at[j] : 0.0f;
-            mean += weight * slope;
-            // The same thread comes back to it.
-            row.own[k] = weight;
-            slopes[k] = slope;
+            float weight, slope;
+            if (look(four, factors, j, weight, slope)) mean += weight * slope;
         }
     }
     mean = block_sum(mean, shared);
+    // The same thread comes back to its elements. It computes them again: values that are narrow would have lost digits on the way through memory.
     for (u64 four = row.first_four + threadIdx.x; four < row.first_four + row.fours; four += blockDim.x) {
-        Factors factors = {{1.0f, 1.0f, 1.0f, 1.0f}};
-        if (p > 0.0f) factors = drop(p, seed, node, step, sample, (u32)four);
+        const Factors factors = factors_of(four);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const u64 at = 4 * four + j;
-            if (at < row.element || at >= row.element + length) continue;
-            const u32 k = (u32)(at - row.element);
-            const float weight = row.own[k];
-            slopes[k] = weight * (slopes[k] - mean);
+            float weight, slope;
+            if (!look(four, factors, j, weight, slope)) continue;
+            const u32 k = (u32)(4 * four + j - row.element);
+            slopes[k] = weight * (slope - mean);
             row.own[k] = weight * factors.at[j];
         }
     }

@@ -1,13 +1,16 @@
 //! Attention: products by cuBLAS, what lies between them by our kernels.
 //!
 //! Scores of all heads of some samples at once lie in scratch, at most [`MOST`] bytes of each matrix, and one call multiplies those of all of
-//! them: their addresses, which no single stride leads to, are written out on the GPU before.
+//! them: their addresses, which no single stride leads to, are written out on the GPU before. Scores and weights are of the values' type
+//! in memory; softmax computes in f32.
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::super::blas::{Addresses, Product};
 use super::{Grid, Launch, call};
 use crate::backend::Result;
+use crate::backend::cuda::module::Tokens;
 use crate::kernel::{Heads, Kernel, Write};
+use crate::tensor::Dtype;
 
 /// Bytes of scores of which there may be one matrix (forward) or two (backward) at once.
 const MOST: usize = 1 << 30;
@@ -33,6 +36,7 @@ struct Operands([Operand; OPERANDS]);
 struct Matrices {
     operand: Operand,
     row: usize,
+    dtype: Dtype,
 }
 
 /// Some samples of the batch.
@@ -41,15 +45,18 @@ struct Part {
     heads: Heads,
     first: usize,
     samples: usize,
+    /// Of queries, keys, values and outputs, of scores and weights, and of all their gradients.
+    values: Dtype,
 }
 
 impl Part {
-    fn of(heads: Heads, batch: usize) -> impl Iterator<Item = Self> {
-        let scores = heads.count * heads.length * heads.length * FLOAT;
+    fn of(heads: Heads, values: Dtype, batch: usize) -> impl Iterator<Item = Self> {
+        let scores = heads.count * heads.length * heads.length * values.size();
         let samples = (MOST / scores.max(1)).clamp(1, batch.max(1));
         (0..batch).step_by(samples).map(move |first| Self {
             heads,
             first,
+            values,
             samples: samples.min(batch - first),
         })
     }
@@ -69,19 +76,21 @@ impl Part {
     }
 
     fn rows_of(&self, base: CUdeviceptr, row: usize, element: usize) -> Matrices {
-        let sample = self.heads.length * row * FLOAT;
+        let each = self.values.size();
+        let sample = self.heads.length * row * each;
         Matrices {
             operand: Operand {
-                base: base + (self.first * sample + element * FLOAT) as u64,
+                base: base + (self.first * sample + element * each) as u64,
                 sample: sample as u64,
-                head: (self.heads.size * FLOAT) as u64,
+                head: (self.heads.size * each) as u64,
             },
             row,
+            dtype: self.values,
         }
     }
 
     fn of_scores(&self, scores: CUdeviceptr) -> Matrices {
-        let square = self.heads.length * self.heads.length * FLOAT;
+        let square = self.heads.length * self.heads.length * self.values.size();
         Matrices {
             operand: Operand {
                 base: scores,
@@ -89,6 +98,7 @@ impl Part {
                 head: square as u64,
             },
             row: self.heads.length,
+            dtype: self.values,
         }
     }
 
@@ -97,8 +107,15 @@ impl Part {
         self.samples * self.heads.count
     }
 
-    fn scores_elements(&self) -> usize {
-        self.matrices() * self.heads.length * self.heads.length
+    /// Bytes of all scores, aligned as what lies behind them wants it.
+    fn scores_bytes(&self) -> usize {
+        let elements = self.matrices() * self.heads.length * self.heads.length;
+        (elements * self.values.size()).next_multiple_of(256)
+    }
+
+    /// The kernels that lie between the products.
+    fn kernels<'a>(&self, l: &'a Launch<'_>) -> Result<&'a Tokens> {
+        Ok(&l.device.gpu.kernels.of(self.values)?.tokens)
     }
 
     fn scale(&self) -> f32 {
@@ -135,7 +152,7 @@ impl Part {
     /// Scratch for addresses and so many matrices of scores; the scores' first place.
     fn room(&self, l: &mut Launch<'_>, scores: usize) -> Result<(CUdeviceptr, CUdeviceptr)> {
         let bytes = self.addresses_bytes();
-        let room = l.room(bytes / FLOAT + scores * self.scores_elements())?;
+        let room = l.room((bytes + scores * self.scores_bytes()) / FLOAT)?;
         Ok((room, room + bytes as u64))
     }
 
@@ -152,7 +169,7 @@ impl Part {
             *place = matrices.operand;
         }
         let (count, heads, matrices) = (N as u32, self.heads.count as u32, self.matrices() as u32);
-        let function = l.device.gpu.kernels.tokens.addresses;
+        let function = self.kernels(l)?.addresses;
         let grid = l.over(u64::from(count) * u64::from(matrices));
         call!(l, function, grid; operands, count, heads, matrices, to)?;
         let mut place = 0;
@@ -162,6 +179,7 @@ impl Part {
             Addresses {
                 at,
                 row: own.row,
+                dtype: own.dtype,
                 transposed: false,
             }
         }))
@@ -200,14 +218,16 @@ impl Inputs {
 pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
     match *kernel {
         Kernel::AttentionForward { qkv, tokens, y, kept, heads, state, first, batch, .. } => {
+            let values = qkv.dtype();
             let [qkv, tokens, y, kept, state] = [qkv, tokens, y, kept, state].map(|span| l.at(span));
             let inputs = Inputs { qkv, tokens, kept, state, first };
-            Part::of(heads, batch).try_for_each(|part| forward(l, part, inputs, y))
+            Part::of(heads, values, batch).try_for_each(|part| forward(l, part, inputs, y))
         }
         Kernel::AttentionBackward { qkv, tokens, kept, d_y, d_qkv, heads, state, first, batch, .. } => {
+            let values = qkv.dtype();
             let [qkv, tokens, kept, state, d_y, d_qkv] = [qkv, tokens, kept, state, d_y, d_qkv].map(|span| l.at(span));
             let inputs = Inputs { qkv, tokens, kept, state, first };
-            Part::of(heads, batch).try_for_each(|part| backward(l, part, inputs, d_y, d_qkv))
+            Part::of(heads, values, batch).try_for_each(|part| backward(l, part, inputs, d_y, d_qkv))
         }
         _ => unreachable!("only attention comes here"),
     }
@@ -221,7 +241,7 @@ fn forward(l: &mut Launch<'_>, part: Part, inputs: Inputs, y: CUdeviceptr) -> Re
     let [q, k, v, s, y] = part.write_out(l, at, [q, k, v, part.of_scores(scores), part.of_y(y)])?;
     l.products(part.product([length, length, size], part.scale()), q, transposed(k), s)?;
     let (tokens, kept, first) = inputs.of(part);
-    let of = &l.device.gpu.kernels.tokens;
+    let of = part.kernels(l)?;
     call!(
         l, of.attention_softmax, part.rows();
         scores, tokens, kept, length as u32, count as u32, part.padding(), dropout, seed, node, inputs.state, first,
@@ -234,7 +254,7 @@ fn forward(l: &mut Launch<'_>, part: Part, inputs: Inputs, y: CUdeviceptr) -> Re
 fn backward(l: &mut Launch<'_>, part: Part, inputs: Inputs, d_y: CUdeviceptr, d_qkv: CUdeviceptr) -> Result<()> {
     let Heads { length, size, count, dropout, seed, node, .. } = part.heads;
     let (at, first_scores) = part.room(l, 2)?;
-    let second_scores = first_scores + (part.scores_elements() * FLOAT) as u64;
+    let second_scores = first_scores + part.scores_bytes() as u64;
     let [q, k, v] = [0, 1, 2].map(|which| part.of_qkv(inputs.qkv, which));
     let [d_q, d_k, d_v] = [0, 1, 2].map(|which| part.of_qkv(d_qkv, which));
     let (a, b) = (part.of_scores(first_scores), part.of_scores(second_scores));
@@ -243,7 +263,7 @@ fn backward(l: &mut Launch<'_>, part: Part, inputs: Inputs, d_y: CUdeviceptr, d_
     l.products(part.product(square, part.scale()), q, transposed(k), a)?;
     l.products(part.product(square, 1.0), d_y, transposed(v), b)?;
     let (tokens, kept, first) = inputs.of(part);
-    let of = &l.device.gpu.kernels.tokens;
+    let of = part.kernels(l)?;
     call!(
         l, of.attention_softmax_backward, part.rows();
         first_scores, second_scores, tokens, kept, length as u32, count as u32, part.padding(), dropout, seed, node, inputs.state, first,

@@ -38,7 +38,7 @@ fn statistics(l: &mut Launch<'_>, x: Span, mask: Mask, mean: Span, variance: Spa
     let at = l.at(x);
     let cut = Cut::new(l, 1, rows, channels, &[at]);
     let partial = l.room(cut.slabs * MOMENTS * channels)?;
-    let of = cut.kernels(l);
+    let of = cut.kernels(l, x)?;
     call!(l, of.moments, cut.sum(16); at, mask.tokens, mask.padding, partial, rows as u64, channels as u32, cut.rows_a_slab)?;
     let [mean, variance, count] = [mean, variance, count].map(|span| l.at(span));
     call!(l, of.finish_statistics, finish(channels); partial, cut.slabs as u32, channels as u32, mean, variance, count)
@@ -47,25 +47,26 @@ fn statistics(l: &mut Launch<'_>, x: Span, mask: Mask, mean: Span, variance: Spa
 #[rustfmt::skip]
 fn normalize(l: &Launch<'_>, x: Span, mask: Mask, [mean, rstd, gamma, beta]: [Span; 4], y: Span, rows: usize, then: Then) -> Result<()> {
     let channels = mean.len();
-    let [x, y, shortcut] = [x, y, then.shortcut].map(|span| l.at(span));
-    let cut = Cut::new(l, 1, rows, channels, &[x, y, shortcut]);
-    let of = cut.kernels(l);
+    let [at, to, shortcut] = [x, y, then.shortcut].map(|span| l.at(span));
+    let cut = Cut::new(l, 1, rows, channels, &[at, to, shortcut]);
+    let of = cut.kernels(l, x)?;
     let [mean, rstd, gamma, beta] = [mean, rstd, gamma, beta].map(|span| l.at(span));
     let relu = i32::from(then.relu);
     call!(
         l, of.normalize, cut.walk();
-        x, mask.tokens, mask.padding, mean, rstd, gamma, beta, shortcut, y, rows as u64, channels as u32, relu,
+        at, mask.tokens, mask.padding, mean, rstd, gamma, beta, shortcut, to, rows as u64, channels as u32, relu,
     )
 }
 
 #[rustfmt::skip]
 fn backward_reduce(l: &mut Launch<'_>, [x, d_y, mean, sums]: [Span; 4], mask: Mask, rows: usize, gate: Gate) -> Result<()> {
     let channels = mean.len();
+    let values = x;
     let [x, d_y, mean, sums] = [x, d_y, mean, sums].map(|span| l.at(span));
     let cut = Cut::new(l, 1, rows, channels, &[x, d_y]);
     let partial = l.room(cut.slabs * 2 * channels)?;
     let [gamma, beta, rstd] = again(l, gate);
-    let of = cut.kernels(l);
+    let of = cut.kernels(l, values)?;
     let y: CUdeviceptr = 0;
     let (all, width) = (rows as u64, channels as u32);
     call!(
@@ -80,9 +81,10 @@ fn backward_input(
     l: &Launch<'_>, [x, d_y, d_x]: [Span; 3], mask: Mask, [mean, rstd, gamma, sums, count]: [Span; 5], rows: usize, write: Write, gate: Gate,
 ) -> Result<()> {
     let channels = mean.len();
+    let values = x;
     let [x, d_y, d_x] = [x, d_y, d_x].map(|span| l.at(span));
     let cut = Cut::new(l, 1, rows, channels, &[x, d_y, d_x]);
-    let of = cut.kernels(l);
+    let of = cut.kernels(l, values)?;
     let [again_gamma, again_beta, again_rstd] = again(l, gate);
     let [mean, rstd, gamma, sums, count] = [mean, rstd, gamma, sums, count].map(|span| l.at(span));
     let (all, width) = (rows as u64, channels as u32);
@@ -95,9 +97,10 @@ fn backward_input(
 #[rustfmt::skip]
 fn backward_eval(l: &Launch<'_>, [d_y, d_x]: [Span; 2], mask: Mask, [rstd, gamma]: [Span; 2], rows: usize, write: Write) -> Result<()> {
     let channels = rstd.len();
+    let values = d_y;
     let [d_y, rstd, gamma, d_x] = [d_y, rstd, gamma, d_x].map(|span| l.at(span));
     let cut = Cut::new(l, 1, rows, channels, &[d_y, d_x]);
-    let of = cut.kernels(l);
+    let of = cut.kernels(l, values)?;
     call!(
         l, of.backward_eval, cut.walk();
         d_y, mask.tokens, mask.padding, rstd, gamma, d_x, rows as u64, channels as u32, accumulate(write),
@@ -111,7 +114,7 @@ pub(super) fn bias_backward(l: &mut Launch<'_>, d_y: Span, d_bias: Span, rows: u
     let [at, d_bias] = [d_y, d_bias].map(|span| l.at(span));
     let cut = Cut::new(l, 1, rows, channels, &[at]);
     let partial = l.room(cut.slabs * channels)?;
-    let of = cut.kernels(l);
+    let of = cut.kernels(l, d_y)?;
     call!(l, of.column_sums, cut.sum(4); at, partial, rows as u64, channels as u32, cut.rows_a_slab)?;
     call!(l, of.finish_column_sums, finish(channels); partial, cut.slabs as u32, channels as u32, d_bias, 1i32)
 }
@@ -120,7 +123,8 @@ pub(super) fn bias_backward(l: &mut Launch<'_>, d_y: Span, d_bias: Span, rows: u
 pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
     let mask = |l: &Launch<'_>, tokens: Span, padding: usize| Mask { tokens: l.at(tokens), padding: padding as f32 };
     let gpu = std::sync::Arc::clone(&l.device.gpu);
-    let of = &gpu.kernels.columns[0];
+    // What follows the sums touches no values.
+    let of = &gpu.kernels.wide.columns[0];
     match *kernel {
         Kernel::BatchStatistics { x, mean, variance, rows } => statistics(l, x, OPEN, mean, variance, Span::EMPTY, rows),
         Kernel::MaskedStatistics { x, tokens, padding, mean, variance, count, rows } => {

@@ -5,7 +5,9 @@
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{BLOCK, Grid, Launch};
+use crate::backend::Result;
 use crate::backend::cuda::module::{Columns, Groups};
+use crate::tensor::Span;
 
 /// Blocks that each multiprocessor gets of a sum over rows.
 const BLOCKS: usize = 4;
@@ -14,6 +16,15 @@ const ROWS: usize = 16;
 /// Threads side by side in a block, at most.
 const LANES: usize = 128;
 const SIDE: usize = super::SIDE as usize;
+
+/// Neighbouring channels that a thread can hold; `spans` are what is read or written so many at a time.
+pub(super) fn vector(channels: usize, spans: &[CUdeviceptr]) -> usize {
+    let fits = |vector: &usize| {
+        channels.is_multiple_of(*vector)
+            && spans.iter().all(|at| at.is_multiple_of(4 * *vector as u64))
+    };
+    [4, 2].into_iter().find(fits).unwrap_or(1)
+}
 
 /// Blocks for `samples` of `rows` of `channels`.
 #[derive(Clone, Copy)]
@@ -33,7 +44,8 @@ pub(super) struct Cut {
 }
 
 impl Cut {
-    /// `spans` are what is read or written several channels at a time.
+    /// `spans` are what is read or written several channels at a time. They are asked to be aligned as floats are, which for narrower
+    /// values is more than is needed.
     pub(super) fn new(
         l: &Launch<'_>,
         samples: usize,
@@ -57,11 +69,7 @@ impl Cut {
         channels: usize,
         spans: &[CUdeviceptr],
     ) -> Self {
-        let fits = |vector: &usize| {
-            channels.is_multiple_of(*vector)
-                && spans.iter().all(|at| at.is_multiple_of(4 * *vector as u64))
-        };
-        let vector = [4, 2].into_iter().find(fits).unwrap_or(1);
+        let vector = vector(channels, spans);
         let tiles = channels / vector;
         let lanes = tiles.div_ceil(tiles.div_ceil(LANES));
         let down = (BLOCK as usize / lanes).max(1);
@@ -82,14 +90,14 @@ impl Cut {
         }
     }
 
-    /// The kernels that hold as many channels a thread.
-    pub(super) fn kernels<'a>(&self, l: &'a Launch<'_>) -> &'a Columns {
-        &l.device.gpu.kernels.columns[self.of_vector()]
+    /// The kernels that hold as many channels a thread, for values of the type of `x`.
+    pub(super) fn kernels<'a>(&self, l: &'a Launch<'_>, x: Span) -> Result<&'a Columns> {
+        Ok(&l.of(x)?.columns[self.of_vector()])
     }
 
     /// Those of norms of groups.
-    pub(super) fn groups<'a>(&self, l: &'a Launch<'_>) -> &'a Groups {
-        &l.device.gpu.kernels.groups[self.of_vector()]
+    pub(super) fn groups<'a>(&self, l: &'a Launch<'_>, x: Span) -> Result<&'a Groups> {
+        Ok(&l.of(x)?.groups[self.of_vector()])
     }
 
     fn of_vector(&self) -> usize {
@@ -134,6 +142,14 @@ pub(super) fn finish(n: usize) -> Grid {
         blocks: [n.div_ceil(32) as u32, 1, 1],
         threads: [32, 8],
         shared: 0,
+    }
+}
+
+/// The same of many slabs, which more threads read at a time.
+pub(super) fn finish_slabs(n: usize, slabs: usize) -> Grid {
+    Grid {
+        threads: [32, slabs.next_power_of_two().clamp(8, 32) as u32],
+        ..finish(n)
     }
 }
 

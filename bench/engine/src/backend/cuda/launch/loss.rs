@@ -15,7 +15,7 @@ pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
             let rows = batch * positions;
             let shares = l.room(batch + rows)?;
             let row_losses = shares + (batch * size_of::<f32>()) as u64;
-            let of = &l.device.gpu.kernels.loss;
+            let of = &l.of(logits)?.loss;
             let [logits, labels, losses, loss, d_logits] = [logits, labels, losses, loss, d_logits].map(|span| l.at(span));
             let samples = (batch as u64, positions as u32);
             call!(l, of.label_shares, Grid::blocks(batch.div_ceil(8) as u32, 256); labels, shares, samples.0, samples.1, scale)?;
@@ -25,7 +25,7 @@ pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
         }
         Kernel::CountErrors { logits, labels, errors, rows, classes } => {
             l.zero(errors)?;
-            let of = &l.device.gpu.kernels.loss;
+            let of = &l.of(logits)?.loss;
             let grid = Grid::blocks(rows as u32, threads(classes, 1, 256));
             call!(l, of.count_errors, grid; l.at(logits), l.at(labels), l.at(errors), classes as u32)
         }

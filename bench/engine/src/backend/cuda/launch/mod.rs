@@ -9,7 +9,10 @@ mod columns;
 mod group_norm;
 mod loss;
 mod pool;
+mod samples;
 mod tokens;
+
+pub(super) use samples::{STASH, THREADS};
 
 use crate::backend::cuda::api::driver;
 use std::ffi::c_void;
@@ -21,6 +24,7 @@ use super::blas::{Addresses, Matrix, Product};
 use super::dnn::Dnn;
 use super::gpu::check;
 use super::memory::{Memory, Scratch};
+use super::module::OfValues;
 use crate::backend::{BackendError, Result, Stream};
 use crate::kernel::{Gelu, Kernel, Window, Write};
 use crate::tensor::{Dtype, Span};
@@ -101,9 +105,43 @@ impl Launch<'_> {
         check(launched, "failed to launch a kernel")
     }
 
+    /// As [`Self::enqueue`], of blocks that wait for each other: all of them are resident together.
+    fn enqueue_together(
+        &self,
+        function: CUfunction,
+        grid: Grid,
+        parameters: &mut [*mut c_void],
+    ) -> Result<()> {
+        let ([x, y, z], [across, down]) = (grid.blocks, grid.threads);
+        // SAFETY: as in `enqueue`.
+        let launched = unsafe {
+            driver::cuLaunchCooperativeKernel(
+                function,
+                x,
+                y,
+                z,
+                across,
+                down,
+                1,
+                grid.shared,
+                self.device.raw_stream(self.on),
+                parameters.as_mut_ptr(),
+            )
+        };
+        check(
+            launched,
+            "failed to launch a kernel whose blocks wait for each other",
+        )
+    }
+
     /// Where a span lies; 0 for none.
     fn at(&self, span: Span) -> CUdeviceptr {
         self.device.address(span)
+    }
+
+    /// Kernels for values of the type of `value`.
+    fn of(&self, value: Span) -> Result<&OfValues> {
+        self.device.gpu.kernels.of(value.dtype())
     }
 
     /// Blocks for `items` independent pieces of work, each thread taking as many as it must.
@@ -125,18 +163,17 @@ impl Launch<'_> {
 
     /// Sets bytes to 0.
     fn zero(&self, span: Span) -> Result<()> {
-        if span.is_empty() {
+        self.zero_at(self.at(span), span.bytes())
+    }
+
+    /// The same of so many bytes anywhere.
+    fn zero_at(&self, at: CUdeviceptr, bytes: usize) -> Result<()> {
+        if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: the span is the caller's to write.
-        let zeroed = unsafe {
-            driver::cuMemsetD8Async(
-                self.at(span),
-                0,
-                span.bytes(),
-                self.device.raw_stream(self.on),
-            )
-        };
+        // SAFETY: the bytes are the caller's to write.
+        let zeroed =
+            unsafe { driver::cuMemsetD8Async(at, 0, bytes, self.device.raw_stream(self.on)) };
         check(zeroed, "failed to zero memory on the GPU")
     }
 
@@ -166,45 +203,47 @@ fn tanh(formula: Gelu) -> i32 {
 #[allow(clippy::too_many_lines, reason = "one arm per kernel")]
 pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Result<()> {
     let gpu = std::sync::Arc::clone(&device.gpu);
-    let (elementwise, optimizer, compression) = (&gpu.kernels.elementwise, &gpu.kernels.optimizer, &gpu.kernels.compression);
+    let (optimizer, compression) = (&gpu.kernels.optimizer, &gpu.kernels.compression);
+    // Those for the type of what is written.
+    let elementwise = |to: Span| gpu.kernels.of(to.dtype()).map(|of| &of.elementwise);
     let mut l = Launch { device, on };
     match *kernel {
-        Kernel::Fill { to, value: 0.0 } if to.dtype() == Dtype::F32 => l.zero(to),
+        Kernel::Fill { to, value: 0.0 } if matches!(to.dtype(), Dtype::F32 | Dtype::Bf16) => l.zero(to),
         Kernel::Fill { to, value } => {
             let n = to.len() as u64;
-            call!(l, elementwise.fill, l.by_four(n); l.at(to), n, value)
+            call!(l, elementwise(to)?.fill, l.by_four(n); l.at(to), n, value)
         }
         Kernel::Copy { from, to, write } => {
             let n = to.len() as u64;
-            call!(l, elementwise.copy, l.by_four(n); l.at(from), l.at(to), n, accumulate(write))
+            call!(l, elementwise(to)?.copy, l.by_four(n); l.at(from), l.at(to), n, accumulate(write))
         }
         Kernel::Add { a, b, to } => {
             let n = to.len() as u64;
-            call!(l, elementwise.add_two, l.by_four(n); l.at(a), l.at(b), l.at(to), n)
+            call!(l, elementwise(to)?.add_two, l.by_four(n); l.at(a), l.at(b), l.at(to), n)
         }
         Kernel::Scale { to, factor } => {
             let n = to.len() as u64;
-            call!(l, elementwise.scale, l.by_four(n); l.at(to), n, factor)
+            call!(l, elementwise(to)?.scale, l.by_four(n); l.at(to), n, factor)
         }
         Kernel::ReluForward { x, y } => {
             let n = y.len() as u64;
-            call!(l, elementwise.relu_forward, l.by_four(n); l.at(x), l.at(y), n)
+            call!(l, elementwise(y)?.relu_forward, l.by_four(n); l.at(x), l.at(y), n)
         }
         Kernel::ReluBackward { y, d_y, d_x, write } => {
             let n = d_x.len() as u64;
-            call!(l, elementwise.relu_backward, l.by_four(n); l.at(y), l.at(d_y), l.at(d_x), n, accumulate(write))
+            call!(l, elementwise(d_x)?.relu_backward, l.by_four(n); l.at(y), l.at(d_y), l.at(d_x), n, accumulate(write))
         }
         Kernel::Gate { y, d_y } => {
             let n = d_y.len() as u64;
-            call!(l, elementwise.gate, l.by_four(n); l.at(y), l.at(d_y), n)
+            call!(l, elementwise(d_y)?.gate, l.by_four(n); l.at(y), l.at(d_y), n)
         }
         Kernel::GeluForward { x, y, formula } => {
             let n = y.len() as u64;
-            call!(l, elementwise.gelu_forward, l.by_four(n); l.at(x), l.at(y), n, tanh(formula))
+            call!(l, elementwise(y)?.gelu_forward, l.by_four(n); l.at(x), l.at(y), n, tanh(formula))
         }
         Kernel::GeluBackward { x, d_y, d_x, formula, write } => {
             let n = d_x.len() as u64;
-            call!(l, elementwise.gelu_backward, l.by_four(n); l.at(x), l.at(d_y), l.at(d_x), n, tanh(formula), accumulate(write))
+            call!(l, elementwise(d_x)?.gelu_backward, l.by_four(n); l.at(x), l.at(d_y), l.at(d_x), n, tanh(formula), accumulate(write))
         }
         Kernel::Transpose { from, to, batch, rows, columns, write } => {
             let grid = Grid {
@@ -212,13 +251,14 @@ pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Resu
                 threads: [32, 8],
                 shared: 0,
             };
-            call!(l, elementwise.transpose, grid; l.at(from), l.at(to), rows as u32, columns as u32, accumulate(write))
+            call!(l, elementwise(to)?.transpose, grid; l.at(from), l.at(to), rows as u32, columns as u32, accumulate(write))
         }
         Kernel::Dropout { x, y, p, seed, node, state, batch, write } => {
             let (batch, size) = (batch as u64, y.len() as u64 / batch.max(1) as u64);
             let blocks = size.div_ceil(4);
+            let function = elementwise(y)?.dropout;
             let (x, y, state) = (l.at(x), l.at(y), l.at(state));
-            call!(l, elementwise.dropout, l.over(batch * blocks); x, y, size, blocks, batch, p, seed, node, state, accumulate(write))
+            call!(l, function, l.over(batch * blocks); x, y, size, blocks, batch, p, seed, node, state, accumulate(write))
         }
         Kernel::EmbeddingForward { .. } | Kernel::EmbeddingBackward { .. } => tokens::run(&mut l, kernel),
         Kernel::AttentionForward { .. } | Kernel::AttentionBackward { .. } => attention::run(&mut l, kernel),
@@ -234,7 +274,7 @@ pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Resu
         }
         Kernel::Subtract { from, to } => {
             let n = to.len() as u64;
-            call!(l, elementwise.subtract, l.by_four(n); l.at(from), l.at(to), n)
+            call!(l, elementwise(to)?.subtract, l.by_four(n); l.at(from), l.at(to), n)
         }
         Kernel::FillNormal { to, seed, stream, state } => {
             let n = to.len() as u64;
@@ -247,8 +287,13 @@ pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Resu
             }
             call!(l, compression.householder, Grid::blocks(1, 1024); at, rows, columns as u32, l.at(workspace))
         }
+        // A product with one column is a scaling by a factor that lies on the device, which is no value and so may be of another type.
+        Kernel::Matmul { a, b, c, n: 1, k: 1, write, .. } if a.dtype() != b.dtype() => {
+            let n = c.len() as u64;
+            call!(l, elementwise(c)?.scale_by, l.by_four(n); l.at(a), l.at(b), l.at(c), n, accumulate(write))
+        }
         Kernel::Matmul { a, b, c, m, n, k, transpose_a, transpose_b, write } => {
-            let matrix = |span: Span, row: usize, transposed: bool| Matrix { at: l.at(span), row, stride: 0, transposed };
+            let matrix = |span: Span, row: usize, transposed: bool| Matrix { at: l.at(span), row, stride: 0, dtype: span.dtype(), transposed };
             let (a, b) = (
                 matrix(a, if transpose_a { m } else { k }, transpose_a),
                 matrix(b, if transpose_b { k } else { n }, transpose_b),
@@ -258,20 +303,23 @@ pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Resu
         Kernel::AddBias { y, bias, rows } => add_bias(&l, y, bias, rows),
         Kernel::BiasBackward { d_y, d_bias, rows } => batch_norm::bias_backward(&mut l, d_y, d_bias, rows),
         Kernel::Conv2dForward { x, weight, bias, y, window, batch, .. } => {
-            let spans = [l.at(x), l.at(weight), l.at(y)];
-            convolution(&mut l, |dnn, room| dnn.forward((&window, batch), spans, room))?;
+            let (of, spans) = ((&window, batch, x.dtype()), [x, weight, y]);
+            convolution(&mut l, spans, |dnn, at, room| dnn.forward(of, at, room))?;
             match bias.is_empty() {
                 true => Ok(()),
                 false => add_bias(&l, y, bias, batch * window.out_h * window.out_w),
             }
         }
         Kernel::Conv2dBackwardInput { d_y, weight, d_x, window, batch, write, .. } => {
-            let spans = [l.at(d_y), l.at(weight), l.at(d_x)];
-            convolution(&mut l, |dnn, room| dnn.backward_input((&window, batch), spans, write, room))
+            let of = (&window, batch, d_x.dtype());
+            convolution(&mut l, [d_y, weight, d_x], |dnn, at, room| dnn.backward_input(of, at, write, room))
         }
         Kernel::Conv2dBackwardWeight { x, d_y, d_weight, window, batch, .. } => {
-            let spans = [l.at(x), l.at(d_y), l.at(d_weight)];
-            convolution(&mut l, |dnn, room| dnn.backward_weight((&window, batch), spans, room))
+            let of = (&window, batch, x.dtype());
+            match x.dtype() == d_weight.dtype() {
+                true => convolution(&mut l, [x, d_y, d_weight], |dnn, at, room| dnn.backward_weight(of, at, room)),
+                false => narrow_weight_gradient(&mut l, of, [x, d_y, d_weight]),
+            }
         }
         Kernel::MaxPoolForward { .. } | Kernel::MaxPoolBackward { .. } | Kernel::AveragePoolForward { .. }
         | Kernel::AveragePoolBackward { .. } | Kernel::GlobalAveragePoolForward { .. } | Kernel::GlobalAveragePoolBackward { .. } => {
@@ -297,26 +345,45 @@ pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Resu
 
 fn add_bias(l: &Launch<'_>, y: Span, bias: Span, rows: usize) -> Result<()> {
     let (n, columns) = ((rows * bias.len()) as u64, bias.len() as u32);
-    let function = l.device.gpu.kernels.elementwise.add_bias;
+    let function = l.of(y)?.elementwise.add_bias;
     call!(l, function, l.by_four(n); l.at(y), l.at(bias), n, columns)
 }
 
+/// A convolution's shape: its window, its batch, and the type of its images and weights.
+type Shape<'a> = (&'a Window, usize, Dtype);
+
 /// cuDNN has one handle, on the compute stream, where all convolutions are.
-fn convolution(
+fn convolution<T>(
     l: &mut Launch<'_>,
-    work: impl FnOnce(&mut Dnn, (&mut Scratch, &mut Memory)) -> Result<()>,
-) -> Result<()> {
+    spans: [Span; 3],
+    work: impl FnOnce(&mut Dnn, [CUdeviceptr; 3], (&mut Scratch, &mut Memory)) -> Result<T>,
+) -> Result<T> {
     assert!(
         l.on == Stream::Compute,
         "convolutions are on the compute stream"
     );
+    let at = spans.map(|span| l.at(span));
     let CudaBackend {
         dnn,
         scratch,
         memory,
         ..
     } = &mut *l.device;
-    work(dnn, (&mut scratch[Stream::Compute as usize], memory))
+    work(dnn, at, (&mut scratch[Stream::Compute as usize], memory))
+}
+
+/// cuDNN's weight gradient is of the type of the images, so that of narrow ones is made in scratch and then added in f32.
+fn narrow_weight_gradient(
+    l: &mut Launch<'_>,
+    of: Shape<'_>,
+    spans @ [_, _, d_weight]: [Span; 3],
+) -> Result<()> {
+    let n = d_weight.len() as u64;
+    let made = convolution(l, spans, |dnn, at, room| {
+        dnn.narrow_backward_weight(of, at, d_weight.len(), room)
+    })?;
+    let function = l.device.gpu.kernels.compression.add_bf16;
+    call!(l, function, l.by_four(n); made, l.at(d_weight), n)
 }
 
 /// A window as kernels take it.
