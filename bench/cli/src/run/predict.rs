@@ -326,6 +326,10 @@ mod tests {
         let sent = |precision, loss, phase| -> u64 {
             let mut config = mock::config(mock::dp(loss, 2), 2);
             (config.precision, config.backend) = (precision, Backend::Cuda);
+            config.batch.global = 8;
+            (config.model.input, config.model.classes) = (vec![4, 8, 8], 3);
+            config.model.layers =
+                serde_json::from_str(r#"["flatten", {"linear": {"features": 3}}]"#).unwrap();
             let of_phase = step(&config).into_iter().filter(|e| e.phase == phase);
             of_phase.map(|expected| expected.traffic.sent).sum()
         };
