@@ -63,8 +63,8 @@ fn precisions_are_trials_of_their_own_and_fp32_is_what_was_there_before() {
     for auto in [Backend::Cpu, Backend::Cuda] {
         let usual = id("", auto);
         assert_eq!(id("[train]\nprecision = \"fp32\"\n", auto), usual);
-        let [tf32, bf16] = ["tf32", "bf16"]
-            .map(|name| id(&format!("[train]\nprecision = \"{name}\"\n"), auto));
+        let [tf32, bf16] =
+            ["tf32", "bf16"].map(|name| id(&format!("[train]\nprecision = \"{name}\"\n"), auto));
         assert!(tf32 != usual && bf16 != usual && tf32 != bf16);
     }
     let on_gpus = plan(ALL, Backend::Cuda);

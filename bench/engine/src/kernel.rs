@@ -104,10 +104,11 @@ pub enum Kernel {
         batch: usize,
         workspace: Span,
     },
-    /// The gradients of Q, K and V; d_qkv is overwritten.
+    /// The gradients of Q, K and V, from what forward read and wrote; d_qkv is overwritten.
     AttentionBackward {
         qkv: Span,
         tokens: Span,
+        y: Span,
         kept: Span,
         d_y: Span,
         d_qkv: Span,

@@ -73,6 +73,7 @@ impl Layer for Attention {
         step.launch(Kernel::AttentionBackward {
             qkv: wires.cut(wires.inputs[0], batch),
             tokens: wires.cut(wires.inputs[1], batch),
+            y: wires.cut(wires.output, batch),
             kept: wires.cut(self.kept, batch),
             d_y: wires.cut(wires.d_output, batch),
             d_qkv,

@@ -181,6 +181,7 @@ fn check_attention(device: &mut Device, padding: Option<usize>, dropout: f32) {
     device.launch(Kernel::AttentionBackward {
         qkv: qkv.span,
         tokens,
+        y,
         kept,
         d_y: d_y.span,
         d_qkv,

@@ -270,12 +270,13 @@ fn each_kernel_meets_the_types_that_it_is_for() {
                 } => (vec![qkv, y], vec![tokens, kept]),
                 Kernel::AttentionBackward {
                     qkv,
+                    y,
                     d_y,
                     d_qkv,
                     tokens,
                     kept,
                     ..
-                } => (vec![qkv, d_y, d_qkv], vec![tokens, kept]),
+                } => (vec![qkv, y, d_y, d_qkv], vec![tokens, kept]),
                 Kernel::MaxPoolForward { x, y, .. } => (vec![x, y], Vec::new()),
                 Kernel::MaxPoolBackward { d_y, d_x, .. } => (vec![d_y, d_x], Vec::new()),
                 Kernel::Copy { from, to, .. } | Kernel::Transpose { from, to, .. } => {

@@ -127,9 +127,9 @@ impl Crew {
                 qkv: s(qkv), tokens: s(tokens), y: s(y), kept: s(kept), heads, state, first: first + range.start, batch: own,
                 workspace: workspace.slice(part * heads.workspace()..(part + 1) * heads.workspace()),
             },
-            Kernel::AttentionBackward { qkv, tokens, kept, d_y, d_qkv, heads, state, first, workspace, .. } => Kernel::AttentionBackward {
-                qkv: s(qkv), tokens: s(tokens), kept: s(kept), d_y: s(d_y), d_qkv: s(d_qkv), heads, state, first: first + range.start,
-                batch: own, workspace: workspace.slice(part * heads.workspace()..(part + 1) * heads.workspace()),
+            Kernel::AttentionBackward { qkv, tokens, y, kept, d_y, d_qkv, heads, state, first, workspace, .. } => Kernel::AttentionBackward {
+                qkv: s(qkv), tokens: s(tokens), y: s(y), kept: s(kept), d_y: s(d_y), d_qkv: s(d_qkv), heads, state,
+                first: first + range.start, batch: own, workspace: workspace.slice(part * heads.workspace()..(part + 1) * heads.workspace()),
             },
             // The sum over all samples is the caller's.
             Kernel::SoftmaxCrossEntropy { logits, labels, losses, d_logits, positions, classes, scale, .. } => Kernel::SoftmaxCrossEntropy {
