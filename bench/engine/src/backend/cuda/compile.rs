@@ -14,9 +14,10 @@ use super::library::{self, Library};
 use crate::backend::{BackendError, Result};
 
 /// What sources include, by name.
-const HEADERS: [(&str, &str); 3] = [
+const HEADERS: [(&str, &str); 4] = [
     ("common.cuh", include_str!("kernels/common.cuh")),
     ("columns.cuh", include_str!("kernels/columns.cuh")),
+    ("attention.cuh", include_str!("kernels/attention.cuh")),
     ("mma.cuh", include_str!("kernels/mma.cuh")),
 ];
 

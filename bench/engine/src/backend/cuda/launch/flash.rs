@@ -1,7 +1,8 @@
 //! Attention on values in bfloat16 by kernels of our own, which keep scores in registers: heads of 32 or 64 elements, of any length.
 //!
-//! Forward: which weights dropout keeps, a bit each, then y and kept. Backward: the bits again, gradients of queries with two numbers for each,
-//! then gradients of keys and values. Bits lie in scratch, those of as many samples at a time as [`MOST`] bytes hold.
+//! Forward: which weights dropout keeps, a bit each, then y and kept. Backward: gradients of queries with two numbers for each, then gradients of
+//! keys and values. Where there is no room that outlives forward, bits lie in scratch and are drawn again by backward; those of as many samples
+//! at a time as [`MOST`] bytes hold.
 //! Reference: `kernels/attention.cu`.
 use cudarc::driver::sys::CUdeviceptr;
 
@@ -50,13 +51,8 @@ struct Part {
 
 impl Part {
     fn of(heads: Heads, first: usize, batch: usize) -> impl Iterator<Item = Self> {
-        let bits = heads.count * heads.length * words(heads.length) * size_of::<u32>();
-        let most = if heads.dropout > 0.0 {
-            MOST
-        } else {
-            usize::MAX
-        };
-        let samples = (most / bits.max(1)).clamp(1, batch.max(1));
+        let bits = heads.masks() * size_of::<u32>();
+        let samples = (MOST / bits.max(1)).clamp(1, batch.max(1));
         (0..batch).step_by(samples).map(move |begin| Self {
             heads,
             begin,
@@ -90,17 +86,22 @@ impl Part {
         self.samples * self.heads.count * self.heads.length
     }
 
-    /// Scratch for two numbers for each row, and for all bits behind them.
-    fn room(&self, l: &mut Launch<'_>) -> Result<(CUdeviceptr, CUdeviceptr)> {
+    /// Scratch for two numbers for each row, and a place for the part's bits: of `masks` where there are, else in scratch too; 0 without dropout.
+    fn room(&self, l: &mut Launch<'_>, masks: Span) -> Result<(CUdeviceptr, CUdeviceptr)> {
         let numbers = (2 * self.rows()).next_multiple_of(64);
-        let bits = if self.heads.dropout > 0.0 {
-            self.rows() * words(self.heads.length)
+        let bits = self.heads.masks();
+        let drawn_here = if masks.is_empty() {
+            self.samples * bits
         } else {
             0
         };
-        let room = l.room(numbers + bits)?;
-        let behind = room + (numbers * size_of::<f32>()) as u64;
-        Ok((room, if bits > 0 { behind } else { 0 }))
+        let room = l.room(numbers + drawn_here)?;
+        let bits = match bits {
+            0 => 0,
+            _ if masks.is_empty() => room + (numbers * size_of::<f32>()) as u64,
+            _ => l.at(masks) + (self.begin * bits * size_of::<u32>()) as u64,
+        };
+        Ok((room, bits))
     }
 
     fn blocks(&self, rows: usize) -> Grid {
@@ -144,24 +145,19 @@ impl Part {
             ..
         } = self.heads;
         let (rows, first) = (self.rows() as u64, self.first as u32);
-        let grid = l.over(rows * words(length) as u64);
+        let grid = l.over((self.samples * self.heads.masks()) as u64);
         call!(l, of.dropout_bits, grid; bits, rows, length as u32, count as u32, dropout, seed, node, state, first)
     }
-}
-
-/// Words of bits of a row of scores: two for each 64 keys.
-fn words(length: usize) -> usize {
-    2 * length.div_ceil(64)
 }
 
 /// Enqueues attention by the kernels `of`.
 #[rustfmt::skip]
 pub(super) fn run(l: &mut Launch<'_>, of: &Attention, kernel: &Kernel) -> Result<()> {
     match *kernel {
-        Kernel::AttentionForward { qkv, tokens, y, kept, heads, state, first, batch, .. } => {
+        Kernel::AttentionForward { qkv, tokens, y, kept, masks, heads, state, first, batch, .. } => {
             let [qkv, tokens, y, kept, state] = [qkv, tokens, y, kept, state].map(|span| l.at(span));
             Part::of(heads, first, batch).try_for_each(|part| {
-                let (_, bits) = part.room(l)?;
+                let (_, bits) = part.room(l, masks)?;
                 part.draw(l, of, bits, state)?;
                 let ((qkv, y), (tokens, kept)) = (part.values(qkv, y), part.numbers(tokens, kept));
                 let (length, count) = (heads.length as u32, heads.count as u32);
@@ -171,11 +167,13 @@ pub(super) fn run(l: &mut Launch<'_>, of: &Attention, kernel: &Kernel) -> Result
                 )
             })
         }
-        Kernel::AttentionBackward { qkv, tokens, y, kept, d_y, d_qkv, heads, state, first, batch, .. } => {
+        Kernel::AttentionBackward { qkv, tokens, y, kept, masks, d_y, d_qkv, heads, state, first, batch, .. } => {
             let [qkv, tokens, y, kept, state, d_y, d_qkv] = [qkv, tokens, y, kept, state, d_y, d_qkv].map(|span| l.at(span));
             Part::of(heads, first, batch).try_for_each(|part| {
-                let (numbers, bits) = part.room(l)?;
-                part.draw(l, of, bits, state)?;
+                let (numbers, bits) = part.room(l, masks)?;
+                if masks.is_empty() {
+                    part.draw(l, of, bits, state)?;
+                }
                 let ((qkv, y), (tokens, kept)) = (part.values(qkv, y), part.numbers(tokens, kept));
                 let (d_qkv, d_y) = part.values(d_qkv, d_y);
                 let (length, count) = (heads.length as u32, heads.count as u32);
