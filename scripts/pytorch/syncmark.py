@@ -88,7 +88,9 @@ def ran(
             beside(run)
         _, error = run.communicate()
         if run.returncode and not (interrupted and run.returncode == INTERRUPTED):
-            sys.exit(f"syncmark ended with status {run.returncode}:\n{error}")
+            trials = [row for folder in out.glob("*/trials.csv") for row in rows(folder)]
+            reasons = "\n".join(f"{row['label']}: {row['outcome']}: {row['reason']}" for row in trials)
+            sys.exit(f"syncmark ended with status {run.returncode}:\n{error}\n{reasons}")
         (found,) = out.glob(f"*/{table}")
         yield found
 

@@ -91,24 +91,27 @@ pub enum Kernel {
     },
     /// Of each sample and head, with queries Q, keys K and values V beside each other in each row of `qkv`:
     /// y = drop(softmax(Q·Kᵀ/√size))·V over the keys that are not padding, 0 where all are. `kept` `[batch, heads, length]` is the
-    /// logarithm of each row's Σ exp. `state` as in [`Kernel::Dropout`]; `first`: the batch's sample that is first here.
-    /// `workspace` at least [`Heads::workspace`] elements.
+    /// logarithm of each row's Σ exp. `masks`: room for [`Heads::masks`] elements a sample, in which a device may leave for backward what it drew, or
+    /// empty. `state` as in [`Kernel::Dropout`]; `first`: the batch's sample that is first here. `workspace` at least [`Heads::workspace`] elements.
     AttentionForward {
         qkv: Span,
         tokens: Span,
         y: Span,
         kept: Span,
+        masks: Span,
         heads: Heads,
         state: Span,
         first: usize,
         batch: usize,
         workspace: Span,
     },
-    /// The gradients of Q, K and V; d_qkv is overwritten.
+    /// The gradients of Q, K and V, from what forward read and wrote; d_qkv is overwritten.
     AttentionBackward {
         qkv: Span,
         tokens: Span,
+        y: Span,
         kept: Span,
+        masks: Span,
         d_y: Span,
         d_qkv: Span,
         heads: Heads,

@@ -12,14 +12,15 @@ use syncmark_engine::model::Model;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::Phase;
 use syncmark_engine::strategy::{Dp, DpLoss, DpSettings, Single, SingleSettings, Strategy};
-use trials::{CLASSES, OPTIMIZER, SEED, model, train};
+use trials::{Batch, CLASSES, OPTIMIZER, SEED, model, train_on};
 
-const STEPS: usize = 30;
+/// Enough to learn a batch by heart; later, masks of dropout make single losses large.
+const STEPS: usize = 16;
 const SAMPLES: usize = 24;
 
 /// How far a step's loss in bfloat16 may be from that in fp32, as a share of the first loss, ln 3 or so: a value is off by 2⁻⁹ of itself after
 /// each of some ten layers, and training feeds it back. A wrong kernel is off by as much as the loss itself.
-const TOLERANCE: f32 = 0.05;
+const TOLERANCE: f32 = 0.1;
 
 fn single(backend: Box<dyn Backend>, model: &Model) -> Single {
     let settings = SingleSettings {
@@ -33,7 +34,8 @@ fn single(backend: Box<dyn Backend>, model: &Model) -> Single {
 }
 
 fn losses(strategy: &mut dyn Strategy) -> Vec<f32> {
-    train(strategy, STEPS, SAMPLES, |batch| batch).losses
+    // One batch again and again, which can be learned by heart.
+    train_on(strategy, STEPS, |_| Batch::new(0, SAMPLES)).losses
 }
 
 fn agree(what: &str, found: &[f32], expected: &[f32]) {
@@ -59,7 +61,7 @@ fn losses_follow_those_of_fp32() {
         let found = losses(&mut strategy);
         agree(&format!("{norm:?}"), &found, &expected);
         assert_ne!(found, expected, "nothing was rounded");
-        assert!(found[STEPS - 1] < 0.9 * found[0], "{norm:?} learns nothing");
+        assert!(found[STEPS - 1] < 0.5 * found[0], "{norm:?} learns nothing");
     }
 }
 

@@ -34,7 +34,9 @@ fn every_kernel_compiles_for_every_architecture() {
             assert!(found > 0, "{} has no kernel", source.name);
             entries += found;
             // A form for values in bfloat16 rounds what it writes, where it writes any; one for floats does not.
-            let rounds = ptx.contains("cvt.rn.bf16.f32");
+            let rounds = ["cvt.rn.bf16.f32", "cvt.rn.bf16x2.f32"]
+                .iter()
+                .any(|rounding| ptx.contains(rounding));
             if source.is_narrow() {
                 assert!(
                     rounds || source.name == "embedding.cu",

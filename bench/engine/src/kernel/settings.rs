@@ -102,6 +102,15 @@ impl Heads {
     pub const fn workspace(&self) -> usize {
         2 * self.length * self.length + 2 * self.length
     }
+
+    /// i32 elements in which a device may keep, for each sample, which weights dropout kept: a bit for each, in two elements for each 64 keys of a
+    /// row. None without dropout.
+    pub fn masks(&self) -> usize {
+        match self.dropout > 0.0 {
+            true => self.count * self.length * 2 * self.length.div_ceil(64),
+            false => 0,
+        }
+    }
 }
 
 /// Formula of the Gaussian error linear unit, as PyTorch's `approximate` names them.

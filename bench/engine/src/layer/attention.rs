@@ -13,6 +13,8 @@ pub struct Attention {
     heads: Heads,
     /// `[max_batch, heads, length]`: ln Σ exp of each row of scores.
     kept: Span,
+    /// [`Heads::masks`] for each sample where values are bfloat16, whose kernels draw dropout's numbers once for both directions; else empty.
+    masks: Span,
     workspace: Span,
 }
 
@@ -28,9 +30,17 @@ impl Attention {
         max_batch: usize,
     ) -> Result<Self> {
         let len = max_batch * heads.count * heads.length;
+        let masks = match backend.values() {
+            Dtype::Bf16 => max_batch * heads.masks(),
+            _ => 0,
+        };
         Ok(Self {
             heads,
             kept: backend.allocate(Category::Activations, Dtype::F32, len)?,
+            masks: match masks {
+                0 => Span::EMPTY,
+                len => backend.allocate(Category::Activations, Dtype::I32, len)?,
+            },
             workspace,
         })
     }
@@ -56,6 +66,7 @@ impl Layer for Attention {
             tokens: wires.cut(wires.inputs[1], batch),
             y: wires.cut(wires.output, batch),
             kept: wires.cut(self.kept, batch),
+            masks: wires.cut(self.masks, batch),
             heads: self.heads(step.mode),
             state: step.state.counters,
             first: 0,
@@ -73,7 +84,9 @@ impl Layer for Attention {
         step.launch(Kernel::AttentionBackward {
             qkv: wires.cut(wires.inputs[0], batch),
             tokens: wires.cut(wires.inputs[1], batch),
+            y: wires.cut(wires.output, batch),
             kept: wires.cut(self.kept, batch),
+            masks: wires.cut(self.masks, batch),
             d_y: wires.cut(wires.d_output, batch),
             d_qkv,
             heads: self.heads(step.mode),

@@ -207,6 +207,7 @@ fn check_attention(device: &mut Device, padding: Option<usize>, dropout: f32) {
         tokens,
         y,
         kept,
+        masks: Span::EMPTY,
         heads,
         state,
         first: 0,
@@ -218,7 +219,9 @@ fn check_attention(device: &mut Device, padding: Option<usize>, dropout: f32) {
     device.launch(Kernel::AttentionBackward {
         qkv: qkv.span,
         tokens,
+        y,
         kept,
+        masks: Span::EMPTY,
         d_y: d_y.span,
         d_qkv,
         heads,

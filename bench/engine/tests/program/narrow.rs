@@ -113,7 +113,7 @@ fn step(model: &Model, values: Dtype) -> (Program, MemoryUse, Vec<Kernel>) {
 
 fn tokens() -> Model {
     let layers: Vec<LayerSpec> = serde_json::from_str(
-        r#"[{"embedding":{"vocabulary":"classes","features":8,"padding":0}},"positions","norm",{"attention":{"heads":2}},
+        r#"[{"embedding":{"vocabulary":"classes","features":8,"padding":0}},"positions","norm",{"attention":{"heads":2,"dropout":0.1}},
             {"linear":{"features":"classes"}}]"#,
     )
     .expect("layers");
@@ -270,12 +270,13 @@ fn each_kernel_meets_the_types_that_it_is_for() {
                 } => (vec![qkv, y], vec![tokens, kept]),
                 Kernel::AttentionBackward {
                     qkv,
+                    y,
                     d_y,
                     d_qkv,
                     tokens,
                     kept,
                     ..
-                } => (vec![qkv, d_y, d_qkv], vec![tokens, kept]),
+                } => (vec![qkv, y, d_y, d_qkv], vec![tokens, kept]),
                 Kernel::MaxPoolForward { x, y, .. } => (vec![x, y], Vec::new()),
                 Kernel::MaxPoolBackward { d_y, d_x, .. } => (vec![d_y, d_x], Vec::new()),
                 Kernel::Copy { from, to, .. } | Kernel::Transpose { from, to, .. } => {
@@ -303,4 +304,38 @@ fn tokens_are_not_rounded() {
         matches!(kernel, Kernel::EmbeddingForward { tokens, .. } if *tokens == program.input().first(BATCH * 5))
     });
     assert!(reads, "the embedding reads what the host has sent");
+}
+
+/// Backward reads outputs and masks where forward wrote them. Masks are kept where values are bfloat16.
+#[test]
+fn attention_finds_what_forward_left() {
+    for (values, kept) in [(Dtype::F32, 0), (Dtype::Bf16, BATCH)] {
+        let (_, _, kernels) = step(&tokens(), values);
+        let mut left = Vec::new();
+        let mut found = Vec::new();
+        for kernel in &kernels {
+            match *kernel {
+                Kernel::AttentionForward {
+                    y, masks, heads, ..
+                } => {
+                    assert!(heads.dropout > 0.0);
+                    assert_eq!(masks.len(), kept * heads.masks());
+                    left.push((y, masks));
+                }
+                Kernel::AttentionBackward {
+                    y,
+                    masks,
+                    d_y,
+                    d_qkv,
+                    ..
+                } => {
+                    assert!(y != d_y && y != d_qkv);
+                    found.insert(0, (y, masks));
+                }
+                _ => {}
+            }
+        }
+        assert!(!left.is_empty());
+        assert_eq!(left, found);
+    }
 }

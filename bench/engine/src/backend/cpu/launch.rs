@@ -211,13 +211,13 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 disjoint(&[d_table], &[tokens, d_y]);
                 embedding::backward(m.r(tokens), m.r(d_y), m.w(d_table), features, padding);
             }
-            Kernel::AttentionForward { qkv, tokens, y, kept, heads, state, first, batch, workspace } => {
+            Kernel::AttentionForward { qkv, tokens, y, kept, heads, state, first, batch, workspace, .. } => {
                 disjoint(&[y, kept, workspace], &[qkv, tokens, state]);
                 let mask = attention_mask(&heads, memory.read(state), first);
                 attention::forward(m.r(qkv), m.r(tokens), m.w(y), m.w(kept), &heads, mask, batch, m.w(workspace));
             }
-            Kernel::AttentionBackward { qkv, tokens, kept, d_y, d_qkv, heads, state, first, batch, workspace } => {
-                disjoint(&[d_qkv, workspace], &[qkv, tokens, kept, d_y, state]);
+            Kernel::AttentionBackward { qkv, tokens, y, kept, d_y, d_qkv, heads, state, first, batch, workspace, .. } => {
+                disjoint(&[d_qkv, workspace], &[qkv, tokens, y, kept, d_y, state]);
                 let mask = attention_mask(&heads, memory.read(state), first);
                 let (qkv, tokens, kept, d_y) = (m.r(qkv), m.r(tokens), m.r(kept), m.r(d_y));
                 attention::backward(qkv, tokens, kept, d_y, m.w(d_qkv), &heads, mask, batch, m.w(workspace));

@@ -14,10 +14,12 @@ use super::library::{self, Library};
 use crate::backend::{BackendError, Result};
 
 /// What sources include, by name.
-const HEADERS: [(&str, &str); 3] = [
+const HEADERS: [(&str, &str); 5] = [
     ("common.cuh", include_str!("kernels/common.cuh")),
     ("lanes.cuh", include_str!("kernels/lanes.cuh")),
     ("columns.cuh", include_str!("kernels/columns.cuh")),
+    ("attention.cuh", include_str!("kernels/attention.cuh")),
+    ("mma.cuh", include_str!("kernels/mma.cuh")),
 ];
 
 /// A file of kernels and how it is compiled.
@@ -26,8 +28,8 @@ pub struct Source {
     /// The file's name.
     pub name: &'static str,
     text: &'static str,
-    /// Channels that a thread holds; none where the file has no such choice.
-    vector: Option<u32>,
+    /// A number that the file is compiled for, by the macro's name: channels that a thread holds, elements of a head. None where it has no such choice.
+    choice: Option<(&'static str, u32)>,
     /// Whether values, which `value_t` is, are bfloat16.
     narrow: bool,
 }
@@ -36,11 +38,11 @@ macro_rules! source {
     ($name:literal) => {
         source!($name, None)
     };
-    ($name:literal, $vector:expr) => {
+    ($name:literal, $choice:expr) => {
         Source {
             name: $name,
             text: include_str!(concat!("kernels/", $name)),
-            vector: $vector,
+            choice: $choice,
             narrow: false,
         }
     };
@@ -51,21 +53,21 @@ impl Source {
     pub const ELEMENTWISE: Self = source!("elementwise.cu");
     /// Sums over rows, with one channel a thread, with two, and with four.
     pub const COLUMNS: [Self; 3] = [
-        source!("columns.cu", Some(1)),
-        source!("columns.cu", Some(2)),
-        source!("columns.cu", Some(4)),
+        source!("columns.cu", Some(("VECTOR", 1))),
+        source!("columns.cu", Some(("VECTOR", 2))),
+        source!("columns.cu", Some(("VECTOR", 4))),
     ];
     /// Norms of groups that are sums over rows, with as many channels a thread.
     pub const GROUPS: [Self; 3] = [
-        source!("groups.cu", Some(1)),
-        source!("groups.cu", Some(2)),
-        source!("groups.cu", Some(4)),
+        source!("groups.cu", Some(("VECTOR", 1))),
+        source!("groups.cu", Some(("VECTOR", 2))),
+        source!("groups.cu", Some(("VECTOR", 4))),
     ];
     /// Norms of samples that stay on chip, with as many channels a thread.
     pub const SAMPLES: [Self; 3] = [
-        source!("samples.cu", Some(1)),
-        source!("samples.cu", Some(2)),
-        source!("samples.cu", Some(4)),
+        source!("samples.cu", Some(("VECTOR", 1))),
+        source!("samples.cu", Some(("VECTOR", 2))),
+        source!("samples.cu", Some(("VECTOR", 4))),
     ];
     /// Norms whose group is one run of memory.
     pub const ROWS: Self = source!("rows.cu");
@@ -79,6 +81,11 @@ impl Source {
     pub const EMBEDDING: Self = source!("embedding.cu");
     /// Embeddings and attention.
     pub const TOKENS: Self = source!("tokens.cu");
+    /// Attention without scores in memory, for heads of 32 and of 64 elements. Its values are bfloat16, and it needs sm_80.
+    pub const ATTENTION: [Self; 2] = [
+        source!("attention.cu", Some(("HEAD", 32))).narrow(),
+        source!("attention.cu", Some(("HEAD", 64))).narrow(),
+    ];
     /// Compression of gradients.
     pub const COMPRESSION: Self = source!("compression.cu");
     /// Those that read or write values, which may be of either type.
@@ -106,7 +113,7 @@ impl Source {
     pub fn all() -> impl Iterator<Item = Self> {
         let values = Self::OF_VALUES.into_iter();
         let of_values = values.flat_map(|source| [source, source.narrow()]);
-        of_values.chain(Self::OF_PARAMETERS)
+        of_values.chain(Self::ATTENTION).chain(Self::OF_PARAMETERS)
     }
 
     /// The same file for values in bfloat16.
@@ -127,8 +134,8 @@ impl Source {
             "--std=c++17".to_owned(),
             format!("--gpu-architecture={architecture}"),
         ];
-        if let Some(vector) = self.vector {
-            options.push(format!("-DVECTOR={vector}"));
+        if let Some((macro_name, number)) = self.choice {
+            options.push(format!("-D{macro_name}={number}"));
         }
         if self.narrow {
             options.push("-DVALUES_BF16".to_owned());

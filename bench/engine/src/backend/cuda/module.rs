@@ -15,6 +15,7 @@ macro_rules! modules {
     ($($module:ident { $($function:ident),* $(,)? })*) => {
         $(
             #[allow(non_snake_case, reason = "modules are named as their types")]
+            #[derive(Clone, Copy)]
             pub(crate) struct $module { $(pub(crate) $function: CUfunction),* }
             impl $module {
                 fn load(source: Source, capability: (u32, u32)) -> Result<Self> {
@@ -62,6 +63,7 @@ modules! {
     }
     Embedding { token_ranks, token_starts, token_places, embedding_sums, embedding_rest }
     Tokens { embedding_forward, attention_softmax, attention_softmax_backward, addresses }
+    Attention { dropout_bits, flash_forward, flash_queries, flash_keys }
     Compression {
         narrow_f16, narrow_bf16, widen_f16, widen_bf16, add_bf16, fill_normal, gram_schmidt, householder,
     }
@@ -83,6 +85,8 @@ pub(crate) struct OfValues {
     pub(crate) pool: Pool,
     pub(crate) embedding: Embedding,
     pub(crate) tokens: Tokens,
+    /// For heads of 32 and of 64 elements: of values in bfloat16, on sm_80 and newer.
+    pub(crate) attention: Option<[Attention; 2]>,
 }
 
 impl OfValues {
@@ -91,7 +95,14 @@ impl OfValues {
         let groups = |which: usize| Groups::load(form(Source::GROUPS[which]), capability);
         let samples = |which: usize| Samples::load(form(Source::SAMPLES[which]), capability);
         let samples = [samples(0)?, samples(1)?, samples(2)?];
+        let attention = |source: Source| Attention::load(source, capability);
+        let [small, large] = Source::ATTENTION;
+        let narrow = form(Source::TOKENS).is_narrow() && capability >= (8, 0);
         Ok(Self {
+            attention: match narrow {
+                true => Some([attention(small)?, attention(large)?]),
+                false => None,
+            },
             resident: resident(&samples)?,
             samples,
             elementwise: Elementwise::load(form(Source::ELEMENTWISE), capability)?,

@@ -123,13 +123,13 @@ impl Crew {
                 let then = Then { shortcut: s(then.shortcut), ..then };
                 Kernel::RmsNormForward { x: s(x), gamma, y: s(y), rstd: s(rstd), batch: own, spatial, channels, affine, eps, then }
             }
-            Kernel::AttentionForward { qkv, tokens, y, kept, heads, state, first, workspace, .. } => Kernel::AttentionForward {
-                qkv: s(qkv), tokens: s(tokens), y: s(y), kept: s(kept), heads, state, first: first + range.start, batch: own,
-                workspace: workspace.slice(part * heads.workspace()..(part + 1) * heads.workspace()),
-            },
-            Kernel::AttentionBackward { qkv, tokens, kept, d_y, d_qkv, heads, state, first, workspace, .. } => Kernel::AttentionBackward {
-                qkv: s(qkv), tokens: s(tokens), kept: s(kept), d_y: s(d_y), d_qkv: s(d_qkv), heads, state, first: first + range.start,
+            Kernel::AttentionForward { qkv, tokens, y, kept, masks, heads, state, first, workspace, .. } => Kernel::AttentionForward {
+                qkv: s(qkv), tokens: s(tokens), y: s(y), kept: s(kept), masks: s(masks), heads, state, first: first + range.start,
                 batch: own, workspace: workspace.slice(part * heads.workspace()..(part + 1) * heads.workspace()),
+            },
+            Kernel::AttentionBackward { qkv, tokens, y, kept, masks, d_y, d_qkv, heads, state, first, workspace, .. } => Kernel::AttentionBackward {
+                qkv: s(qkv), tokens: s(tokens), y: s(y), kept: s(kept), masks: s(masks), d_y: s(d_y), d_qkv: s(d_qkv),
+                heads, state, first: first + range.start, batch: own, workspace: workspace.slice(part * heads.workspace()..(part + 1) * heads.workspace()),
             },
             // The sum over all samples is the caller's.
             Kernel::SoftmaxCrossEntropy { logits, labels, losses, d_logits, positions, classes, scale, .. } => Kernel::SoftmaxCrossEntropy {

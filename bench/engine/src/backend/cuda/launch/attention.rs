@@ -1,4 +1,4 @@
-//! Attention: products by cuBLAS, what lies between them by our kernels.
+//! Attention: products by cuBLAS, what lies between them by our kernels; or all by our kernels ([`super::flash`]) where they are made for it.
 //!
 //! Scores of all heads of some samples at once lie in scratch, at most [`MOST`] bytes of each matrix, and one call multiplies those of all of
 //! them: their addresses, which no single stride leads to, are written out on the GPU before. Scores and weights are of the values' type
@@ -6,7 +6,7 @@
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::super::blas::{Addresses, Product};
-use super::{Grid, Launch, call};
+use super::{Grid, Launch, call, flash};
 use crate::backend::Result;
 use crate::backend::cuda::module::Tokens;
 use crate::kernel::{Heads, Kernel, Write};
@@ -218,12 +218,18 @@ impl Inputs {
 pub(super) fn run(l: &mut Launch<'_>, kernel: &Kernel) -> Result<()> {
     match *kernel {
         Kernel::AttentionForward { qkv, tokens, y, kept, heads, state, first, batch, .. } => {
+            if let Some(of) = flash::kernels(l, &heads, &[qkv, y])? {
+                return flash::run(l, &of, kernel);
+            }
             let values = qkv.dtype();
             let [qkv, tokens, y, kept, state] = [qkv, tokens, y, kept, state].map(|span| l.at(span));
             let inputs = Inputs { qkv, tokens, kept, state, first };
             Part::of(heads, values, batch).try_for_each(|part| forward(l, part, inputs, y))
         }
-        Kernel::AttentionBackward { qkv, tokens, kept, d_y, d_qkv, heads, state, first, batch, .. } => {
+        Kernel::AttentionBackward { qkv, tokens, y, kept, d_y, d_qkv, heads, state, first, batch, .. } => {
+            if let Some(of) = flash::kernels(l, &heads, &[qkv, y, d_y, d_qkv])? {
+                return flash::run(l, &of, kernel);
+            }
             let values = qkv.dtype();
             let [qkv, tokens, kept, state, d_y, d_qkv] = [qkv, tokens, kept, state, d_y, d_qkv].map(|span| l.at(span));
             let inputs = Inputs { qkv, tokens, kept, state, first };

@@ -6,6 +6,7 @@
 mod attention;
 mod batch_norm;
 mod columns;
+mod flash;
 mod group_norm;
 mod loss;
 mod pool;
