@@ -3,8 +3,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use syncmark_engine::data::{
-    Dataset, Digits, DigitsError, IdxError, Loader, LoaderError, Random, Sampler, Sequential,
-    Split, Synthetic,
+    Ahead, Batches, Dataset, Digits, DigitsError, IdxError, Loader, LoaderError, Random, Sampler,
+    Sequential, Split, Synthetic,
 };
 use syncmark_engine::shape::Shape;
 
@@ -218,6 +218,71 @@ fn a_loader_that_returns_gives_the_batches_that_followed_again() {
     };
     let first = following();
     assert_eq!(following(), first, "over the end of an epoch and back");
+}
+
+#[test]
+fn batches_made_ahead_are_the_loaders_wherever_it_returns_to() {
+    let data: Arc<dyn Dataset> = Arc::new(digits(Split::Train));
+    let loader = || {
+        let random = Random { len: 10, seed: 3 };
+        Loader::new(Arc::clone(&data), Box::new(random), 4, false).expect("three batches")
+    };
+    let mut here = Batches::Here(loader());
+    let mut ahead = Batches::Ahead(Ahead::new(loader()).expect("a thread"));
+    assert_eq!(here.batches(), ahead.batches());
+    let mut places = Vec::new();
+    // The last batch of an epoch has 2 samples. Ways back come at once, after a batch, and one after the other.
+    for back in [
+        None,
+        None,
+        Some(1),
+        None,
+        None,
+        Some(0),
+        Some(2),
+        None,
+        Some(2),
+    ] {
+        assert_eq!(here.place(), ahead.place());
+        places.push(here.place());
+        if let Some(to) = back {
+            here.return_to(places[to]);
+            ahead.return_to(places[to]);
+            continue;
+        }
+        for _ in 0..2 {
+            let (one, other) = (here.next_batch(), ahead.next_batch());
+            assert_eq!((one.len, one.labels), (other.len, other.labels));
+            assert_eq!(one.inputs, other.inputs);
+        }
+    }
+    let (one, other) = (here.next_batch(), ahead.next_batch());
+    assert_eq!((one.labels, one.inputs), (other.labels, other.inputs));
+}
+
+#[test]
+#[should_panic(expected = "no such sample")]
+fn what_a_loader_ahead_panics_with_reaches_whoever_asks() {
+    struct Broken(Digits);
+    impl Dataset for Broken {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn shape(&self) -> Shape {
+            self.0.shape()
+        }
+        fn classes(&self) -> usize {
+            10
+        }
+        fn write(&self, _: usize, _: &mut [f32]) {
+            panic!("no such sample")
+        }
+        fn write_labels(&self, _: usize, _: &mut [i32]) {}
+    }
+    let order = Random { len: 10, seed: 3 };
+    let data = Arc::new(Broken(digits(Split::Train)));
+    let loader = Loader::new(data, Box::new(order), 4, true).expect("two batches");
+    Ahead::new(loader).expect("a thread").next_batch();
 }
 
 #[test]

@@ -125,6 +125,17 @@ impl Loader {
         self.load()
     }
 
+    /// As [`Loader::next_batch`], into buffers that are exchanged for the loader's own; those may be empty. Returns the batch's samples.
+    pub(super) fn next_into(&mut self, inputs: &mut Vec<f32>, labels: &mut Vec<i32>) -> usize {
+        let len = self.next_batch().len;
+        let sizes = (self.inputs.len(), self.labels.len());
+        std::mem::swap(&mut self.inputs, inputs);
+        std::mem::swap(&mut self.labels, labels);
+        self.inputs.resize(sizes.0, 0.0);
+        self.labels.resize(sizes.1, 0);
+        len
+    }
+
     /// The next batch of this epoch.
     pub fn next_in_epoch(&mut self) -> Option<HostBatch<'_>> {
         (self.remaining() > 0).then(|| self.load())

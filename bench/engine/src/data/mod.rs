@@ -1,6 +1,7 @@
 //! Data sets, the order they are gone through, and batches in host memory.
 //!
 //! Everything is a function of seed, epoch and index, so that any rank can make any sample. Inputs are written NHWC.
+pub mod ahead;
 pub mod cifar10;
 pub mod digits;
 pub mod fashion_mnist;
@@ -17,6 +18,7 @@ pub mod tokens;
 
 use crate::shape::Shape;
 
+pub use ahead::{Ahead, Batches};
 pub use digits::{Digits, DigitsError, Split};
 pub use files::FilesError;
 pub use idx::IdxError;

@@ -5,13 +5,13 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use syncmark_engine::backend::Backend;
 use syncmark_engine::backend::cpu::pin_to_cores;
+use syncmark_engine::backend::{Backend, BackendError};
 use syncmark_engine::comm::Communicator;
 use syncmark_engine::comm::nccl::NcclCommunicator;
 use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicator, Waiting};
 use syncmark_engine::comm::tcp::{self, TcpCommunicator};
-use syncmark_engine::data::{Loader, Place};
+use syncmark_engine::data::{Ahead, Batches, Place};
 use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::strategy::{
     BucketCaps, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings, Single,
@@ -43,7 +43,7 @@ pub struct Participant {
     /// What trains.
     pub strategy: Box<dyn Strategy>,
     /// Its batches.
-    pub loader: Loader,
+    pub loader: Batches,
     /// Where they were at the strategy's snapshot.
     pub snapshot_place: Option<Place>,
     /// Its events.
@@ -265,6 +265,18 @@ impl Participant {
                 data::timed(config, samples, rank)?
             }
             Purpose::Gate { global_batch, .. } => data::gate(config, samples, rank, *global_batch)?,
+        };
+        // A CPU device's cores are its own; the host thread of a GPU has others beside it.
+        let loader = match config.backend {
+            crate::plan::config::Backend::Cuda => {
+                let ahead = Ahead::new(loader).map_err(|error| {
+                    RankError::Engine(BackendError::Thread(format!(
+                        "no thread for the loader: {error}"
+                    )))
+                })?;
+                Batches::Ahead(ahead)
+            }
+            _ => Batches::Here(loader),
         };
         let mut spool = spool(assignment, rank)?;
         let (mut strategy, meeting) =

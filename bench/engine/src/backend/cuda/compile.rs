@@ -296,6 +296,24 @@ pub(super) fn machine_code(source: Source, capability: (u32, u32)) -> Result<Vec
     Ok(code)
 }
 
+/// Compiles what was not compiled before on all cores, a source each: one after the other takes a machine's first run half a minute.
+/// What fails here fails again where it is loaded, which says so.
+pub(super) fn compile_ahead(sources: &[Source], capability: (u32, u32)) {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let work = || {
+        let take = || sources.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        while let Some(source) = take() {
+            let _ = machine_code(*source, capability);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..cores.min(sources.len()) {
+            scope.spawn(work);
+        }
+    });
+}
+
 /// Where machine code is kept: `syncmark/kernels` of the user's caches.
 fn kept() -> Option<PathBuf> {
     let absolute = |name| {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute};
 
-use super::compile::{Source, machine_code};
+use super::compile::{Source, compile_ahead, machine_code};
 use super::gpu::check;
 use super::launch::{STASH, THREADS};
 use crate::backend::{BackendError, Result};
@@ -131,6 +131,7 @@ pub(crate) struct Kernels {
 impl Kernels {
     /// Those of a compute capability, on the calling thread's context.
     pub(super) fn load(capability: (u32, u32)) -> Result<Self> {
+        Self::compile(capability, false);
         Ok(Self {
             wide: OfValues::load(capability, |source| source)?,
             narrow: OnceLock::new(),
@@ -140,12 +141,20 @@ impl Kernels {
         })
     }
 
+    /// Has the sources of the one form or the other compiled, all at once.
+    fn compile(capability: (u32, u32), narrow: bool) {
+        let of_form = |source: &Source| source.is_narrow() == narrow;
+        let sources: Vec<Source> = Source::all().filter(of_form).collect();
+        compile_ahead(&sources, capability);
+    }
+
     /// Loads those for values in bfloat16, if that was not done before.
     pub(super) fn load_narrow(&self) -> Result<()> {
         // One device at a time, so that none compiles what another is compiling.
         static LOADING: Mutex<()> = Mutex::new(());
         let _one = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
         if self.narrow.get().is_none() {
+            Self::compile(self.capability, true);
             let loaded = OfValues::load(self.capability, Source::narrow)?;
             let _ = self.narrow.set(loaded);
         }
