@@ -2,8 +2,7 @@
 //
 // Layout: x is [batch, spatial, channels], channels fastest. A unit is some channels with all of their groups; a team takes the unit `team % units`
 // of one sample after the other. Its blocks are `across` along the unit's channels times `slabs` along the rows. A thread of a block holds VECTOR
-// neighbouring channels and every `down`-th row of the slab, and reads from shared memory only what it has put there itself. There are two places:
-// the team's next sample is on its way while this one's sums are merged, so memory is never idle while blocks wait for each other.
+// neighbouring channels and every `down`-th row of the slab, and reads from shared memory only what it has put there itself.
 // A team of several blocks merges what they found in a fixed order, through global memory and a barrier of its own, so all blocks must be resident
 // together: such launches are cooperative. A launch begins with `arrived` zero.
 // Reference: kernel.rs states the formulas; Chan, Golub, LeVeque 1979 for merged moments.
@@ -17,7 +16,7 @@ struct Team {
     u64 batch, spatial;
     u32 channels, groups, unit, units, across, lanes, slabs;
     u32 rows;  // of a slab
-    u32 keep;  // rows that a thread has room for, in each of two places
+    u32 keep;  // rows that a thread has room for
 };
 
 // Where a thread stands.
@@ -157,20 +156,13 @@ __device__ __forceinline__ void forward(
 ) {
     constexpr int K = ONE ? 1 : VECTOR;
     const Place at = placed(of);
-    const u64 step = (u64)at.down * of.channels, place = at.row * of.channels + at.channel;
-    auto held = [&](u32 round) { return room + ((u64)(round % 2) * of.keep * THREADS + threadIdx.x) * VECTOR; };
-    auto send_for = [&](u64 sample, u32 round) {
-        if (sample >= of.batch) return;
-        const u64 base = sample * of.spatial * of.channels + place;
-        for (u32 i = 0; i < at.items; ++i) fetch(held(round) + i * THREADS * VECTOR, x + base + i * step);
-    };
+    value_t* own = room + threadIdx.x * VECTOR;
+    const u64 step = (u64)at.down * of.channels;
     u32 round = 0;
-    send_for(at.sample, 0);
     for (u64 sample = at.sample; sample < of.batch; sample += at.stride, ++round) {
-        const u64 base = sample * of.spatial * of.channels + place;
-        const value_t* own = held(round);
+        const u64 place = at.row * of.channels + at.channel, base = sample * of.spatial * of.channels + place;
+        for (u32 i = 0; i < at.items; ++i) fetch(own + i * THREADS * VECTOR, x + base + i * step);
         arrive();
-        send_for(sample + at.stride, round + 1);
         const float n = (float)(at.items * (VECTOR / K)), inverse = at.items > 0 ? 1.0f / n : 0.0f;
         float centre[K] = {}, off[K] = {}, squares[K] = {};
         if (!RMS) {
@@ -250,24 +242,17 @@ __device__ __forceinline__ void backward(
 ) {
     constexpr int K = ONE ? 1 : VECTOR;
     const Place at = placed(of);
-    const u64 step = (u64)at.down * of.channels, place = at.row * of.channels + at.channel;
-    const u64 each = (u64)of.keep * THREADS * VECTOR;
-    auto held = [&](u32 round) { return room + (round % 2) * 2 * each + threadIdx.x * VECTOR; };
-    auto send_for = [&](u64 sample, u32 round) {
-        if (sample >= of.batch) return;
-        const u64 base = sample * of.spatial * of.channels + place;
-        for (u32 i = 0; i < at.items; ++i) {
-            fetch(held(round) + i * THREADS * VECTOR, x + base + i * step);
-            fetch(held(round) + each + i * THREADS * VECTOR, d_y + base + i * step);
-        }
-    };
+    value_t *own = room + threadIdx.x * VECTOR, *slopes = own + (u64)of.keep * THREADS * VECTOR;
+    const u64 step = (u64)at.down * of.channels;
     const float n = (float)of.spatial * (float)(of.channels / of.groups);
     float d_gamma[VECTOR] = {}, d_beta[VECTOR] = {};
     u32 round = 0;
-    send_for(at.sample, 0);
     for (u64 sample = at.sample; sample < of.batch; sample += at.stride, ++round) {
-        const u64 base = sample * of.spatial * of.channels + place, group = sample * of.groups + at.unit * (of.groups / of.units);
-        value_t *own = held(round), *slopes = own + each;
+        const u64 base = (sample * of.spatial + at.row) * of.channels + at.channel, group = sample * of.groups + at.unit * (of.groups / of.units);
+        for (u32 i = 0; i < at.items; ++i) {
+            fetch(own + i * THREADS * VECTOR, x + base + i * step);
+            fetch(slopes + i * THREADS * VECTOR, d_y + base + i * step);
+        }
         float middle[VECTOR], deviation[VECTOR], a[VECTOR] = {}, b[VECTOR] = {};
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v) {
@@ -277,7 +262,6 @@ __device__ __forceinline__ void backward(
             deviation[v] = there ? rstd[group + set] : 0.0f;
         }
         arrive();
-        send_for(sample + at.stride, round + 1);
 #pragma unroll 4
         for (u32 i = 0; i < at.items; ++i) {
             const Lanes from = load(own + i * THREADS * VECTOR);
