@@ -107,18 +107,15 @@ impl Dump {
 impl Values {
     fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Self> {
         Some(match dtype {
-            Dtype::F32 => Self::Floats(
-                bytes
-                    .chunks_exact(4)
-                    .map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")))
-                    .collect(),
-            ),
-            Dtype::I64 => Self::Integers(
-                bytes
-                    .chunks_exact(8)
-                    .map(|b| i64::from_le_bytes(b.try_into().expect("8 bytes")))
-                    .collect(),
-            ),
+            // By arrays: millions of values are read, and a check of each slice's length is most of the time where little is inlined.
+            Dtype::F32 => {
+                let (values, _) = bytes.as_chunks();
+                Self::Floats(values.iter().copied().map(f32::from_le_bytes).collect())
+            }
+            Dtype::I64 => {
+                let (values, _) = bytes.as_chunks();
+                Self::Integers(values.iter().copied().map(i64::from_le_bytes).collect())
+            }
             _ => return None,
         })
     }

@@ -70,11 +70,19 @@ fn little_endian(data: &TensorData) -> (Dtype, Vec<u8>) {
     match data {
         TensorData::F32(values) => (
             Dtype::F32,
-            values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            values
+                .iter()
+                .map(|v| v.to_le_bytes())
+                .collect::<Vec<_>>()
+                .into_flattened(),
         ),
         TensorData::I64(values) => (
             Dtype::I64,
-            values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            values
+                .iter()
+                .map(|v| v.to_le_bytes())
+                .collect::<Vec<_>>()
+                .into_flattened(),
         ),
     }
 }
