@@ -201,6 +201,9 @@ fn job(
     if uneven || config.accumulation > 1 {
         return Err("the script has even batches, and no micro-batches".to_owned());
     }
+    if config.precision == Precision::Bf16 {
+        return Err("the script has no bf16: leave `train.precision` out".to_owned());
+    }
     Ok(Job {
         what,
         device: match config.backend {

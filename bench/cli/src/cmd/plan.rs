@@ -7,6 +7,7 @@ use crate::args::PlanArgs;
 use crate::cmd::print;
 use crate::cmd::runnable::check_runnable;
 use crate::error::{Result, Status};
+use crate::plan::config::Backend;
 use crate::plan::{Plan, Trial, estimate, plans};
 use crate::run::backend::{self, note_missing_nvtx, note_shared_gpus};
 use crate::run::conductor::lanes;
@@ -47,7 +48,10 @@ fn here(plan: &Plan) -> String {
             estimate::in_words(estimate::expected(plan) / lanes)
         );
     }
-    let crowded = |trial: &&Trial| cores::oversubscribed(&trial.config, cores.len());
+    // A GPU's device computes on no core.
+    let crowded = |trial: &&Trial| {
+        trial.config.backend == Backend::Cpu && cores::oversubscribed(&trial.config, cores.len())
+    };
     let crowded = plan.trials.iter().filter(crowded).count();
     if crowded > 0 {
         let _ = writeln!(

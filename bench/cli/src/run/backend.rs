@@ -173,9 +173,8 @@ fn refusal(lacks: &[Lack]) -> CliError {
         message.push_str(&format!("\n    {lack}"));
     }
     let help = discovery::help(lacks);
-    CliError::nothing_runs(message).help(format!(
-        "{help}; or leave it to the CPU with `--backend cpu`"
-    ))
+    CliError::nothing_runs(message)
+        .help(format!("{help}; `--backend cpu` runs what of it a CPU can"))
 }
 
 /// What a trial on CPUs cannot do.

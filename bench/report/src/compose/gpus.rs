@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use syncmark_record::rows::{GpuRow, Pass};
 
 use crate::{
-    chart::series::name,
+    chart::{layers::subject, series::name},
     document::{
         Alignment::{Left, Right},
         Block, Table,
@@ -99,6 +99,10 @@ fn states(data: &RunData) -> Table {
             ("NVLink sent | received a step", Right),
         ],
     );
+    let several = data
+        .trials
+        .iter()
+        .any(|t| subject(t) != subject(&data.trials[0]));
     for trial in &data.trials {
         let own = |row: &&GpuRow| {
             row.trial == trial.trial && row.pass == Pass::Window && row.samples.is_some()
@@ -111,7 +115,11 @@ fn states(data: &RunData) -> Table {
                 .copied()
                 .filter(|row| row.device == device)
                 .collect();
-            let mut cells = vec![name(trial), device.to_string()];
+            let called = match several {
+                true => format!("{}, {}", subject(trial), name(trial)),
+                false => name(trial),
+            };
+            let mut cells = vec![called, device.to_string()];
             cells.extend(state(data, &of_device));
             table.push(cells);
         }
