@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod cores;
 pub mod gpus;
 pub mod machine;
+pub mod nvml_fields;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -3,16 +3,16 @@
 //! Contract: NCCL is told to take Ring and Simple, whose bytes are known: each of n GPUs sends 2(n−1)/n of a message. Counters are those of all
 //! GPUs of the machine, read before and after, so another program there adds to them. Where there are none, nothing is compared.
 //! Reference: NVML API Reference Guide, "Field Value Queries" (`NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX`, in KiB over all links).
-use std::ffi::{c_int, c_uint};
 use std::time::Duration;
 
+use nvml_wrapper::Nvml;
 use nvml_wrapper::sys_exports::field_id::NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX;
-use nvml_wrapper::{Device, Nvml};
 use syncmark_engine::backend::cuda::library::{self, Library};
 use syncmark_record::Outcome;
 use syncmark_record::bytes::{Algorithm, Call, Collective};
 
 use super::{Found, Scene};
+use crate::environment::nvml_fields::over_all_links;
 use crate::plan::Trial;
 use crate::plan::config::{TrialConfig, Work};
 use crate::run::job::{Executor, Job};
@@ -126,45 +126,11 @@ fn sent(nvml: &Nvml) -> Result<u64, String> {
         let device = nvml
             .device_by_index(index)
             .map_err(|error| error.to_string())?;
-        if let Some(kibibytes) = all_links(nvml, &device) {
-            sum = Some(sum.unwrap_or(0) + 1024 * kibibytes);
+        if let Some(bytes) = over_all_links(nvml, &device, NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX) {
+            sum = Some(sum.unwrap_or(0) + bytes);
         }
     }
     sum.ok_or_else(|| "these GPUs have no counters of NVLink".to_owned())
-}
-
-/// `nvmlFieldValue_t`: the wrapper's own call says nothing of links, and gets the first one's.
-#[repr(C)]
-#[derive(Default)]
-struct FieldValue {
-    field: c_uint,
-    scope: c_uint,
-    timestamp: i64,
-    latency_us: i64,
-    /// `nvmlValueType_t`.
-    kind: c_uint,
-    status: c_uint,
-    value: u64,
-}
-
-/// Kinds that are whole numbers without a sign.
-const UNSIGNED: [c_uint; 3] = [1, 2, 3];
-
-fn all_links(nvml: &Nvml, device: &Device<'_>) -> Option<u64> {
-    let ask = *nvml.lib().nvmlDeviceGetFieldValues.as_ref().ok()?;
-    let mut value = FieldValue {
-        field: NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX,
-        scope: c_uint::MAX,
-        ..FieldValue::default()
-    };
-    // SAFETY: the layout is that of NVIDIA's header, of one element, and NVML writes to nothing else; the handle is of this NVML, which
-    // outlives the device.
-    let status = unsafe {
-        let pointer: *mut FieldValue = &mut value;
-        ask(device.handle(), 1 as c_int, pointer.cast())
-    };
-    let told = status == 0 && value.status == 0 && UNSIGNED.contains(&value.kind);
-    told.then_some(value.value)
 }
 
 #[cfg(test)]

@@ -3,13 +3,13 @@
 //! Contract: nothing here changes a GPU's settings; what NVML does not say is `None`. GPUs are found by their place on the PCI bus,
 //! because NVML counts them in another order than CUDA.
 //! Reference: NVIDIA's NVML API Reference Guide, "Field Value Queries".
-use std::ffi::{c_int, c_uint};
-
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::sys_exports::field_id;
 use nvml_wrapper::{Device, Nvml};
 use syncmark_engine::backend::cuda::discovery::PciPlace;
+
+use crate::environment::nvml_fields::{field, over_all_links};
 
 /// GPUs that can be asked, by index.
 pub(super) trait Source {
@@ -107,11 +107,10 @@ impl Source for NvmlSource<'_> {
         let Some(device) = &self.devices[gpu] else {
             return Counters::default();
         };
-        let value = |id, scope| field(self.nvml, device, id, scope);
-        // NVML has kibibytes, and the sum over all links under this scope.
-        let nvlink = |id| value(id, c_uint::MAX)?.checked_mul(1024);
+        let nvlink = |id| over_all_links(self.nvml, device, id);
         // Its width differs between GPUs, and only a value beyond 32 bits shows that it is not the narrow one.
-        let pcie = |id| value(id, 0).filter(|bytes| *bytes > u64::from(u32::MAX));
+        let pcie =
+            |id| field(self.nvml, device, id, 0).filter(|bytes| *bytes > u64::from(u32::MAX));
         Counters {
             nvlink_bytes: [
                 nvlink(field_id::NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX),
@@ -124,39 +123,4 @@ impl Source for NvmlSource<'_> {
             pcie_replays: device.pcie_replay_counter().ok().map(u64::from),
         }
     }
-}
-
-/// `nvmlFieldValue_t`, of which the wrapper fills no scope.
-#[repr(C)]
-#[derive(Default)]
-struct FieldValue {
-    field: c_uint,
-    scope: c_uint,
-    timestamp: i64,
-    latency_us: i64,
-    /// `nvmlValueType_t`.
-    kind: c_uint,
-    status: c_uint,
-    value: u64,
-}
-
-/// Kinds of values that are whole numbers without a sign: 32 bits, and 64 under two names.
-const UNSIGNED: [c_uint; 3] = [1, 2, 3];
-
-/// A field of a GPU, or of a part of it.
-fn field(nvml: &Nvml, device: &Device<'_>, id: u32, scope: c_uint) -> Option<u64> {
-    let ask = *nvml.lib().nvmlDeviceGetFieldValues.as_ref().ok()?;
-    let mut value = FieldValue {
-        field: id,
-        scope,
-        ..FieldValue::default()
-    };
-    // SAFETY: the layout is that of NVIDIA's header, of one element, and NVML writes to nothing else; the handle is of the same NVML,
-    // which lives as long as the device.
-    let status = unsafe {
-        let pointer: *mut FieldValue = &mut value;
-        ask(device.handle(), 1 as c_int, pointer.cast())
-    };
-    let told = status == 0 && value.status == 0 && UNSIGNED.contains(&value.kind);
-    told.then_some(value.value)
 }
