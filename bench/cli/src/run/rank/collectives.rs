@@ -59,24 +59,9 @@ pub fn run(
     room.bench.communicator.barrier()?;
     room.bench.spool.beat(now_ns());
     let before = witness.begin(pass_number(Pass::Window));
-    for operation in &config.operations {
-        let operation = operation.collective();
-        let sizes: &[u64] = match operation {
-            Collective::Barrier => &[0],
-            _ => &config.sizes_bytes,
-        };
-        for size in sizes {
-            let Some(elements) = elements(operation, *size, room.world()) else {
-                continue;
-            };
-            let case = Case {
-                operation,
-                elements,
-                size_bytes: *size,
-            };
-            case.measure(&mut room, config)?;
-            room.bench.spool.beat(now_ns());
-        }
+    for case in cases(config, room.world()) {
+        case.measure(&mut room, config)?;
+        room.bench.spool.beat(now_ns());
     }
     let used = witness.end(&before);
     used.into_iter()
@@ -90,29 +75,33 @@ pub fn run(
 /// The first failure of this rank.
 pub fn each_once(config: &CollectivesConfig, bench: Bench) -> Result<(), RankError> {
     let mut room = Room::new(bench, config)?;
-    for operation in &config.operations {
-        let operation = operation.collective();
-        // A barrier is the control plane's, and what it is over.
-        let sizes = config
-            .sizes_bytes
-            .iter()
-            .filter(|_| operation != Collective::Barrier);
-        for size in sizes {
-            let Some(elements) = elements(operation, *size, room.world()) else {
-                continue;
-            };
-            let case = Case {
-                operation,
-                elements,
-                size_bytes: *size,
-            };
-            case.call(&mut room)?;
-            room.bench.backend.synchronize()?;
-            room.bench.spool.beat(now_ns());
-        }
+    // A barrier is the control plane's, and what it is over.
+    let calls = cases(config, room.world()).filter(|case| case.operation != Collective::Barrier);
+    for case in calls {
+        case.call(&mut room)?;
+        room.bench.backend.synchronize()?;
+        room.bench.spool.beat(now_ns());
     }
     // Nobody leaves while another still waits for it.
     Ok(room.bench.communicator.barrier()?)
+}
+
+/// Every operation at every size that divides among the ranks; a barrier has none, and is one.
+fn cases(config: &CollectivesConfig, world: usize) -> impl Iterator<Item = Case> {
+    config.operations.iter().flat_map(move |operation| {
+        let operation = operation.collective();
+        let sizes: &[u64] = match operation {
+            Collective::Barrier => &[0],
+            _ => &config.sizes_bytes,
+        };
+        sizes.iter().filter_map(move |size| {
+            Some(Case {
+                operation,
+                elements: elements(operation, *size, world)?,
+                size_bytes: *size,
+            })
+        })
+    })
 }
 
 /// Elements of the whole message; `None` where a rank's part would be empty or parts would be unequal.
