@@ -259,6 +259,11 @@ cases! {
     filter_without_a_value: message(GOOD, &[], &["parallel.devices"]);
     filter_by_an_unknown_key: message(GOOD, &[], &["parallel.device=2"]);
     filter_that_leaves_nothing: message(GOOD, &[], &["parallel.devices=3"]);
+    filter_for_what_was_left_out: message(
+        &GOOD.replace("devices = 2", "devices = 2\nbackend = \"cpu\"\n[sweep]\n\"train.precision\" = [\"fp32\", \"bf16\"]"),
+        &[],
+        &["train.precision=bf16"],
+    );
     last_part_of_a_key: message(GOOD, &[], &["strategy=ddp"]);
     optimizer_beside_that_of_the_file: message(
         &GOOD.replace("devices = 2", "devices = 2\n[train]\noptimizer = { sgd = { learning_rate = 0.1 } }"),

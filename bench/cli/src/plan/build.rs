@@ -299,6 +299,18 @@ impl Built {
         values
     }
 
+    /// Why combinations were left out, and what to write instead, each once.
+    fn reasons(&self) -> Vec<String> {
+        let mut reasons: Vec<String> = Vec::new();
+        for left in &self.left_out {
+            let reason = format!("{}: {}", left.why, left.instead);
+            if !reasons.contains(&reason) {
+                reasons.push(reason);
+            }
+        }
+        reasons
+    }
+
     fn finish(mut self, request: &Request) -> Result<Plan> {
         self.filter(&request.filters)?;
         if let Some((message, help)) = self.without_baseline() {
@@ -307,18 +319,11 @@ impl Built {
             }
         }
         if self.trials.is_empty() {
-            let mut reasons: Vec<String> = Vec::new();
-            for left in &self.left_out {
-                let reason = format!("{}: {}", left.why, left.instead);
-                if !reasons.contains(&reason) {
-                    reasons.push(reason);
-                }
-            }
             return Err(CliError::usage(format!(
                 "the scenario `{}` has no trial that means anything",
                 request.name
             ))
-            .help(reasons.join("; ")));
+            .help(self.reasons().join("; ")));
         }
         let named: Vec<(String, &Settings)> = self
             .trials
@@ -382,10 +387,16 @@ impl Built {
                 present.sort_unstable();
                 present.dedup();
                 let message = format!("--filter {key}={} leaves no trial", values.join(" or "));
-                return Err(CliError::usage(message).help(match present.is_empty() {
+                let mut help = match present.is_empty() {
                     true => format!("no trial that is left uses `{key}`"),
                     false => format!("values of the trials that are left: {}", present.join(", ")),
-                }));
+                };
+                // What was looked for may be among what means nothing here.
+                let reasons = self.reasons();
+                if !reasons.is_empty() {
+                    help += &format!("; left out before: {}", reasons.join("; "));
+                }
+                return Err(CliError::usage(message).help(help));
             }
         }
         Ok(())
