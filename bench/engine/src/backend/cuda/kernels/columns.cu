@@ -5,6 +5,46 @@
 
 constexpr int RUN = 8;  // rows whose moments are made in two passes over registers
 
+// Moments of a thread's channels. Values are looked at from the first one, so that a mean far from zero takes no digits from distances.
+struct Running {
+    float count, pivot[VECTOR], mean[VECTOR], m2[VECTOR];
+};
+
+// The moments of some of RUN rows besides; of ALL, where that is known.
+template <bool ALL_THERE>
+__device__ __forceinline__ void add_run(Running& all, const Lanes (&values)[RUN], const bool (&there)[RUN]) {
+    float n = RUN;
+    if (!ALL_THERE) {
+        n = 0.0f;
+#pragma unroll
+        for (int r = 0; r < RUN; ++r) n += there[r] ? 1.0f : 0.0f;
+        if (n == 0.0f) return;
+    }
+    if (all.count == 0.0f) {
+#pragma unroll
+        for (int r = RUN - 1; r >= 0; --r)
+#pragma unroll
+            for (int v = 0; v < VECTOR; ++v) all.pivot[v] = ALL_THERE || there[r] ? values[r].at[v] : all.pivot[v];
+    }
+    const float inverse = 1.0f / n, share = n / (all.count + n);
+#pragma unroll
+    for (int v = 0; v < VECTOR; ++v) {
+        float sum = 0.0f, squares = 0.0f;
+#pragma unroll
+        for (int r = 0; r < RUN; ++r) sum += ALL_THERE || there[r] ? values[r].at[v] - all.pivot[v] : 0.0f;
+        const float centre = sum * inverse;
+#pragma unroll
+        for (int r = 0; r < RUN; ++r) {
+            const float distance = ALL_THERE || there[r] ? values[r].at[v] - all.pivot[v] - centre : 0.0f;
+            squares += distance * distance;
+        }
+        const float delta = centre - all.mean[v];
+        all.mean[v] += delta * share;
+        all.m2[v] += squares + delta * delta * all.count * share;
+    }
+    all.count += n;
+}
+
 extern "C" {
 
 // partial [samples, slabs, 4, channels].
@@ -16,49 +56,33 @@ __global__ void __launch_bounds__(256) moments(
     const u32 lane = threadIdx.x, channel = (blockIdx.x * blockDim.x + lane) * VECTOR;
     const u64 begin = blockIdx.y * rows_a_slab, end = min(begin + rows_a_slab, rows);
     const value_t* own = x + blockIdx.z * rows * channels + channel;
-    // Values are looked at from the first one, so that a mean far from zero takes no digits from distances.
-    float count = 0.0f, pivot[VECTOR] = {}, mean[VECTOR] = {}, m2[VECTOR] = {};
+    Running found = {};
     if (channel < channels) {
-        for (u64 first = begin + threadIdx.y; first < end; first += (u64)RUN * blockDim.y) {
+        const u64 batch = (u64)RUN * blockDim.y, step = (u64)blockDim.y * channels;
+        u64 first = begin + threadIdx.y;
+        bool there[RUN] = {};
+        if (tokens == nullptr) {
+            const value_t* from = own + first * channels;
+            for (; first + (RUN - 1) * (u64)blockDim.y < end; first += batch, from += RUN * step) {
+                Lanes values[RUN];
+                load_rows(values, from, step);
+                add_run<true>(found, values, there);
+            }
+        }
+        for (; first < end; first += batch) {
             Lanes values[RUN];
-            bool there[RUN];
-            float n = 0.0f;
 #pragma unroll
             for (int r = 0; r < RUN; ++r) {
                 const u64 row = first + (u64)r * blockDim.y;
                 there[r] = row < end && counts(tokens, padding, row);
                 values[r] = {};
                 if (there[r]) values[r] = load(own + row * channels);
-                n += there[r] ? 1.0f : 0.0f;
             }
-            if (n == 0.0f) continue;
-            if (count == 0.0f) {
-#pragma unroll
-                for (int r = RUN - 1; r >= 0; --r)
-#pragma unroll
-                    for (int v = 0; v < VECTOR; ++v) pivot[v] = there[r] ? values[r].at[v] : pivot[v];
-            }
-            const float inverse = 1.0f / n, share = n / (count + n);
-#pragma unroll
-            for (int v = 0; v < VECTOR; ++v) {
-                float sum = 0.0f, squares = 0.0f;
-#pragma unroll
-                for (int r = 0; r < RUN; ++r) sum += there[r] ? values[r].at[v] - pivot[v] : 0.0f;
-                const float centre = sum * inverse;
-#pragma unroll
-                for (int r = 0; r < RUN; ++r) {
-                    const float distance = there[r] ? values[r].at[v] - pivot[v] - centre : 0.0f;
-                    squares += distance * distance;
-                }
-                const float delta = centre - mean[v];
-                mean[v] += delta * share;
-                m2[v] += squares + delta * delta * count * share;
-            }
-            count += n;
+            add_run<false>(found, values, there);
         }
     }
 #pragma unroll
-    for (int v = 0; v < VECTOR; ++v) kept[(threadIdx.y * blockDim.x + lane) * VECTOR + v] = {(double)pivot[v] + (double)mean[v], count, m2[v]};
+    for (int v = 0; v < VECTOR; ++v) kept[(threadIdx.y * blockDim.x + lane) * VECTOR + v] = {(double)found.pivot[v] + (double)found.mean[v], found.count, found.m2[v]};
     for (u32 step = 1; step < blockDim.y; step *= 2) {
         __syncthreads();
         if (threadIdx.y % (2 * step) == 0 && threadIdx.y + step < blockDim.y)
@@ -128,6 +152,9 @@ __global__ void update_running(
     __syncthreads();
     if (threadIdx.x == 0) tracked[0] = now;
 }
+}
+
+extern "C" {
 
 // y = γ·(x − mean)·rstd + β (+ shortcut), rectified or not; 0 in rows that don't count.
 __global__ void __launch_bounds__(256) normalize(
@@ -144,30 +171,25 @@ __global__ void __launch_bounds__(256) normalize(
         scale[v] = __fmul_rn(rstd[channel + v], either(gamma, channel + v, 1.0f));
         shift[v] = either(beta, channel + v, 0.0f);
     }
+    x += channel;
+    y += channel;
+    if (shortcut != nullptr) shortcut += channel;
     const u64 stride = (u64)gridDim.y * blockDim.y;
-    for (u64 first = (u64)blockIdx.y * blockDim.y + threadIdx.y; first < rows; first += BATCH * stride) {
-        Lanes from[BATCH], added[BATCH];
-        bool there[BATCH];
-#pragma unroll
-        for (int r = 0; r < BATCH; ++r) {
-            const u64 row = first + r * stride, at = row * channels + channel;
-            there[r] = row < rows && counts(tokens, padding, row);
-            if (there[r]) from[r] = load(x + at);
-            if (there[r] && shortcut != nullptr) added[r] = load(shortcut + at);
+    u64 first = (u64)blockIdx.y * blockDim.y + threadIdx.y;
+    if (tokens == nullptr) {
+        if (shortcut != nullptr && relu) normalize_batches<true, true>(x, shortcut, y, first, rows, stride, channels, centre, scale, shift);
+        else if (shortcut != nullptr) normalize_batches<true, false>(x, shortcut, y, first, rows, stride, channels, centre, scale, shift);
+        else if (relu) normalize_batches<false, true>(x, shortcut, y, first, rows, stride, channels, centre, scale, shift);
+        else normalize_batches<false, false>(x, shortcut, y, first, rows, stride, channels, centre, scale, shift);
+    }
+    for (; first < rows; first += stride) {
+        const u64 at = first * channels;
+        Lanes to = {}, added;
+        if (counts(tokens, padding, first)) {
+            if (shortcut != nullptr) added = load(shortcut + at);
+            to = normalized_row(load(x + at), shortcut != nullptr ? &added : nullptr, centre, scale, shift, relu);
         }
-#pragma unroll
-        for (int r = 0; r < BATCH; ++r) {
-            const u64 row = first + r * stride;
-            Lanes to = {};
-            if (there[r])
-#pragma unroll
-                for (int v = 0; v < VECTOR; ++v) {
-                    float value = normalized(from[r].at[v], centre[v], scale[v], shift[v]);
-                    if (shortcut != nullptr) value = __fadd_rn(value, added[r].at[v]);
-                    to.at[v] = rectified(value, relu);
-                }
-            if (row < rows) store(y + row * channels + channel, to);
-        }
+        store(y + at, to);
     }
 }
 }
@@ -186,6 +208,42 @@ __device__ __forceinline__ float slab_sum(const float* __restrict__ partial, u32
     return kept[0][threadIdx.x];
 }
 
+// What the gradient of an input takes of its channel.
+struct Slopes {
+    float centre[VECTOR], factor[VECTOR], d_mean[VECTOR], projection[VECTOR];
+    float scale[VECTOR], shift[VECTOR];  // of a gate that is computed again
+};
+
+// A row of `backward_input`; with `before`, added to it.
+__device__ __forceinline__ Lanes input_row(const Lanes& from, const Lanes& slope, const Lanes* before, const Slopes& of, bool again) {
+    Lanes to;
+#pragma unroll
+    for (int v = 0; v < VECTOR; ++v) {
+        float value = slope.at[v];
+        if (again && !(normalized(from.at[v], of.centre[v], of.scale[v], of.shift[v]) > 0.0f)) value = 0.0f;
+        const float gradient = __fmul_rn(of.factor[v], __fmaf_rn(of.centre[v] - from.at[v], of.projection[v], value - of.d_mean[v]));
+        to.at[v] = before != nullptr ? __fadd_rn(before->at[v], gradient) : gradient;
+    }
+    return to;
+}
+
+// All batches of rows that are whole, from `first` on, which is moved behind them.
+template <bool AGAIN, bool ACCUMULATE>
+__device__ __forceinline__ void input_batches(
+    const value_t* __restrict__ x, const value_t* __restrict__ d_y, value_t* __restrict__ d_x, u64& first, u64 rows, u64 stride, u32 channels, const Slopes& of
+) {
+    const u64 step = stride * channels;
+    u64 at = first * channels;
+    for (; first + (BATCH - 1) * stride < rows; first += BATCH * stride, at += BATCH * step) {
+        Lanes from[BATCH], slope[BATCH], before[BATCH];
+        load_rows(from, x + at, step);
+        load_rows(slope, d_y + at, step);
+        if (ACCUMULATE) load_rows(before, d_x + at, step);
+#pragma unroll
+        for (int r = 0; r < BATCH; ++r) store(d_x + at + r * step, input_row(from[r], slope[r], ACCUMULATE ? &before[r] : nullptr, of, AGAIN));
+    }
+}
+
 extern "C" {
 
 // partial [samples, slabs, 2, channels]: Σ d_y and Σ d_y·(x − mean), with the gates of `sums`. With `y`, d_y is written.
@@ -194,7 +252,9 @@ __global__ void __launch_bounds__(256) backward_sums(
     const float* again_rstd, float* partial, u64 rows, u32 channels, u32 groups, u64 rows_a_slab
 ) {
     extern __shared__ float shared[];
-    sums(x, d_y, y, nullptr, tokens, padding, mean, again_gamma, again_beta, again_rstd, partial, rows, channels, groups, rows_a_slab, shared);
+    if (again_rstd != nullptr)
+        sums<true>(x, d_y, y, nullptr, tokens, padding, mean, again_gamma, again_beta, again_rstd, partial, rows, channels, groups, rows_a_slab, shared);
+    else sums<false>(x, d_y, y, nullptr, tokens, padding, mean, nullptr, nullptr, nullptr, partial, rows, channels, groups, rows_a_slab, shared);
 }
 
 // sums[0..c], sums[c..2c] of one sample.
@@ -223,48 +283,37 @@ __global__ void __launch_bounds__(256) backward_input(
     const u32 channel = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     if (channel >= channels) return;
     const float n = count[0];
-    float centre[VECTOR], factor[VECTOR], d_mean[VECTOR], projection[VECTOR], scale[VECTOR] = {}, shift[VECTOR] = {};
+    Slopes of = {};
 #pragma unroll
     for (int v = 0; v < VECTOR; ++v) {
         const u32 c = channel + v;
         const float deviation = rstd[c];
-        centre[v] = mean[c];
-        factor[v] = deviation * either(gamma, c, 1.0f);
-        d_mean[v] = sums[c] / n;
-        projection[v] = deviation * deviation * (sums[channels + c] / n);
+        of.centre[v] = mean[c];
+        of.factor[v] = deviation * either(gamma, c, 1.0f);
+        of.d_mean[v] = sums[c] / n;
+        of.projection[v] = deviation * deviation * (sums[channels + c] / n);
         if (again_rstd == nullptr) continue;
-        scale[v] = __fmul_rn(again_rstd[c], either(again_gamma, c, 1.0f));
-        shift[v] = either(again_beta, c, 0.0f);
+        of.scale[v] = __fmul_rn(again_rstd[c], either(again_gamma, c, 1.0f));
+        of.shift[v] = either(again_beta, c, 0.0f);
     }
+    x += channel;
+    d_y += channel;
+    d_x += channel;
     const u64 stride = (u64)gridDim.y * blockDim.y;
-    for (u64 first = (u64)blockIdx.y * blockDim.y + threadIdx.y; first < rows; first += BATCH * stride) {
-        Lanes from[BATCH], slope[BATCH], before[BATCH];
-        bool there[BATCH];
-#pragma unroll
-        for (int r = 0; r < BATCH; ++r) {
-            const u64 row = first + r * stride, at = row * channels + channel;
-            there[r] = row < rows && counts(tokens, padding, row);
-            if (there[r]) {
-                from[r] = load(x + at);
-                slope[r] = load(d_y + at);
-            }
-            before[r] = {};
-            if (row < rows && accumulate) before[r] = load(d_x + at);
-        }
-#pragma unroll
-        for (int r = 0; r < BATCH; ++r) {
-            const u64 row = first + r * stride;
-            Lanes to = before[r];
-            if (there[r])
-#pragma unroll
-                for (int v = 0; v < VECTOR; ++v) {
-                    float value = slope[r].at[v];
-                    if (again_rstd != nullptr && !(normalized(from[r].at[v], centre[v], scale[v], shift[v]) > 0.0f)) value = 0.0f;
-                    const float gradient = __fmul_rn(factor[v], __fmaf_rn(centre[v] - from[r].at[v], projection[v], value - d_mean[v]));
-                    to.at[v] = accumulate ? __fadd_rn(to.at[v], gradient) : gradient;
-                }
-            if (row < rows) store(d_x + row * channels + channel, to);
-        }
+    u64 first = (u64)blockIdx.y * blockDim.y + threadIdx.y;
+    const bool again = again_rstd != nullptr;
+    if (tokens == nullptr) {
+        if (again && accumulate) input_batches<true, true>(x, d_y, d_x, first, rows, stride, channels, of);
+        else if (again) input_batches<true, false>(x, d_y, d_x, first, rows, stride, channels, of);
+        else if (accumulate) input_batches<false, true>(x, d_y, d_x, first, rows, stride, channels, of);
+        else input_batches<false, false>(x, d_y, d_x, first, rows, stride, channels, of);
+    }
+    for (; first < rows; first += stride) {
+        const u64 at = first * channels;
+        Lanes to = {};
+        if (accumulate) to = load(d_x + at);
+        if (counts(tokens, padding, first)) to = input_row(load(x + at), load(d_y + at), accumulate ? &to : nullptr, of, again);
+        store(d_x + at, to);
     }
 }
 
@@ -297,15 +346,19 @@ __global__ void __launch_bounds__(256) column_sums(const value_t* __restrict__ x
     const u32 lane = threadIdx.x, channel = (blockIdx.x * blockDim.x + lane) * VECTOR;
     const u64 begin = blockIdx.y * rows_a_slab, end = min(begin + rows_a_slab, rows);
     float total[VECTOR] = {};
-    if (channel < channels)
-        for (u64 first = begin + threadIdx.y; first < end; first += (u64)RUN * blockDim.y) {
+    if (channel < channels) {
+        const u64 batch = (u64)RUN * blockDim.y, step = (u64)blockDim.y * channels;
+        u64 first = begin + threadIdx.y;
+        const value_t* from = x + first * channels + channel;
+        for (; first < end; first += batch, from += RUN * step) {
             Lanes values[RUN];
+            if (first + (RUN - 1) * (u64)blockDim.y < end) load_rows(values, from, step);
+            else
 #pragma unroll
-            for (int r = 0; r < RUN; ++r) {
-                const u64 row = first + (u64)r * blockDim.y;
-                values[r] = {};
-                if (row < end) values[r] = load(x + row * channels + channel);
-            }
+                for (int r = 0; r < RUN; ++r) {
+                    values[r] = {};
+                    if (first + (u64)r * blockDim.y < end) values[r] = load(from + r * step);
+                }
 #pragma unroll
             for (int v = 0; v < VECTOR; ++v) {
                 float run = 0.0f;
@@ -314,6 +367,7 @@ __global__ void __launch_bounds__(256) column_sums(const value_t* __restrict__ x
                 total[v] += run;
             }
         }
+    }
 #pragma unroll
     for (int v = 0; v < VECTOR; ++v) shared[(threadIdx.y * blockDim.x + lane) * VECTOR + v] = total[v];
     for (u32 step = 1; step < blockDim.y; step *= 2) {

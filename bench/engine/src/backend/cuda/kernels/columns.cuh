@@ -18,7 +18,7 @@ struct alignas(4 * VECTOR) Lanes {
     float at[VECTOR];
 };
 
-constexpr int BATCH = VECTOR == 1 ? 4 : 2;   // rows that are under way together where each is written
+constexpr int BATCH = VECTOR == 1 || sizeof(value_t) == 2 ? 4 : 2;   // rows that are under way together where each is written
 constexpr u32 COLUMNS = 32;                  // channels of a block that finishes
 
 __device__ __forceinline__ bool counts(const float* tokens, float padding, u64 row) { return tokens == nullptr || tokens[row] != padding; }
@@ -46,11 +46,50 @@ __device__ __forceinline__ void store(Bf16* to, const Lanes& value) {
     *reinterpret_cast<Bf16Lanes*>(to) = narrow;
 }
 
+// N rows, each `step` elements after the one before. Most rows come in such batches, all there and all counting: what asks of each whether it is there, and
+// where it lies, takes more instructions than what is computed, and with them more time than the memory does.
+template <int N>
+__device__ __forceinline__ void load_rows(Lanes (&to)[N], const value_t* from, u64 step) {
+#pragma unroll
+    for (int r = 0; r < N; ++r) to[r] = load(from + r * step);
+}
+
 // γ or β of a channel, where there may be none.
 __device__ __forceinline__ float either(const float* values, u32 channel, float otherwise) { return values != nullptr ? values[channel] : otherwise; }
 
 // What a gate computes again: both must round alike.
 __device__ __forceinline__ float normalized(float x, float mean, float scale, float shift) { return __fmaf_rn(x - mean, scale, shift); }
+
+// y = γ·(x − mean)·rstd + β (+ shortcut) of a row; `added` is its shortcut, if there is one.
+__device__ __forceinline__ Lanes normalized_row(
+    const Lanes& from, const Lanes* added, const float (&centre)[VECTOR], const float (&scale)[VECTOR], const float (&shift)[VECTOR], int relu
+) {
+    Lanes to;
+#pragma unroll
+    for (int v = 0; v < VECTOR; ++v) {
+        float value = normalized(from.at[v], centre[v], scale[v], shift[v]);
+        if (added != nullptr) value = __fadd_rn(value, added->at[v]);
+        to.at[v] = rectified(value, relu);
+    }
+    return to;
+}
+
+// All batches of rows that are whole, from `first` on, which is moved behind them.
+template <bool SHORTCUT, bool RELU>
+__device__ __forceinline__ void normalize_batches(
+    const value_t* __restrict__ x, const value_t* __restrict__ shortcut, value_t* __restrict__ y, u64& first, u64 rows, u64 stride, u32 channels,
+    const float (&centre)[VECTOR], const float (&scale)[VECTOR], const float (&shift)[VECTOR]
+) {
+    const u64 step = stride * channels;
+    u64 at = first * channels;
+    for (; first + (BATCH - 1) * stride < rows; first += BATCH * stride, at += BATCH * step) {
+        Lanes from[BATCH], added[BATCH];
+        load_rows(from, x + at, step);
+        if (SHORTCUT) load_rows(added, shortcut + at, step);
+#pragma unroll
+        for (int r = 0; r < BATCH; ++r) store(y + at + r * step, normalized_row(from[r], SHORTCUT ? &added[r] : nullptr, centre, scale, shift, RELU));
+    }
+}
 
 // Number, sum of squared distances from the mean, and the mean, whose digits the distances need where it is far from zero.
 struct Moments {
@@ -71,13 +110,56 @@ __device__ __forceinline__ Moments read(const float* of, u32 channels) {
     return {(double)of[channels] + (double)of[2 * (u64)channels], of[0], of[3 * (u64)channels]};
 }
 
+// A row's part of `sums`: its values, its slopes and, with `factor`, their factors. AGAIN: gates are computed again.
+template <bool AGAIN>
+__device__ __forceinline__ void add_slope(
+    float (&a)[VECTOR], float (&b)[VECTOR], const Lanes& from, const Lanes& slope, const Lanes* factor, const float (&centre)[VECTOR], const float (&scale)[VECTOR],
+    const float (&shift)[VECTOR]
+) {
+#pragma unroll
+    for (int v = 0; v < VECTOR; ++v) {
+        float g = slope.at[v];
+        if (AGAIN && !(normalized(from.at[v], centre[v], scale[v], shift[v]) > 0.0f)) g = 0.0f;
+        if (factor != nullptr) g = __fmul_rn(g, factor->at[v]);
+        a[v] = __fadd_rn(a[v], g);
+        b[v] = __fmaf_rn(g, from.at[v] - centre[v], b[v]);
+    }
+}
+
+// All batches of rows of a slab that are whole, from `first` on, which is moved behind them. GATED: d_y becomes 0 where y is not positive.
+template <int N, bool AGAIN, bool GATED>
+__device__ __forceinline__ void sum_batches(
+    float (&a)[VECTOR], float (&b)[VECTOR], const value_t* __restrict__ x, value_t* __restrict__ d_y, const value_t* __restrict__ y, u64& first, u64 end, u32 channels,
+    const float (&centre)[VECTOR], const float (&scale)[VECTOR], const float (&shift)[VECTOR]
+) {
+    const u64 step = (u64)blockDim.y * channels;
+    u64 at = first * channels;
+    for (; first + (N - 1) * (u64)blockDim.y < end; first += (u64)N * blockDim.y, at += N * step) {
+        Lanes from[N], slope[N], out[N];
+        load_rows(from, x + at, step);
+        load_rows(slope, d_y + at, step);
+        if (GATED) load_rows(out, y + at, step);
+#pragma unroll
+        for (int r = 0; r < N; ++r) {
+            if (GATED) {
+#pragma unroll
+                for (int v = 0; v < VECTOR; ++v) slope[r].at[v] = out[r].at[v] > 0.0f ? slope[r].at[v] : 0.0f;
+                store(d_y + at + r * step, slope[r]);
+            }
+            add_slope<AGAIN>(a, b, from[r], slope[r], nullptr, centre, scale, shift);
+        }
+    }
+}
+
 // Σ g and Σ g·(x − mean) of a slab. `mean` is [samples, groups]; groups == channels is one for each channel. With `y`, d_y becomes 0 where y is
-// not positive, and stays so; with `again_rstd`, it counts only where γ·(x − mean)·rstd + β is. g is d_y, times `factors` of the element if there are any.
+// not positive, and stays so; with AGAIN, it counts only where γ·(x − mean)·rstd + β is. g is d_y, times `factors` of the element if there are any.
+template <bool AGAIN>
 __device__ __forceinline__ void sums(
     const value_t* __restrict__ x, value_t* __restrict__ d_y, const value_t* __restrict__ y, const float* __restrict__ factors, const float* __restrict__ tokens,
     float padding, const float* __restrict__ mean, const float* __restrict__ again_gamma, const float* __restrict__ again_beta,
     const float* __restrict__ again_rstd, float* __restrict__ partial, u64 rows, u32 channels, u32 groups, u64 rows_a_slab, float* shared
 ) {
+    constexpr int SUMMED = 4;  // rows under way together
     const u32 lane = threadIdx.x, channel = (blockIdx.x * blockDim.x + lane) * VECTOR, width = channels / groups;
     const u64 begin = blockIdx.y * rows_a_slab, end = min(begin + rows_a_slab, rows), base = blockIdx.z * rows * channels;
     float a[VECTOR] = {}, b[VECTOR] = {};
@@ -86,15 +168,21 @@ __device__ __forceinline__ void sums(
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v) {
             centre[v] = mean[blockIdx.z * groups + (channel + v) / width];
-            if (again_rstd == nullptr) continue;
+            if (!AGAIN) continue;
             scale[v] = __fmul_rn(again_rstd[channel + v], either(again_gamma, channel + v, 1.0f));
             shift[v] = either(again_beta, channel + v, 0.0f);
         }
-        for (u64 first = begin + threadIdx.y; first < end; first += (u64)4 * blockDim.y) {
-            Lanes from[4], slope[4], out[4];
-            bool there[4];
+        const u64 batch = (u64)SUMMED * blockDim.y, own = base + channel;
+        u64 first = begin + threadIdx.y;
+        if (factors == nullptr && tokens == nullptr) {
+            if (y != nullptr) sum_batches<SUMMED, AGAIN, true>(a, b, x + own, d_y + own, y + own, first, end, channels, centre, scale, shift);
+            else sum_batches<SUMMED, AGAIN, false>(a, b, x + own, d_y + own, nullptr, first, end, channels, centre, scale, shift);
+        }
+        for (; first < end; first += batch) {
+            Lanes from[SUMMED], slope[SUMMED], out[SUMMED];
+            bool there[SUMMED];
 #pragma unroll
-            for (int r = 0; r < 4; ++r) {
+            for (int r = 0; r < SUMMED; ++r) {
                 const u64 row = first + (u64)r * blockDim.y, at = base + row * channels + channel;
                 there[r] = row < end && counts(tokens, padding, row);
                 if (!there[r]) continue;
@@ -103,7 +191,7 @@ __device__ __forceinline__ void sums(
                 if (y != nullptr) out[r] = load(y + at);
             }
 #pragma unroll
-            for (int r = 0; r < 4; ++r) {
+            for (int r = 0; r < SUMMED; ++r) {
                 if (!there[r]) continue;
                 const u64 place = (first + (u64)r * blockDim.y) * channels + channel;
                 if (y != nullptr) {
@@ -113,14 +201,7 @@ __device__ __forceinline__ void sums(
                 }
                 Lanes factor;
                 if (factors != nullptr) factor = load(factors + place);
-#pragma unroll
-                for (int v = 0; v < VECTOR; ++v) {
-                    float g = slope[r].at[v];
-                    if (again_rstd != nullptr && !(normalized(from[r].at[v], centre[v], scale[v], shift[v]) > 0.0f)) g = 0.0f;
-                    if (factors != nullptr) g = __fmul_rn(g, factor.at[v]);
-                    a[v] = __fadd_rn(a[v], g);
-                    b[v] = __fmaf_rn(g, from[r].at[v] - centre[v], b[v]);
-                }
+                add_slope<AGAIN>(a, b, from[r], slope[r], factors != nullptr ? &factor : nullptr, centre, scale, shift);
             }
         }
     }

@@ -45,32 +45,32 @@ __global__ void __launch_bounds__(256) group_normalize(
             shift[v] = affine == 1 ? beta[channel + v] : 0.0f;
         }
         const u64 base = sample * spatial * channels;
-        for (u64 first = (u64)blockIdx.y * blockDim.y + threadIdx.y; first < spatial; first += BATCH * stride) {
-            Lanes from[BATCH], added[BATCH];
-#pragma unroll
-            for (int r = 0; r < BATCH; ++r) {
-                const u64 row = first + r * stride, at = base + row * channels + channel;
-                if (row < spatial) from[r] = load(x + at);
-                if (row < spatial && shortcut != nullptr) added[r] = load(shortcut + at);
+        u64 first = (u64)blockIdx.y * blockDim.y + threadIdx.y;
+        const value_t *from = x + base + channel, *extra = shortcut != nullptr ? shortcut + base + channel : nullptr;
+        value_t* to = y + base + channel;
+        if (affine != 2) {
+            if (extra != nullptr && relu) normalize_batches<true, true>(from, extra, to, first, spatial, stride, channels, centre, scale, shift);
+            else if (extra != nullptr) normalize_batches<true, false>(from, extra, to, first, spatial, stride, channels, centre, scale, shift);
+            else if (relu) normalize_batches<false, true>(from, extra, to, first, spatial, stride, channels, centre, scale, shift);
+            else normalize_batches<false, false>(from, extra, to, first, spatial, stride, channels, centre, scale, shift);
+        }
+        for (; first < spatial; first += stride) {
+            const u64 at = first * channels;
+            const Lanes value = load(from + at);
+            Lanes row, added = {}, factor = {}, offset = {};
+            if (extra != nullptr) added = load(extra + at);
+            if (affine == 2) {
+                factor = load(gamma + channel + at);
+                offset = load(beta + channel + at);
             }
 #pragma unroll
-            for (int r = 0; r < BATCH; ++r) {
-                const u64 row = first + r * stride, place = row * channels + channel;
-                if (row >= spatial) continue;
-                Lanes to, factor = {}, offset = {};
-                if (affine == 2) {
-                    factor = load(gamma + place);
-                    offset = load(beta + place);
-                }
-#pragma unroll
-                for (int v = 0; v < VECTOR; ++v) {
-                    float value = normalized(from[r].at[v], centre[v], scale[v], shift[v]);
-                    if (affine == 2) value = __fmaf_rn(value, factor.at[v], offset.at[v]);
-                    if (shortcut != nullptr) value = __fadd_rn(value, added[r].at[v]);
-                    to.at[v] = rectified(value, relu);
-                }
-                store(y + base + place, to);
+            for (int v = 0; v < VECTOR; ++v) {
+                float all = normalized(value.at[v], centre[v], scale[v], shift[v]);
+                if (affine == 2) all = __fmaf_rn(all, factor.at[v], offset.at[v]);
+                if (extra != nullptr) all = __fadd_rn(all, added.at[v]);
+                row.at[v] = rectified(all, relu);
             }
+            store(to + at, row);
         }
     }
 }
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(256) element_sums(
     const value_t* x, value_t* d_y, const value_t* y, const float* gamma, const float* mean, float* partial, u64 rows, u32 channels, u32 groups, u64 rows_a_slab
 ) {
     extern __shared__ float shared[];
-    sums(x, d_y, y, gamma, nullptr, 0.0f, mean, nullptr, nullptr, nullptr, partial, rows, channels, groups, rows_a_slab, shared);
+    sums<false>(x, d_y, y, gamma, nullptr, 0.0f, mean, nullptr, nullptr, nullptr, partial, rows, channels, groups, rows_a_slab, shared);
 }
 
 // Of each sample and group: sums [samples, groups, 2] of γ·(Σ d_y) and γ·(Σ d_y·(x − mean)), γ per channel or absent; a block a (group, sample).
@@ -162,6 +162,45 @@ __global__ void element_affine(
 }
 }
 
+// What the gradient of an input takes of its channel.
+struct OfChannel {
+    float centre[VECTOR], deviation[VECTOR], scale[VECTOR], d_mean[VECTOR], projection[VECTOR];
+};
+
+// A row of `group_input`. `factor`: γ of each element, else that of the channel. With `out`, slopes count only where it is positive; with `before`,
+// the gradient is added to it.
+__device__ __forceinline__ Lanes group_row(const Lanes& from, const Lanes& slope, const Lanes* out, const Lanes* factor, const Lanes* before, const OfChannel& of) {
+    Lanes to;
+#pragma unroll
+    for (int v = 0; v < VECTOR; ++v) {
+        const float open = out == nullptr || out->at[v] > 0.0f ? slope.at[v] : 0.0f;
+        const float g = __fmul_rn(factor != nullptr ? factor->at[v] : of.scale[v], open);
+        const float gradient = __fmul_rn(of.deviation[v], __fmaf_rn(of.centre[v] - from.at[v], of.projection[v], g - of.d_mean[v]));
+        to.at[v] = before != nullptr ? __fadd_rn(before->at[v], gradient) : gradient;
+    }
+    return to;
+}
+
+// All batches of rows of a sample that are whole, from `first` on, which is moved behind them.
+template <bool GATED, bool ACCUMULATE>
+__device__ __forceinline__ void group_batches(
+    const value_t* __restrict__ x, const value_t* __restrict__ d_y, const value_t* __restrict__ y, value_t* __restrict__ d_x, u64& first, u64 rows, u64 stride,
+    u32 channels, const OfChannel& of
+) {
+    const u64 step = stride * channels;
+    u64 at = first * channels;
+    for (; first + (BATCH - 1) * stride < rows; first += BATCH * stride, at += BATCH * step) {
+        Lanes from[BATCH], slope[BATCH], out[BATCH], before[BATCH];
+        load_rows(from, x + at, step);
+        load_rows(slope, d_y + at, step);
+        if (GATED) load_rows(out, y + at, step);
+        if (ACCUMULATE) load_rows(before, d_x + at, step);
+#pragma unroll
+        for (int r = 0; r < BATCH; ++r)
+            store(d_x + at + r * step, group_row(from[r], slope[r], GATED ? &out[r] : nullptr, nullptr, ACCUMULATE ? &before[r] : nullptr, of));
+    }
+}
+
 // dx (+)= rstd·[g − mean(g) − x̂·mean(g·x̂)], g = γ·d_y; `gamma` per channel or null, `factors` per element of a sample or null. With `y`, d_y counts
 // only where y is positive.
 __device__ __forceinline__ void group_input(
@@ -174,43 +213,36 @@ __device__ __forceinline__ void group_input(
     const float n = (float)spatial * (float)width;
     const u64 stride = (u64)gridDim.y * blockDim.y;
     for (u64 sample = blockIdx.z; sample < batch; sample += gridDim.z) {
-        float centre[VECTOR], deviation[VECTOR], scale[VECTOR], d_mean[VECTOR], projection[VECTOR];
+        OfChannel of;
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v) {
             const u64 group = sample * groups + (channel + v) / width;
-            centre[v] = mean[group];
-            deviation[v] = rstd[group];
-            scale[v] = either(gamma, channel + v, 1.0f);
-            d_mean[v] = sums[2 * group] / n;
-            projection[v] = deviation[v] * deviation[v] * (sums[2 * group + 1] / n);
+            of.centre[v] = mean[group];
+            of.deviation[v] = rstd[group];
+            of.scale[v] = either(gamma, channel + v, 1.0f);
+            of.d_mean[v] = sums[2 * group] / n;
+            of.projection[v] = of.deviation[v] * of.deviation[v] * (sums[2 * group + 1] / n);
         }
-        const u64 base = sample * spatial * channels;
-        for (u64 first = (u64)blockIdx.y * blockDim.y + threadIdx.y; first < spatial; first += BATCH * stride) {
-            Lanes from[BATCH], slope[BATCH], out[BATCH], before[BATCH];
-#pragma unroll
-            for (int r = 0; r < BATCH; ++r) {
-                const u64 row = first + r * stride, at = base + row * channels + channel;
-                if (row >= spatial) continue;
-                from[r] = load(x + at);
-                slope[r] = load(d_y + at);
-                if (y != nullptr) out[r] = load(y + at);
-                if (accumulate) before[r] = load(d_x + at);
-            }
-#pragma unroll
-            for (int r = 0; r < BATCH; ++r) {
-                const u64 row = first + r * stride, place = row * channels + channel;
-                if (row >= spatial) continue;
-                Lanes to, factor = {};
-                if (factors != nullptr) factor = load(factors + place);
-#pragma unroll
-                for (int v = 0; v < VECTOR; ++v) {
-                    const float open = y == nullptr || out[r].at[v] > 0.0f ? slope[r].at[v] : 0.0f;
-                    const float g = __fmul_rn(factors != nullptr ? factor.at[v] : scale[v], open);
-                    const float gradient = __fmul_rn(deviation[v], __fmaf_rn(centre[v] - from[r].at[v], projection[v], g - d_mean[v]));
-                    to.at[v] = accumulate ? __fadd_rn(before[r].at[v], gradient) : gradient;
-                }
-                store(d_x + base + place, to);
-            }
+        const u64 base = sample * spatial * channels + channel;
+        const value_t *from = x + base, *slope = d_y + base, *out = y != nullptr ? y + base : nullptr;
+        value_t* to = d_x + base;
+        u64 first = (u64)blockIdx.y * blockDim.y + threadIdx.y;
+        if (factors == nullptr) {
+            if (out != nullptr && accumulate) group_batches<true, true>(from, slope, out, to, first, spatial, stride, channels, of);
+            else if (out != nullptr) group_batches<true, false>(from, slope, out, to, first, spatial, stride, channels, of);
+            else if (accumulate) group_batches<false, true>(from, slope, out, to, first, spatial, stride, channels, of);
+            else group_batches<false, false>(from, slope, out, to, first, spatial, stride, channels, of);
+        }
+        for (; first < spatial; first += stride) {
+            const u64 at = first * channels;
+            Lanes before = {}, gate = {}, factor = {};
+            if (accumulate) before = load(to + at);
+            if (out != nullptr) gate = load(out + at);
+            if (factors != nullptr) factor = load(factors + channel + at);
+            const Lanes row = group_row(
+                load(from + at), load(slope + at), out != nullptr ? &gate : nullptr, factors != nullptr ? &factor : nullptr, accumulate ? &before : nullptr, of
+            );
+            store(to + at, row);
         }
     }
 }
