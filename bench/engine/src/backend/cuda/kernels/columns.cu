@@ -48,7 +48,7 @@ __device__ __forceinline__ void add_run(Running& all, const Lanes (&values)[RUN]
 extern "C" {
 
 // partial [samples, slabs, 4, channels].
-__global__ void __launch_bounds__(256) moments(
+__global__ void __launch_bounds__(256, 3) moments(
     const value_t* __restrict__ x, const float* __restrict__ tokens, float padding, float* __restrict__ partial, u64 rows, u32 channels, u64 rows_a_slab
 ) {
     extern __shared__ double room[];
@@ -247,7 +247,7 @@ __device__ __forceinline__ void input_batches(
 extern "C" {
 
 // partial [samples, slabs, 2, channels]: Σ d_y and Σ d_y·(x − mean), with the gates of `sums`. With `y`, d_y is written.
-__global__ void __launch_bounds__(256) backward_sums(
+__global__ void __launch_bounds__(256, 3) backward_sums(
     const value_t* x, value_t* d_y, const value_t* y, const float* tokens, float padding, const float* mean, const float* again_gamma, const float* again_beta,
     const float* again_rstd, float* partial, u64 rows, u32 channels, u32 groups, u64 rows_a_slab
 ) {
@@ -341,7 +341,7 @@ __global__ void __launch_bounds__(256) backward_eval(
 
 // --- gradients of biases: Σ over rows ---
 // partial [slabs, channels].
-__global__ void __launch_bounds__(256) column_sums(const value_t* __restrict__ x, float* __restrict__ partial, u64 rows, u32 channels, u64 rows_a_slab) {
+__global__ void __launch_bounds__(256, 3) column_sums(const value_t* __restrict__ x, float* __restrict__ partial, u64 rows, u32 channels, u64 rows_a_slab) {
     extern __shared__ float shared[];
     const u32 lane = threadIdx.x, channel = (blockIdx.x * blockDim.x + lane) * VECTOR;
     const u64 begin = blockIdx.y * rows_a_slab, end = min(begin + rows_a_slab, rows);

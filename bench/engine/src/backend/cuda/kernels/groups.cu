@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(256) group_normalize(
 }
 
 // As `backward_sums` of γ·d_y, γ per element of a sample.
-__global__ void __launch_bounds__(256) element_sums(
+__global__ void __launch_bounds__(256, 3) element_sums(
     const value_t* x, value_t* d_y, const value_t* y, const float* gamma, const float* mean, float* partial, u64 rows, u32 channels, u32 groups, u64 rows_a_slab
 ) {
     extern __shared__ float shared[];

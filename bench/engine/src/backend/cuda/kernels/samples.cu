@@ -2,7 +2,8 @@
 //
 // Layout: x is [batch, spatial, channels], channels fastest. A unit is some channels with all of their groups; a team takes the unit `team % units`
 // of one sample after the other. Its blocks are `across` along the unit's channels times `slabs` along the rows. A thread of a block holds VECTOR
-// neighbouring channels and every `down`-th row of the slab, and reads from shared memory only what it has put there itself.
+// neighbouring channels and every `down`-th row of the slab, and reads from shared memory only what it has put there itself. What a thread has written out
+// makes room for the same row of its team's next sample, which is on its way while others of the block still write, and while the team meets.
 // A team of several blocks merges what they found in a fixed order, through global memory and a barrier of its own, so all blocks must be resident
 // together: such launches are cooperative. A launch begins with `arrived` zero.
 // Reference: kernel.rs states the formulas; Chan, Golub, LeVeque 1979 for merged moments.
@@ -11,6 +12,7 @@
 constexpr u32 THREADS = 256;  // of a block
 constexpr u32 MOST = 64;      // groups of a unit, at most
 constexpr u32 APART = 32;     // teams' counters lie in different lines of the cache
+constexpr u32 WRITTEN = 2;    // rows of a thread that are written together
 
 struct Team {
     u64 batch, spatial;
@@ -158,10 +160,13 @@ __device__ __forceinline__ void forward(
     const Place at = placed(of);
     value_t* own = room + threadIdx.x * VECTOR;
     const u64 step = (u64)at.down * of.channels;
+    const u64 each = of.spatial * of.channels, place = at.row * of.channels + at.channel;
     u32 round = 0;
+    if (at.sample < of.batch)
+        for (u32 i = 0; i < at.items; ++i) fetch(own + i * THREADS * VECTOR, x + at.sample * each + place + i * step);
     for (u64 sample = at.sample; sample < of.batch; sample += at.stride, ++round) {
-        const u64 place = at.row * of.channels + at.channel, base = sample * of.spatial * of.channels + place;
-        for (u32 i = 0; i < at.items; ++i) fetch(own + i * THREADS * VECTOR, x + base + i * step);
+        const u64 base = sample * each + place;
+        const value_t* next = sample + at.stride < of.batch ? x + base + at.stride * each : nullptr;
         arrive();
         const float n = (float)(at.items * (VECTOR / K)), inverse = at.items > 0 ? 1.0f / n : 0.0f;
         float centre[K] = {}, off[K] = {}, squares[K] = {};
@@ -213,23 +218,34 @@ __device__ __forceinline__ void forward(
             scale[v] = affine == 1 ? __fmul_rn(groups[1][set], gamma[at.channel + v]) : groups[1][set];
             shift[v] = affine == 1 && !RMS ? beta[at.channel + v] : 0.0f;
         }
-#pragma unroll 2
-        for (u32 i = 0; i < at.items; ++i) {
-            const Lanes from = load(own + i * THREADS * VECTOR);
-            Lanes to, factor = {}, offset = {}, added = {};
-            if (affine == 2) {
-                factor = load(gamma + place + i * step);
-                if (!RMS) offset = load(beta + place + i * step);
-            }
-            if (shortcut != nullptr) added = load(shortcut + base + i * step);
+        for (u32 first = 0; first < at.items; first += WRITTEN) {
+            Lanes from[WRITTEN];
 #pragma unroll
-            for (int v = 0; v < VECTOR; ++v) {
-                float value = normalized(from.at[v], middle[v], scale[v], shift[v]);
-                if (affine == 2) value = RMS ? __fmul_rn(value, factor.at[v]) : __fmaf_rn(value, factor.at[v], offset.at[v]);
-                if (shortcut != nullptr) value = __fadd_rn(value, added.at[v]);
-                to.at[v] = rectified(value, relu);
+            for (u32 r = 0; r < WRITTEN; ++r)
+                if (first + r < at.items) from[r] = load(own + (first + r) * THREADS * VECTOR);
+#pragma unroll
+            for (u32 r = 0; r < WRITTEN; ++r) {
+                const u64 row = (first + r) * step;
+                if (first + r >= at.items) continue;
+                Lanes to, factor = {}, offset = {}, added = {};
+                if (affine == 2) {
+                    factor = load(gamma + place + row);
+                    if (!RMS) offset = load(beta + place + row);
+                }
+                if (shortcut != nullptr) added = load(shortcut + base + row);
+#pragma unroll
+                for (int v = 0; v < VECTOR; ++v) {
+                    float value = normalized(from[r].at[v], middle[v], scale[v], shift[v]);
+                    if (affine == 2) value = RMS ? __fmul_rn(value, factor.at[v]) : __fmaf_rn(value, factor.at[v], offset.at[v]);
+                    if (shortcut != nullptr) value = __fadd_rn(value, added.at[v]);
+                    to.at[v] = rectified(value, relu);
+                }
+                store(y + base + row, to);
             }
-            store(y + base + i * step, to);
+            if (next == nullptr) continue;
+#pragma unroll
+            for (u32 r = 0; r < WRITTEN; ++r)
+                if (first + r < at.items) fetch(own + (first + r) * THREADS * VECTOR, next + (first + r) * step);
         }
     }
 }
@@ -246,13 +262,17 @@ __device__ __forceinline__ void backward(
     const u64 step = (u64)at.down * of.channels;
     const float n = (float)of.spatial * (float)(of.channels / of.groups);
     float d_gamma[VECTOR] = {}, d_beta[VECTOR] = {};
+    const u64 each = of.spatial * of.channels, place = at.row * of.channels + at.channel;
     u32 round = 0;
-    for (u64 sample = at.sample; sample < of.batch; sample += at.stride, ++round) {
-        const u64 base = (sample * of.spatial + at.row) * of.channels + at.channel, group = sample * of.groups + at.unit * (of.groups / of.units);
+    if (at.sample < of.batch)
         for (u32 i = 0; i < at.items; ++i) {
-            fetch(own + i * THREADS * VECTOR, x + base + i * step);
-            fetch(slopes + i * THREADS * VECTOR, d_y + base + i * step);
+            const u64 row = at.sample * each + place + i * step;
+            fetch(own + i * THREADS * VECTOR, x + row);
+            fetch(slopes + i * THREADS * VECTOR, d_y + row);
         }
+    for (u64 sample = at.sample; sample < of.batch; sample += at.stride, ++round) {
+        const u64 base = sample * each + place, next = base + at.stride * each, group = sample * of.groups + at.unit * (of.groups / of.units);
+        const bool more = sample + at.stride < of.batch;
         float middle[VECTOR], deviation[VECTOR], a[VECTOR] = {}, b[VECTOR] = {};
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v) {
@@ -303,18 +323,35 @@ __device__ __forceinline__ void backward(
             d_mean[v] = groups[0][set];
             projection[v] = deviation[v] * deviation[v] * groups[1][set];
         }
-#pragma unroll 2
-        for (u32 i = 0; i < at.items; ++i) {
-            const Lanes from = load(own + i * THREADS * VECTOR), slope = load(slopes + i * THREADS * VECTOR);
-            Lanes to = {};
-            if (accumulate) to = load(d_x + base + i * step);
+        for (u32 first = 0; first < at.items; first += WRITTEN) {
+            Lanes from[WRITTEN], slope[WRITTEN];
 #pragma unroll
-            for (int v = 0; v < VECTOR; ++v) {
-                const float g = __fmul_rn(scale[v], slope.at[v]);
-                const float gradient = __fmul_rn(deviation[v], __fmaf_rn(middle[v] - from.at[v], projection[v], g - d_mean[v]));
-                to.at[v] = accumulate ? __fadd_rn(to.at[v], gradient) : gradient;
+            for (u32 r = 0; r < WRITTEN; ++r) {
+                if (first + r >= at.items) continue;
+                from[r] = load(own + (first + r) * THREADS * VECTOR);
+                slope[r] = load(slopes + (first + r) * THREADS * VECTOR);
             }
-            store(d_x + base + i * step, to);
+#pragma unroll
+            for (u32 r = 0; r < WRITTEN; ++r) {
+                const u64 row = (first + r) * step;
+                if (first + r >= at.items) continue;
+                Lanes to = {};
+                if (accumulate) to = load(d_x + base + row);
+#pragma unroll
+                for (int v = 0; v < VECTOR; ++v) {
+                    const float g = __fmul_rn(scale[v], slope[r].at[v]);
+                    const float gradient = __fmul_rn(deviation[v], __fmaf_rn(middle[v] - from[r].at[v], projection[v], g - d_mean[v]));
+                    to.at[v] = accumulate ? __fadd_rn(to.at[v], gradient) : gradient;
+                }
+                store(d_x + base + row, to);
+            }
+            if (!more) continue;
+#pragma unroll
+            for (u32 r = 0; r < WRITTEN; ++r) {
+                if (first + r >= at.items) continue;
+                fetch(own + (first + r) * THREADS * VECTOR, x + next + (first + r) * step);
+                fetch(slopes + (first + r) * THREADS * VECTOR, d_y + next + (first + r) * step);
+            }
         }
     }
     if (affine == nullptr) return;

@@ -9,8 +9,9 @@ use crate::backend::Result;
 use crate::backend::cuda::module::{Columns, Groups};
 use crate::tensor::Span;
 
-/// Blocks that each multiprocessor gets of a sum over rows.
-const BLOCKS: usize = 4;
+/// Blocks that each multiprocessor gets of a sum over rows: as many as it holds at once, which the kernels' bounds see to. One more would wait
+/// until others have ended, and then have the multiprocessor to itself.
+const BLOCKS: usize = 3;
 /// Rows that each thread of a sum has at least.
 const ROWS: usize = 16;
 /// Threads side by side in a block, at most.
