@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::outcome::Outcome;
 
+mod algorithm;
 mod ceiling;
 mod collective;
 mod compression;
 mod gpu;
 mod learning;
 
+pub use algorithm::AlgorithmRow;
 pub use ceiling::CeilingRow;
 pub use collective::CollectiveRow;
 pub use compression::CompressionRow;

@@ -262,6 +262,10 @@ pub trait Backend: Send {
     fn values(&self) -> Dtype {
         Dtype::F32
     }
+    /// Which algorithms NVIDIA's libraries were left to take so far, for the records: allocates, so never within a step.
+    fn choices(&self) -> Vec<cuda::choice::Choice> {
+        Vec::new()
+    }
     /// `cpu`, `deferred`, ...
     fn name(&self) -> &'static str;
     /// Threads that a kernel may be spread over, each with a workspace of its own.

@@ -7,6 +7,7 @@
 //! Reference: CUDA driver API; [`crate::kernel::Kernel`] for what each kernel computes.
 pub(crate) mod api;
 mod blas;
+pub mod choice;
 pub mod compile;
 pub mod discovery;
 mod dnn;
@@ -33,6 +34,7 @@ use crate::half::{Bf16, F16};
 use crate::kernel::Kernel;
 use crate::tensor::{Dtype, Span};
 use blas::Blas;
+use choice::Choice;
 use dnn::Dnn;
 use gpu::{Gpu, check};
 use graph::Graph;
@@ -412,6 +414,10 @@ impl Backend for CudaBackend {
 
     fn values(&self) -> Dtype {
         self.precision.values()
+    }
+
+    fn choices(&self) -> Vec<Choice> {
+        self.dnn.choices()
     }
 
     fn name(&self) -> &'static str {
