@@ -5,6 +5,7 @@
 //! own ranking, so that the same shape has the same algorithm in every run, whatever a clock says.
 //! Reference: cuDNN's API reference, `cudnnConvolutionForward` and the two backwards.
 mod algorithm;
+pub(super) mod batch_norm;
 mod shape;
 
 use crate::backend::cuda::api::cudnn;
@@ -24,6 +25,7 @@ use crate::backend::{BackendError, Result};
 use crate::kernel::{Window, Write};
 use crate::tensor::Dtype;
 use algorithm::{MOST_WORKSPACE, NAMED, Taken, choose};
+use batch_norm::Norms;
 use shape::Shape;
 
 /// Where narrow weight gradients lie in scratch is a multiple of this.
@@ -37,6 +39,7 @@ pub(super) struct Dnn {
     handle: cudnnHandle_t,
     precision: Precision,
     shapes: HashMap<(Window, usize, Dtype), Shape>,
+    norms: Norms,
 }
 
 fn check(status: cudnnStatus_t, what: &str) -> Result<()> {
@@ -64,6 +67,7 @@ impl Dnn {
             handle,
             precision,
             shapes: HashMap::new(),
+            norms: Norms::default(),
         })
     }
 
@@ -88,6 +92,7 @@ impl Dnn {
                 .map(|taken| taken.choice("convolution weight gradient", of));
             choices.extend([forward, data, filter].into_iter().flatten());
         }
+        choices.extend(self.norms.choices());
         // Whatever the order of a table by hashes.
         choices.sort();
         choices

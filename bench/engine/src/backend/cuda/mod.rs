@@ -66,6 +66,17 @@ impl Precision {
     }
 }
 
+/// Who computes batch norm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum BatchNormBy {
+    /// Our kernels.
+    #[default]
+    Own,
+    /// cuDNN, where it has what is asked for: in training and evaluation, with an exponential average and without padding to leave out.
+    /// Rectifiers and additions behind it are kernels of our own.
+    Cudnn,
+}
+
 /// What a device is made of.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CudaDevice {
@@ -73,12 +84,15 @@ pub struct CudaDevice {
     pub ordinal: usize,
     /// Of products and convolutions, and of values.
     pub precision: Precision,
+    /// Of batch norm.
+    pub batch_norm: BatchNormBy,
 }
 
 /// A device on a GPU.
 pub struct CudaBackend {
     failure: Option<BackendError>,
     precision: Precision,
+    batch_norm: BatchNormBy,
     /// Why a collective that ran here was stopped, by whoever stopped it, on any thread.
     loss: Arc<OnceLock<String>>,
     graphs: Vec<Graph>,
@@ -138,6 +152,9 @@ impl CudaBackend {
         if device.precision == Precision::Bf16 {
             gpu.kernels.load_narrow()?;
         }
+        if device.batch_norm == BatchNormBy::Cudnn {
+            api::cudnn_norm::load()?;
+        }
         let queues = [Queue::new(&gpu)?, Queue::new(&gpu)?];
         let mut memory = Memory::new(&gpu);
         let clock = Clock::new(&gpu, &queues[0])?;
@@ -148,6 +165,7 @@ impl CudaBackend {
         Ok(Self {
             failure: None,
             precision: device.precision,
+            batch_norm: device.batch_norm,
             loss: Arc::default(),
             graphs: Vec::new(),
             capturing: false,
@@ -414,6 +432,10 @@ impl Backend for CudaBackend {
 
     fn values(&self) -> Dtype {
         self.precision.values()
+    }
+
+    fn library_batch_norm(&self) -> bool {
+        self.batch_norm == BatchNormBy::Cudnn
     }
 
     fn choices(&self) -> Vec<Choice> {

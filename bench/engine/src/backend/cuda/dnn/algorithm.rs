@@ -46,7 +46,7 @@ impl<A: Debug> Taken<A> {
 }
 
 /// A name of cuDNN's without what all of them begin with.
-fn bare(name: &impl Debug) -> String {
+pub(super) fn bare(name: &impl Debug) -> String {
     let name = format!("{name:?}");
     let prefixes = ["CUDNN_CONVOLUTION_", "CUDNN_"];
     let bare = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix));
@@ -54,7 +54,7 @@ fn bare(name: &impl Debug) -> String {
 }
 
 /// `f32` or `bf16`.
-fn type_name(dtype: Dtype) -> &'static str {
+pub(super) fn type_name(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::Bf16 => "bf16",
         _ => "f32",
