@@ -119,7 +119,7 @@ fn cudnn_trains_as_the_cpu_does_and_tells_what_it_took() {
                 .collect();
             println!("{norms:#?}");
             assert!(
-                norms.len() >= 4
+                norms.len() >= 2
                     && norms
                         .iter()
                         .all(|choice| choice.algorithm.starts_with("BATCHNORM_SPATIAL")),
