@@ -273,6 +273,22 @@ mod tests {
     }
 
     #[test]
+    fn whose_batch_norm_it_is_must_be_equal_where_both_have_it() {
+        let by = |norm: &str, by: Option<&str>| TrialRow {
+            norm: norm.into(),
+            cuda_batch_norm: by.map(str::to_owned),
+            ..ddp()
+        };
+        let (own, cudnn) = (by("batch", Some("own")), by("batch", Some("cudnn")));
+        assert!(fair(&cudnn, &own, "train.cuda_batch_norm"));
+        assert!(!fair(&cudnn, &own, "model.norm"));
+        for batch in [&own, &cudnn] {
+            assert!(fair(batch, &by("group", None), "model.norm"));
+            assert!(!fair(batch, &by("batch", None), "parallel.overlap"));
+        }
+    }
+
+    #[test]
     fn every_setting_is_a_factor_and_sizes_are_read() {
         let trial = ddp();
         for (key, _) in SETTINGS {

@@ -2,7 +2,8 @@
 //!
 //! Contract: [`crate::backend::Backend`]'s. Everything enqueues on one of two streams of the device's own; the host blocks in `download`,
 //! in `synchronize`, and where an upload finds all of its pinned memory under way. Several devices may share one GPU. Results are the
-//! same from call to call: no kernel of ours adds atomically where order matters, and only deterministic algorithms of cuDNN are taken.
+//! same from call to call: no kernel of ours adds atomically where order matters, and only deterministic algorithms of cuDNN are taken. Of
+//! its batch norm, which computes where it is asked for, cuDNN does not say.
 //! A call that fails makes the device fail for good: CUDA's errors are sticky.
 //! Reference: CUDA driver API; [`crate::kernel::Kernel`] for what each kernel computes.
 pub(crate) mod api;
@@ -154,6 +155,7 @@ impl CudaBackend {
         }
         if device.batch_norm == BatchNormBy::Cudnn {
             api::cudnn_norm::load()?;
+            dnn::batch_norm::load_parts()?;
         }
         let queues = [Queue::new(&gpu)?, Queue::new(&gpu)?];
         let mut memory = Memory::new(&gpu);

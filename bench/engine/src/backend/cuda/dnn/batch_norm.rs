@@ -12,6 +12,7 @@ mod shape;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr::null_mut;
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::cudnn::sys::{
     cudnnBatchNormMode_t as Mode, cudnnBatchNormOps_t as Operations, cudnnStatus_t,
@@ -19,10 +20,10 @@ use cudarc::cudnn::sys::{
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{Dnn, ONE, ZERO, check};
-use crate::backend::Result;
 use crate::backend::cuda::api::cudnn_norm;
 use crate::backend::cuda::choice::Choice;
 use crate::backend::cuda::memory::{Memory, Scratch};
+use crate::backend::{BackendError, Result};
 use crate::kernel::Write;
 use crate::tensor::Dtype;
 use shape::Shape;
@@ -98,6 +99,32 @@ fn is_refused(status: cudnnStatus_t) -> bool {
     status as u32 / 1000 == cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED as u32 / 1000
 }
 
+/// What cuDNN said where it has no batch norm of some shape.
+fn said(of: &NormOf, status: cudnnStatus_t, what: &str) -> BackendError {
+    let NormOf {
+        samples,
+        spatial,
+        channels,
+        dtype,
+    } = of;
+    BackendError::Device(format!(
+        "{what}: cuDNN returned {status:?} for {samples}×{spatial}×{channels} in {dtype:?}; our own kernels compute that"
+    ))
+}
+
+/// Has cuDNN load what describes batch norms, on one thread at a time: as for convolutions.
+pub(in crate::backend::cuda) fn load_parts() -> Result<()> {
+    static PARTS: Mutex<()> = Mutex::new(());
+    let _alone = PARTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let one = NormOf {
+        samples: 1,
+        spatial: 1,
+        channels: 1,
+        dtype: Dtype::F32,
+    };
+    Shape::new(&one).map(|shape| shape.destroy())
+}
+
 impl Dnn {
     fn norm(&mut self, of: NormOf) -> Result<Shape> {
         if let Some(shape) = self.norms.shapes.get(&of) {
@@ -113,7 +140,7 @@ impl Dnn {
         };
         if let Err((status, what)) = asked {
             shape.destroy();
-            return check(status, what).map(|()| shape);
+            return Err(said(&of, status, what));
         }
         self.norms.shapes.insert(of, shape);
         Ok(shape)
@@ -132,11 +159,14 @@ impl Dnn {
             // Only the call itself knows of some shapes.
             shape
                 .ask(self.handle, Mode::CUDNN_BATCHNORM_SPATIAL)
-                .or_else(|(status, what)| check(status, what))?;
+                .map_err(|(status, what)| said(&of, status, what))?;
             self.norms.shapes.insert(of, shape);
             status = self.enqueue_forward(&shape, at, &mut room)?;
         }
-        check(status, "failed to enqueue a batch norm")
+        match status {
+            cudnnStatus_t::CUDNN_STATUS_SUCCESS => Ok(()),
+            _ => Err(said(&of, status, "failed to enqueue a batch norm")),
+        }
     }
 
     fn enqueue_forward(
