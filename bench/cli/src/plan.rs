@@ -4,6 +4,7 @@
 //! input gives the same plan, ids and order on every machine. See "Data flows one way" in ARCHITECTURE.md.
 pub mod axes;
 pub mod backend;
+pub mod batch_norm;
 pub mod build;
 pub mod collectives;
 pub mod combine;

@@ -285,6 +285,7 @@ fn without_gpus_what_needs_them_is_exit_status_four() {
     std::fs::write(folder.path().join("one.toml"), ONE).unwrap();
     let (tf32, bf16) = (["train.precision=tf32"], ["train.precision=bf16"]);
     let graph = ["train.cuda_graph=true"];
+    let cudnn = ["train.cuda_batch_norm=cudnn", "model.norm=batch"];
     let transport = [
         "parallel.strategy=ddp",
         "parallel.devices=2",
@@ -302,6 +303,10 @@ fn without_gpus_what_needs_them_is_exit_status_four() {
         (
             &graph,
             "`train.cuda_graph` is true, and CPUs have no CUDA graphs",
+        ),
+        (
+            &cudnn,
+            "`train.cuda_batch_norm` is cudnn, and CPUs have no cuDNN",
         ),
         (
             &transport,

@@ -6,6 +6,7 @@ use syncmark::plan::Plan;
 use syncmark::plan::build::{Request, build};
 use syncmark::plan::config::{Backend, Work};
 use syncmark::scenario::file::{Precision, Transport};
+use syncmark_engine::model::spec::Norm;
 
 const DIGITS: &str = "[model]\npreset = \"mlp\"\n[data]\nsource = \"digits\"\nbatch_size = 8\n";
 
@@ -146,6 +147,86 @@ fn a_graph_of_a_step_is_a_trial_of_its_own_on_one_gpu_and_nowhere_else() {
     }
     let error = planned("layer-cost", &format!("{DIGITS}{graph}"), Backend::Cuda).unwrap_err();
     assert!(error.contains("only kind = \"train\""), "{error}");
+}
+
+/// `norm` for the `norm` layers of a small model, and cuDNN for its batch norms.
+fn by_cudnn(norm: &str, rest: &str) -> String {
+    format!("[sweep]\n\"model.norm\" = [\"{norm}\"]\n[train]\ncuda_batch_norm = \"cudnn\"\n{rest}")
+}
+
+/// A plan of a model with norms, whose first trial has its own.
+fn normed(kind: &str, rest: &str) -> Result<Plan, String> {
+    let model = "[model]\nlayers = [{ conv2d = { channels = 4, kernel = 3 } }, \"norm\", \"relu\", \"flatten\", { linear = { features = \"classes\" } }]\n\
+[data]\nsource = \"digits\"\nbatch_size = 8\n";
+    let request = Request {
+        name: "test.toml".to_owned(),
+        text: format!("name = \"t\"\nquestion = \"?\"\nkind = \"{kind}\"\n{model}{rest}"),
+        auto: Backend::Cuda,
+        ..Request::default()
+    };
+    build(&request).map_err(|error| error.render(false))
+}
+
+#[test]
+fn batch_norm_by_cudnn_is_a_trial_of_its_own_where_there_is_batch_norm() {
+    let both = "[sweep]\n\"model.norm\" = [\"batch\", \"group\"]\n\"train.cuda_batch_norm\" = [\"own\", \"cudnn\"]\n";
+    let plan = normed("train", both).unwrap();
+    let trials: Vec<_> = plan
+        .trials
+        .iter()
+        .map(|trial| {
+            let said = trial.settings.get("train.cuda_batch_norm");
+            (trial.config.norm, said.map(String::as_str))
+        })
+        .collect();
+    assert_eq!(
+        trials,
+        [
+            (Norm::Batch, Some("own")),
+            (Norm::Batch, Some("cudnn")),
+            (Norm::Group, None)
+        ]
+    );
+    assert_eq!(
+        reasons(&plan),
+        ["the model has no batch norm for cuDNN to compute"]
+    );
+    let id = |rest: &str| normed("train", rest).unwrap().trials.remove(0).id;
+    let batch = "[sweep]\n\"model.norm\" = [\"batch\"]\n";
+    let own = id(&format!("{batch}[train]\ncuda_batch_norm = \"own\"\n"));
+    assert_eq!(own, id(batch), "what was there before");
+    assert_ne!(own, id(&by_cudnn("batch", "")));
+    // As the fastest of kernels it may be captured, and its nodes are timed.
+    assert!(normed("train", &by_cudnn("batch", "cuda_graph = true\n")).is_ok());
+    assert!(normed("norm-cost", &by_cudnn("batch", "")).is_ok());
+}
+
+#[test]
+fn what_cudnn_cannot_do_is_refused_with_the_reason() {
+    let ddp = "[parallel]\nstrategy = \"ddp\"\ndevices = 2\nlaunch = \"processes\"\n";
+    let learning = "epochs = 1\n";
+    for (kind, rest, why) in [
+        (
+            "train",
+            by_cudnn("sync-batch", ddp),
+            "cuDNN's batch norm is one call",
+        ),
+        ("train", by_cudnn("layer", ""), "no batch norm for cuDNN"),
+        (
+            "train",
+            by_cudnn("batch", "[parallel]\nbackend = \"cpu\"\n"),
+            "CPUs have no cuDNN",
+        ),
+        (
+            "learning",
+            by_cudnn("batch", learning),
+            "trials that learn have ours",
+        ),
+    ] {
+        let error = normed(kind, &rest).unwrap_err();
+        assert!(error.contains(why), "{error}");
+        assert!(error.contains("cuda_batch_norm out"), "{error}");
+    }
 }
 
 /// On two devices, with a transport or without a word about it.

@@ -30,6 +30,7 @@ fn interrupted(folder: &Path) {
             comm: Vec::new(),
             devices: Vec::new(),
             gpus: Vec::new(),
+            algorithms: Vec::new(),
             learning: Vec::new(),
             norm_statistics: Vec::new(),
             collectives: Vec::new(),

@@ -470,8 +470,8 @@ fn norms_of_gpu_norm_cost_leave_every_cache() {
     }
     assert_eq!(
         norms,
-        3 * 3 * 5,
-        "three at each of three shapes, of each kind"
+        3 * 3 * (5 + 1),
+        "three at each of three shapes, of each kind, and batch norm by cuDNN"
     );
 }
 

@@ -51,6 +51,8 @@ pub enum Kernel {
     },
     /// d_y = 0 where y is not positive: the gradient of what a rectifier's output `y` was made of.
     Gate { y: Span, d_y: Span },
+    /// y = max(y + shortcut, 0) in place; the shortcut is empty for none. NaN stays NaN.
+    Rectify { y: Span, shortcut: Span },
     /// Transposes each of `batch` row-major matrices: `[rows, columns]` to `[columns, rows]` (NHWC to NCHW: rows = h·w, columns = c).
     Transpose {
         from: Span,
@@ -318,6 +320,51 @@ pub enum Kernel {
         rows: usize,
         write: Write,
         gate: Gate,
+    },
+    /// The whole of batch norm's forward in one call of a library, where the device has one (`Backend::library_batch_norm`): mean and
+    /// rstd[c] of x[samples·spatial, c], y = γ·(x − mean)·rstd + β, rm ← (1−m)·rm + m·mean, rv ← (1−m)·rv + m·variance·n/(n−1). Empty
+    /// running statistics stay as they are; γ and β are there. At least two rows.
+    LibraryBatchNorm {
+        x: Span,
+        gamma: Span,
+        beta: Span,
+        y: Span,
+        mean: Span,
+        rstd: Span,
+        running_mean: Span,
+        running_variance: Span,
+        samples: usize,
+        spatial: usize,
+        eps: f32,
+        momentum: f32,
+    },
+    /// The whole of its backward: d_gamma += Σ d_y·(x − mean)·rstd, d_beta += Σ d_y, and dx (+)= the input gradient, unless `d_x` is empty.
+    /// Behind a [`Kernel::LibraryBatchNorm`] of the same x, mean, rstd and shape.
+    LibraryBatchNormBackward {
+        x: Span,
+        d_y: Span,
+        gamma: Span,
+        mean: Span,
+        rstd: Span,
+        d_gamma: Span,
+        d_beta: Span,
+        d_x: Span,
+        samples: usize,
+        spatial: usize,
+        eps: f32,
+        write: Write,
+    },
+    /// Its forward in evaluation mode: y = γ·(x − rm)/sqrt(rv + eps) + β.
+    LibraryBatchNormEval {
+        x: Span,
+        gamma: Span,
+        beta: Span,
+        running_mean: Span,
+        running_variance: Span,
+        y: Span,
+        samples: usize,
+        spatial: usize,
+        eps: f32,
     },
     /// Evaluation mode: dx (+)= γ·rstd·d_y.
     BatchBackwardEval {

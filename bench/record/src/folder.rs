@@ -14,8 +14,8 @@ use crate::{
     environment::{Environment, FORMAT_VERSION},
     error::FolderError,
     rows::{
-        CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, GpuRow, LayerRow,
-        LearningRow, NormStatisticsRow, PhaseRow, RepeatRow, StepRow, TrialRow,
+        AlgorithmRow, CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow,
+        GpuRow, LayerRow, LearningRow, NormStatisticsRow, PhaseRow, RepeatRow, StepRow, TrialRow,
     },
     table::{Appender, Row, Rows, encode},
 };
@@ -222,6 +222,7 @@ impl RunFolder {
             comm: Appender::open(&self.path)?,
             devices: Appender::open(&self.path)?,
             gpus: Appender::open(&self.path)?,
+            algorithms: Appender::open(&self.path)?,
             learning: Appender::open(&self.path)?,
             norm_statistics: Appender::open(&self.path)?,
             collectives: Appender::open(&self.path)?,
@@ -256,6 +257,8 @@ pub struct RepeatRecord {
     pub devices: Vec<DeviceRow>,
     /// Where its GPUs sit and what state they were in; empty for trials on CPUs.
     pub gpus: Vec<GpuRow>,
+    /// What NVIDIA's libraries took; empty where they were left nothing to choose.
+    pub algorithms: Vec<AlgorithmRow>,
     /// Learning curve; empty for trials that only measure speed.
     pub learning: Vec<LearningRow>,
     /// Noise of batch statistics; empty for trials that do not learn, or have no batch norm.
@@ -278,6 +281,7 @@ pub struct Records {
     comm: Appender<CommRow>,
     devices: Appender<DeviceRow>,
     gpus: Appender<GpuRow>,
+    algorithms: Appender<AlgorithmRow>,
     learning: Appender<LearningRow>,
     norm_statistics: Appender<NormStatisticsRow>,
     collectives: Appender<CollectiveRow>,
@@ -328,6 +332,7 @@ impl Records {
         self.comm.append(&record.comm)?;
         self.devices.append(&record.devices)?;
         self.gpus.append_some(&record.gpus)?;
+        self.algorithms.append_some(&record.algorithms)?;
         self.learning.append_some(&record.learning)?;
         self.norm_statistics.append_some(&record.norm_statistics)?;
         self.collectives.append_some(&record.collectives)?;
@@ -337,13 +342,14 @@ impl Records {
         self.repeats.append(std::slice::from_ref(&record.repeat))
     }
 
-    fn lengths(&self) -> [u64; 12] {
+    fn lengths(&self) -> [u64; 13] {
         [
             self.steps.length(),
             self.phases.length(),
             self.comm.length(),
             self.devices.length(),
             self.gpus.length(),
+            self.algorithms.length(),
             self.learning.length(),
             self.norm_statistics.length(),
             self.collectives.length(),
@@ -354,13 +360,14 @@ impl Records {
         ]
     }
 
-    fn cut(&mut self, lengths: [u64; 12]) {
+    fn cut(&mut self, lengths: [u64; 13]) {
         let [
             steps,
             phases,
             comm,
             devices,
             gpus,
+            algorithms,
             learning,
             norm_statistics,
             collectives,
@@ -374,6 +381,7 @@ impl Records {
         self.comm.cut(comm);
         self.devices.cut(devices);
         self.gpus.cut(gpus);
+        self.algorithms.cut(algorithms);
         self.learning.cut(learning);
         self.norm_statistics.cut(norm_statistics);
         self.collectives.cut(collectives);

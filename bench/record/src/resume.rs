@@ -13,20 +13,21 @@ use crate::{
     error::FolderError,
     folder::RunFolder,
     rows::{
-        CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GpuRow, LayerRow,
-        LearningRow, NormStatisticsRow, PhaseRow, RepeatRow, StepRow,
+        AlgorithmRow, CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GpuRow,
+        LayerRow, LearningRow, NormStatisticsRow, PhaseRow, RepeatRow, StepRow,
     },
     table::{Row, complete_length},
 };
 
 /// The files that have rows of repeats, `repeats.csv` first: what is taken out of it is known to be no whole repeat.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     RepeatRow::FILE,
     StepRow::FILE,
     PhaseRow::FILE,
     CommRow::FILE,
     DeviceRow::FILE,
     GpuRow::FILE,
+    AlgorithmRow::FILE,
     LearningRow::FILE,
     NormStatisticsRow::FILE,
     CollectiveRow::FILE,

@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::outcome::Outcome;
 
+mod algorithm;
 mod ceiling;
 mod collective;
 mod compression;
 mod gpu;
 mod learning;
 
+pub use algorithm::AlgorithmRow;
 pub use ceiling::CeilingRow;
 pub use collective::CollectiveRow;
 pub use compression::CompressionRow;
@@ -76,6 +78,9 @@ pub struct TrialRow {
     /// Whether a step is launched as one CUDA graph; empty on CPUs, which have none.
     #[serde(default)]
     pub cuda_graph: Option<bool>,
+    /// Who computes batch norm: `own` or `cudnn`; empty on CPUs, and where there is none.
+    #[serde(default)]
+    pub cuda_batch_norm: Option<String>,
     /// Number of devices N.
     pub devices: u32,
     /// Threads that compute on each device; not for collectives.
@@ -173,6 +178,7 @@ impl TrialRow {
             backend: unknown(),
             precision: None,
             cuda_graph: None,
+            cuda_batch_norm: None,
             devices: 1,
             threads: None,
             scaling: "weak".into(),

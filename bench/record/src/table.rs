@@ -33,7 +33,7 @@ files! {
     CommRow => "comm.csv", DeviceRow => "devices.csv", LearningRow => "learning.csv", GateRow => "gates.csv",
     CollectiveRow => "collectives.csv", LayerRow => "layers.csv", CompressionRow => "compression.csv",
     CeilingRow => "ceilings.csv", NormStatisticsRow => "norm_statistics.csv",
-    GpuRow => "gpus.csv",
+    GpuRow => "gpus.csv", AlgorithmRow => "algorithms.csv",
 }
 
 /// Length of the file up to and including its last line end, and its whole length.

@@ -4,7 +4,7 @@ use std::fs;
 use proptest::prelude::*;
 use syncmark_record::{
     FolderError, Outcome, RepeatRecord, RunFolder,
-    rows::{CeilingRow, LayerRow, LearningRow, Pass, RepeatRow, StepRow},
+    rows::{AlgorithmRow, CeilingRow, LayerRow, LearningRow, Pass, RepeatRow, StepRow},
     table::Row,
 };
 
@@ -83,6 +83,7 @@ fn record(trial: &str, number: u32) -> RepeatRecord {
         comm: vec![],
         devices: vec![],
         gpus: vec![],
+        algorithms: vec![],
         learning: vec![],
         norm_statistics: vec![],
         collectives: Vec::new(),
@@ -313,6 +314,37 @@ fn a_full_disk_takes_the_half_written_repeat_back() {
     );
     assert_eq!(folder.read::<StepRow>().unwrap().len(), 3);
     assert_eq!(folder.read::<RepeatRow>().unwrap().len(), 1);
+}
+
+#[test]
+fn algorithms_go_with_the_repeats_that_are_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = RunFolder::create(dir.path().join("run")).unwrap();
+    let of = |trial: &str, number| RepeatRecord {
+        algorithms: vec![AlgorithmRow {
+            trial: trial.into(),
+            repeat: number,
+            device: 1,
+            library: "cuDNN".into(),
+            operation: "convolution forward".into(),
+            shape: "x 2×4×4×8, w 8×1×1×8, stride 1, padding 0, f32".into(),
+            algorithm: "FWD_ALGO_IMPLICIT_GEMM".into(),
+            workspace_bytes: 7,
+            deterministic: true,
+            math: "FMA_MATH".into(),
+        }],
+        ..record(trial, number)
+    };
+    let mut records = folder.records().unwrap();
+    records.append(&record("cpu", 0)).unwrap();
+    assert!(!folder.path().join("algorithms.csv").exists());
+    for number in 0..3 {
+        records.append(&of("gpu", number)).unwrap();
+    }
+    let kept = [("cpu".to_owned(), 0), ("gpu".to_owned(), 1)];
+    folder.keep_repeats(&kept.into()).unwrap();
+    let rows: Vec<AlgorithmRow> = folder.read().unwrap();
+    assert_eq!(rows, of("gpu", 1).algorithms);
 }
 
 fn ceiling() -> CeilingRow {

@@ -2,6 +2,7 @@
 //!
 //! Contract: pure; the same [`RunData`] gives the same [`Document`]. The answer comes first, warnings before the
 //! figures that they weaken, and every trial of the plan is listed, whatever became of it.
+mod algorithms;
 mod ceilings;
 mod definitions;
 pub(crate) mod dispatch;
@@ -67,6 +68,7 @@ pub fn compose(data: &RunData) -> Document {
     blocks.extend(tables::trials_section(data, &shared_warnings(data)));
     blocks.extend(gates::section(data));
     blocks.extend(gpus::section(data));
+    blocks.extend(algorithms::section(data));
     blocks.extend(environment::section(data));
     blocks.extend(definitions::section());
     blocks.extend(reproduce(data));

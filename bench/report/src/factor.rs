@@ -11,7 +11,7 @@ use crate::chart::curves::binary_bytes;
 type Setting = (&'static str, fn(&TrialRow) -> String);
 
 /// Every setting that must be equal, unless the factor frees it.
-const SETTINGS: [Setting; 26] = [
+const SETTINGS: [Setting; 27] = [
     ("kind", |t| t.kind.clone()),
     ("model.preset", |t| t.model.clone()),
     ("model.norm", |t| t.norm.clone()),
@@ -22,6 +22,7 @@ const SETTINGS: [Setting; 26] = [
     ("train.accumulation", |t| text(&t.accumulation)),
     ("train.precision", |t| text(&t.precision)),
     ("train.cuda_graph", |t| text(&t.cuda_graph)),
+    ("train.cuda_batch_norm", |t| text(&t.cuda_batch_norm)),
     ("parallel.strategy", |t| t.strategy.clone()),
     ("parallel.launch", |t| text(&t.launch)),
     ("parallel.transport", transport),
@@ -104,6 +105,10 @@ pub(crate) fn in_words(factor: &str, value: &str) -> String {
             "true" => "one CUDA graph".to_owned(),
             _ => "kernels one by one".to_owned(),
         },
+        "train.cuda_batch_norm" => match value {
+            "cudnn" => "cuDNN's batch norm".to_owned(),
+            _ => "our batch norm".to_owned(),
+        },
         "train.accumulation" => match value {
             "1" => "1 micro-batch".to_owned(),
             _ => format!("{value} micro-batches"),
@@ -136,6 +141,7 @@ fn free(factor: &str) -> &'static [&'static str] {
             "train.accumulation",
             "train.precision",
             "train.cuda_graph",
+            "train.cuda_batch_norm",
             "parallel.strategy",
             "parallel.launch",
             "parallel.threads",
@@ -160,6 +166,8 @@ fn free_where_absent(factor: &str, key: &str) -> bool {
     match factor {
         "parallel.strategy" => key.starts_with("parallel."),
         "train.accumulation" => key == "parallel.no_sync",
+        // Other norms are nobody's but ours.
+        "model.norm" => key == "train.cuda_batch_norm",
         _ => false,
     }
 }
@@ -262,6 +270,22 @@ mod tests {
             ..zero
         };
         assert!(!fair(&threads, &ddp(), "parallel.strategy"));
+    }
+
+    #[test]
+    fn whose_batch_norm_it_is_must_be_equal_where_both_have_it() {
+        let by = |norm: &str, by: Option<&str>| TrialRow {
+            norm: norm.into(),
+            cuda_batch_norm: by.map(str::to_owned),
+            ..ddp()
+        };
+        let (own, cudnn) = (by("batch", Some("own")), by("batch", Some("cudnn")));
+        assert!(fair(&cudnn, &own, "train.cuda_batch_norm"));
+        assert!(!fair(&cudnn, &own, "model.norm"));
+        for batch in [&own, &cudnn] {
+            assert!(fair(batch, &by("group", None), "model.norm"));
+            assert!(!fair(batch, &by("batch", None), "parallel.overlap"));
+        }
     }
 
     #[test]

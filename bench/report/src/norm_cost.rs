@@ -12,6 +12,7 @@ use syncmark_record::rows::{CommRow, LayerRow, TrialRow};
 use crate::{
     analyse::{Blocks, paired, values},
     ceilings::{MEMORY_READ_WRITE, by_repeat},
+    chart::series::by_cudnn,
     factor::fair,
     run_data::RunData,
     stats::{Estimate, estimate, estimate_ratio, median},
@@ -71,6 +72,14 @@ pub struct SyncCost<'a> {
     pub transfer: Option<Estimate>,
     /// The step over that with each rank's own statistics.
     pub beside_batch: Option<Estimate>,
+}
+
+/// The norm of a trial and whose it is, where that is not the usual: `batch (cuDNN)`.
+pub fn norm_of(trial: &TrialRow) -> String {
+    match by_cudnn(trial) && trial.norm == "batch" {
+        true => format!("{} (cuDNN)", trial.norm),
+        false => trial.norm.clone(),
+    }
 }
 
 /// Rows of norms, and of what is executed within them.

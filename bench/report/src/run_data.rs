@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use syncmark_record::{
     Environment, FolderError, Outcome, RunFolder,
     rows::{
-        CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow, GpuRow, LayerRow,
-        LearningRow, NormStatisticsRow, PhaseRow, RepeatRow, TrialRow,
+        AlgorithmRow, CeilingRow, CollectiveRow, CommRow, CompressionRow, DeviceRow, GateRow,
+        GpuRow, LayerRow, LearningRow, NormStatisticsRow, PhaseRow, RepeatRow, TrialRow,
     },
     table::Row,
 };
@@ -41,6 +41,8 @@ pub struct RunData {
     pub devices: Vec<DeviceRow>,
     /// Their GPUs.
     pub gpus: Vec<GpuRow>,
+    /// What NVIDIA's libraries took.
+    pub algorithms: Vec<AlgorithmRow>,
     /// Gates.
     pub gates: Vec<GateRow>,
     /// Times of collectives.
@@ -82,6 +84,7 @@ impl RunData {
         let (comm, incomplete) = whole_repeats(comm, &repeats, torn.contains(&CommRow::FILE));
         let devices: Vec<DeviceRow> = read(folder, &mut torn)?;
         let gpus: Vec<GpuRow> = read(folder, &mut torn)?;
+        let algorithms = read(folder, &mut torn)?;
         let gates: Vec<GateRow> = read(folder, &mut torn)?;
         let collectives = read(folder, &mut torn)?;
         let layers = read(folder, &mut torn)?;
@@ -123,6 +126,7 @@ impl RunData {
             comm,
             devices,
             gpus,
+            algorithms,
             gates,
             collectives,
             layers,

@@ -11,7 +11,7 @@ use syncmark_record::{
 };
 use syncmark_report::{
     markdown::markdown,
-    norm_cost::{norm_costs, sync_costs},
+    norm_cost::{norm_costs, norm_of, sync_costs},
     render,
 };
 
@@ -194,6 +194,34 @@ fn norms_have_their_own_nodes_and_what_is_done_within_them() {
     let none = costs.iter().find(|cost| cost.trial.norm == "none").unwrap();
     assert_eq!((none.nodes, none.kept, none.beside_none), (0, None, None));
     assert_eq!(none.activations_beside_none, None);
+}
+
+/// As ours, under its own name, against the same bytes and beside the same step without norms.
+#[test]
+fn batch_norm_by_cudnn_has_its_own_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = folder(dir.path());
+    let mut trials: Vec<TrialRow> = folder.read().unwrap();
+    let is_timed = |trial: &&mut TrialRow| trial.kind == "layer-cost" && trial.norm == "batch";
+    let timed = trials.iter_mut().find(is_timed).unwrap();
+    timed.cuda_batch_norm = Some("cudnn".into());
+    folder.write_trials(&trials).unwrap();
+    let rendered = render(dir.path()).unwrap();
+    let costs = norm_costs(&rendered.data);
+    let cost = costs.iter().find(|cost| cost.nodes > 0).unwrap();
+    assert_eq!(norm_of(cost.trial), "batch (cuDNN)");
+    assert!((cost.forward.share.unwrap().value - 0.5).abs() < 1e-9);
+    assert!(cost.beside_none.is_some(), "{cost:?}");
+    let rows = &table(&rendered, "beside one without norms").rows;
+    assert!(
+        rows.iter().any(|row| row[0].contains("batch (cuDNN) norm")),
+        "{rows:?}"
+    );
+    let text = markdown(&rendered.document);
+    assert!(text.contains("batch (cuDNN) norm's kernels take"), "{text}");
+    let figures = rendered.document.figures();
+    let mut charts = figures.filter(|figure| figure.name.starts_with("norm-cost-"));
+    assert!(charts.any(|figure| figure.svg.contains("batch (cuDNN) norm")));
 }
 
 #[test]

@@ -2,7 +2,9 @@
 //!
 //! Contract: pure. What a machine has is looked at elsewhere ([`crate::run::backend`]) and given to the plan as a [`Choice`].
 use crate::plan::config::{Backend, TrialConfig};
-use crate::scenario::file::{BackendChoice, Kind, Precision, Scenario, Strategy, Transport};
+use crate::scenario::file::{
+    BackendChoice, CudaBatchNorm, Kind, Precision, Scenario, Strategy, Transport,
+};
 
 /// What `parallel.backend = "auto"` stands for in a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +98,10 @@ pub(super) fn unsuited(scenario: &Scenario, auto: Backend) -> Option<(String, &'
         _ if scenario.train.cuda_graph && on_cpus && !collectives => (
             "CPUs have no CUDA graphs",
             "leave cuda_graph out, or write backend = \"cuda\"",
+        ),
+        _ if scenario.train.cuda_batch_norm != CudaBatchNorm::Own && on_cpus && !collectives => (
+            "CPUs have no cuDNN",
+            "leave cuda_batch_norm out, or write backend = \"cuda\"",
         ),
         _ => return None,
     };

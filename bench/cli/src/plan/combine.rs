@@ -11,7 +11,7 @@ use crate::plan::config::{
     Backend, Batch, DataConfig, DdpConfig, DpConfig, LearningConfig, Length, MaskingConfig,
     MeasureConfig, PROTOCOL_VERSION, SourceConfig, StrategyConfig, TrialConfig, Work, Zero1Config,
 };
-use crate::plan::{collectives, model};
+use crate::plan::{batch_norm, collectives, model};
 use crate::scenario::check::{Checker, check};
 use crate::scenario::file::{
     BUCKET_CAP, FIRST_BUCKET_CAP, HIDDEN, Kind, Optimizer, Parallel, Predict, Scaling, Scenario,
@@ -69,7 +69,9 @@ pub fn combine(scenario: &Scenario, tree: &Node, auto: Backend) -> Result<Combin
         Kind::Train | Kind::Collectives | Kind::Learning | Kind::Acceptance => Work::Train,
     };
     let synchronizes = model::synchronizes(&spec, norm.norm);
-    let wrong = unsuited(scenario, auto).or_else(|| meaningless(scenario, synchronizes));
+    let wrong = unsuited(scenario, auto)
+        .or_else(|| meaningless(scenario, synchronizes))
+        .or_else(|| batch_norm::unfit(scenario, &spec, &norm));
     if let Some((why, instead)) = wrong {
         return Ok(Combination::LeftOut { why, instead });
     }
@@ -96,6 +98,7 @@ pub fn combine(scenario: &Scenario, tree: &Node, auto: Backend) -> Result<Combin
         accumulation: scenario.train.accumulation,
         precision: scenario.train.precision,
         cuda_graph: scenario.train.cuda_graph,
+        cuda_batch_norm: scenario.train.cuda_batch_norm,
         train_seed: scenario.train.seed,
         strategy,
         backend,

@@ -9,9 +9,10 @@ use syncmark_engine::model::spec::{
     BatchNormSpec, GroupNormSpec, ModelSpec, Momentum, Norm, Padding,
 };
 
+use crate::plan::model::keeps_own_statistics;
 use crate::scenario::file::{
-    Compression, EvaluationSplit, Launch, Operation, Optimizer, PowerSgd, Precision, Predict,
-    Scaling, Schedule,
+    Compression, CudaBatchNorm, EvaluationSplit, Launch, Operation, Optimizer, PowerSgd, Precision,
+    Predict, Scaling, Schedule,
 };
 
 mod strategy;
@@ -61,6 +62,9 @@ pub struct TrialConfig {
     /// Whether a step is launched as one CUDA graph.
     #[serde(default, skip_serializing_if = "is_off")]
     pub cuda_graph: bool,
+    /// Who computes batch norm on GPUs.
+    #[serde(default, skip_serializing_if = "is_own")]
+    pub cuda_batch_norm: CudaBatchNorm,
     /// Seed of initial parameters and dropout masks.
     pub train_seed: u64,
     /// Who holds a replica, and what is exchanged.
@@ -89,6 +93,10 @@ fn is_fp32(precision: &Precision) -> bool {
     *precision == Precision::Fp32
 }
 
+fn is_own(batch_norm: &CudaBatchNorm) -> bool {
+    *batch_norm == CudaBatchNorm::Own
+}
+
 fn is_off(on: &bool) -> bool {
     !*on
 }
@@ -99,6 +107,13 @@ fn is_zero(count: &usize) -> bool {
 
 fn is_one_thread(threads: &usize) -> bool {
     *threads == 1
+}
+
+/// Who computes the batch norms of a trial; none on CPUs, and where it has none.
+pub fn batch_norm_by(config: &TrialConfig) -> Option<CudaBatchNorm> {
+    let there = keeps_own_statistics(&config.model, config.norm) && config.work.steps();
+    (config.backend == Backend::Cuda && there || config.cuda_batch_norm != CudaBatchNorm::Own)
+        .then_some(config.cuda_batch_norm)
 }
 
 /// What a trial measures.

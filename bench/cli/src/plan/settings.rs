@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use crate::plan::config::batch_norm_by;
 use crate::plan::config::{
     Backend, CollectivesConfig, DpConfig, SourceConfig, TrialConfig, Work, compression_name,
     momentum_name,
@@ -120,6 +121,10 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
             "train.cuda_graph",
             (config.backend == Backend::Cuda || config.cuda_graph)
                 .then(|| config.cuda_graph.to_string()),
+        ),
+        (
+            "train.cuda_batch_norm",
+            batch_norm_by(config).map(|by| by.name().to_owned()),
         ),
         (
             "measure.nvtx",
@@ -312,6 +317,7 @@ fn named(key: &str, value: &str) -> String {
         "train.accumulation" => format!("micro-batches {value}"),
         "parallel.threads" => format!("threads {value}"),
         "train.cuda_graph" => on_or_off("graph", value),
+        "train.cuda_batch_norm" => format!("{value}-batch-norm"),
         "parallel.overlap" => on_or_off("overlap", value),
         "parallel.no_sync" => on_or_off("no_sync", value),
         "parallel.broadcast_buffers" => on_or_off("buffer-broadcast", value),

@@ -15,7 +15,7 @@ use crate::error::{CliError, Result};
 use crate::plan::Plan;
 use crate::plan::backend::{Choice, Needs};
 use crate::plan::config::{Backend, TrialConfig};
-use crate::scenario::file::{Launch, Precision, Transport};
+use crate::scenario::file::{CudaBatchNorm, Launch, Precision, Transport};
 
 /// What `auto` stands for in `plan` on this machine.
 pub fn choose(plan: &Plan) -> Choice {
@@ -190,6 +190,9 @@ fn refused_on_cpus(config: &TrialConfig) -> Option<String> {
     }
     if config.cuda_graph {
         return Some("`train.cuda_graph` is true, and CPUs have no CUDA graphs".to_owned());
+    }
+    if config.cuda_batch_norm != CudaBatchNorm::Own {
+        return Some("`train.cuda_batch_norm` is cudnn, and CPUs have no cuDNN".to_owned());
     }
     (config.strategy.ranks_transport() == Some(Transport::Nccl))
         .then(|| "`parallel.transport` is nccl, which is for GPUs".to_owned())

@@ -3,7 +3,7 @@
 //! Contract: pure; the figures of the report's table with their spread. Nothing is shown of a trial whose outcome carries no figure.
 use comfy_table::CellAlignment;
 use syncmark_report::format::{bytes, estimated, or_dash, percent, ratio, significant};
-use syncmark_report::norm_cost::{Direction, norm_costs};
+use syncmark_report::norm_cost::{Direction, norm_costs, norm_of};
 use syncmark_report::run_data::RunData;
 use syncmark_report::stats::Estimate;
 
@@ -30,7 +30,7 @@ pub fn summary(data: &RunData, width: Option<u16>) -> String {
     for cost in shown() {
         let cells = [
             cost.trial.model.clone(),
-            cost.trial.norm.clone(),
+            norm_of(cost.trial),
             time(&cost.forward),
             share(cost.forward.share),
             time(&cost.backward),

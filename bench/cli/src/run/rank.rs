@@ -5,6 +5,7 @@
 //! a rank that will not come.
 mod build;
 mod ceilings;
+pub(super) mod choices;
 mod collectives;
 mod data;
 mod device;

@@ -2,6 +2,7 @@
 //!
 //! Contract: a pure fold over events, so that what a killed rank left is recorded exactly like what a finished one left:
 //! every finished step becomes a row, and a figure that needs all ranks (the window) stays empty unless all ranks have it.
+mod algorithms;
 mod ceilings;
 mod collectives;
 mod comm;
@@ -86,6 +87,7 @@ pub fn record(facts: &RepeatFacts<'_>, ranks: &[Vec<Event>]) -> RepeatRecord {
         comm: comm::comm_rows(facts, ranks),
         devices: devices::device_rows(facts, ranks),
         gpus,
+        algorithms: algorithms::algorithm_rows(facts, ranks),
         learning: learning::learning_rows(facts, ranks),
         norm_statistics: learning::norm_statistics_rows(facts, ranks),
         collectives: collectives::collective_rows(facts, ranks),

@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memmap2::{Mmap, MmapMut};
 
 pub use event::{
-    CeilingEvent, CommEvent, Event, GpuPlace, GpuState, GpuTraffic, LearningEvent, REASONS,
-    name_bytes, name_of,
+    CeilingEvent, ChoicePiece, CommEvent, Event, GpuPlace, GpuState, GpuTraffic, LearningEvent,
+    REASONS, name_bytes, name_of, pieces,
 };
 
 /// First bytes of a spool.
@@ -319,6 +319,11 @@ mod tests {
                 to: 2,
                 directly: true,
             },
+            Event::Choice(ChoicePiece {
+                device: 300,
+                choice: 7,
+                bytes: [b'x'; 56],
+            }),
             Event::Learning(LearningEvent {
                 step: 9,
                 train_ns: 8,

@@ -9,8 +9,8 @@ use super::cores;
 use super::gate::Gate;
 use super::standing::{Standing, Unrun};
 use crate::plan::config::{
-    Backend, DpConfig, SourceConfig, compression_name, momentum_name, optimizer_name, padding_name,
-    schedule_name,
+    Backend, DpConfig, SourceConfig, batch_norm_by, compression_name, momentum_name,
+    optimizer_name, padding_name, schedule_name,
 };
 use crate::plan::{Plan, Trial};
 use crate::scenario::file::Scaling;
@@ -65,6 +65,7 @@ pub fn row(
         precision: (training && config.backend == Backend::Cuda)
             .then(|| config.precision.name().to_owned()),
         cuda_graph: (training && config.backend == Backend::Cuda).then_some(config.cuda_graph),
+        cuda_batch_norm: batch_norm_by(config).map(|by| by.name().to_owned()),
         devices: config.devices as u32,
         threads: training.then_some(config.threads as u32),
         scaling: if config.scaling == Scaling::Weak {

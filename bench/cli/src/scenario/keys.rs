@@ -8,7 +8,7 @@ use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Place, Value};
 
 /// Every key that a sweep or variant can set.
-pub const SETTINGS: [&str; 94] = [
+pub const SETTINGS: [&str; 95] = [
     "model.preset",
     "model.layers",
     "model.input",
@@ -54,6 +54,7 @@ pub const SETTINGS: [&str; 94] = [
     "train.accumulation",
     "train.precision",
     "train.cuda_graph",
+    "train.cuda_batch_norm",
     "train.learning_rate_batch",
     "train.seed",
     "train.epochs",

@@ -262,6 +262,14 @@ pub trait Backend: Send {
     fn values(&self) -> Dtype {
         Dtype::F32
     }
+    /// Which algorithms NVIDIA's libraries were left to take so far, for the records: allocates, so never within a step.
+    fn choices(&self) -> Vec<cuda::choice::Choice> {
+        Vec::new()
+    }
+    /// Whether batch norm is to be computed by a library of the device's ([`Kernel::LibraryBatchNorm`] and what follows it) where that can.
+    fn library_batch_norm(&self) -> bool {
+        false
+    }
     /// `cpu`, `deferred`, ...
     fn name(&self) -> &'static str;
     /// Threads that a kernel may be spread over, each with a workspace of its own.

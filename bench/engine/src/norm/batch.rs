@@ -6,27 +6,12 @@
 use std::ops::Range;
 
 use super::Tail;
-use crate::backend::{Backend, BackendError, Category};
+pub use super::kept::{Learnable, Statistics};
+use super::library::Library;
+use crate::backend::{Backend, BackendError};
 use crate::kernel::{Gate, Kernel};
 use crate::layer::{Layer, Mode, NormStatistics, Result, Step, Wires};
-use crate::tensor::{Dtype, Span};
-
-/// γ or β, and its gradient; both empty without affine.
-#[derive(Clone, Copy, Debug)]
-pub struct Learnable {
-    /// The parameter.
-    pub value: Span,
-    /// Its gradient.
-    pub gradient: Span,
-}
-
-impl Learnable {
-    /// No parameter.
-    pub const NONE: Self = Self {
-        value: Span::EMPTY,
-        gradient: Span::EMPTY,
-    };
-}
+use crate::tensor::Span;
 
 /// What batch norm is made of, apart from what it keeps between forward and backward.
 #[derive(Clone, Debug)]
@@ -57,51 +42,12 @@ pub struct Settings {
     pub tail: Tail,
 }
 
-/// The statistics of one chunk, and room for its sums in backward.
-#[derive(Clone, Copy, Debug)]
-pub struct Statistics {
-    /// `[C]`.
-    pub mean: Span,
-    /// `[C]`, biased.
-    pub variance: Span,
-    /// `[C]`.
-    pub rstd: Span,
-    /// `[2C]`: Σ dy and Σ dy·(x − mean).
-    pub sums: Span,
-    /// One element: values per channel.
-    pub count: Span,
-}
-
-impl Statistics {
-    /// Room for `chunks` chunks of `channels` channels.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn allocate(
-        backend: &mut dyn Backend,
-        channels: usize,
-        chunks: usize,
-    ) -> Result<Vec<Self>> {
-        let each = 5 * channels + 1;
-        let all = backend.allocate(Category::Activations, Dtype::F32, chunks * each)?;
-        let chunk = |k: usize| {
-            let own = all.slice(k * each..(k + 1) * each);
-            Self {
-                mean: own.slice(0..channels),
-                variance: own.slice(channels..2 * channels),
-                rstd: own.slice(2 * channels..3 * channels),
-                sums: own.slice(3 * channels..5 * channels),
-                count: own.slice(5 * channels..each),
-            }
-        };
-        Ok((0..chunks).map(chunk).collect())
-    }
-}
-
 /// Batch norm on one device.
 pub struct BatchNorm {
     settings: Settings,
     chunks: Vec<Statistics>,
+    /// Who computes it, where that is not our kernels.
+    library: Option<Library>,
 }
 
 impl BatchNorm {
@@ -111,7 +57,12 @@ impl BatchNorm {
     /// Out of memory.
     pub fn new(backend: &mut dyn Backend, settings: Settings, max_chunks: usize) -> Result<Self> {
         let chunks = Statistics::allocate(backend, settings.channels, max_chunks)?;
-        Ok(Self { settings, chunks })
+        let library = Library::of(backend, &settings, &chunks)?;
+        Ok(Self {
+            settings,
+            chunks,
+            library,
+        })
     }
 
     fn train_chunk(
@@ -132,6 +83,9 @@ impl BatchNorm {
             });
         }
         let samples = start..start + samples;
+        if let Some(library) = self.library(step.mode) {
+            return library.forward(step, wires, (s, &kept), samples, chunk == 0);
+        }
         s.take_statistics(step, wires, &kept, samples.clone())?;
         if chunk == 0
             && let Some(update) = s.update_running(&kept, step.mode)
@@ -139,6 +93,12 @@ impl BatchNorm {
             step.launch(update)?;
         }
         step.launch(s.normalize(wires, samples, [kept.mean, kept.rstd]))
+    }
+
+    /// The library, in the modes that are its.
+    fn library(&self, mode: Mode) -> Option<&Library> {
+        let own = matches!(mode, Mode::Train | Mode::Eval | Mode::Dropout);
+        self.library.as_ref().filter(|_| own)
     }
 
     fn train_chunk_backward(
@@ -150,6 +110,9 @@ impl BatchNorm {
     ) -> Result<()> {
         let (s, kept) = (&self.settings, self.chunks[chunk]);
         let samples = start..start + step.chunks[chunk];
+        if let Some(library) = self.library(step.mode) {
+            return library.backward(step, wires, (s, &kept), samples);
+        }
         step.launch(s.backward_reduce(
             wires,
             samples.clone(),
@@ -450,7 +413,11 @@ impl Settings {
 impl Layer for BatchNorm {
     fn forward(&mut self, step: &mut Step<'_>, wires: &Wires) -> Result<()> {
         if !step.mode.takes_statistics() {
-            return self.settings.eval(step, wires, &self.chunks[0]);
+            let (s, kept) = (&self.settings, &self.chunks[0]);
+            return match self.library(step.mode) {
+                Some(library) => library.eval(step, wires, (s, kept)),
+                None => s.eval(step, wires, kept),
+            };
         }
         let mut start = 0;
         for chunk in 0..step.chunks.len() {
@@ -466,7 +433,13 @@ impl Layer for BatchNorm {
         if !step.mode.takes_statistics() {
             return self.settings.eval_backward(step, wires, &self.chunks[0]);
         }
-        self.settings.pass_shortcut(step, wires)?;
+        match self.library(step.mode) {
+            Some(_) => {
+                self.settings.tail.gate(step, wires)?;
+                self.settings.tail.pass_on(step, wires)?;
+            }
+            None => self.settings.pass_shortcut(step, wires)?,
+        }
         let mut start = 0;
         for chunk in 0..step.chunks.len() {
             if step.chunks[chunk] > 0 {

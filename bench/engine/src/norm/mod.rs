@@ -5,6 +5,8 @@
 //! others do not look at it.
 pub mod batch;
 pub mod group;
+mod kept;
+mod library;
 pub mod rms;
 pub mod sync_batch;
 

@@ -22,6 +22,7 @@ use self::device::{Device, Job};
 use self::workers::Workers;
 use super::replica::Replica;
 use super::{Result, Strategy, StrategyError};
+use crate::backend::cuda::choice::Choice;
 use crate::backend::{Backend, Category, Completion, MemoryUse, Stream};
 use crate::comm::Count;
 use crate::comm::links::{Links, PIECE_BYTES};
@@ -302,6 +303,14 @@ impl Strategy for Dp {
             memory[device.index] = device.replica.backend.memory_use();
         }
         memory
+    }
+
+    fn choices(&mut self) -> Vec<Vec<Choice>> {
+        let mut choices = vec![Vec::new(); self.devices.len()];
+        for device in self.devices.iter().flatten() {
+            choices[device.index] = device.replica.backend.choices();
+        }
+        choices
     }
 }
 

@@ -16,6 +16,7 @@ pub mod single;
 mod tracing;
 pub mod zero1;
 
+use crate::backend::cuda::choice::Choice;
 use crate::backend::{BackendError, MemoryUse};
 use crate::comm::Count;
 use crate::data::HostBatch;
@@ -279,5 +280,10 @@ pub trait Strategy: Send {
     /// Bytes allocated by category, one entry per device of this strategy.
     fn memory(&mut self) -> Vec<MemoryUse> {
         vec![self.master().backend.memory_use()]
+    }
+
+    /// Which algorithms NVIDIA's libraries took, one list per device as in [`Strategy::memory`]; empty on CPUs.
+    fn choices(&mut self) -> Vec<Vec<Choice>> {
+        vec![self.master().backend.choices()]
     }
 }

@@ -1,6 +1,7 @@
 //! A device under test: uploads, launches and reads back, and says what differs.
-use crate::gpu::gpu;
+use crate::gpu::{gpu, gpu_with};
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
+use syncmark_engine::backend::cuda::{BatchNormBy, Precision};
 use syncmark_engine::backend::deferred::DeferredBackend;
 use syncmark_engine::backend::{Backend, Category, HostSlice, HostSliceMut, Stream};
 use syncmark_engine::kernel::{Kernel, Write};
@@ -21,6 +22,15 @@ pub fn on_every_backend(test: impl Fn(&mut Device)) {
     on_every_host_backend(&test);
     if let Some(backend) = gpu() {
         println!("backend {}", backend.name());
+        test(&mut Device { backend, seed: 0 });
+    }
+}
+
+/// Runs a test of a library's batch norm on each backend, of a GPU on cuDNN's.
+pub fn on_every_library(test: impl Fn(&mut Device)) {
+    on_every_host_backend(&test);
+    if let Some(backend) = gpu_with(Precision::Fp32, BatchNormBy::Cudnn) {
+        println!("backend {}, batch norm by cuDNN", backend.name());
         test(&mut Device { backend, seed: 0 });
     }
 }

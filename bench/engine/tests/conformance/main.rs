@@ -12,6 +12,7 @@ mod gpu_order;
 mod gpu_teams;
 #[path = "../instructions/mod.rs"]
 mod instructions;
+mod library_norm;
 mod loss;
 mod narrow;
 mod norms;

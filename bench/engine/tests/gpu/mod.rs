@@ -1,7 +1,7 @@
 //! A GPU under test, where there is one.
 #![allow(dead_code, reason = "each test binary uses its part")]
 use syncmark_engine::backend::Backend;
-use syncmark_engine::backend::cuda::{CudaBackend, CudaDevice, Precision};
+use syncmark_engine::backend::cuda::{BatchNormBy, CudaBackend, CudaDevice, Precision};
 
 /// Makes a test fail that would be skipped for want of a GPU.
 pub const REQUIRED: &str = "SYNCMARK_REQUIRE_GPU";
@@ -19,8 +19,17 @@ pub fn gpu() -> Option<Box<dyn Backend>> {
 /// # Panics
 /// As [`gpu`].
 pub fn gpu_of(precision: Precision) -> Option<Box<dyn Backend>> {
+    gpu_with(precision, BatchNormBy::Own)
+}
+
+/// As [`gpu_of`], with batch norm by somebody.
+///
+/// # Panics
+/// As [`gpu`].
+pub fn gpu_with(precision: Precision, batch_norm: BatchNormBy) -> Option<Box<dyn Backend>> {
     let device = CudaDevice {
         precision,
+        batch_norm,
         ..CudaDevice::default()
     };
     match CudaBackend::new(device) {

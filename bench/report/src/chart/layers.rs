@@ -18,6 +18,7 @@ use crate::{
     document::Figure,
     format,
     nodes::{Held, NodeCost, nodes},
+    norm_cost::norm_of,
     run_data::RunData,
 };
 
@@ -28,7 +29,7 @@ const SHOWN: usize = 40;
 pub fn subject(trial: &TrialRow) -> String {
     let norm = match trial.norm.as_str() {
         "none" => "no norm".to_owned(),
-        norm => format!("{norm} norm"),
+        _ => format!("{} norm", norm_of(trial)),
     };
     let samples = format::count(trial.global_batch as usize, "sample");
     format!("{}, {norm}, {samples}", trial.model)

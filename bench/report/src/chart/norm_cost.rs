@@ -13,7 +13,7 @@ use super::{
 use crate::{
     document::Figure,
     format::{count, estimated, or_dash, percent, ratio, significant},
-    norm_cost::{Direction, NormCost, by_model, norm_costs},
+    norm_cost::{Direction, NormCost, by_model, norm_costs, norm_of},
     run_data::RunData,
     stats::Estimate,
 };
@@ -139,7 +139,7 @@ fn group(cost: &NormCost<'_>) -> Group {
         share(&cost.backward)
     );
     Group {
-        label: format!("{} norm", cost.trial.norm),
+        label: format!("{} norm", norm_of(cost.trial)),
         alert: alert(cost.trial),
         bars: vec![Bar {
             label: String::new(),

@@ -215,6 +215,10 @@ fn settings(trial: &TrialRow) -> Vec<(&'static str, String)> {
             "train.cuda_graph",
             (trial.cuda_graph == Some(true)).then(|| "as one graph".to_owned()),
         ),
+        (
+            "train.cuda_batch_norm",
+            by_cudnn(trial).then(|| "cuDNN's batch norm".to_owned()),
+        ),
         ("parallel.no_sync", off(trial.no_sync, "each synchronized")),
         (
             "parallel.threads",
@@ -246,6 +250,11 @@ fn settings(trial: &TrialRow) -> Vec<(&'static str, String)> {
                 .filter_map(|(key, words)| Some((key, words?))),
         )
         .collect()
+}
+
+/// Whether cuDNN computes its batch norms.
+pub fn by_cudnn(trial: &TrialRow) -> bool {
+    trial.cuda_batch_norm.as_deref() == Some("cudnn")
 }
 
 /// PyTorch's defaults: a trial that has them is not labelled with them.

@@ -10,7 +10,7 @@ use crate::{
         Block, Table,
     },
     format::{bytes, estimated, milliseconds, number, or_dash, percent, ratio, whole, with_spread},
-    norm_cost::{Direction, NormCost, SyncCost, by_model, norm_costs, sync_costs},
+    norm_cost::{Direction, NormCost, SyncCost, by_model, norm_costs, norm_of, sync_costs},
     run_data::RunData,
 };
 
@@ -56,7 +56,7 @@ fn fact(cost: &NormCost<'_>) -> String {
     };
     format!(
         "{} norm's kernels take {} of the step{step}",
-        cost.trial.norm,
+        norm_of(cost.trial),
         estimated(cost.of_step, percent)
     )
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
-use syncmark_engine::backend::cuda::{CudaBackend, CudaDevice, Precision, discovery};
+use syncmark_engine::backend::cuda::{BatchNormBy, CudaBackend, CudaDevice, Precision, discovery};
 use syncmark_engine::backend::{Backend, BackendError};
 use syncmark_engine::comm::device_links::{DeviceLinks, Reach};
 use syncmark_engine::comm::links::{HostLinks, Links};
@@ -36,6 +36,10 @@ fn gpu(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankEr
             (Purpose::Gate { .. }, _) | (_, file::Precision::Fp32) => Precision::Fp32,
             (_, file::Precision::Tf32) => Precision::Tf32,
             (_, file::Precision::Bf16) => Precision::Bf16,
+        },
+        batch_norm: match assignment.trial.cuda_batch_norm {
+            file::CudaBatchNorm::Own => BatchNormBy::Own,
+            file::CudaBatchNorm::Cudnn => BatchNormBy::Cudnn,
         },
     };
     Ok(Box::new(CudaBackend::new(device)?))

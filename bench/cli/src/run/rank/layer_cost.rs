@@ -12,9 +12,9 @@ use syncmark_record::rows::Pass;
 
 use super::RankError;
 use super::build::Participant;
-use super::ceilings;
 use super::measure::{SpanBuffer, answered, asked, lead_in, memory, plan_window, timed_pass};
 use super::witness::Witness;
+use super::{ceilings, choices};
 use crate::run::protocol::Assignment;
 use crate::run::recorder::pass_number;
 use crate::run::spool::Event;
@@ -43,6 +43,7 @@ pub fn run(assignment: &Assignment, mut participant: Participant) -> Result<(), 
         node_pass(&mut participant, steps, spans)?;
     }
     memory(&mut participant);
+    choices::tell(&mut participant);
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use syncmark_record::rows::Pass;
 
 use super::build::Participant;
 use super::measure::memory;
-use super::{RankError, data, say};
+use super::{RankError, choices, data, say};
 use crate::plan::config::{LearningConfig, Length};
 use crate::run::protocol::{Assignment, Message};
 use crate::run::recorder::pass_number;
@@ -94,6 +94,7 @@ pub fn run(assignment: &Assignment, mut participant: Participant) -> Result<(), 
         participant.spool.push(Event::ParametersEqual { equal });
     }
     memory(&mut participant);
+    choices::tell(&mut participant);
     look_closer(
         &mut participant,
         learning,

@@ -13,7 +13,7 @@ use syncmark_record::rows::Pass;
 
 use super::build::Participant;
 use super::witness::Witness;
-use super::{RankError, dispatch, say};
+use super::{RankError, choices, dispatch, say};
 use crate::run::protocol::{Assignment, Message};
 use crate::run::recorder::{ALGORITHMS, COLLECTIVES, pass_number};
 use crate::run::spool::{CommEvent, Event, Writer};
@@ -59,6 +59,7 @@ pub fn run(
     if compression(assignment) != Compression::None {
         checked_pass(assignment, &mut participant)?;
     }
+    choices::tell(&mut participant);
     Ok(())
 }
 

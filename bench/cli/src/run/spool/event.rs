@@ -2,6 +2,7 @@
 //! from byte 8 on. A kind keeps its number for ever; a reader skips kinds that it does not know.
 mod bytes;
 mod ceiling;
+mod choice;
 mod comm;
 mod fields;
 mod gpu;
@@ -9,6 +10,7 @@ mod learning;
 
 use super::EVENT_BYTES;
 pub use ceiling::CeilingEvent;
+pub use choice::{ChoicePiece, pieces};
 pub use comm::CommEvent;
 use fields::Fields;
 pub use gpu::{GpuPlace, GpuState, GpuTraffic, REASONS, name_bytes, name_of};
@@ -101,6 +103,8 @@ pub enum Event {
     GpuTraffic(GpuTraffic),
     /// Whether the GPU of a device reaches the memory of another device's directly, or through the host.
     GpuPeer { from: u16, to: u16, directly: bool },
+    /// A piece of what a library of NVIDIA's took for an operation.
+    Choice(ChoicePiece),
     /// Time of a call of a collective that runs alone, at p10, p50 and p90 of its batches on the slowest rank.
     CollectiveTime {
         collective: u8,

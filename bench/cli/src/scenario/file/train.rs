@@ -20,6 +20,8 @@ pub struct Train {
     /// On one GPU with `kind = "train"`: capture a step once as a CUDA graph and launch that, in place of its kernels one by one. The results are
     /// the same, to the bit.
     pub cuda_graph: bool,
+    /// Who computes batch norm on GPUs: our kernels, or cuDNN, to time it beside ours.
+    pub cuda_batch_norm: CudaBatchNorm,
     /// Samples of a step that the optimizer's learning rate is meant for: it is multiplied by the step's samples over this (the linear rule,
     /// Goyal et al. 2017). Default: it stays as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,6 +52,27 @@ pub enum Precision {
     /// As `torch.autocast(bfloat16)`: activations and their gradients lie in memory as bfloat16, and products and convolutions are of that, on a
     /// GPU's tensor cores; sums, norms, softmax, loss, parameters, their gradients and the optimizer in fp32.
     Bf16,
+}
+
+/// Who computes batch norm on GPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CudaBatchNorm {
+    /// Our kernels, which do what is behind the norm too.
+    #[default]
+    Own,
+    /// cuDNN; what is behind the norm is done by a kernel of ours.
+    Cudnn,
+}
+
+impl CudaBatchNorm {
+    /// `own` or `cudnn`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Cudnn => "cudnn",
+        }
+    }
 }
 
 impl Precision {
@@ -175,6 +198,7 @@ impl Default for Train {
             accumulation: 1,
             precision: Precision::Fp32,
             cuda_graph: false,
+            cuda_batch_norm: CudaBatchNorm::Own,
             learning_rate_batch: None,
             seed: 0,
             epochs: None,

@@ -7,7 +7,7 @@ use crate::backend::cpu::memory::HostMemory;
 use crate::backend::cpu::samples::{Gated, Samples};
 use crate::backend::cpu::{
     attention, average_pool, batch_norm, compression, conv, dropout, elementwise, embedding, gelu,
-    group_norm, loss, masked_norm, matmul, optimizer, pool, rms_norm,
+    group_norm, library_norm, loss, masked_norm, matmul, optimizer, pool, rms_norm,
 };
 use crate::kernel::{Gate, Heads, Kernel, Then};
 use crate::tensor::{Dtype, Span};
@@ -185,6 +185,10 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 disjoint(&[d_y], &[y]);
                 elementwise::gate(m.r(y), m.w(d_y));
             }
+            Kernel::Rectify { y, shortcut } => {
+                disjoint(&[y], &[shortcut]);
+                elementwise::finish(m.w(y), m.r(shortcut), true);
+            }
             Kernel::GeluForward { x, y, formula } => {
                 disjoint(&[y], &[x]);
                 gelu::forward(m.r(x), m.w(y), formula);
@@ -336,6 +340,22 @@ pub(super) unsafe fn run(memory: &HostMemory, kernel: &Kernel) {
                 let (mean, rstd, gamma, sums) = (m.r(mean), m.r(rstd), m.r(gamma), m.r(sums));
                 let (x, d_y, count, gate) = (m.r(x), m.r(d_y), m.r(count)[0], rectifier(memory, gate, d_x));
                 batch_norm::backward_input(x, d_y, mean, rstd, gamma, gate, sums, count, m.w(d_x), rows, write);
+            }
+            Kernel::LibraryBatchNorm { x, gamma, beta, y, mean, rstd, running_mean, running_variance, eps, momentum, .. } => {
+                disjoint(&[y, mean, rstd, running_mean, running_variance], &[x, gamma, beta]);
+                let affine = library_norm::Affine { gamma: m.r(gamma), beta: m.r(beta) };
+                let averages = library_norm::Averages { mean: m.w(running_mean), variance: m.w(running_variance), momentum };
+                library_norm::forward(m.r(x), &affine, m.w(y), [m.w(mean), m.w(rstd)], averages, eps);
+            }
+            Kernel::LibraryBatchNormBackward { x, d_y, gamma, mean, rstd, d_gamma, d_beta, d_x, write, .. } => {
+                disjoint(&[d_gamma, d_beta, d_x], &[x, d_y, gamma, mean, rstd]);
+                let kept = library_norm::Kept { x: m.r(x), d_y: m.r(d_y), gamma: m.r(gamma), mean: m.r(mean), rstd: m.r(rstd) };
+                library_norm::backward(&kept, [m.w(d_gamma), m.w(d_beta)], m.w(d_x), write);
+            }
+            Kernel::LibraryBatchNormEval { x, gamma, beta, running_mean, running_variance, y, eps, .. } => {
+                disjoint(&[y], &[x, gamma, beta, running_mean, running_variance]);
+                let affine = library_norm::Affine { gamma: m.r(gamma), beta: m.r(beta) };
+                library_norm::eval(m.r(x), &affine, m.r(running_mean), m.r(running_variance), m.w(y), eps);
             }
             Kernel::BatchBackwardEval { d_y, rstd, gamma, d_x, rows, write } => {
                 disjoint(&[d_x], &[d_y, rstd, gamma]);

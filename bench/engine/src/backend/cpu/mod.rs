@@ -21,6 +21,7 @@ mod group_norm;
 mod group_runs;
 pub mod instructions;
 mod launch;
+mod library_norm;
 mod loss;
 mod masked_norm;
 mod matmul;

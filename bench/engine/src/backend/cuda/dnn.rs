@@ -4,59 +4,42 @@
 //! algorithms that cuDNN calls deterministic are taken, and with [`Precision::Fp32`] only those without tensor cores: the first of cuDNN's
 //! own ranking, so that the same shape has the same algorithm in every run, whatever a clock says.
 //! Reference: cuDNN's API reference, `cudnnConvolutionForward` and the two backwards.
+mod algorithm;
+pub(super) mod batch_norm;
+mod shape;
+
 use crate::backend::cuda::api::cudnn;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use cudarc::cudnn::sys::{
-    cudnnConvolutionBwdDataAlgo_t as DataAlgorithm,
-    cudnnConvolutionBwdFilterAlgo_t as FilterAlgorithm, cudnnConvolutionDescriptor_t,
-    cudnnConvolutionFwdAlgo_t as ForwardAlgorithm, cudnnConvolutionMode_t, cudnnDataType_t,
-    cudnnDeterminism_t, cudnnFilterDescriptor_t, cudnnHandle_t, cudnnMathType_t, cudnnStatus_t,
-    cudnnTensorDescriptor_t, cudnnTensorFormat_t,
+    cudnnConvolutionBwdFilterAlgo_t as FilterAlgorithm, cudnnDeterminism_t, cudnnHandle_t,
+    cudnnMathType_t, cudnnStatus_t,
 };
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
 
 use super::Precision;
+use super::choice::Choice;
 use super::memory::{Memory, Scratch};
 use crate::backend::{BackendError, Result};
 use crate::kernel::{Window, Write};
 use crate::tensor::Dtype;
+use algorithm::{MOST_WORKSPACE, NAMED, Taken, choose};
+use batch_norm::Norms;
+use shape::Shape;
 
-/// Most workspace that an algorithm may want.
-const MOST_WORKSPACE: usize = 2 << 30;
-/// Algorithms of one direction that cuDNN may name.
-const NAMED: usize = 8;
 /// Where narrow weight gradients lie in scratch is a multiple of this.
 const ALIGNMENT: usize = 256;
 
 /// What a convolution is of: its window, its batch, and the type of images and weights, f32 or bfloat16. Sums are in f32.
 type Of<'a> = (&'a Window, usize, Dtype);
 
-/// An algorithm with what it needs.
-#[derive(Clone, Copy)]
-struct Choice<A> {
-    algorithm: A,
-    workspace: usize,
-    math: cudnnMathType_t,
-}
-
-/// Descriptors of one shape, and the algorithms chosen so far.
-struct Shape {
-    x: cudnnTensorDescriptor_t,
-    y: cudnnTensorDescriptor_t,
-    weight: cudnnFilterDescriptor_t,
-    convolution: cudnnConvolutionDescriptor_t,
-    forward: Option<Choice<ForwardAlgorithm>>,
-    data: Option<Choice<DataAlgorithm>>,
-    filter: Option<Choice<FilterAlgorithm>>,
-}
-
 /// cuDNN on one stream.
 pub(super) struct Dnn {
     handle: cudnnHandle_t,
     precision: Precision,
     shapes: HashMap<(Window, usize, Dtype), Shape>,
+    norms: Norms,
 }
 
 fn check(status: cudnnStatus_t, what: &str) -> Result<()> {
@@ -66,144 +49,6 @@ fn check(status: cudnnStatus_t, what: &str) -> Result<()> {
     Err(BackendError::Device(format!(
         "{what}: cuDNN returned {status:?}"
     )))
-}
-
-impl Shape {
-    fn new((window, batch, dtype): Of<'_>, math: cudnnMathType_t) -> Result<Self> {
-        let mut shape = Self {
-            x: std::ptr::null_mut(),
-            y: std::ptr::null_mut(),
-            weight: std::ptr::null_mut(),
-            convolution: std::ptr::null_mut(),
-            forward: None,
-            data: None,
-            filter: None,
-        };
-        let (format, float) = (
-            cudnnTensorFormat_t::CUDNN_TENSOR_NHWC,
-            cudnnDataType_t::CUDNN_DATA_FLOAT,
-        );
-        let stored = match dtype {
-            Dtype::Bf16 => cudnnDataType_t::CUDNN_DATA_BFLOAT16,
-            _ => float,
-        };
-        let int = |value: usize| value as i32;
-        let (n, kernel, padding, stride) = (
-            int(batch),
-            int(window.kernel),
-            int(window.padding),
-            int(window.stride),
-        );
-        let (c, h, w) = (int(window.c), int(window.h), int(window.w));
-        let (out_c, out_h, out_w) = (int(window.out_c), int(window.out_h), int(window.out_w));
-        let what = "failed to describe a convolution";
-        // SAFETY: each descriptor is made before it is set; `Drop` takes them away.
-        unsafe {
-            check(cudnn::cudnnCreateTensorDescriptor(&mut shape.x), what)?;
-            check(cudnn::cudnnCreateTensorDescriptor(&mut shape.y), what)?;
-            check(cudnn::cudnnCreateFilterDescriptor(&mut shape.weight), what)?;
-            check(
-                cudnn::cudnnCreateConvolutionDescriptor(&mut shape.convolution),
-                what,
-            )?;
-            check(
-                cudnn::cudnnSetTensor4dDescriptor(shape.x, format, stored, n, c, h, w),
-                what,
-            )?;
-            check(
-                cudnn::cudnnSetTensor4dDescriptor(shape.y, format, stored, n, out_c, out_h, out_w),
-                what,
-            )?;
-            check(
-                cudnn::cudnnSetFilter4dDescriptor(
-                    shape.weight,
-                    stored,
-                    format,
-                    out_c,
-                    c,
-                    kernel,
-                    kernel,
-                ),
-                what,
-            )?;
-            let mode = cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
-            check(
-                cudnn::cudnnSetConvolution2dDescriptor(
-                    shape.convolution,
-                    padding,
-                    padding,
-                    stride,
-                    stride,
-                    1,
-                    1,
-                    mode,
-                    float,
-                ),
-                what,
-            )?;
-            check(
-                cudnn::cudnnSetConvolutionMathType(shape.convolution, math),
-                what,
-            )?;
-        }
-        Ok(shape)
-    }
-
-    fn set<A>(&self, choice: &Choice<A>) -> Result<()> {
-        // SAFETY: the descriptor is alive.
-        let set = unsafe { cudnn::cudnnSetConvolutionMathType(self.convolution, choice.math) };
-        check(set, "failed to set how a convolution multiplies")
-    }
-}
-
-impl Drop for Shape {
-    fn drop(&mut self) {
-        // SAFETY: nobody else has the descriptors. One that was never made must not be destroyed: cuDNN aborts the process where
-        // the part of it that would destroy it was never loaded.
-        unsafe {
-            for tensor in [self.x, self.y] {
-                if !tensor.is_null() {
-                    let _ = cudnn::cudnnDestroyTensorDescriptor(tensor);
-                }
-            }
-            if !self.weight.is_null() {
-                let _ = cudnn::cudnnDestroyFilterDescriptor(self.weight);
-            }
-            if !self.convolution.is_null() {
-                let _ = cudnn::cudnnDestroyConvolutionDescriptor(self.convolution);
-            }
-        }
-    }
-}
-
-/// The first of cuDNN's ranking that may be taken.
-macro_rules! choose {
-    ($dnn:expr, $dtype:expr, $function:ident, $shape:expr, [$($descriptor:ident),*], $what:literal) => {{
-        // SAFETY: results are plain numbers, which the call overwrites as far as it says.
-        let mut found: [_; NAMED] = unsafe { std::mem::zeroed() };
-        let mut count = 0;
-        // SAFETY: the descriptors are alive; the array is as long as said.
-        let ranked = unsafe {
-            cudnn::$function($dnn.handle, $($shape.$descriptor,)* NAMED as i32, &mut count, found.as_mut_ptr())
-        };
-        check(ranked, concat!("failed to rank algorithms of a convolution's ", $what))?;
-        let any = $dnn.tensor_cores($dtype);
-        found[..count as usize]
-            .iter()
-            .find(|one| {
-                one.status == cudnnStatus_t::CUDNN_STATUS_SUCCESS
-                    && one.determinism == cudnnDeterminism_t::CUDNN_DETERMINISTIC
-                    && one.memory <= MOST_WORKSPACE
-                    && (any || one.mathType == cudnnMathType_t::CUDNN_FMA_MATH)
-            })
-            .map(|one| Choice { algorithm: one.algo, workspace: one.memory, math: one.mathType })
-            .ok_or_else(|| BackendError::Device(format!(
-                concat!("cuDNN has no deterministic algorithm for a convolution's ", $what, " of {:?} in {:?}; it names {:?}"),
-                $dtype,
-                $dnn.precision,
-                found[..count as usize].iter().map(|one| (one.algo, one.status, one.mathType)).collect::<Vec<_>>(),
-            )))?
-    }};
 }
 
 impl Dnn {
@@ -222,12 +67,35 @@ impl Dnn {
             handle,
             precision,
             shapes: HashMap::new(),
+            norms: Norms::default(),
         })
     }
 
     /// Whether tensor cores may multiply: from f32 only where it is said to be rounded; what is narrow loses nothing.
     fn tensor_cores(&self, dtype: Dtype) -> bool {
         dtype != Dtype::F32 || self.precision == Precision::Tf32
+    }
+
+    /// What was taken for each shape so far.
+    pub(super) fn choices(&self) -> Vec<Choice> {
+        let mut choices = Vec::new();
+        for ((window, batch, dtype), shape) in &self.shapes {
+            let of = (window, *batch, *dtype);
+            let forward = shape
+                .forward
+                .map(|taken| taken.choice("convolution forward", of));
+            let data = shape
+                .data
+                .map(|taken| taken.choice("convolution input gradient", of));
+            let filter = shape
+                .filter
+                .map(|taken| taken.choice("convolution weight gradient", of));
+            choices.extend([forward, data, filter].into_iter().flatten());
+        }
+        choices.extend(self.norms.choices());
+        // Whatever the order of a table by hashes.
+        choices.sort();
+        choices
     }
 
     fn shape(&mut self, (window, batch, dtype): Of<'_>) -> Result<&mut Shape> {
@@ -253,8 +121,8 @@ impl Dnn {
     ) -> Result<()> {
         self.shape(of)?;
         let shape = &self.shapes[&(*of.0, of.1, of.2)];
-        let choice = match shape.forward {
-            Some(choice) => choice,
+        let taken = match shape.forward {
+            Some(taken) => taken,
             None => choose!(
                 self,
                 of.2,
@@ -264,8 +132,8 @@ impl Dnn {
                 "forward"
             ),
         };
-        shape.set(&choice)?;
-        let workspace = room.0.room(room.1, choice.workspace)?;
+        shape.set(&taken)?;
+        let workspace = room.0.room(room.1, taken.workspace)?;
         // SAFETY: the spans are as large as the shapes say.
         let status = unsafe {
             cudnn::cudnnConvolutionForward(
@@ -276,15 +144,15 @@ impl Dnn {
                 shape.weight,
                 weight as *const _,
                 shape.convolution,
-                choice.algorithm,
+                taken.algorithm,
                 workspace as *mut _,
-                choice.workspace,
+                taken.workspace,
                 (&raw const ZERO).cast(),
                 shape.y,
                 y as *mut _,
             )
         };
-        self.shape(of)?.forward = Some(choice);
+        self.shape(of)?.forward = Some(taken);
         check(status, "failed to enqueue a convolution")
     }
 
@@ -298,8 +166,8 @@ impl Dnn {
     ) -> Result<()> {
         self.shape(of)?;
         let shape = &self.shapes[&(*of.0, of.1, of.2)];
-        let choice = match shape.data {
-            Some(choice) => choice,
+        let taken = match shape.data {
+            Some(taken) => taken,
             None => choose!(
                 self,
                 of.2,
@@ -309,8 +177,8 @@ impl Dnn {
                 "input gradient"
             ),
         };
-        shape.set(&choice)?;
-        let workspace = room.0.room(room.1, choice.workspace)?;
+        shape.set(&taken)?;
+        let workspace = room.0.room(room.1, taken.workspace)?;
         let beta = if write == Write::Accumulate {
             ONE
         } else {
@@ -326,15 +194,15 @@ impl Dnn {
                 shape.y,
                 d_y as *const _,
                 shape.convolution,
-                choice.algorithm,
+                taken.algorithm,
                 workspace as *mut _,
-                choice.workspace,
+                taken.workspace,
                 (&raw const beta).cast(),
                 shape.x,
                 d_x as *mut _,
             )
         };
-        self.shape(of)?.data = Some(choice);
+        self.shape(of)?.data = Some(taken);
         check(status, "failed to enqueue a convolution's input gradient")
     }
 
@@ -345,9 +213,9 @@ impl Dnn {
         spans: [CUdeviceptr; 3],
         room: (&mut Scratch, &mut Memory),
     ) -> Result<()> {
-        let choice = self.filter(of)?;
-        let workspace = room.0.room(room.1, choice.workspace)?;
-        self.enqueue_weight(of, choice, spans, workspace, &ONE)
+        let taken = self.filter(of)?;
+        let workspace = room.0.room(room.1, taken.workspace)?;
+        self.enqueue_weight(of, taken, spans, workspace, &ONE)
     }
 
     /// The weight gradient of narrow images, `elements` of it, in scratch: where it lies until the next kernel uses that. The third span is
@@ -359,18 +227,18 @@ impl Dnn {
         elements: usize,
         room: (&mut Scratch, &mut Memory),
     ) -> Result<CUdeviceptr> {
-        let choice = self.filter(of)?;
+        let taken = self.filter(of)?;
         let own = (elements * of.2.size()).next_multiple_of(ALIGNMENT);
-        let made = room.0.room(room.1, own + choice.workspace)?;
-        self.enqueue_weight(of, choice, [x, d_y, made], made + own as u64, &ZERO)?;
+        let made = room.0.room(room.1, own + taken.workspace)?;
+        self.enqueue_weight(of, taken, [x, d_y, made], made + own as u64, &ZERO)?;
         Ok(made)
     }
 
-    fn filter(&mut self, of: Of<'_>) -> Result<Choice<FilterAlgorithm>> {
+    fn filter(&mut self, of: Of<'_>) -> Result<Taken<FilterAlgorithm>> {
         self.shape(of)?;
         let shape = &self.shapes[&(*of.0, of.1, of.2)];
-        let choice = match shape.filter {
-            Some(choice) => choice,
+        let taken = match shape.filter {
+            Some(taken) => taken,
             None => choose!(
                 self,
                 of.2,
@@ -380,22 +248,22 @@ impl Dnn {
                 "weight gradient"
             ),
         };
-        self.shape(of)?.filter = Some(choice);
-        Ok(choice)
+        self.shape(of)?.filter = Some(taken);
+        Ok(taken)
     }
 
     fn enqueue_weight(
         &mut self,
         of: Of<'_>,
-        choice: Choice<FilterAlgorithm>,
+        taken: Taken<FilterAlgorithm>,
         [x, d_y, d_weight]: [CUdeviceptr; 3],
         workspace: CUdeviceptr,
         beta: &'static f32,
     ) -> Result<()> {
         let handle = self.handle;
         let shape = self.shape(of)?;
-        shape.set(&choice)?;
-        // SAFETY: as in `forward`; the workspace is as large as the choice says.
+        shape.set(&taken)?;
+        // SAFETY: as in `forward`; the workspace is as large as was asked for.
         let status = unsafe {
             cudnn::cudnnConvolutionBackwardFilter(
                 handle,
@@ -405,9 +273,9 @@ impl Dnn {
                 shape.y,
                 d_y as *const _,
                 shape.convolution,
-                choice.algorithm,
+                taken.algorithm,
                 workspace as *mut _,
-                choice.workspace,
+                taken.workspace,
                 std::ptr::from_ref(beta).cast(),
                 shape.weight,
                 d_weight as *mut _,

@@ -2,11 +2,13 @@
 //!
 //! Contract: [`crate::backend::Backend`]'s. Everything enqueues on one of two streams of the device's own; the host blocks in `download`,
 //! in `synchronize`, and where an upload finds all of its pinned memory under way. Several devices may share one GPU. Results are the
-//! same from call to call: no kernel of ours adds atomically where order matters, and only deterministic algorithms of cuDNN are taken.
+//! same from call to call: no kernel of ours adds atomically where order matters, and only deterministic algorithms of cuDNN are taken. Of
+//! its batch norm, which computes where it is asked for, cuDNN does not say.
 //! A call that fails makes the device fail for good: CUDA's errors are sticky.
 //! Reference: CUDA driver API; [`crate::kernel::Kernel`] for what each kernel computes.
 pub(crate) mod api;
 mod blas;
+pub mod choice;
 pub mod compile;
 pub mod discovery;
 mod dnn;
@@ -33,6 +35,7 @@ use crate::half::{Bf16, F16};
 use crate::kernel::Kernel;
 use crate::tensor::{Dtype, Span};
 use blas::Blas;
+use choice::Choice;
 use dnn::Dnn;
 use gpu::{Gpu, check};
 use graph::Graph;
@@ -64,6 +67,17 @@ impl Precision {
     }
 }
 
+/// Who computes batch norm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum BatchNormBy {
+    /// Our kernels.
+    #[default]
+    Own,
+    /// cuDNN, where it has what is asked for: in training and evaluation, with an exponential average and without padding to leave out.
+    /// Rectifiers and additions behind it are kernels of our own.
+    Cudnn,
+}
+
 /// What a device is made of.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CudaDevice {
@@ -71,12 +85,15 @@ pub struct CudaDevice {
     pub ordinal: usize,
     /// Of products and convolutions, and of values.
     pub precision: Precision,
+    /// Of batch norm.
+    pub batch_norm: BatchNormBy,
 }
 
 /// A device on a GPU.
 pub struct CudaBackend {
     failure: Option<BackendError>,
     precision: Precision,
+    batch_norm: BatchNormBy,
     /// Why a collective that ran here was stopped, by whoever stopped it, on any thread.
     loss: Arc<OnceLock<String>>,
     graphs: Vec<Graph>,
@@ -136,6 +153,10 @@ impl CudaBackend {
         if device.precision == Precision::Bf16 {
             gpu.kernels.load_narrow()?;
         }
+        if device.batch_norm == BatchNormBy::Cudnn {
+            api::cudnn_norm::load()?;
+            dnn::batch_norm::load_parts()?;
+        }
         let queues = [Queue::new(&gpu)?, Queue::new(&gpu)?];
         let mut memory = Memory::new(&gpu);
         let clock = Clock::new(&gpu, &queues[0])?;
@@ -146,6 +167,7 @@ impl CudaBackend {
         Ok(Self {
             failure: None,
             precision: device.precision,
+            batch_norm: device.batch_norm,
             loss: Arc::default(),
             graphs: Vec::new(),
             capturing: false,
@@ -412,6 +434,14 @@ impl Backend for CudaBackend {
 
     fn values(&self) -> Dtype {
         self.precision.values()
+    }
+
+    fn library_batch_norm(&self) -> bool {
+        self.batch_norm == BatchNormBy::Cudnn
+    }
+
+    fn choices(&self) -> Vec<Choice> {
+        self.dnn.choices()
     }
 
     fn name(&self) -> &'static str {

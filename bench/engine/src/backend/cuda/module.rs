@@ -44,7 +44,7 @@ macro_rules! modules {
 
 modules! {
     Elementwise {
-        fill, copy, add_two, scale, scale_by, subtract, relu_forward, relu_backward, gate, gelu_forward, gelu_backward, dropout, transpose, add_bias,
+        fill, copy, add_two, scale, scale_by, subtract, relu_forward, relu_backward, gate, rectify, gelu_forward, gelu_backward, dropout, transpose, add_bias,
     }
     Columns {
         moments, finish_statistics, reciprocal_deviation, update_running, normalize, backward_sums, finish_sums, backward_affine,

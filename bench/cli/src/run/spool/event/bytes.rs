@@ -1,7 +1,7 @@
 //! An [`Event`]'s bytes, written and read: the numbers of kinds and the order of fields.
 use super::{
-    CeilingEvent, CommEvent, EVENT_BYTES, Event, Fields, GpuPlace, GpuState, GpuTraffic,
-    LearningEvent,
+    CeilingEvent, ChoicePiece, CommEvent, EVENT_BYTES, Event, Fields, GpuPlace, GpuState,
+    GpuTraffic, LearningEvent,
 };
 
 impl Event {
@@ -114,6 +114,7 @@ impl Event {
             Self::GpuPlace(place) => place.encode(41, &mut f),
             Self::GpuState(state) => state.encode(42, &mut f),
             Self::GpuTraffic(traffic) => traffic.encode(43, &mut f),
+            Self::Choice(piece) => piece.encode(45, &mut f),
             Self::GpuPeer { from, to, directly } => {
                 f.put([44, u8::from(directly)])
                     .put(from.to_le_bytes())
@@ -357,6 +358,7 @@ impl Event {
                 from: f.u16(),
                 to: f.u16(),
             },
+            45 => Self::Choice(ChoicePiece::decode(&mut f)),
             _ => return None,
         })
     }

@@ -51,6 +51,14 @@ __global__ void gate(const value_t* __restrict__ y, value_t* __restrict__ d_y, u
     });
 }
 
+// y = max(y + shortcut, 0) in place; no shortcut for none.
+__global__ void rectify(value_t* __restrict__ y, const value_t* __restrict__ shortcut, u64 n) {
+    if (shortcut)
+        each(n, [&](u64 i) { y[i] = rectified(y[i] + shortcut[i], 1); });
+    else
+        each(n, [&](u64 i) { y[i] = rectified(y[i], 1); });
+}
+
 // Φ(x). The complement of the error function has the digits that 1 + erf loses where x is far below zero.
 __device__ __forceinline__ float phi(float x) { return 0.5f * erfcf(x * -0.70710678118654752f); }
 

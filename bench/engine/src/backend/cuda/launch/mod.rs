@@ -8,6 +8,7 @@ mod batch_norm;
 mod columns;
 mod flash;
 mod group_norm;
+mod library_norm;
 mod loss;
 mod pool;
 mod samples;
@@ -238,6 +239,10 @@ pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Resu
             let n = d_y.len() as u64;
             call!(l, elementwise(d_y)?.gate, l.by_four(n); l.at(y), l.at(d_y), n)
         }
+        Kernel::Rectify { y, shortcut } => {
+            let n = y.len() as u64;
+            call!(l, elementwise(y)?.rectify, l.by_four(n); l.at(y), l.at(shortcut), n)
+        }
         Kernel::GeluForward { x, y, formula } => {
             let n = y.len() as u64;
             call!(l, elementwise(y)?.gelu_forward, l.by_four(n); l.at(x), l.at(y), n, tanh(formula))
@@ -328,6 +333,9 @@ pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Resu
         }
         Kernel::GroupNormForward { .. } | Kernel::GroupNormBackward { .. } | Kernel::RmsNormForward { .. }
         | Kernel::RmsNormBackward { .. } => group_norm::run(&mut l, kernel),
+        Kernel::LibraryBatchNorm { .. } | Kernel::LibraryBatchNormBackward { .. } | Kernel::LibraryBatchNormEval { .. } => {
+            library_norm::run(&mut l, kernel)
+        }
         Kernel::SoftmaxCrossEntropy { .. } | Kernel::CountErrors { .. } => loss::run(&mut l, kernel),
         Kernel::Sgd { parameter, gradient, buffer, rates, momentum, weight_decay, nesterov } => {
             let n = parameter.len() as u64;
