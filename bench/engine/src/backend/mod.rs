@@ -172,6 +172,16 @@ pub trait Backend: Send {
     /// # Errors
     /// The sticky failure of the stream, if it has one.
     fn launch(&mut self, on: Stream, kernel: Kernel) -> Result<()>;
+    /// Enqueues a kernel and then another, which a device may do as one: a product and the bias of what it makes, or a product and the
+    /// gradient of the bias from its first operand.
+    ///
+    /// # Errors
+    /// As [`Backend::launch`].
+    fn launch_both(&mut self, on: Stream, kernels: [Kernel; 2]) -> Result<()> {
+        kernels
+            .into_iter()
+            .try_for_each(|kernel| self.launch(on, kernel))
+    }
     /// Enqueues a copy from host memory; `from` may be reused when this returns.
     ///
     /// # Errors
@@ -261,6 +271,10 @@ pub trait Backend: Send {
     /// that too. All else that is a real number is f32.
     fn values(&self) -> Dtype {
         Dtype::F32
+    }
+    /// What the device's libraries chose so far for each shape, as records have it. Not for steps: it makes text.
+    fn choices(&self) -> Vec<cuda::choice::Choice> {
+        Vec::new()
     }
     /// `cpu`, `deferred`, ...
     fn name(&self) -> &'static str;

@@ -7,6 +7,8 @@
 //! Reference: CUDA driver API; [`crate::kernel::Kernel`] for what each kernel computes.
 pub(crate) mod api;
 mod blas;
+mod blas_lt;
+pub mod choice;
 pub mod compile;
 pub mod discovery;
 mod dnn;
@@ -33,6 +35,7 @@ use crate::half::{Bf16, F16};
 use crate::kernel::Kernel;
 use crate::tensor::{Dtype, Span};
 use blas::Blas;
+use choice::Choice;
 use dnn::Dnn;
 use gpu::{Gpu, check};
 use graph::Graph;
@@ -64,6 +67,17 @@ impl Precision {
     }
 }
 
+/// Who multiplies matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Matmul {
+    /// cuBLAS.
+    #[default]
+    Cublas,
+    /// cuBLASLt, which also adds biases and sums their gradients; what is f32 and not to be rounded stays with cuBLAS. Not with
+    /// [`Precision::Fp32`]. It has not run on hardware.
+    CublasLt,
+}
+
 /// What a device is made of.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CudaDevice {
@@ -71,6 +85,8 @@ pub struct CudaDevice {
     pub ordinal: usize,
     /// Of products and convolutions, and of values.
     pub precision: Precision,
+    /// Who multiplies matrices.
+    pub matmul: Matmul,
 }
 
 /// A device on a GPU.
@@ -139,9 +155,10 @@ impl CudaBackend {
         let queues = [Queue::new(&gpu)?, Queue::new(&gpu)?];
         let mut memory = Memory::new(&gpu);
         let clock = Clock::new(&gpu, &queues[0])?;
+        let products = (device.precision, device.matmul);
         let blas = [
-            Blas::new(queues[0].raw, device.precision, &mut memory)?,
-            Blas::new(queues[1].raw, device.precision, &mut memory)?,
+            Blas::new(queues[0].raw, products, &mut memory)?,
+            Blas::new(queues[1].raw, products, &mut memory)?,
         ];
         Ok(Self {
             failure: None,
@@ -266,6 +283,13 @@ impl Backend for CudaBackend {
             self.outside()?;
         }
         self.guard(|device| launch::run(device, on, &kernel))
+    }
+
+    fn launch_both(&mut self, on: Stream, kernels: [Kernel; 2]) -> Result<()> {
+        if on == Stream::Communication {
+            self.outside()?;
+        }
+        self.guard(|device| launch::run_both(device, on, &kernels))
     }
 
     fn upload(&mut self, on: Stream, from: HostSlice<'_>, to: Span) -> Result<()> {
@@ -408,6 +432,10 @@ impl Backend for CudaBackend {
 
     fn cuda(&mut self) -> Option<&mut CudaBackend> {
         Some(self)
+    }
+
+    fn choices(&self) -> Vec<Choice> {
+        self.blas.iter().flat_map(Blas::choices).collect()
     }
 
     fn values(&self) -> Dtype {

@@ -5,6 +5,7 @@
 //!
 //! Contract: [`load`] comes before any call and says what is missing; after it, calls cannot fail to find anything.
 pub(crate) mod cublas;
+pub(crate) mod cublaslt;
 pub(crate) mod cudnn;
 pub(crate) mod driver;
 pub(crate) mod graphs;
@@ -12,7 +13,7 @@ pub(crate) mod nvrtc;
 
 use super::library::Missing;
 
-/// Everything that a device calls, but for [`graphs`], which who captures loads.
+/// Everything that a device calls, but for [`graphs`], which who captures loads, and [`cublaslt`], which who multiplies with it does.
 ///
 /// # Errors
 /// The first library that is missing, or that lacks a function.
