@@ -76,6 +76,9 @@ pub struct TrialRow {
     /// Whether a step is launched as one CUDA graph; empty on CPUs, which have none.
     #[serde(default)]
     pub cuda_graph: Option<bool>,
+    /// Who multiplies matrices on GPUs: `cublas` or `cublaslt`; empty on CPUs.
+    #[serde(default)]
+    pub cuda_matmul: Option<String>,
     /// Number of devices N.
     pub devices: u32,
     /// Threads that compute on each device; not for collectives.
@@ -173,6 +176,7 @@ impl TrialRow {
             backend: unknown(),
             precision: None,
             cuda_graph: None,
+            cuda_matmul: None,
             devices: 1,
             threads: None,
             scaling: "weak".into(),

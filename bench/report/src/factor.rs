@@ -22,6 +22,7 @@ const SETTINGS: [Setting; 26] = [
     ("train.accumulation", |t| text(&t.accumulation)),
     ("train.precision", |t| text(&t.precision)),
     ("train.cuda_graph", |t| text(&t.cuda_graph)),
+    ("train.cuda_matmul", |t| text(&t.cuda_matmul)),
     ("parallel.strategy", |t| t.strategy.clone()),
     ("parallel.launch", |t| text(&t.launch)),
     ("parallel.transport", transport),
@@ -104,6 +105,11 @@ pub(crate) fn in_words(factor: &str, value: &str) -> String {
             "true" => "one CUDA graph".to_owned(),
             _ => "kernels one by one".to_owned(),
         },
+        "train.cuda_matmul" => match value {
+            "cublaslt" => "cuBLASLt".to_owned(),
+            "cublas" => "cuBLAS".to_owned(),
+            _ => value.to_owned(),
+        },
         "train.accumulation" => match value {
             "1" => "1 micro-batch".to_owned(),
             _ => format!("{value} micro-batches"),
@@ -136,6 +142,7 @@ fn free(factor: &str) -> &'static [&'static str] {
             "train.accumulation",
             "train.precision",
             "train.cuda_graph",
+            "train.cuda_matmul",
             "parallel.strategy",
             "parallel.launch",
             "parallel.threads",

@@ -96,6 +96,7 @@ pub fn combine(scenario: &Scenario, tree: &Node, auto: Backend) -> Result<Combin
         accumulation: scenario.train.accumulation,
         precision: scenario.train.precision,
         cuda_graph: scenario.train.cuda_graph,
+        cuda_matmul: scenario.train.cuda_matmul,
         train_seed: scenario.train.seed,
         strategy,
         backend,

@@ -10,8 +10,8 @@ use syncmark_engine::model::spec::{
 };
 
 use crate::scenario::file::{
-    Compression, EvaluationSplit, Launch, Operation, Optimizer, PowerSgd, Precision, Predict,
-    Scaling, Schedule,
+    Compression, CudaMatmul, EvaluationSplit, Launch, Operation, Optimizer, PowerSgd, Precision,
+    Predict, Scaling, Schedule,
 };
 
 mod strategy;
@@ -61,6 +61,9 @@ pub struct TrialConfig {
     /// Whether a step is launched as one CUDA graph.
     #[serde(default, skip_serializing_if = "is_off")]
     pub cuda_graph: bool,
+    /// Who multiplies matrices on GPUs.
+    #[serde(default, skip_serializing_if = "is_cublas")]
+    pub cuda_matmul: CudaMatmul,
     /// Seed of initial parameters and dropout masks.
     pub train_seed: u64,
     /// Who holds a replica, and what is exchanged.
@@ -87,6 +90,10 @@ fn one_thread() -> usize {
 
 fn is_fp32(precision: &Precision) -> bool {
     *precision == Precision::Fp32
+}
+
+fn is_cublas(matmul: &CudaMatmul) -> bool {
+    *matmul == CudaMatmul::Cublas
 }
 
 fn is_off(on: &bool) -> bool {

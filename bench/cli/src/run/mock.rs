@@ -23,8 +23,8 @@ use crate::plan::config::{
 };
 use crate::plan::{Plan, Trial};
 use crate::scenario::file::{
-    BUCKET_CAP, Compression, DpLoss, FIRST_BUCKET_CAP, Launch, Operation, Optimizer, Precision,
-    Scaling, Scenario, Schedule, Transport,
+    BUCKET_CAP, Compression, CudaMatmul, DpLoss, FIRST_BUCKET_CAP, Launch, Operation, Optimizer,
+    Precision, Scaling, Scenario, Schedule, Transport,
 };
 
 /// A configuration with 32 samples on each device.
@@ -51,6 +51,7 @@ pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
         accumulation: 1,
         precision: Precision::Fp32,
         cuda_graph: false,
+        cuda_matmul: CudaMatmul::Cublas,
         train_seed: 0,
         strategy: strategy.clone(),
         backend: Backend::Cpu,

@@ -54,6 +54,7 @@ pub const SETTINGS: [&str; 94] = [
     "train.accumulation",
     "train.precision",
     "train.cuda_graph",
+    "train.cuda_matmul",
     "train.learning_rate_batch",
     "train.seed",
     "train.epochs",

@@ -215,6 +215,10 @@ fn settings(trial: &TrialRow) -> Vec<(&'static str, String)> {
             "train.cuda_graph",
             (trial.cuda_graph == Some(true)).then(|| "as one graph".to_owned()),
         ),
+        (
+            "train.cuda_matmul",
+            (trial.cuda_matmul.as_deref() == Some("cublaslt")).then(|| "cuBLASLt".to_owned()),
+        ),
         ("parallel.no_sync", off(trial.no_sync, "each synchronized")),
         (
             "parallel.threads",

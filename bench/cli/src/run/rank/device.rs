@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
-use syncmark_engine::backend::cuda::{CudaBackend, CudaDevice, Precision, discovery};
+use syncmark_engine::backend::cuda::{CudaBackend, CudaDevice, Matmul, Precision, discovery};
 use syncmark_engine::backend::{Backend, BackendError};
 use syncmark_engine::comm::device_links::{DeviceLinks, Reach};
 use syncmark_engine::comm::links::{HostLinks, Links};
@@ -36,6 +36,11 @@ fn gpu(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankEr
             (Purpose::Gate { .. }, _) | (_, file::Precision::Fp32) => Precision::Fp32,
             (_, file::Precision::Tf32) => Precision::Tf32,
             (_, file::Precision::Bf16) => Precision::Bf16,
+        },
+        matmul: match (&assignment.purpose, assignment.trial.cuda_matmul) {
+            // In a gate's fp32 there is nothing else.
+            (Purpose::Gate { .. }, _) | (_, file::CudaMatmul::Cublas) => Matmul::Cublas,
+            (_, file::CudaMatmul::CublasLt) => Matmul::CublasLt,
         },
     };
     Ok(Box::new(CudaBackend::new(device)?))

@@ -5,7 +5,9 @@ use crate::plan::config::{
 };
 use crate::run::mock::ddp;
 use crate::run::spool::{CeilingEvent, CommEvent, LearningEvent};
-use crate::scenario::file::{Launch, Optimizer, Precision, Scaling, Schedule, Sgd, Transport};
+use crate::scenario::file::{
+    CudaMatmul, Launch, Optimizer, Precision, Scaling, Schedule, Sgd, Transport,
+};
 use syncmark_engine::comm::Collective;
 use syncmark_engine::model::spec::{Features, LayerSpec, LinearSpec, ModelSpec, Norm};
 use syncmark_engine::probe::Phase;
@@ -44,6 +46,7 @@ fn config() -> TrialConfig {
         accumulation: 1,
         precision: Precision::Fp32,
         cuda_graph: false,
+        cuda_matmul: CudaMatmul::Cublas,
         train_seed: 0,
         strategy: ddp(Launch::Threads),
         backend: Backend::Cpu,

@@ -7,6 +7,8 @@
 //! Reference: cuBLAS library user guide, "Using the cuBLASLt API" and "Results reproducibility".
 mod key;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
