@@ -108,12 +108,20 @@ fn each(sides: &mut Sides, backward: bool) {
 #[test]
 fn a_bias_is_added_to_a_product() {
     each(&mut Sides::new(), false);
+}
+
+#[test]
+fn so_it_is_by_cublaslt() {
     each(&mut Sides::with_cublaslt(), false);
 }
 
 #[test]
 fn a_gradient_of_a_bias_is_summed_beside_a_product() {
     each(&mut Sides::new(), true);
+}
+
+#[test]
+fn so_is_the_gradient_by_cublaslt() {
     each(&mut Sides::with_cublaslt(), true);
 }
 
