@@ -24,7 +24,9 @@ pub use parallel::{
     Scaling, Strategy, Transport,
 };
 pub use time_span::TimeSpan;
-pub use train::{Adamw, Cosine, Optimizer, Precision, Schedule, Sgd, StepDecay, Train, WarmUp};
+pub use train::{
+    Adamw, Cosine, CudaMatmul, Optimizer, Precision, Schedule, Sgd, StepDecay, Train, WarmUp,
+};
 
 /// One scenario file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
