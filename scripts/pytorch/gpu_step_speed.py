@@ -1,6 +1,7 @@
 """How long a training step takes on a GPU in syncmark and in PyTorch: alternating runs, the median of paired ratios and its interval.
 
-    python scripts/pytorch/gpu_step_speed.py [WORK ...] [--pairs 6] [--seconds 3] [--precision tf32|fp32|bf16] [--syncmark target/release/syncmark]
+    python scripts/pytorch/gpu_step_speed.py [WORK ...] [--pairs 6] [--seconds 3] [--precision tf32|fp32|bf16] [--matmul cublas|cublaslt]
+        [--syncmark target/release/syncmark]
 
 Contract: both sides train the same model file at the same batch with the same optimizer in the same precision on the first GPU. A step is: copy
 the batch from host memory to the GPU, zero the gradients, forward, mean cross-entropy, backward, update; nobody reads the loss. A window
@@ -132,6 +133,8 @@ def run_syncmark(work: Work, options: argparse.Namespace) -> float:
         steps=LEAST_STEPS, warm_up_steps=WARM_UP_STEPS, warm_up_seconds=WARM_UP_SECONDS,
     )  # fmt: skip
     further = ("--backend", "cuda", "--set", f"train.precision={options.precision}")
+    if options.matmul != "cublas":
+        further += ("--set", f"train.cuda_matmul={options.matmul}")
     with ran(options.syncmark, scenario, "repeats.csv", further=further) as table:
         (row,) = rows(table)
     if row["outcome"] not in ("passed", "unsteady", "disturbed"):
@@ -156,7 +159,8 @@ def compare(work: Work, options: argparse.Namespace) -> None:
         lambda: {"step": run_syncmark(work, options)}, lambda: {"step": torch.ask(options.seconds)}, options.pairs
     )
     torch.end()
-    print(f"| {work.name}, {options.precision} | {peer.name} | {found['step'].cells()} |", flush=True)
+    ours = options.precision if options.matmul == "cublas" else f"{options.precision}, {options.matmul}"
+    print(f"| {work.name}, {ours} | {peer.name} | {found['step'].cells()} |", flush=True)
 
 
 def main() -> None:
@@ -166,6 +170,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each window")
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="tf32")
+    parser.add_argument("--matmul", choices=["cublas", "cublaslt"], default="cublas", help="of syncmark; not with fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--peer", help="instead of a first round: channels_last,fused")
     parser.add_argument("--syncmark", type=Path, default=BINARY)

@@ -99,6 +99,44 @@ fn precisions_are_trials_of_their_own_and_fp32_is_what_was_there_before() {
 }
 
 #[test]
+fn cublaslt_is_a_trial_of_its_own_with_rounded_products_on_gpus() {
+    let lt = "[train]\nprecision = \"bf16\"\ncuda_matmul = \"cublaslt\"\n";
+    let usual = "[train]\nprecision = \"bf16\"\n";
+    for auto in [Backend::Cpu, Backend::Cuda] {
+        let named = format!("{usual}cuda_matmul = \"cublas\"\n");
+        assert_eq!(id(&named, auto), id(usual, auto));
+        assert_ne!(id(lt, auto), id(usual, auto));
+    }
+    let all = "[sweep]\n\"train.precision\" = [\"fp32\", \"tf32\"]\n\"train.cuda_matmul\" = [\"cublas\", \"cublaslt\"]\n";
+    let on_gpus = plan(all, Backend::Cuda);
+    let labels: Vec<_> = on_gpus.trials.iter().map(|trial| &*trial.label).collect();
+    assert_eq!(
+        labels,
+        [
+            "single fp32 cublas",
+            "single tf32 cublas",
+            "single tf32 cublaslt"
+        ]
+    );
+    assert_eq!(
+        reasons(&on_gpus),
+        ["in fp32 all products are cuBLAS's, and cuBLASLt would multiply nothing"]
+    );
+    assert_eq!(
+        on_gpus.left_out[0].instead,
+        "write precision = \"tf32\" or \"bf16\", or cuda_matmul = \"cublas\""
+    );
+    let error = planned(
+        "train",
+        "[train]\ncuda_matmul = \"cublaslt\"\n[parallel]\nbackend = \"cpu\"\n",
+        Backend::Cpu,
+    )
+    .unwrap_err();
+    assert!(error.contains("CPUs have no cuBLASLt"), "{error}");
+    assert!(error.contains("leave cuda_matmul out"), "{error}");
+}
+
+#[test]
 fn a_graph_of_a_step_is_a_trial_of_its_own_on_one_gpu_and_nowhere_else() {
     let graph = "[train]\ncuda_graph = true\n";
     for auto in [Backend::Cpu, Backend::Cuda] {

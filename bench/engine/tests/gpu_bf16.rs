@@ -1,4 +1,4 @@
-//! Training in bfloat16 on a GPU: it learns what fp32 learns, on one device and on several that share it. Without a GPU it says why nothing
+//! Training in bfloat16 on a GPU, and with cuBLASLt: it learns what fp32 learns, on one device and on several that share it. Without a GPU it says why nothing
 //! was run, and fails if SYNCMARK_REQUIRE_GPU=1.
 mod gpu;
 mod trials;
@@ -62,6 +62,21 @@ fn losses_follow_those_of_fp32() {
         agree(&format!("{norm:?}"), &found, &expected);
         assert_ne!(found, expected, "nothing was rounded");
         assert!(found[STEPS - 1] < 0.5 * found[0], "{norm:?} learns nothing");
+    }
+}
+
+/// In either precision that it has; on tensor cores all operands of products are rounded.
+#[test]
+fn losses_with_cublaslt_follow_those_of_fp32() {
+    for precision in [Precision::Tf32, Precision::Bf16] {
+        let model = model(Norm::Layer);
+        let Some(wide) = gpu::gpu() else { return };
+        let other = gpu::gpu_with_cublaslt(precision).expect("there was a GPU just now");
+        let expected = losses(&mut single(wide, &model));
+        let mut strategy = single(other, &model);
+        let found = losses(&mut strategy);
+        agree(&format!("cuBLASLt, {precision:?}"), &found, &expected);
+        assert_ne!(found, expected, "nothing was rounded");
     }
 }
 

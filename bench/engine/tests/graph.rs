@@ -4,6 +4,7 @@
 mod gpu;
 mod trials;
 
+use syncmark_engine::backend::cuda::Precision;
 use syncmark_engine::backend::deferred::DeferredBackend;
 use syncmark_engine::backend::{Backend, BackendError, Category, HostSlice, HostSliceMut, Stream};
 use syncmark_engine::kernel::Kernel;
@@ -25,11 +26,14 @@ fn deferred() -> Box<dyn Backend> {
     Box::new(DeferredBackend::new(3).unwrap())
 }
 
-/// Devices that can capture, two of each kind.
+/// Devices that can capture, two of each kind; GPUs multiply by cuBLAS, and by cuBLASLt.
 fn pairs() -> Vec<[Box<dyn Backend>; 2]> {
     let of_gpu = gpu::gpu().zip(gpu::gpu()).map(<[_; 2]>::from);
+    let cublaslt = || gpu::gpu_with_cublaslt(Precision::Tf32);
+    let with_cublaslt = cublaslt().zip(cublaslt()).map(<[_; 2]>::from);
     std::iter::once([deferred(), deferred()])
         .chain(of_gpu)
+        .chain(with_cublaslt)
         .collect()
 }
 

@@ -81,6 +81,9 @@ pub struct TrialRow {
     /// Who computes batch norm: `own` or `cudnn`; empty on CPUs, and where there is none.
     #[serde(default)]
     pub cuda_batch_norm: Option<String>,
+    /// Who multiplies matrices on GPUs: `cublas` or `cublaslt`; empty on CPUs.
+    #[serde(default)]
+    pub cuda_matmul: Option<String>,
     /// Number of devices N.
     pub devices: u32,
     /// Threads that compute on each device; not for collectives.
@@ -179,6 +182,7 @@ impl TrialRow {
             precision: None,
             cuda_graph: None,
             cuda_batch_norm: None,
+            cuda_matmul: None,
             devices: 1,
             threads: None,
             scaling: "weak".into(),

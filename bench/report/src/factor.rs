@@ -11,7 +11,7 @@ use crate::chart::curves::binary_bytes;
 type Setting = (&'static str, fn(&TrialRow) -> String);
 
 /// Every setting that must be equal, unless the factor frees it.
-const SETTINGS: [Setting; 27] = [
+const SETTINGS: [Setting; 28] = [
     ("kind", |t| t.kind.clone()),
     ("model.preset", |t| t.model.clone()),
     ("model.norm", |t| t.norm.clone()),
@@ -23,6 +23,7 @@ const SETTINGS: [Setting; 27] = [
     ("train.precision", |t| text(&t.precision)),
     ("train.cuda_graph", |t| text(&t.cuda_graph)),
     ("train.cuda_batch_norm", |t| text(&t.cuda_batch_norm)),
+    ("train.cuda_matmul", |t| text(&t.cuda_matmul)),
     ("parallel.strategy", |t| t.strategy.clone()),
     ("parallel.launch", |t| text(&t.launch)),
     ("parallel.transport", transport),
@@ -109,6 +110,11 @@ pub(crate) fn in_words(factor: &str, value: &str) -> String {
             "cudnn" => "cuDNN's batch norm".to_owned(),
             _ => "our batch norm".to_owned(),
         },
+        "train.cuda_matmul" => match value {
+            "cublaslt" => "cuBLASLt".to_owned(),
+            "cublas" => "cuBLAS".to_owned(),
+            _ => value.to_owned(),
+        },
         "train.accumulation" => match value {
             "1" => "1 micro-batch".to_owned(),
             _ => format!("{value} micro-batches"),
@@ -142,6 +148,7 @@ fn free(factor: &str) -> &'static [&'static str] {
             "train.precision",
             "train.cuda_graph",
             "train.cuda_batch_norm",
+            "train.cuda_matmul",
             "parallel.strategy",
             "parallel.launch",
             "parallel.threads",

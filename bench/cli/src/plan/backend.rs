@@ -3,7 +3,7 @@
 //! Contract: pure. What a machine has is looked at elsewhere ([`crate::run::backend`]) and given to the plan as a [`Choice`].
 use crate::plan::config::{Backend, TrialConfig};
 use crate::scenario::file::{
-    BackendChoice, CudaBatchNorm, Kind, Precision, Scenario, Strategy, Transport,
+    BackendChoice, CudaBatchNorm, CudaMatmul, Kind, Precision, Scenario, Strategy, Transport,
 };
 
 /// What `parallel.backend = "auto"` stands for in a plan.
@@ -82,6 +82,7 @@ pub(super) fn unsuited(scenario: &Scenario, auto: Backend) -> Option<(String, &'
     let ranks = collectives || matches!(parallel.strategy, Strategy::Ddp | Strategy::Zero1);
     let on_gpus = resolved(parallel.backend, auto) == Backend::Cuda;
     let on_cpus = parallel.backend == BackendChoice::Cpu;
+    let lt = scenario.train.cuda_matmul == CudaMatmul::CublasLt && !collectives;
     let (why, instead) = match parallel.transport {
         Transport::Tcp if ranks && on_gpus => (
             "ranks with GPUs exchange over NCCL",
@@ -102,6 +103,14 @@ pub(super) fn unsuited(scenario: &Scenario, auto: Backend) -> Option<(String, &'
         _ if scenario.train.cuda_batch_norm != CudaBatchNorm::Own && on_cpus && !collectives => (
             "CPUs have no cuDNN",
             "leave cuda_batch_norm out, or write backend = \"cuda\"",
+        ),
+        _ if lt && on_cpus => (
+            "CPUs have no cuBLASLt",
+            "leave cuda_matmul out, or write backend = \"cuda\"",
+        ),
+        _ if lt && scenario.train.precision == Precision::Fp32 => (
+            "in fp32 all products are cuBLAS's, and cuBLASLt would multiply nothing",
+            "write precision = \"tf32\" or \"bf16\", or cuda_matmul = \"cublas\"",
         ),
         _ => return None,
     };

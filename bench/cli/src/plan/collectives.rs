@@ -11,8 +11,8 @@ use crate::plan::config::{
     StrategyConfig, TrialConfig, Work,
 };
 use crate::scenario::file::{
-    BUCKET_CAP, Compression, CudaBatchNorm, FIRST_BUCKET_CAP, Optimizer, Precision, Scaling,
-    Scenario, Schedule,
+    BUCKET_CAP, Compression, CudaBatchNorm, CudaMatmul, FIRST_BUCKET_CAP, Optimizer, Precision,
+    Scaling, Scenario, Schedule,
 };
 
 /// Resolves a checked scenario of this kind; `auto` is what computes where it leaves that open.
@@ -75,6 +75,7 @@ fn config(scenario: &Scenario, batch: Batch, auto: Backend) -> TrialConfig {
         precision: Precision::Fp32,
         cuda_graph: false,
         cuda_batch_norm: CudaBatchNorm::Own,
+        cuda_matmul: CudaMatmul::Cublas,
         train_seed: 0,
         strategy: StrategyConfig::Ddp(DdpConfig {
             launch: scenario.parallel.launch,

@@ -99,6 +99,7 @@ pub fn combine(scenario: &Scenario, tree: &Node, auto: Backend) -> Result<Combin
         precision: scenario.train.precision,
         cuda_graph: scenario.train.cuda_graph,
         cuda_batch_norm: scenario.train.cuda_batch_norm,
+        cuda_matmul: scenario.train.cuda_matmul,
         train_seed: scenario.train.seed,
         strategy,
         backend,

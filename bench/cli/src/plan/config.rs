@@ -11,8 +11,8 @@ use syncmark_engine::model::spec::{
 
 use crate::plan::model::keeps_own_statistics;
 use crate::scenario::file::{
-    Compression, CudaBatchNorm, EvaluationSplit, Launch, Operation, Optimizer, PowerSgd, Precision,
-    Predict, Scaling, Schedule,
+    Compression, CudaBatchNorm, CudaMatmul, EvaluationSplit, Launch, Operation, Optimizer,
+    PowerSgd, Precision, Predict, Scaling, Schedule,
 };
 
 mod strategy;
@@ -65,6 +65,9 @@ pub struct TrialConfig {
     /// Who computes batch norm on GPUs.
     #[serde(default, skip_serializing_if = "is_own")]
     pub cuda_batch_norm: CudaBatchNorm,
+    /// Who multiplies matrices on GPUs.
+    #[serde(default, skip_serializing_if = "is_cublas")]
+    pub cuda_matmul: CudaMatmul,
     /// Seed of initial parameters and dropout masks.
     pub train_seed: u64,
     /// Who holds a replica, and what is exchanged.
@@ -95,6 +98,9 @@ fn is_fp32(precision: &Precision) -> bool {
 
 fn is_own(batch_norm: &CudaBatchNorm) -> bool {
     *batch_norm == CudaBatchNorm::Own
+}
+fn is_cublas(matmul: &CudaMatmul) -> bool {
+    *matmul == CudaMatmul::Cublas
 }
 
 fn is_off(on: &bool) -> bool {

@@ -11,7 +11,7 @@ use crate::plan::config::{
     Backend, CollectivesConfig, DpConfig, SourceConfig, TrialConfig, Work, compression_name,
     momentum_name,
 };
-use crate::scenario::file::{Optimizer, Precision, Scenario, Source};
+use crate::scenario::file::{CudaMatmul, Optimizer, Precision, Scenario, Source};
 use crate::scenario::keys::WHOLE_RUN;
 use crate::scenario::size::ByteSize;
 
@@ -125,6 +125,11 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
         (
             "train.cuda_batch_norm",
             batch_norm_by(config).map(|by| by.name().to_owned()),
+        ),
+        (
+            "train.cuda_matmul",
+            (config.backend == Backend::Cuda || config.cuda_matmul != CudaMatmul::Cublas)
+                .then(|| config.cuda_matmul.name().to_owned()),
         ),
         (
             "measure.nvtx",
@@ -311,7 +316,9 @@ fn named(key: &str, value: &str) -> String {
         "parallel.scaling" => value.to_owned(),
         "parallel.dp_loss" => format!("loss-{value}"),
         "model.layers" => "in-place".to_owned(),
-        "parallel.transport" | "parallel.compression" | "train.precision" => value.to_owned(),
+        "parallel.transport" | "parallel.compression" | "train.precision" | "train.cuda_matmul" => {
+            value.to_owned()
+        }
         "parallel.bucket_cap" => format!("cap {value}"),
         "parallel.first_bucket_cap" => format!("first {value}"),
         "train.accumulation" => format!("micro-batches {value}"),

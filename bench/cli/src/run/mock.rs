@@ -23,8 +23,8 @@ use crate::plan::config::{
 };
 use crate::plan::{Plan, Trial};
 use crate::scenario::file::{
-    BUCKET_CAP, Compression, CudaBatchNorm, DpLoss, FIRST_BUCKET_CAP, Launch, Operation, Optimizer,
-    Precision, Scaling, Scenario, Schedule, Transport,
+    BUCKET_CAP, Compression, CudaBatchNorm, CudaMatmul, DpLoss, FIRST_BUCKET_CAP, Launch,
+    Operation, Optimizer, Precision, Scaling, Scenario, Schedule, Transport,
 };
 
 /// A configuration with 32 samples on each device.
@@ -52,6 +52,7 @@ pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
         precision: Precision::Fp32,
         cuda_graph: false,
         cuda_batch_norm: CudaBatchNorm::Own,
+        cuda_matmul: CudaMatmul::Cublas,
         train_seed: 0,
         strategy: strategy.clone(),
         backend: Backend::Cpu,

@@ -66,6 +66,8 @@ pub fn row(
             .then(|| config.precision.name().to_owned()),
         cuda_graph: (training && config.backend == Backend::Cuda).then_some(config.cuda_graph),
         cuda_batch_norm: batch_norm_by(config).map(|by| by.name().to_owned()),
+        cuda_matmul: (training && config.backend == Backend::Cuda)
+            .then(|| config.cuda_matmul.name().to_owned()),
         devices: config.devices as u32,
         threads: training.then_some(config.threads as u32),
         scaling: if config.scaling == Scaling::Weak {

@@ -25,7 +25,8 @@ pub use parallel::{
 };
 pub use time_span::TimeSpan;
 pub use train::{
-    Adamw, Cosine, CudaBatchNorm, Optimizer, Precision, Schedule, Sgd, StepDecay, Train, WarmUp,
+    Adamw, Cosine, CudaBatchNorm, CudaMatmul, Optimizer, Precision, Schedule, Sgd, StepDecay,
+    Train, WarmUp,
 };
 
 /// One scenario file.

@@ -8,7 +8,7 @@ use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Place, Value};
 
 /// Every key that a sweep or variant can set.
-pub const SETTINGS: [&str; 95] = [
+pub const SETTINGS: [&str; 96] = [
     "model.preset",
     "model.layers",
     "model.input",
@@ -55,6 +55,7 @@ pub const SETTINGS: [&str; 95] = [
     "train.precision",
     "train.cuda_graph",
     "train.cuda_batch_norm",
+    "train.cuda_matmul",
     "train.learning_rate_batch",
     "train.seed",
     "train.epochs",

@@ -172,6 +172,16 @@ pub trait Backend: Send {
     /// # Errors
     /// The sticky failure of the stream, if it has one.
     fn launch(&mut self, on: Stream, kernel: Kernel) -> Result<()>;
+    /// Enqueues a kernel and then another, which a device may do as one: a product and the bias of what it makes, or a product and the
+    /// gradient of the bias from its first operand.
+    ///
+    /// # Errors
+    /// As [`Backend::launch`].
+    fn launch_both(&mut self, on: Stream, kernels: [Kernel; 2]) -> Result<()> {
+        kernels
+            .into_iter()
+            .try_for_each(|kernel| self.launch(on, kernel))
+    }
     /// Enqueues a copy from host memory; `from` may be reused when this returns.
     ///
     /// # Errors

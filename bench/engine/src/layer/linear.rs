@@ -29,7 +29,7 @@ impl Layer for Linear {
         );
         self.weight.prepare(step)?;
         // y[rows, out] = x[rows, in] · Wᵀ
-        step.launch(Kernel::Matmul {
+        let product = Kernel::Matmul {
             a,
             b: self.weight.span(),
             c: y,
@@ -39,10 +39,10 @@ impl Layer for Linear {
             transpose_a: false,
             transpose_b: true,
             write: Write::Overwrite,
-        })?;
+        };
         match self.bias {
-            Some((bias, _)) => step.launch(Kernel::AddBias { y, bias, rows }),
-            None => Ok(()),
+            Some((bias, _)) => step.launch_both([product, Kernel::AddBias { y, bias, rows }]),
+            None => step.launch(product),
         }
     }
 
@@ -53,7 +53,7 @@ impl Layer for Linear {
             wires.cut(wires.d_output, step.batch),
         );
         // dW[out, in] (+)= dyᵀ · x: it is most of what a linear model has, and zeroing it would be a pass through memory.
-        step.launch(Kernel::Matmul {
+        let product = Kernel::Matmul {
             a: d_y,
             b: x,
             c: self.d_weight,
@@ -67,9 +67,12 @@ impl Layer for Linear {
             } else {
                 Write::Accumulate
             },
-        })?;
-        if let Some((_, d_bias)) = self.bias {
-            step.launch(Kernel::BiasBackward { d_y, d_bias, rows })?;
+        };
+        match self.bias {
+            Some((_, d_bias)) => {
+                step.launch_both([product, Kernel::BiasBackward { d_y, d_bias, rows }])?;
+            }
+            None => step.launch(product)?,
         }
         let Some((d_x, write)) = wires.d_input(step.batch) else {
             return Ok(());

@@ -127,6 +127,14 @@ impl Step<'_> {
     pub fn launch(&mut self, kernel: Kernel) -> Result<()> {
         self.backend.launch(Stream::Compute, kernel)
     }
+
+    /// Enqueues two kernels that a device may do as one, as [`Backend::launch_both`].
+    ///
+    /// # Errors
+    /// The backend's failure.
+    pub fn launch_both(&mut self, kernels: [Kernel; 2]) -> Result<()> {
+        self.backend.launch_both(Stream::Compute, kernels)
+    }
 }
 
 /// The spans that a node is wired to, each for the maximum batch: cut them with [`Wires::cut`].

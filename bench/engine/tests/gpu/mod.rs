@@ -1,7 +1,7 @@
 //! A GPU under test, where there is one.
 #![allow(dead_code, reason = "each test binary uses its part")]
 use syncmark_engine::backend::Backend;
-use syncmark_engine::backend::cuda::{BatchNormBy, CudaBackend, CudaDevice, Precision};
+use syncmark_engine::backend::cuda::{BatchNormBy, CudaBackend, CudaDevice, Matmul, Precision};
 
 /// Makes a test fail that would be skipped for want of a GPU.
 pub const REQUIRED: &str = "SYNCMARK_REQUIRE_GPU";
@@ -27,11 +27,26 @@ pub fn gpu_of(precision: Precision) -> Option<Box<dyn Backend>> {
 /// # Panics
 /// As [`gpu`].
 pub fn gpu_with(precision: Precision, batch_norm: BatchNormBy) -> Option<Box<dyn Backend>> {
-    let device = CudaDevice {
+    gpu_as(CudaDevice {
         precision,
         batch_norm,
         ..CudaDevice::default()
-    };
+    })
+}
+
+/// As [`gpu`], in a precision, with products by cuBLASLt.
+///
+/// # Panics
+/// As [`gpu`].
+pub fn gpu_with_cublaslt(precision: Precision) -> Option<Box<dyn Backend>> {
+    gpu_as(CudaDevice {
+        precision,
+        matmul: Matmul::CublasLt,
+        ..CudaDevice::default()
+    })
+}
+
+fn gpu_as(device: CudaDevice) -> Option<Box<dyn Backend>> {
     match CudaBackend::new(device) {
         Ok(backend) => Some(Box::new(backend)),
         Err(reason) => {

@@ -219,6 +219,10 @@ fn settings(trial: &TrialRow) -> Vec<(&'static str, String)> {
             "train.cuda_batch_norm",
             by_cudnn(trial).then(|| "cuDNN's batch norm".to_owned()),
         ),
+        (
+            "train.cuda_matmul",
+            (trial.cuda_matmul.as_deref() == Some("cublaslt")).then(|| "cuBLASLt".to_owned()),
+        ),
         ("parallel.no_sync", off(trial.no_sync, "each synchronized")),
         (
             "parallel.threads",

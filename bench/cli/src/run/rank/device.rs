@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
-use syncmark_engine::backend::cuda::{BatchNormBy, CudaBackend, CudaDevice, Precision, discovery};
+use syncmark_engine::backend::cuda::{
+    BatchNormBy, CudaBackend, CudaDevice, Matmul, Precision, discovery,
+};
 use syncmark_engine::backend::{Backend, BackendError};
 use syncmark_engine::comm::device_links::{DeviceLinks, Reach};
 use syncmark_engine::comm::links::{HostLinks, Links};
@@ -40,6 +42,11 @@ fn gpu(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankEr
         batch_norm: match assignment.trial.cuda_batch_norm {
             file::CudaBatchNorm::Own => BatchNormBy::Own,
             file::CudaBatchNorm::Cudnn => BatchNormBy::Cudnn,
+        },
+        matmul: match (&assignment.purpose, assignment.trial.cuda_matmul) {
+            // In a gate's fp32 there is nothing else.
+            (Purpose::Gate { .. }, _) | (_, file::CudaMatmul::Cublas) => Matmul::Cublas,
+            (_, file::CudaMatmul::CublasLt) => Matmul::CublasLt,
         },
     };
     Ok(Box::new(CudaBackend::new(device)?))

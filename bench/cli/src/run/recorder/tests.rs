@@ -6,7 +6,7 @@ use crate::plan::config::{
 use crate::run::mock::ddp;
 use crate::run::spool::{CeilingEvent, CommEvent, LearningEvent};
 use crate::scenario::file::{
-    CudaBatchNorm, Launch, Optimizer, Precision, Scaling, Schedule, Sgd, Transport,
+    CudaBatchNorm, CudaMatmul, Launch, Optimizer, Precision, Scaling, Schedule, Sgd, Transport,
 };
 use syncmark_engine::comm::Collective;
 use syncmark_engine::model::spec::{Features, LayerSpec, LinearSpec, ModelSpec, Norm};
@@ -47,6 +47,7 @@ fn config() -> TrialConfig {
         precision: Precision::Fp32,
         cuda_graph: false,
         cuda_batch_norm: CudaBatchNorm::Own,
+        cuda_matmul: CudaMatmul::Cublas,
         train_seed: 0,
         strategy: ddp(Launch::Threads),
         backend: Backend::Cpu,

@@ -22,6 +22,9 @@ pub struct Train {
     pub cuda_graph: bool,
     /// Who computes batch norm on GPUs: our kernels, or cuDNN, to time it beside ours.
     pub cuda_batch_norm: CudaBatchNorm,
+    /// On GPUs: the library that multiplies matrices. `cublaslt`, with `tf32` and `bf16` alone, also adds biases of linear layers and sums their
+    /// gradients; it has not run on hardware.
+    pub cuda_matmul: CudaMatmul,
     /// Samples of a step that the optimizer's learning rate is meant for: it is multiplied by the step's samples over this (the linear rule,
     /// Goyal et al. 2017). Default: it stays as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -38,6 +41,27 @@ pub struct Train {
     /// all of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalization_batch: Option<usize>,
+}
+
+/// Who multiplies matrices on GPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CudaMatmul {
+    /// cuBLAS, with kernels of our own for biases.
+    #[default]
+    Cublas,
+    /// cuBLASLt; cuBLAS for what is f32 and not rounded, and for attention.
+    CublasLt,
+}
+
+impl CudaMatmul {
+    /// `cublas` or `cublaslt`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cublas => "cublas",
+            Self::CublasLt => "cublaslt",
+        }
+    }
 }
 
 /// How matrix products and convolutions are computed, and what activations are in memory; all other arithmetic is in fp32.
@@ -199,6 +223,7 @@ impl Default for Train {
             precision: Precision::Fp32,
             cuda_graph: false,
             cuda_batch_norm: CudaBatchNorm::Own,
+            cuda_matmul: CudaMatmul::Cublas,
             learning_rate_batch: None,
             seed: 0,
             epochs: None,

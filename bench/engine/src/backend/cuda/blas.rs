@@ -1,4 +1,4 @@
-//! Matrix products, by cuBLAS.
+//! Matrix products, by cuBLAS; those of a device that is told so by [`super::blas_lt`], as far as that has them.
 //!
 //! Contract: row-major operands, as everywhere in the engine. cuBLAS has columns first, so each product is computed as that of the
 //! transposes: Cᵀ = op(B)ᵀ·op(A)ᵀ. Operands are f32, or A and B bfloat16 and C either; sums are in f32 (of
@@ -12,8 +12,10 @@ use cudarc::cublas::sys::{
 };
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
 
-use super::Precision;
+use super::blas_lt::BlasLt;
+use super::choice::Choice;
 use super::memory::Memory;
+use super::{Matmul, Precision};
 use crate::backend::{BackendError, Category, Result};
 use crate::kernel::Write;
 use crate::tensor::Dtype;
@@ -49,6 +51,7 @@ pub(super) struct Product {
 pub(super) struct Blas {
     handle: cublasHandle_t,
     compute: Compute,
+    lt: Option<BlasLt>,
 }
 
 fn check(status: cublasStatus_t, what: &str) -> Result<()> {
@@ -61,7 +64,15 @@ fn check(status: cublasStatus_t, what: &str) -> Result<()> {
 }
 
 impl Blas {
-    pub(super) fn new(stream: CUstream, precision: Precision, memory: &mut Memory) -> Result<Self> {
+    pub(super) fn new(
+        stream: CUstream,
+        (precision, matmul): (Precision, Matmul),
+        memory: &mut Memory,
+    ) -> Result<Self> {
+        let lt = match matmul {
+            Matmul::Cublas => None,
+            Matmul::CublasLt => Some(BlasLt::new(stream, precision, memory)?),
+        };
         let (_, workspace) = memory.allocate(Category::Workspace, Dtype::F32, WORKSPACE / 4)?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: the context is the thread's; the workspace lives as long as the device.
@@ -83,7 +94,11 @@ impl Blas {
             Precision::Fp32 | Precision::Bf16 => Compute::CUBLAS_COMPUTE_32F,
             Precision::Tf32 => Compute::CUBLAS_COMPUTE_32F_FAST_TF32,
         };
-        Ok(Self { handle, compute })
+        Ok(Self {
+            handle,
+            compute,
+            lt,
+        })
     }
 
     /// Products of bfloat16 are exact in f32, so there is nothing to choose.
@@ -95,7 +110,13 @@ impl Blas {
     }
 
     /// Enqueues a product; C's rows are `c.row` apart.
-    pub(super) fn product(&self, product: Product, a: Matrix, b: Matrix, c: Matrix) -> Result<()> {
+    pub(super) fn product(
+        &mut self,
+        product: Product,
+        a: Matrix,
+        b: Matrix,
+        c: Matrix,
+    ) -> Result<()> {
         let Product {
             m,
             n,
@@ -108,6 +129,11 @@ impl Blas {
             return Ok(());
         }
         let types = operands(a.dtype, b.dtype, c.dtype)?;
+        if let Some(lt) = &mut self.lt
+            && lt.product(&product, [&a, &b, &c])?
+        {
+            return Ok(());
+        }
         let (compute, beta) = (self.compute_of(a.dtype), beta(write));
         // SAFETY: the caller's spans are as large as the product says; scalars are read before the call returns.
         let status = unsafe {
@@ -138,6 +164,16 @@ impl Blas {
             )
         };
         check(status, "failed to enqueue a matrix product")
+    }
+
+    /// cuBLASLt, where that multiplies.
+    pub(super) fn lt(&mut self) -> Option<&mut BlasLt> {
+        self.lt.as_mut()
+    }
+
+    /// What was chosen so far for each shape, by who tells.
+    pub(super) fn choices(&self) -> Vec<Choice> {
+        self.lt.as_ref().map(BlasLt::choices).unwrap_or_default()
     }
 }
 
@@ -225,7 +261,7 @@ fn operation(transposed: bool) -> cublasOperation_t {
     }
 }
 
-fn beta(write: Write) -> f32 {
+pub(super) fn beta(write: Write) -> f32 {
     match write {
         Write::Overwrite => 0.0,
         Write::Accumulate => 1.0,

@@ -8,6 +8,7 @@
 //! Reference: CUDA driver API; [`crate::kernel::Kernel`] for what each kernel computes.
 pub(crate) mod api;
 mod blas;
+mod blas_lt;
 pub mod choice;
 pub mod compile;
 pub mod discovery;
@@ -78,6 +79,17 @@ pub enum BatchNormBy {
     Cudnn,
 }
 
+/// Who multiplies matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Matmul {
+    /// cuBLAS.
+    #[default]
+    Cublas,
+    /// cuBLASLt, which also adds biases and sums their gradients; what is f32 and not to be rounded stays with cuBLAS. Not with
+    /// [`Precision::Fp32`]. It has not run on hardware.
+    CublasLt,
+}
+
 /// What a device is made of.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CudaDevice {
@@ -87,6 +99,8 @@ pub struct CudaDevice {
     pub precision: Precision,
     /// Of batch norm.
     pub batch_norm: BatchNormBy,
+    /// Who multiplies matrices.
+    pub matmul: Matmul,
 }
 
 /// A device on a GPU.
@@ -160,9 +174,10 @@ impl CudaBackend {
         let queues = [Queue::new(&gpu)?, Queue::new(&gpu)?];
         let mut memory = Memory::new(&gpu);
         let clock = Clock::new(&gpu, &queues[0])?;
+        let products = (device.precision, device.matmul);
         let blas = [
-            Blas::new(queues[0].raw, device.precision, &mut memory)?,
-            Blas::new(queues[1].raw, device.precision, &mut memory)?,
+            Blas::new(queues[0].raw, products, &mut memory)?,
+            Blas::new(queues[1].raw, products, &mut memory)?,
         ];
         Ok(Self {
             failure: None,
@@ -288,6 +303,13 @@ impl Backend for CudaBackend {
             self.outside()?;
         }
         self.guard(|device| launch::run(device, on, &kernel))
+    }
+
+    fn launch_both(&mut self, on: Stream, kernels: [Kernel; 2]) -> Result<()> {
+        if on == Stream::Communication {
+            self.outside()?;
+        }
+        self.guard(|device| launch::run_both(device, on, &kernels))
     }
 
     fn upload(&mut self, on: Stream, from: HostSlice<'_>, to: Span) -> Result<()> {
@@ -441,7 +463,9 @@ impl Backend for CudaBackend {
     }
 
     fn choices(&self) -> Vec<Choice> {
-        self.dnn.choices()
+        let mut all = self.dnn.choices();
+        all.extend(self.blas.iter().flat_map(Blas::choices));
+        all
     }
 
     fn name(&self) -> &'static str {

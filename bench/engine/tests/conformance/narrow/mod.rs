@@ -4,6 +4,7 @@
 //! its rounding; what stays f32, by roundings of f32 in another order. The same comparison is made between the CPU and a CPU that cuts its
 //! work otherwise, in f32: what it would find wrong in a launch it finds without a GPU as well.
 mod attention;
+mod biases;
 mod norms;
 mod pointwise;
 mod products;
@@ -16,7 +17,7 @@ use syncmark_engine::kernel::{Kernel, Write};
 use syncmark_engine::philox::{Purpose, fill_symmetric};
 use syncmark_engine::tensor::{Dtype, Span};
 
-use crate::gpu::gpu_of;
+use crate::gpu::{gpu_of, gpu_with_cublaslt};
 
 /// Of a value that is rounded to 8 bits of significand once or twice: relative to itself, and to the root mean square of all, since what
 /// is rounded before it is added to may be larger than the sum.
@@ -138,11 +139,17 @@ impl Side {
         }
     }
 
-    /// All operands after the kernels that `of` makes of their places.
+    /// All operands after the kernels that `of` makes of their places. A second kernel goes with the first.
     fn run(&mut self, operands: &[Operand], of: &dyn Fn(&[Span]) -> Vec<Kernel>) -> Vec<Vec<f64>> {
         let spans: Vec<Span> = operands.iter().map(|operand| self.give(operand)).collect();
-        for kernel in of(&spans) {
-            self.backend.launch(Stream::Compute, kernel).unwrap();
+        for kernels in of(&spans).chunks(2) {
+            match *kernels {
+                [first, second] => self.backend.launch_both(Stream::Compute, [first, second]),
+                ref alone => alone
+                    .iter()
+                    .try_for_each(|kernel| self.backend.launch(Stream::Compute, *kernel)),
+            }
+            .unwrap();
         }
         let read = |(operand, span): (&Operand, &Span)| match operand {
             Operand::Workspace(_) | Operand::None => Vec::new(),
@@ -171,6 +178,22 @@ impl Sides {
         Self {
             first: cpu(1),
             others: std::iter::once(cpu(2)).chain(gpu).collect(),
+            numbers: Numbers(0),
+        }
+    }
+
+    /// The others multiply by cuBLASLt, in bfloat16 and in TF32, which rounds no number that bfloat16 has.
+    fn with_cublaslt() -> Self {
+        let gpus = [Precision::Bf16, Precision::Tf32].map(gpu_with_cublaslt);
+        let side = |backend: Box<dyn Backend>| Side {
+            values: backend.values(),
+            backend,
+        };
+        Self {
+            first: cpu(1),
+            others: std::iter::once(cpu(2))
+                .chain(gpus.into_iter().flatten().map(side))
+                .collect(),
             numbers: Numbers(0),
         }
     }

@@ -5,7 +5,15 @@ use super::{BOTH, Sides};
 
 #[test]
 fn products_have_narrow_operands_and_either_result() {
-    let mut sides = Sides::new();
+    products(Sides::new());
+}
+
+#[test]
+fn so_they_have_by_cublaslt() {
+    products(Sides::with_cublaslt());
+}
+
+fn products(mut sides: Sides) {
     for [m, n, k] in [
         [5, 10, 3],
         [17, 1, 33],

@@ -5,6 +5,7 @@
 //!
 //! Contract: [`load`] comes before any call and says what is missing; after it, calls cannot fail to find anything.
 pub(crate) mod cublas;
+pub(crate) mod cublaslt;
 pub(crate) mod cudnn;
 pub(crate) mod cudnn_norm;
 pub(crate) mod driver;
@@ -13,7 +14,7 @@ pub(crate) mod nvrtc;
 
 use super::library::Missing;
 
-/// Everything that a device calls, but for [`graphs`] and [`cudnn_norm`], which are loaded where they are asked for.
+/// Everything that a device calls, but for [`graphs`], [`cublaslt`] and [`cudnn_norm`], which are loaded where they are asked for.
 ///
 /// # Errors
 /// The first library that is missing, or that lacks a function.

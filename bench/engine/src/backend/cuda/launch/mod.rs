@@ -11,9 +11,11 @@ mod group_norm;
 mod library_norm;
 mod loss;
 mod pool;
+mod products;
 mod samples;
 mod tokens;
 
+pub(super) use products::run_both;
 pub(super) use samples::{STASH, THREADS};
 
 use crate::backend::cuda::api::driver;
@@ -183,7 +185,7 @@ impl Launch<'_> {
         self.device.blas[self.on as usize].products(product, a, b, c)
     }
 
-    fn product(&self, product: Product, a: Matrix, b: Matrix, c: Matrix) -> Result<()> {
+    fn product(&mut self, product: Product, a: Matrix, b: Matrix, c: Matrix) -> Result<()> {
         self.device.blas[self.on as usize].product(product, a, b, c)
     }
 }
@@ -299,12 +301,8 @@ pub(super) fn run(device: &mut CudaBackend, on: Stream, kernel: &Kernel) -> Resu
             call!(l, elementwise(c)?.scale_by, l.by_four(n); l.at(a), l.at(b), l.at(c), n, accumulate(write))
         }
         Kernel::Matmul { a, b, c, m, n, k, transpose_a, transpose_b, write } => {
-            let matrix = |span: Span, row: usize, transposed: bool| Matrix { at: l.at(span), row, stride: 0, dtype: span.dtype(), transposed };
-            let (a, b) = (
-                matrix(a, if transpose_a { m } else { k }, transpose_a),
-                matrix(b, if transpose_b { k } else { n }, transpose_b),
-            );
-            l.product(Product { m, n, k, scale: 1.0, batch: 1, write }, a, b, matrix(c, n, false))
+            let [a, b, c] = products::matrices(&l, [a, b, c], [m, n, k], [transpose_a, transpose_b]);
+            l.product(Product { m, n, k, scale: 1.0, batch: 1, write }, a, b, c)
         }
         Kernel::AddBias { y, bias, rows } => add_bias(&l, y, bias, rows),
         Kernel::BiasBackward { d_y, d_bias, rows } => batch_norm::bias_backward(&mut l, d_y, d_bias, rows),
