@@ -346,6 +346,16 @@ impl DeviceInterval {
         self.is_old() || unsafe { driver::cuEventQuery(event) != CUresult::CUDA_ERROR_NOT_READY }
     }
 
+    /// What the GPU has failed at, if it will never be over.
+    pub(crate) fn failure(&self) -> Option<BackendError> {
+        if self.is_done() && !self.is_old() {
+            // SAFETY: the event is alive.
+            let said = unsafe { driver::cuEventQuery(self.ends.event(self.sequence)) };
+            return check(said, "failed on the GPU").err();
+        }
+        None
+    }
+
     /// How long it took, in nanoseconds; none before it is over, and none once it is not among the latest [`KEPT`] of its stream.
     pub(crate) fn elapsed_ns(&self) -> Option<u64> {
         if self.is_old() || self.ends.gpu.enter().is_err() {
