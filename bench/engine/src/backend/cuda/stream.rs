@@ -348,12 +348,14 @@ impl DeviceInterval {
 
     /// What the GPU has failed at, if it will never be over.
     pub(crate) fn failure(&self) -> Option<BackendError> {
-        if self.is_done() && !self.is_old() {
-            // SAFETY: the event is alive.
-            let said = unsafe { driver::cuEventQuery(self.ends.event(self.sequence)) };
-            return check(said, "failed on the GPU").err();
+        if self.is_old() {
+            return None;
         }
-        None
+        // SAFETY: the event is alive.
+        match unsafe { driver::cuEventQuery(self.ends.event(self.sequence)) } {
+            CUresult::CUDA_ERROR_NOT_READY => None,
+            said => check(said, "failed on the GPU").err(),
+        }
     }
 
     /// How long it took, in nanoseconds; none before it is over, and none once it is not among the latest [`KEPT`] of its stream.

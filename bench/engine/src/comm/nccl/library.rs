@@ -263,14 +263,8 @@ impl Nccl for Table {
             let status = unsafe { (self.init_rank)(comm, world as c_int, id, rank as c_int) };
             self.check("ncclCommInitRank", status)
         });
-        let done = begun.and(self.group_end());
-        if let Err(words) = done {
-            for comm in comms.into_iter().filter(|comm| !comm.is_null()) {
-                // SAFETY: it was just made, and nobody else has it.
-                let _ = unsafe { (self.abort)(comm) };
-            }
-            return Err(words);
-        }
+        // What did not come up is left behind, as after `ncclCommInitRank`: the process has nothing else to do.
+        begun.and(self.group_end())?;
         Ok(comms.into_iter().map(Handle).collect())
     }
 

@@ -308,6 +308,7 @@ impl Team {
         for connected in self.connected.drain(..) {
             connected.session.close();
         }
+        has_left();
     }
 }
 
