@@ -428,8 +428,8 @@ mod tests {
             all.iter().filter(|e| !is_called(e)).copied().collect()
         };
         assert_eq!(others(&found), others(&of_copies));
-        // 3 × 5 weights and 5 biases, 10 of the norm, 5 × 16 × 3 weights and 3 biases; a mean and a variance of 5 channels, one count.
-        let parameters = 4 * (15 + 5 + 10 + 240 + 3);
+        // 3 × 5 weights, no biases before a norm, 10 of the norm, 5 × 16 × 3 weights and 3 biases; a mean and a variance of 5 channels, one count.
+        let parameters = 4 * (15 + 10 + 240 + 3);
         let calls: Vec<_> = found
             .iter()
             .filter(is_called)
