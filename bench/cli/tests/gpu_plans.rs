@@ -382,3 +382,48 @@ fn an_acceptance_exchanges_learns_and_is_timed() {
     let error = planned("acceptance", &slip, Backend::Cpu).unwrap_err();
     assert!(error.contains("collectives.factor"), "{error}");
 }
+
+#[test]
+fn dp_over_nccl_is_a_trial_of_its_own_on_gpus_and_peer_copies_are_what_was_there_before() {
+    let dp = |devices: usize, backend: &str, transport: &str| {
+        format!(
+            "[parallel]\nstrategy = \"dp\"\ndevices = {devices}\nbackend = \"{backend}\"\n{transport}"
+        )
+    };
+    let (nccl, copies) = (
+        "dp_transport = \"nccl\"\n",
+        "dp_transport = \"peer-copy\"\n",
+    );
+    for (devices, differs) in [(1, false), (2, true)] {
+        let id = |transport| id(&dp(devices, "cuda", transport), Backend::Cuda);
+        let usual = id("");
+        assert_eq!(id(copies), usual);
+        // One device replicates nothing.
+        assert_eq!(id(nccl) != usual, differs);
+    }
+    let both = "[sweep]\n\"parallel.dp_transport\" = [\"peer-copy\", \"nccl\"]\n";
+    let swept = plan(&(dp(2, "cuda", "") + both), Backend::Cuda);
+    let labels: Vec<_> = swept.trials.iter().map(|trial| &*trial.label).collect();
+    assert_eq!(labels, ["dp ×2 peer-copy", "dp ×2 nccl"]);
+    let said: Vec<_> = swept
+        .trials
+        .iter()
+        .map(|trial| &*trial.settings["parallel.dp_transport"])
+        .collect();
+    assert_eq!(said, ["peer-copy", "nccl"]);
+    let on_cpus = plan(&(dp(2, "cpu", "") + both), Backend::Cpu);
+    assert_eq!(reasons(&on_cpus), ["NCCL is for GPUs"]);
+    assert_eq!(
+        on_cpus.left_out[0].instead,
+        "write dp_transport = \"peer-copy\", or backend = \"cuda\""
+    );
+    let settings = &on_cpus.trials[0].settings;
+    assert!(!settings.contains_key("parallel.dp_transport"));
+    let error = planned("train", &dp(2, "cpu", nccl), Backend::Cpu).unwrap_err();
+    assert!(error.contains("NCCL is for GPUs"), "{error}");
+    // Of other strategies it is an option that nobody uses.
+    let ddp = "[parallel]\nstrategy = \"ddp\"\ndevices = 2\ndp_transport = \"nccl\"\n";
+    let notes = &plan(ddp, Backend::Cuda).trials[0].notes;
+    let expected = "parallel.dp_transport is not used: it belongs to dp, and no trial here is one";
+    assert!(notes.iter().any(|note| note == expected), "{notes:?}");
+}

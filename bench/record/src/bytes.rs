@@ -10,7 +10,7 @@ pub mod distributed;
 pub mod sharded;
 
 pub use collective::{Algorithm, Call, Collective};
-pub use data_parallel::{DataParallelStep, Gathered, PhaseTraffic};
+pub use data_parallel::{DataParallelStep, Gathered, PhaseTraffic, coalesced};
 pub use distributed::{DistributedStep, LowRank, bucket_elements, low_rank_elements};
 pub use sharded::{ShardedStage, divisible_buckets, optimizer_shard_calls, sharded_step};
 

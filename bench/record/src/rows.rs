@@ -50,6 +50,9 @@ pub struct TrialRow {
     pub transport: Option<String>,
     /// Where DP computes the loss: `gathered` or `replica`.
     pub dp_loss: Option<String>,
+    /// How DP's devices on GPUs replicate and reduce: `peer-copy` or `nccl`.
+    #[serde(default)]
+    pub dp_transport: Option<String>,
     /// DDP's and ZeRO's buckets: a bucket is closed once it holds this much, and the first one once it holds that much.
     pub bucket_cap_bytes: Option<u64>,
     pub first_bucket_cap_bytes: Option<u64>,
@@ -167,6 +170,7 @@ impl TrialRow {
             launch: None,
             transport: None,
             dp_loss: None,
+            dp_transport: None,
             bucket_cap_bytes: None,
             first_bucket_cap_bytes: None,
             overlap: None,

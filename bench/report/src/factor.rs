@@ -11,7 +11,7 @@ use crate::chart::curves::binary_bytes;
 type Setting = (&'static str, fn(&TrialRow) -> String);
 
 /// Every setting that must be equal, unless the factor frees it.
-const SETTINGS: [Setting; 28] = [
+const SETTINGS: [Setting; 29] = [
     ("kind", |t| t.kind.clone()),
     ("model.preset", |t| t.model.clone()),
     ("model.norm", |t| t.norm.clone()),
@@ -28,6 +28,7 @@ const SETTINGS: [Setting; 28] = [
     ("parallel.launch", |t| text(&t.launch)),
     ("parallel.transport", transport),
     ("parallel.dp_loss", |t| text(&t.dp_loss)),
+    ("parallel.dp_transport", dp_transport),
     ("parallel.backend", |t| t.backend.clone()),
     ("parallel.devices", |t| t.devices.to_string()),
     ("parallel.threads", |t| t.threads.unwrap_or(1).to_string()),
@@ -55,6 +56,17 @@ fn transport(trial: &TrialRow) -> String {
         .clone()
         .filter(|name| name != "copies")
         .unwrap_or_default()
+}
+
+/// How DP replicates and reduces; on CPUs, and before there was a choice, by copies.
+fn dp_transport(trial: &TrialRow) -> String {
+    match trial.strategy.as_str() {
+        "dp" => trial
+            .dp_transport
+            .clone()
+            .unwrap_or_else(|| "peer-copy".into()),
+        _ => String::new(),
+    }
 }
 
 /// The value of a factor in a trial's row; the outer `None` says that the factor is unknown.
@@ -102,6 +114,10 @@ pub(crate) fn in_words(factor: &str, value: &str) -> String {
         | "parallel.overlap"
         | "parallel.no_sync"
         | "parallel.broadcast_buffers" => format!("{key} {value}"),
+        "parallel.dp_transport" => match value {
+            "nccl" => "DP over NCCL".to_owned(),
+            _ => "DP by peer copies".to_owned(),
+        },
         "train.cuda_graph" => match value {
             "true" => "one CUDA graph".to_owned(),
             _ => "kernels one by one".to_owned(),
@@ -136,7 +152,11 @@ pub(crate) fn batch_size(trial: &TrialRow) -> u64 {
 /// Settings that may differ when this factor does, whatever their values.
 fn free(factor: &str) -> &'static [&'static str] {
     match factor {
-        "parallel.strategy" => &["parallel.strategy", "parallel.dp_loss"],
+        "parallel.strategy" => &[
+            "parallel.strategy",
+            "parallel.dp_loss",
+            "parallel.dp_transport",
+        ],
         "parallel.scaling" => &["parallel.scaling", "data.batch_size"],
         "parallel.bucket_cap" => &["parallel.bucket_cap", "parallel.first_bucket_cap"],
         // A variant is a set of settings that its author wants compared.
@@ -154,6 +174,7 @@ fn free(factor: &str) -> &'static [&'static str] {
             "parallel.threads",
             "parallel.transport",
             "parallel.dp_loss",
+            "parallel.dp_transport",
             "parallel.bucket_cap",
             "parallel.first_bucket_cap",
             "parallel.overlap",
@@ -318,5 +339,36 @@ mod tests {
         );
         assert_eq!(in_words("data.batch_size", "32"), "batch size 32");
         assert_eq!(in_words("parallel.compression", "fp16"), "fp16");
+    }
+
+    #[test]
+    fn dp_before_there_was_a_choice_copied() {
+        let dp = |transport: Option<&str>| TrialRow {
+            strategy: "dp".into(),
+            backend: "cuda".into(),
+            dp_transport: transport.map(str::to_owned),
+            ..TrialRow::unknown("a")
+        };
+        let key = "parallel.dp_transport";
+        let (copies, nccl) = (dp(Some("peer-copy")), dp(Some("nccl")));
+        assert!(fair(&dp(None), &copies, "train.precision"));
+        assert!(!fair(&nccl, &copies, "train.precision"));
+        assert!(fair(&nccl, &copies, key));
+        assert!(fair(&nccl, &ddp_like(&nccl), "parallel.strategy"));
+        assert_eq!(factor_value(key, Some(&dp(None))).unwrap(), "peer-copy");
+        assert_eq!(factor_value(key, Some(&ddp())).unwrap(), "");
+        assert_eq!(in_words(key, "nccl"), "DP over NCCL");
+        assert_eq!(in_words(key, "peer-copy"), "DP by peer copies");
+    }
+
+    /// A trial of another strategy that is like this one otherwise.
+    fn ddp_like(dp: &TrialRow) -> TrialRow {
+        TrialRow {
+            strategy: "ddp".into(),
+            dp_transport: None,
+            transport: Some("nccl".into()),
+            launch: Some("processes".into()),
+            ..dp.clone()
+        }
     }
 }

@@ -260,6 +260,7 @@ fn sort_trials(trials: &mut [TrialRow]) {
             order,
             trial.launch.clone(),
             trial.dp_loss.clone(),
+            trial.dp_transport.clone(),
             trial.variant.clone(),
             trial.devices,
             batch,

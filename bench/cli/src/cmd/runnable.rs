@@ -11,7 +11,7 @@ use crate::error::{CliError, Result};
 use crate::plan::backend::Choice;
 use crate::plan::config::SourceConfig;
 use crate::plan::{Plan, plans};
-use crate::run::backend::{self, note_missing_nvtx, note_shared_gpus};
+use crate::run::backend::{self, leave_out_shared_gpus, note_missing_nvtx, note_shared_gpus};
 use crate::run::data_folder::DataSet;
 
 /// The plans of the scenarios, all of which have something to run here; `choose` says what `auto` stands for.
@@ -27,11 +27,19 @@ pub fn runnable_plans(
     plans.into_iter().map(runnable).collect()
 }
 
-/// The plan, with notes of what this machine makes of it, if it can run here.
+/// The plan without what this machine cannot do, with notes of what it makes of the rest, if that can run here.
 ///
 /// # Errors
 /// As [`check_runnable`].
 pub fn runnable(mut plan: Plan) -> Result<Plan> {
+    let before = plan.left_out.len();
+    leave_out_shared_gpus(&mut plan);
+    for left in &plan.left_out[before..] {
+        eprintln!(
+            "left out here: {}: {}; {}",
+            left.what, left.why, left.instead
+        );
+    }
     check_runnable(&plan)?;
     note_shared_gpus(&mut plan);
     note_missing_nvtx(&mut plan);

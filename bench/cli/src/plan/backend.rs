@@ -3,7 +3,8 @@
 //! Contract: pure. What a machine has is looked at elsewhere ([`crate::run::backend`]) and given to the plan as a [`Choice`].
 use crate::plan::config::{Backend, TrialConfig};
 use crate::scenario::file::{
-    BackendChoice, CudaBatchNorm, CudaMatmul, Kind, Precision, Scenario, Strategy, Transport,
+    BackendChoice, CudaBatchNorm, CudaMatmul, DpTransport, Kind, Precision, Scenario, Strategy,
+    Transport,
 };
 
 /// What `parallel.backend = "auto"` stands for in a plan.
@@ -20,8 +21,8 @@ pub struct Choice {
 pub struct Needs {
     /// Devices of the largest trial.
     pub devices: usize,
-    /// Whether ranks exchange, for which there is NCCL.
-    pub ranks_meet: bool,
+    /// Whether ranks exchange, or DP's devices do so by NCCL.
+    pub nccl: bool,
     /// Whether ranks are to exchange over TCP, which those with GPUs cannot.
     pub over_tcp: bool,
 }
@@ -46,12 +47,12 @@ impl Needs {
     pub fn of<'a>(trials: impl IntoIterator<Item = &'a TrialConfig>) -> Option<Self> {
         let one = |config: &TrialConfig| Self {
             devices: config.devices,
-            ranks_meet: config.strategy.ranks_transport().is_some(),
+            nccl: config.strategy.needs_nccl(),
             over_tcp: config.strategy.ranks_transport() == Some(Transport::Tcp),
         };
         trials.into_iter().map(one).reduce(|a, b| Self {
             devices: a.devices.max(b.devices),
-            ranks_meet: a.ranks_meet || b.ranks_meet,
+            nccl: a.nccl || b.nccl,
             over_tcp: a.over_tcp || b.over_tcp,
         })
     }
@@ -83,6 +84,9 @@ pub(super) fn unsuited(scenario: &Scenario, auto: Backend) -> Option<(String, &'
     let on_gpus = resolved(parallel.backend, auto) == Backend::Cuda;
     let on_cpus = parallel.backend == BackendChoice::Cpu;
     let lt = scenario.train.cuda_matmul == CudaMatmul::CublasLt && !collectives;
+    let dp_over_nccl = parallel.strategy == Strategy::Dp
+        && parallel.dp_transport == DpTransport::Nccl
+        && parallel.devices > 1;
     let (why, instead) = match parallel.transport {
         Transport::Tcp if ranks && on_gpus => (
             "ranks with GPUs exchange over NCCL",
@@ -91,6 +95,10 @@ pub(super) fn unsuited(scenario: &Scenario, auto: Backend) -> Option<(String, &'
         Transport::Nccl if ranks && on_cpus => (
             "NCCL is for GPUs",
             "write transport = \"shared\", or backend = \"cuda\"",
+        ),
+        _ if dp_over_nccl && on_cpus && !collectives => (
+            "NCCL is for GPUs",
+            "write dp_transport = \"peer-copy\", or backend = \"cuda\"",
         ),
         _ if scenario.train.precision != Precision::Fp32 && on_cpus && !collectives => (
             "CPUs compute products in fp32",
@@ -140,7 +148,7 @@ mod tests {
         let ddp = mock::trial("ddp", mock::ddp(Launch::Processes), 2).config;
         let alone = mock::trial("ddp", mock::ddp(Launch::Processes), 1).config;
         let needs = |trials: &[&TrialConfig]| {
-            Needs::of(trials.iter().copied()).map(|needs| (needs.devices, needs.ranks_meet))
+            Needs::of(trials.iter().copied()).map(|needs| (needs.devices, needs.nccl))
         };
         assert_eq!(needs(&[]), None);
         assert_eq!(needs(&[&single, &dp]), Some((4, false)));
@@ -150,6 +158,8 @@ mod tests {
             "a rank alone connects as others do"
         );
         assert_eq!(needs(&[&dp, &ddp, &single]), Some((4, true)));
+        let over_nccl = mock::trial("dp", mock::dp_over_nccl(4), 4).config;
+        assert_eq!(needs(&[&single, &over_nccl]), Some((4, true)));
     }
 
     #[test]

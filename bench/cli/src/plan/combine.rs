@@ -14,8 +14,8 @@ use crate::plan::config::{
 use crate::plan::{batch_norm, collectives, model};
 use crate::scenario::check::{Checker, check};
 use crate::scenario::file::{
-    BUCKET_CAP, FIRST_BUCKET_CAP, HIDDEN, Kind, Optimizer, Parallel, Predict, Scaling, Scenario,
-    Source, Strategy, TimeSpan,
+    BUCKET_CAP, DpTransport, FIRST_BUCKET_CAP, HIDDEN, Kind, Optimizer, Parallel, Predict, Scaling,
+    Scenario, Source, Strategy, TimeSpan,
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Node;
@@ -294,6 +294,11 @@ fn strategy(scenario: &Scenario, backend: Backend) -> StrategyConfig {
             };
             StrategyConfig::Dp(DpConfig {
                 loss: parallel.dp_loss,
+                // One device replicates and reduces nothing.
+                transport: match parallel.devices {
+                    1 => DpTransport::PeerCopy,
+                    _ => parallel.dp_transport,
+                },
                 output_device: parallel.output_device.unwrap_or(device_ids[0]),
                 device_ids,
                 dim: parallel.dim,

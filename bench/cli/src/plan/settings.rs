@@ -143,6 +143,14 @@ pub fn settings(scenario: &Scenario, config: &TrialConfig) -> Settings {
             "parallel.dp_loss",
             config.strategy.dp_loss().map(str::to_owned),
         ),
+        (
+            "parallel.dp_transport",
+            config
+                .strategy
+                .dp_transport()
+                .filter(|_| config.backend == Backend::Cuda || config.strategy.is_dp_over_nccl())
+                .map(str::to_owned),
+        ),
         ("parallel.transport", of_ranks(config)),
         (
             "parallel.bucket_cap",
@@ -316,9 +324,11 @@ fn named(key: &str, value: &str) -> String {
         "parallel.scaling" => value.to_owned(),
         "parallel.dp_loss" => format!("loss-{value}"),
         "model.layers" => "in-place".to_owned(),
-        "parallel.transport" | "parallel.compression" | "train.precision" | "train.cuda_matmul" => {
-            value.to_owned()
-        }
+        "parallel.transport"
+        | "parallel.dp_transport"
+        | "parallel.compression"
+        | "train.precision"
+        | "train.cuda_matmul" => value.to_owned(),
         "parallel.bucket_cap" => format!("cap {value}"),
         "parallel.first_bucket_cap" => format!("first {value}"),
         "train.accumulation" => format!("micro-batches {value}"),

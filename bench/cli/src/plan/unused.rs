@@ -6,7 +6,7 @@ use crate::scenario::tree::Node;
 
 const RANKS: &[&str] = &["ddp", "zero1"];
 /// Options of some strategies alone, and those.
-const OPTIONS: [(&str, &[&str]); 12] = [
+const OPTIONS: [(&str, &[&str]); 13] = [
     ("launch", &["independent", "ddp", "zero1"]),
     ("transport", RANKS),
     ("bucket_cap", RANKS),
@@ -16,6 +16,7 @@ const OPTIONS: [(&str, &[&str]); 12] = [
     ("no_sync", &["ddp"]),
     ("compression", &["ddp"]),
     ("dp_loss", &["dp"]),
+    ("dp_transport", &["dp"]),
     ("device_ids", &["dp"]),
     ("output_device", &["dp"]),
     ("dim", &["dp"]),

@@ -12,9 +12,9 @@ use syncmark_engine::comm::nccl;
 
 use crate::agent::launcher::{self, LauncherArg, Start};
 use crate::error::{CliError, Result};
-use crate::plan::Plan;
 use crate::plan::backend::{Choice, Needs};
 use crate::plan::config::{Backend, TrialConfig};
+use crate::plan::{LeftOut, Plan, Trial};
 use crate::scenario::file::{CudaBatchNorm, Launch, Precision, Transport};
 
 /// What `auto` stands for in `plan` on this machine.
@@ -27,7 +27,7 @@ pub fn choose(plan: &Plan) -> Choice {
     if let Err(missing) = library::find(Library::Driver) {
         return judge(&needs, Err(vec![missing.into()]), all_here());
     }
-    judge(&needs, discovery::available(needs.ranks_meet), all_here())
+    judge(&needs, discovery::available(needs.nccl), all_here())
 }
 
 /// Decides; `all_here` says that all devices are this host's.
@@ -110,7 +110,7 @@ pub fn require(plan: &Plan) -> Result<()> {
     }
     match Needs::of(on_gpus(plan)) {
         None => Ok(()),
-        Some(needs) => match discovery::available(needs.ranks_meet) {
+        Some(needs) => match discovery::available(needs.nccl) {
             Ok(gpus) if sees_all_gpus() => {
                 on_gpus(plan).try_for_each(|config| can_share(config, gpus))
             }
@@ -194,8 +194,45 @@ fn refused_on_cpus(config: &TrialConfig) -> Option<String> {
     if config.cuda_batch_norm != CudaBatchNorm::Own {
         return Some("`train.cuda_batch_norm` is cudnn, and CPUs have no cuDNN".to_owned());
     }
+    if config.strategy.is_dp_over_nccl() {
+        return Some("`parallel.dp_transport` is nccl, which is for GPUs".to_owned());
+    }
     (config.strategy.ranks_transport() == Some(Transport::Nccl))
         .then(|| "`parallel.transport` is nccl, which is for GPUs".to_owned())
+}
+
+/// Leaves out of the plan what NCCL refuses on this machine: DP's devices, which are of one process, several on one GPU.
+pub fn leave_out_shared_gpus(plan: &mut Plan) {
+    let over_nccl = |config: &TrialConfig| config.strategy.is_dp_over_nccl();
+    if !on_gpus(plan).any(over_nccl) || !sees_all_gpus() {
+        return;
+    }
+    if let Ok(gpus) = discovery::gpus() {
+        leave_out(plan, gpus);
+    }
+}
+
+fn leave_out(plan: &mut Plan, gpus: usize) {
+    let cannot = |trial: &Trial| {
+        let config = &trial.config;
+        config.backend == Backend::Cuda
+            && config.strategy.is_dp_over_nccl()
+            && config.devices > gpus
+    };
+    let (out, stays) = std::mem::take(&mut plan.trials)
+        .into_iter()
+        .partition(cannot);
+    plan.trials = stays;
+    let out: Vec<Trial> = out;
+    plan.left_out.extend(out.into_iter().map(|trial| LeftOut {
+        why: format!(
+            "{} devices over NCCL on {gpus} GPU{}, and NCCL refuses two of one process on one GPU",
+            trial.config.devices,
+            if gpus == 1 { "" } else { "s" }
+        ),
+        what: trial.label,
+        instead: "write dp_transport = \"peer-copy\", which lets devices share a GPU, or fewer devices",
+    }));
 }
 
 /// Notes of trials whose devices outnumber the GPUs that this process has.

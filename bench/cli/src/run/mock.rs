@@ -23,8 +23,8 @@ use crate::plan::config::{
 };
 use crate::plan::{Plan, Trial};
 use crate::scenario::file::{
-    BUCKET_CAP, Compression, CudaBatchNorm, CudaMatmul, DpLoss, FIRST_BUCKET_CAP, Launch,
-    Operation, Optimizer, Precision, Scaling, Scenario, Schedule, Transport,
+    BUCKET_CAP, Compression, CudaBatchNorm, CudaMatmul, DpLoss, DpTransport, FIRST_BUCKET_CAP,
+    Launch, Operation, Optimizer, Precision, Scaling, Scenario, Schedule, Transport,
 };
 
 /// A configuration with 32 samples on each device.
@@ -81,10 +81,20 @@ pub(crate) fn config(strategy: StrategyConfig, devices: usize) -> TrialConfig {
 pub(crate) fn dp(loss: DpLoss, devices: usize) -> StrategyConfig {
     StrategyConfig::Dp(DpConfig {
         loss,
+        transport: DpTransport::PeerCopy,
         device_ids: (0..devices).collect(),
         output_device: 0,
         dim: 0,
     })
+}
+
+/// DP that replicates and reduces by NCCL.
+pub(crate) fn dp_over_nccl(devices: usize) -> StrategyConfig {
+    let mut strategy = dp(DpLoss::Gathered, devices);
+    if let StrategyConfig::Dp(dp) = &mut strategy {
+        dp.transport = DpTransport::Nccl;
+    }
+    strategy
 }
 
 /// DDP with PyTorch's defaults.

@@ -7,7 +7,7 @@ use syncmark_engine::probe::Phase;
 use syncmark_record::bytes::{self, Algorithm, Call, DataParallelStep, Gathered, Traffic};
 
 use crate::plan::config::{DdpConfig, DpConfig, StrategyConfig, TrialConfig, Zero1Config};
-use crate::scenario::file::{Compression, DpLoss};
+use crate::scenario::file::{Compression, DpLoss, DpTransport};
 
 /// PyTorch's default: PowerSGD leaves tensors alone that it does not make half as small.
 const MIN_COMPRESSION_RATE: f64 = 2.0;
@@ -61,6 +61,7 @@ pub fn algorithm(config: &TrialConfig) -> Algorithm {
     match config.strategy.transport() {
         // NCCL does not say what it takes: its traffic is told beside that of a ring.
         Some("tcp" | "nccl") => Algorithm::Ring,
+        _ if config.strategy.is_dp_over_nccl() => Algorithm::Ring,
         _ => Algorithm::SharedDirect,
     }
 }
@@ -94,7 +95,12 @@ fn data_parallel(config: &TrialConfig, model: &Model, dp: &DpConfig) -> Vec<Expe
         buffer_bytes: facts.buffer_bytes as u64,
     };
     let mut expected = Vec::new();
+    let over_nccl = dp.transport == DpTransport::Nccl;
+    let called = |phase: &str| over_nccl && matches!(phase, "replicate" | "reduce");
     for phase in step.phases() {
+        if called(phase.phase) {
+            continue;
+        }
         let of_engine = Phase::ALL
             .into_iter()
             .find(|p| p.name() == phase.phase)
@@ -116,7 +122,44 @@ fn data_parallel(config: &TrialConfig, model: &Model, dp: &DpConfig) -> Vec<Expe
             });
         }
     }
+    if over_nccl {
+        let chunks = bytes::scatter_chunks(step.batch, step.order.len() as u64).len();
+        expected.extend(together(config, model, &dp.device_ids[..chunks]));
+    }
     expected
+}
+
+/// What devices call together, whose ranks are their places: broadcasts of the model by the first, and reduces of gradients to it.
+fn together(config: &TrialConfig, model: &Model, devices: &[usize]) -> Vec<Expected> {
+    let micro_batches = config.accumulation as u64;
+    let parameters: u64 = ready_elements(model).iter().sum();
+    let (statistics, counters) = running(model);
+    let (send, sum) = (Collective::Broadcast, Collective::Reduce);
+    let spans = [
+        (Phase::Replicate, send, parameters, size_of::<f32>()),
+        (Phase::Replicate, send, statistics, size_of::<f32>()),
+        (Phase::Replicate, send, counters, size_of::<i64>()),
+        (Phase::Reduce, sum, parameters, size_of::<f32>()),
+    ];
+    let of_place = |(place, device): (usize, &usize)| {
+        let mut calls = Calls {
+            ranks: devices.len() as u64,
+            rank: place as u32,
+            algorithm: algorithm(config),
+            expected: Vec::new(),
+        };
+        if devices.len() > 1 {
+            for (phase, collective, elements, width) in spans {
+                for call in bytes::coalesced(elements, width as u64) {
+                    calls.add(phase, collective, call, width, micro_batches);
+                }
+            }
+        }
+        let device = *device as u32;
+        let of_device = move |expected| Expected { device, ..expected };
+        calls.expected.into_iter().map(of_device)
+    };
+    devices.iter().enumerate().flat_map(of_place).collect()
 }
 
 fn distributed(config: &TrialConfig, model: &Model, ddp: &DdpConfig, rank: u32) -> Vec<Expected> {
@@ -194,19 +237,24 @@ fn ready_elements(model: &Model) -> Vec<u64> {
 
 /// Rank 0's running statistics, and the counts of batches, `times` a step.
 fn buffers(calls: &mut Calls, model: &Model, times: u64) {
-    let running: Vec<u64> = model
-        .nodes
-        .iter()
-        .filter_map(|node| node.running_channels())
-        .map(|c| c as u64)
-        .collect();
-    if running.is_empty() {
+    let (statistics, counters) = running(model);
+    if counters == 0 {
         return;
     }
     let (phase, collective) = (Phase::BufferBroadcast, Collective::Broadcast);
-    let (statistics, counters) = (2 * running.iter().sum::<u64>(), running.len() as u64);
     calls.add(phase, collective, statistics, size_of::<f32>(), times);
     calls.add(phase, collective, counters, size_of::<i64>(), times);
+}
+
+/// Running means and variances of all layers that keep them, and the number of such layers, each with a count of batches.
+fn running(model: &Model) -> (u64, u64) {
+    let channels = model
+        .nodes
+        .iter()
+        .filter_map(|node| node.running_channels());
+    channels.fold((0, 0), |(statistics, layers), channels| {
+        (statistics + 2 * channels as u64, layers + 1)
+    })
 }
 
 /// What SyncBN exchanges in a forward and a backward, `times` a step.
@@ -273,6 +321,7 @@ impl Calls {
     ) {
         let formula = match collective {
             Collective::Broadcast => bytes::Collective::Broadcast { root: 0 },
+            Collective::Reduce => bytes::Collective::Reduce { root: 0 },
             Collective::AllGather => bytes::Collective::AllGather,
             Collective::ReduceScatter => bytes::Collective::ReduceScatter,
             _ => bytes::Collective::AllReduce,
@@ -346,5 +395,68 @@ mod tests {
             assert!(wide > 0, "{loss:?} {phase:?}");
             assert_eq!(narrow * share, wide, "{loss:?} {phase:?}");
         }
+    }
+
+    /// Over NCCL the ring's parts of broadcast and reduce, by the devices' places in the order; all else as by copies.
+    #[test]
+    fn dp_over_nccl_calls_once_for_all_devices() {
+        let step_of = |nccl: bool, samples| {
+            let mut config = mock::config(mock::dp(DpLoss::Gathered, 3), 3);
+            if let StrategyConfig::Dp(dp) = &mut config.strategy {
+                dp.device_ids = vec![2, 0, 1];
+                dp.output_device = 2;
+                if nccl {
+                    dp.transport = DpTransport::Nccl;
+                }
+            }
+            (config.backend, config.accumulation) = (Backend::Cuda, 2);
+            config.batch.global = samples;
+            (config.model.input, config.model.classes) = (vec![3, 4, 4], 3);
+            (config.norm, config.model.layers) = (
+                syncmark_engine::model::spec::Norm::Batch,
+                serde_json::from_str(
+                    r#"[{"conv2d":{"channels":5,"kernel":1}},"norm","flatten",{"linear":{"features":3}}]"#,
+                )
+                .unwrap(),
+            );
+            step(&config)
+        };
+        let is_called = |e: &&Expected| matches!(e.phase, Phase::Replicate | Phase::Reduce);
+        let of_copies = step_of(false, 7);
+        let found = step_of(true, 7);
+        let others = |all: &[Expected]| -> Vec<Expected> {
+            all.iter().filter(|e| !is_called(e)).copied().collect()
+        };
+        assert_eq!(others(&found), others(&of_copies));
+        // 3 × 5 weights, no biases before a norm, 10 of the norm, 5 × 16 × 3 weights and 3 biases; a mean and a variance of 5 channels, one count.
+        let parameters = 4 * (15 + 10 + 240 + 3);
+        let calls: Vec<_> = found
+            .iter()
+            .filter(is_called)
+            .map(|e| {
+                let moved = (e.traffic.sent, e.traffic.received);
+                (e.device, e.collective, e.size_bytes, e.calls, moved)
+            })
+            .collect();
+        let (send, sum) = (Collective::Broadcast, Collective::Reduce);
+        let mut expected = Vec::new();
+        // The first sends and the last only receives; of a sum it is the other way round.
+        for (device, [sends, receives], [adds, takes]) in [
+            (2, [1, 0], [0, 1]),
+            (0, [1, 1], [1, 0]),
+            (1, [0, 1], [1, 1]),
+        ] {
+            for size in [parameters, 40, 8] {
+                let moved = (2 * sends * size, 2 * receives * size);
+                expected.push((device, send, size, Some(2), moved));
+            }
+            let moved = (2 * adds * parameters, 2 * takes * parameters);
+            expected.push((device, sum, parameters, Some(2), moved));
+        }
+        assert_eq!(calls, expected);
+        // Four samples are two on each of two devices; the third has no part in it.
+        let of_two = step_of(true, 4);
+        assert!(of_two.iter().filter(is_called).all(|e| e.device != 1));
+        assert!(!step_of(true, 1).iter().any(|e| is_called(&e)));
     }
 }

@@ -46,6 +46,11 @@ pub fn row(
         launch: config.strategy.launch().map(str::to_owned),
         transport: config.strategy.transport().map(str::to_owned),
         dp_loss: config.strategy.dp_loss().map(str::to_owned),
+        dp_transport: config
+            .strategy
+            .dp_transport()
+            .filter(|_| config.backend == Backend::Cuda)
+            .map(str::to_owned),
         bucket_cap_bytes: caps.map(|(cap, _)| cap),
         first_bucket_cap_bytes: caps.map(|(_, first)| first),
         overlap: ddp.map(|ddp| ddp.overlap),

@@ -20,8 +20,8 @@ use crate::scenario::size::ByteSize;
 
 pub use learning::{Evaluate, EvaluationSplit};
 pub use parallel::{
-    BUCKET_CAP, BackendChoice, Compression, DpLoss, FIRST_BUCKET_CAP, Launch, Parallel, PowerSgd,
-    Scaling, Strategy, Transport,
+    BUCKET_CAP, BackendChoice, Compression, DpLoss, DpTransport, FIRST_BUCKET_CAP, Launch,
+    Parallel, PowerSgd, Scaling, Strategy, Transport,
 };
 pub use time_span::TimeSpan;
 pub use train::{

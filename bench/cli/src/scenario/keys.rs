@@ -8,7 +8,7 @@ use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Place, Value};
 
 /// Every key that a sweep or variant can set.
-pub const SETTINGS: [&str; 96] = [
+pub const SETTINGS: [&str; 97] = [
     "model.preset",
     "model.layers",
     "model.input",
@@ -68,6 +68,7 @@ pub const SETTINGS: [&str; 96] = [
     "parallel.scaling",
     "parallel.backend",
     "parallel.dp_loss",
+    "parallel.dp_transport",
     "parallel.transport",
     "parallel.bucket_cap",
     "parallel.first_bucket_cap",

@@ -5,6 +5,7 @@
 //! DataParallel's semantics require these copies, this hardware does not.
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::controller::Controller;
 use super::ledger::Ledger;
 use super::{Count, HostCall};
 use crate::backend::{
@@ -59,7 +60,11 @@ pub trait Links: Send + Sync {
     /// # Errors
     /// Spans that do not match, or the destination's failure.
     fn copy(&self, destination: &mut dyn Backend, after: &Completion, copy: Copy) -> Result<Event>;
-    /// What was counted since the last reset: (device, count), `root` being the other device.
+    /// Collectives for what goes from one device to all, or from all to one; none where that is done by copies too.
+    fn controller(&self) -> Option<&dyn Controller> {
+        None
+    }
+    /// What was counted since the last reset: (device, count), `root` of a copy being the other device.
     fn counts(&self) -> Vec<(usize, Count)>;
     /// Forgets the counts.
     fn reset_counts(&self);

@@ -3,6 +3,7 @@
 //! Bytes are counted where they are copied, never computed: the formulas live in a crate that this one cannot import.
 mod algorithm;
 mod combine;
+pub mod controller;
 pub mod count;
 pub mod device_links;
 pub mod error;

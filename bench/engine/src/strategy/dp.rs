@@ -5,13 +5,15 @@
 //! `device_ids[k]`. The first of these, device 0 unless said otherwise, is the master: it holds the batch, the parameters and the
 //! optimizer, and replica 0 shares its storage; the others get fresh copies at every forward, and only replica 0's running
 //! statistics survive. Outputs are gathered on `output_device`, which computes the loss from labels that the host has sent
-//! there, and scatters its gradient. On CPU devices, which model separate memories, the copies are required by these
+//! there, and scatters its gradient. Replicating and reducing are copies, or broadcast and reduce of a library that the links have (NCCL).
+//! On CPU devices, which model separate memories, the copies are required by these
 //! semantics and not by the hardware.
 //! Reference: `torch/nn/parallel/{data_parallel,replicate,parallel_apply,scatter_gather}.py`.
 mod build;
 mod device;
 mod output;
 mod step;
+mod together;
 mod workers;
 
 use std::ops::Range;
@@ -129,7 +131,7 @@ impl Dp {
                 0
             },
         )?;
-        let most = if count == 1 {
+        let most = if count == 1 || links.controller().is_some() {
             0
         } else {
             parameters.min(PIECE_BYTES / size_of::<f32>())
@@ -217,6 +219,27 @@ impl Dp {
         self.workers.send(index, device, job)
     }
 
+    /// A failure ends what the others would wait in for ever.
+    fn told<T>(&self, result: Result<T>) -> Result<T> {
+        result.inspect_err(|error| {
+            if let Some(controller) = self.links.controller() {
+                controller.abort(&error.to_string());
+            }
+        })
+    }
+
+    fn wait_until_idle(&mut self) -> Result<()> {
+        for device in self.devices.iter_mut().flatten() {
+            let (index, backend) = (device.index, &mut device.replica.backend);
+            let failed = |source| StrategyError::Device {
+                device: index,
+                source,
+            };
+            backend.synchronize().map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Waits for all devices, then raises the error of the first in their order.
     fn join(&mut self, used: usize) -> Result<()> {
         self.join_range(0..used)
@@ -246,7 +269,8 @@ impl Strategy for Dp {
             .iter_mut()
             .flatten()
             .for_each(|device| device.replica.trace.start(tracing));
-        self.take_step(batch)?;
+        let taken = self.take_step(batch);
+        self.told(taken)?;
         for device in self.devices.iter_mut().flatten() {
             let Replica { trace, backend, .. } = &mut device.replica;
             trace.emit(&mut **backend, probe)?;
@@ -264,15 +288,8 @@ impl Strategy for Dp {
     }
 
     fn finish(&mut self) -> Result<()> {
-        for device in self.devices.iter_mut().flatten() {
-            let (index, backend) = (device.index, &mut device.replica.backend);
-            let failed = |source| StrategyError::Device {
-                device: index,
-                source,
-            };
-            backend.synchronize().map_err(failed)?;
-        }
-        Ok(())
+        let idle = self.wait_until_idle();
+        self.told(idle)
     }
 
     /// Of the output device, which computed it.
@@ -311,6 +328,15 @@ impl Strategy for Dp {
             choices[device.index] = device.replica.backend.choices();
         }
         choices
+    }
+}
+
+impl Drop for Dp {
+    fn drop(&mut self) {
+        // What a library enqueues on the devices' streams ends before these do.
+        if let Some(controller) = self.links.controller() {
+            controller.close();
+        }
     }
 }
 

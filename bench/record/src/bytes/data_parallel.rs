@@ -1,9 +1,22 @@
-//! Bytes of one DataParallel step when copies go point to point through the master and the output device.
+//! Bytes of one DataParallel step when copies go point to point through the master and the output device, and the calls of a library that
+//! replicates and reduces instead.
 //!
 //! Contract: chunks are those that DP really makes (ceil(B/N)), so devices that get no samples get no replica
 //! either. One device alone moves nothing: there is no replication at all.
 //! Reference: `torch/nn/parallel/data_parallel.py`, `replicate.py`, `scatter_gather.py`.
 use super::{Traffic, scatter_chunks};
+
+/// PyTorch's `buffer_size` of `broadcast_coalesced` and `reduce_add_coalesced`: more than this goes in several calls.
+pub const COALESCED_BYTES: u64 = 10 << 20;
+
+/// Elements of each call in which so many go, in order.
+pub fn coalesced(elements: u64, element_bytes: u64) -> Vec<u64> {
+    let most = COALESCED_BYTES / element_bytes;
+    let calls = elements.div_ceil(most);
+    (0..calls)
+        .map(|call| most.min(elements - call * most))
+        .collect()
+}
 
 /// What the replicas hand back to the output device, and what comes back to them as a gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +139,15 @@ mod tests {
             parameter_bytes: 1000,
             buffer_bytes: 24,
         }
+    }
+
+    #[test]
+    fn calls_are_full_but_for_the_last() {
+        let most = COALESCED_BYTES / 4;
+        assert_eq!(coalesced(2 * most + 7, 4), [most, most, 7]);
+        assert_eq!(coalesced(2 * most, 4), [most, most]);
+        assert_eq!(coalesced(5, 8), [5]);
+        assert!(coalesced(0, 4).is_empty());
     }
 
     #[test]

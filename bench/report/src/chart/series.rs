@@ -199,6 +199,10 @@ fn settings(trial: &TrialRow) -> Vec<(&'static str, String)> {
             trial.transport.clone().filter(|name| name == "tcp"),
         ),
         (
+            "parallel.dp_transport",
+            (trial.dp_transport.as_deref() == Some("nccl")).then(|| "over NCCL".to_owned()),
+        ),
+        (
             "parallel.bucket_cap",
             cap.map(|cap| format!("cap {}", binary_bytes(cap as f64))),
         ),
@@ -300,6 +304,12 @@ pub fn name(trial: &TrialRow) -> String {
 
 /// The look that a strategy has in every chart.
 fn usual_look(trial: &TrialRow) -> Option<(Marker, Color)> {
+    if trial.dp_transport.as_deref() == Some("nccl") {
+        return Some(match trial.dp_loss.as_deref() {
+            Some("replica") => (Marker::Down, Color::ORANGE),
+            _ => (Marker::Diamond, Color::VERMILION),
+        });
+    }
     match (
         trial.strategy.as_str(),
         trial.launch.as_deref(),

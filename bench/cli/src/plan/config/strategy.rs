@@ -1,7 +1,7 @@
 //! The strategy of a trial, with the settings that it uses and no others.
 use serde::{Deserialize, Serialize};
 
-use crate::scenario::file::{Compression, DpLoss, Launch, Transport};
+use crate::scenario::file::{Compression, DpLoss, DpTransport, Launch, Transport};
 
 /// A strategy with the settings that it uses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -28,12 +28,19 @@ pub enum StrategyConfig {
 pub struct DpConfig {
     /// Where the loss is computed.
     pub loss: DpLoss,
+    /// How it replicates and reduces; peer copies on one device, where it does neither.
+    #[serde(default, skip_serializing_if = "is_peer_copy")]
+    pub transport: DpTransport,
     /// The order of devices; a permutation of 0 to N − 1 whose first holds the master.
     pub device_ids: Vec<usize>,
     /// Where outputs are gathered.
     pub output_device: usize,
     /// The dimension that is scattered.
     pub dim: usize,
+}
+
+fn is_peer_copy(transport: &DpTransport) -> bool {
+    *transport == DpTransport::PeerCopy
 }
 
 /// Settings of DistributedDataParallel.
@@ -133,6 +140,28 @@ impl StrategyConfig {
             }),
             _ => None,
         }
+    }
+
+    /// `peer-copy` or `nccl` under DP.
+    pub fn dp_transport(&self) -> Option<&'static str> {
+        match self {
+            Self::Dp(dp) => Some(match dp.transport {
+                DpTransport::PeerCopy => "peer-copy",
+                DpTransport::Nccl => "nccl",
+            }),
+            _ => None,
+        }
+    }
+
+    /// Whether its devices exchange by NCCL, given that they are GPUs'.
+    pub fn needs_nccl(&self) -> bool {
+        self.ranks_transport().is_some() || self.is_dp_over_nccl()
+    }
+
+    /// Whether it is DP that replicates and reduces by NCCL.
+    pub fn is_dp_over_nccl(&self) -> bool {
+        self.dp()
+            .is_some_and(|dp| dp.transport == DpTransport::Nccl)
     }
 
     /// DP's settings.

@@ -12,7 +12,7 @@ use crate::scenario::preset::SCENARIOS;
 
 const PAIR: Needs = Needs {
     devices: 2,
-    ranks_meet: true,
+    nccl: true,
     over_tcp: false,
 };
 
@@ -213,6 +213,11 @@ fn what_cpus_cannot_do_is_refused_with_the_trial_that_asks_for_it() {
         "{text}"
     );
     let mut plan = mock::plan(1);
+    plan.trials[1].config.strategy = mock::dp_over_nccl(2);
+    let text = require(&plan).unwrap_err().render(false);
+    let expected = "dp: `parallel.dp_transport` is nccl, which is for GPUs";
+    assert!(text.contains(expected), "{text}");
+    let mut plan = mock::plan(1);
     if let StrategyConfig::Ddp(ddp) = &mut plan.trials[2].config.strategy {
         ddp.transport = Transport::Nccl;
     }
@@ -223,4 +228,35 @@ fn what_cpus_cannot_do_is_refused_with_the_trial_that_asks_for_it() {
         text.contains("ddp: `parallel.transport` is nccl, which is for GPUs"),
         "{text}"
     );
+}
+
+#[test]
+fn dp_over_nccl_is_left_out_where_devices_would_share_a_gpu() {
+    let on_gpus = || {
+        let mut plan = mock::plan(1);
+        plan.trials[1].config.strategy = mock::dp_over_nccl(2);
+        for trial in &mut plan.trials {
+            trial.config.backend = Backend::Cuda;
+        }
+        plan
+    };
+    let mut plan = on_gpus();
+    leave_out(&mut plan, 2);
+    assert_eq!(plan, on_gpus());
+    leave_out(&mut plan, 1);
+    let labels: Vec<_> = plan.trials.iter().map(|trial| &*trial.label).collect();
+    assert_eq!(labels, ["single", "ddp"]);
+    let [left] = &plan.left_out[..] else {
+        panic!("{:?}", plan.left_out);
+    };
+    assert_eq!(left.what, "dp");
+    assert_eq!(
+        left.why,
+        "2 devices over NCCL on 1 GPU, and NCCL refuses two of one process on one GPU"
+    );
+    assert!(left.instead.contains("dp_transport = \"peer-copy\""));
+    // By copies devices may share one.
+    let mut plan = mock::plan(1);
+    leave_out(&mut plan, 1);
+    assert_eq!(plan.left_out, []);
 }

@@ -11,6 +11,7 @@ use syncmark_engine::backend::cuda::{
 use syncmark_engine::backend::{Backend, BackendError};
 use syncmark_engine::comm::device_links::{DeviceLinks, Reach};
 use syncmark_engine::comm::links::{HostLinks, Links};
+use syncmark_engine::comm::nccl::NcclLinks;
 
 use super::RankError;
 use crate::plan::config::{self, TrialConfig};
@@ -63,7 +64,7 @@ fn cpu(assignment: &Assignment, index: usize) -> Result<Box<dyn Backend>, RankEr
     })?))
 }
 
-/// How DataParallel's devices copy, and between GPUs whether directly, an event for each ordered pair of devices on different ones.
+/// How DataParallel's devices copy, or call NCCL, and between GPUs whether directly, an event for each ordered pair of devices on different ones.
 ///
 /// # Errors
 /// Devices of another kind than their backend says, or GPUs that cannot be told to reach each other.
@@ -80,7 +81,14 @@ pub(super) fn links(
             let gpus = discovery::gpus().map_err(|lack| BackendError::Device(lack.to_string()))?;
             let links = DeviceLinks::new(devices.iter_mut().map(|device| &mut **device as _))?;
             let peers = peers(links.reach(), devices.len(), gpus);
-            (Arc::new(links), peers)
+            let links: Arc<dyn Links> = match config.strategy.is_dp_over_nccl() {
+                true => {
+                    let devices = devices.iter_mut().map(|device| &mut **device as _);
+                    Arc::new(NcclLinks::new(devices, Box::new(links))?)
+                }
+                false => Arc::new(links),
+            };
+            (links, peers)
         }
     })
 }

@@ -29,6 +29,8 @@ pub struct Parallel {
     pub backend: BackendChoice,
     /// Where DP computes its loss.
     pub dp_loss: DpLoss,
+    /// How DP replicates parameters and reduces gradients.
+    pub dp_transport: DpTransport,
     /// How ranks exchange bytes.
     pub transport: Transport,
     /// DDP and ZeRO: a bucket of gradients is closed once it holds this much.
@@ -153,6 +155,17 @@ pub enum DpLoss {
     Replica,
 }
 
+/// How DP replicates parameters and reduces gradients; everything else it copies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DpTransport {
+    /// By copies from device to device.
+    #[default]
+    PeerCopy,
+    /// By NCCL's broadcast and reduce, as PyTorch does: for GPUs, one for each device.
+    Nccl,
+}
+
 impl Default for PowerSgd {
     fn default() -> Self {
         Self {
@@ -174,6 +187,7 @@ impl Default for Parallel {
             scaling: Scaling::Weak,
             backend: BackendChoice::Auto,
             dp_loss: DpLoss::Gathered,
+            dp_transport: DpTransport::PeerCopy,
             transport: Transport::Shared,
             bucket_cap: BUCKET_CAP,
             first_bucket_cap: None,

@@ -16,6 +16,16 @@ use super::discovery;
 use super::module::Kernels;
 use crate::backend::{BackendError, Result};
 
+thread_local! {
+    /// The context that the thread entered last.
+    static CURRENT: Cell<CUcontext> = const { Cell::new(std::ptr::null_mut()) };
+}
+
+/// The thread has called a library that may have entered other contexts: it will have to enter its own again.
+pub(crate) fn has_left() {
+    CURRENT.set(std::ptr::null_mut());
+}
+
 /// A GPU with its context.
 pub(crate) struct Gpu {
     /// Its number among the process's GPUs.
@@ -128,9 +138,6 @@ impl Gpu {
 
     /// Makes the context that of the calling thread.
     pub(crate) fn enter(&self) -> Result<()> {
-        thread_local! {
-            static CURRENT: Cell<CUcontext> = const { Cell::new(std::ptr::null_mut()) };
-        }
         if CURRENT.get() == self.context {
             return Ok(());
         }

@@ -246,6 +246,22 @@ impl CudaBackend {
         })
     }
 
+    /// Marks on `on` where the work begins that [`CudaBackend::close`] ends, for who enqueues on several devices as one.
+    pub(crate) fn open(&mut self, on: Stream) -> Result<()> {
+        self.outside()?;
+        self.guard(|device| device.queues[on as usize].open())
+    }
+
+    /// The event of the end of what was enqueued since [`CudaBackend::open`], whose begin is told as well.
+    pub(crate) fn close(&mut self, on: Stream) -> Result<Event> {
+        self.guard(|device| {
+            device.queues[on as usize].record().map(|sequence| Event {
+                stream: on,
+                sequence,
+            })
+        })
+    }
+
     /// Refuses what a graph cannot hold, before the driver does, which would end the capture.
     fn outside(&self) -> Result<()> {
         match self.capturing {

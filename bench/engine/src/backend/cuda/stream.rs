@@ -346,6 +346,18 @@ impl DeviceInterval {
         self.is_old() || unsafe { driver::cuEventQuery(event) != CUresult::CUDA_ERROR_NOT_READY }
     }
 
+    /// What the GPU has failed at, if it will never be over.
+    pub(crate) fn failure(&self) -> Option<BackendError> {
+        if self.is_old() {
+            return None;
+        }
+        // SAFETY: the event is alive.
+        match unsafe { driver::cuEventQuery(self.ends.event(self.sequence)) } {
+            CUresult::CUDA_ERROR_NOT_READY => None,
+            said => check(said, "failed on the GPU").err(),
+        }
+    }
+
     /// How long it took, in nanoseconds; none before it is over, and none once it is not among the latest [`KEPT`] of its stream.
     pub(crate) fn elapsed_ns(&self) -> Option<u64> {
         if self.is_old() || self.ends.gpu.enter().is_err() {

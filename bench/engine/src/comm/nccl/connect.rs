@@ -1,4 +1,4 @@
-//! How a rank's end of NCCL's communicator is made, without hanging where a rank does not come.
+//! How ends of NCCL's communicator are made, a rank's or all of a controller's, without hanging where a rank does not come.
 //!
 //! Contract: `ncclCommInitRank` waits for all ranks, and for ever. It runs on a thread of its own, beside which the rank's thread
 //! watches the job; where that has failed the thread is left behind, with whatever it still gets. NCCL can do so by itself, in a mode in
@@ -21,16 +21,16 @@ const POLL: Duration = Duration::from_millis(5);
 /// How long all ranks have to come.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// A communicator that nobody has taken over yet.
+/// Communicators that nobody has taken over yet.
 struct Fresh {
     nccl: Arc<dyn Nccl>,
-    handle: Option<Handle>,
+    handles: Vec<Handle>,
 }
 
 impl Drop for Fresh {
     fn drop(&mut self) {
-        if let Some(comm) = self.handle.take() {
-            // SAFETY: it was just made, and nobody else has it.
+        for comm in self.handles.drain(..) {
+            // SAFETY: they were just made, and nobody else has them.
             let _ = unsafe { self.nccl.abort(comm) };
         }
     }
@@ -47,55 +47,78 @@ pub(super) fn connect(
     enter: Enter,
 ) -> Result<Handle> {
     let (world, rank) = (control.world_size(), control.rank());
+    let make = move |nccl: &dyn Nccl| {
+        enter().map_err(|error| error.to_string())?;
+        Ok(vec![nccl.init(id, world, rank)?])
+    };
+    let handles = patiently(nccl, &format!("rank {rank}"), &control.watch(), make)?;
+    Ok(handles[0])
+}
+
+/// All ends of a communicator of this process alone, in the order of `devices`, each of which enters its GPU. Blocks until they are connected.
+///
+/// # Errors
+/// What NCCL says, or why `watch` sees no use in waiting.
+pub(super) fn connect_together(
+    nccl: &Arc<dyn Nccl>,
+    who: &str,
+    watch: &Watch,
+    devices: Vec<Enter>,
+) -> Result<Vec<Handle>> {
+    let make = move |nccl: &dyn Nccl| {
+        let id = nccl.unique_id()?;
+        let enter = |rank: usize| devices[rank]().map_err(|error| error.to_string());
+        nccl.init_together(id, devices.len(), &enter)
+    };
+    patiently(nccl, who, watch, make)
+}
+
+fn patiently(
+    nccl: &Arc<dyn Nccl>,
+    who: &str,
+    watch: &Watch,
+    make: impl FnOnce(&dyn Nccl) -> std::result::Result<Vec<Handle>, String> + Send + 'static,
+) -> Result<Vec<Handle>> {
     let (made, receiver) = channel();
     let maker = Arc::clone(nccl);
     let make = move || {
-        let handle = match enter() {
-            Ok(()) => maker.init(id, world, rank),
-            Err(error) => Err(error.to_string()),
-        };
+        let handles = make(&*maker);
         // If nobody waits any more, what was made ends here.
-        let _ = made.send(handle.map(|handle| Fresh {
+        let _ = made.send(handles.map(|handles| Fresh {
             nccl: maker,
-            handle: Some(handle),
+            handles,
         }));
     };
     std::thread::Builder::new()
-        .name(format!("nccl init {rank}"))
+        .name(format!("nccl init {who}"))
         .spawn(make)
         .map_err(|error| BackendError::Thread(format!("the thread that starts NCCL: {error}")))?;
-    let (watch, begin) = (control.watch(), Instant::now());
+    let begin = Instant::now();
     loop {
         match receiver.recv_timeout(POLL) {
-            Ok(Ok(mut fresh)) => {
-                let handle = fresh.handle.take();
-                return Ok(handle.expect("it was put there when it was made"));
-            }
+            Ok(Ok(mut fresh)) => return Ok(std::mem::take(&mut fresh.handles)),
             Ok(Err(words)) => return Err(BackendError::Communication(words)),
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(BackendError::Thread(
                     "the thread that starts NCCL has ended".into(),
                 ));
             }
-            Err(RecvTimeoutError::Timeout) => given_up(&watch, rank, begin)?,
+            Err(RecvTimeoutError::Timeout) => given_up(watch, who, begin)?,
         }
     }
 }
 
 /// Whether there is no use in waiting.
-fn given_up(watch: &Watch, rank: usize, begin: Instant) -> Result<()> {
+fn given_up(watch: &Watch, who: &str, begin: Instant) -> Result<()> {
     let seen = watch.look();
     let reason = match seen.failure {
         Some(reason) => reason,
         None if !seen.left.is_empty() => format!(
-            "{} left the job while rank {rank} waited for NCCL to connect",
+            "{} left the job while {who} waited for NCCL to connect",
             ranks(&seen.left)
         ),
         None if begin.elapsed() > LIMIT => {
-            format!(
-                "NCCL did not connect rank {rank} within {} s",
-                LIMIT.as_secs()
-            )
+            format!("NCCL did not connect {who} within {} s", LIMIT.as_secs())
         }
         None => return Ok(()),
     };

@@ -1,4 +1,4 @@
-//! What the transport needs of a rank's device: its communication stream, addresses, and a place for the reason of an abort.
+//! What the transport needs of a device, a rank's or one of a controller's: its stream, addresses, and a place for the reason of an abort.
 //!
 //! Contract: a GPU's, which is what there is outside of tests.
 use std::sync::{Arc, OnceLock};
@@ -19,11 +19,28 @@ pub(super) struct Target<'a> {
     pub(super) address: &'a dyn Fn(Span) -> u64,
 }
 
-/// A rank's device.
-pub(super) trait Device {
+/// What is on a GPU.
+pub(super) trait OnGpu {
     /// See [`CudaBackend::loss`].
     fn loss(&self) -> Arc<OnceLock<String>>;
     fn enter(&self) -> Enter;
+}
+
+/// One of a controller's devices, for calls that one thread enqueues on the compute streams of all.
+pub(super) trait Member: OnGpu {
+    /// Number of its GPU.
+    fn gpu(&self) -> usize;
+    fn stream(&self) -> RawStream;
+    /// Where a span lies; 0 for an empty one.
+    fn address(&self, span: Span) -> u64;
+    /// The call begins here.
+    fn begin(&mut self) -> Result<()>;
+    /// What has been enqueued since [`Member::begin`] was the call.
+    fn end(&mut self) -> Result<Interval>;
+}
+
+/// A rank's device.
+pub(super) trait Device: OnGpu {
     /// One number of 32 bits for NCCL to work on.
     fn scratch(&mut self) -> Result<Span>;
     /// Does what enqueues on the communication stream, after `after`.
@@ -34,7 +51,7 @@ pub(super) trait Device {
     ) -> Result<(Event, Interval)>;
 }
 
-impl Device for CudaBackend {
+impl OnGpu for CudaBackend {
     fn loss(&self) -> Arc<OnceLock<String>> {
         Arc::clone(self.loss())
     }
@@ -43,7 +60,35 @@ impl Device for CudaBackend {
         let gpu = Arc::clone(self.gpu());
         Arc::new(move || gpu.enter())
     }
+}
 
+impl Member for CudaBackend {
+    fn gpu(&self) -> usize {
+        CudaBackend::gpu(self).ordinal
+    }
+
+    fn stream(&self) -> RawStream {
+        RawStream(self.raw_stream(Stream::Compute).cast())
+    }
+
+    fn address(&self, span: Span) -> u64 {
+        match span.is_empty() {
+            true => 0,
+            false => CudaBackend::address(self, span),
+        }
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        self.open(Stream::Compute)
+    }
+
+    fn end(&mut self) -> Result<Interval> {
+        let event = self.close(Stream::Compute)?;
+        Ok(Interval::Device(self.interval(event)))
+    }
+}
+
+impl Device for CudaBackend {
     fn scratch(&mut self) -> Result<Span> {
         self.allocate(Category::Workspace, Dtype::I32, 1)
     }
@@ -78,6 +123,15 @@ impl Interval {
             Self::Device(interval) => interval.is_done(),
             #[cfg(test)]
             Self::Fake(interval) => interval.is_done(),
+        }
+    }
+
+    /// What the device has failed at, if it will never be over.
+    pub(super) fn failure(&self) -> Option<String> {
+        match self {
+            Self::Device(interval) => interval.failure().map(|error| error.to_string()),
+            #[cfg(test)]
+            Self::Fake(interval) => interval.failure(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cudarc::nccl::sys::ncclUniqueId as UniqueId;
 
-use super::device::{Device, Enter, Interval, Target};
+use super::device::{Device, Enter, Interval, OnGpu, Target};
 use super::library::{Handle, Nccl, Operator, RawStream};
 use super::transfer::{Kind, Transfer};
 use crate::backend::{BackendError, Event, Stream};
@@ -31,6 +31,10 @@ pub(super) struct Fake {
     pub(super) no_init: Option<(usize, &'static str)>,
     pub(super) no_transfer: Option<&'static str>,
     pub(super) async_error: Mutex<Option<&'static str>>,
+    /// The only rank that says so; none for all.
+    pub(super) failing: Mutex<Option<usize>>,
+    /// What the end of a group says once it has more than one rank in it.
+    pub(super) no_group: Mutex<Option<&'static str>>,
     /// Ranks whose initialisation waits for ever, as if a rank did not come.
     pub(super) stuck_init: Option<usize>,
     pub(super) revokes: bool,
@@ -58,6 +62,23 @@ impl Fake {
             .entry(rank)
             .or_default()
             .push(what);
+    }
+
+    /// One thread has enqueued for several ranks: they are all there, and it is carried out at once.
+    fn end_together(&self, group: &[(usize, Transfer)], ranks: usize) -> Result<(), String> {
+        if let Some(words) = *self.no_group.lock().unwrap() {
+            return Err(words.into());
+        }
+        let of = |rank| {
+            let own = group.iter().filter(|(of, _)| *of == rank);
+            own.map(|(_, transfer)| *transfer).collect()
+        };
+        let each: Vec<Vec<Transfer>> = (0..ranks).map(of).collect();
+        carry_out(&each.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        for (rank, transfers) in each.into_iter().enumerate() {
+            self.add(rank, Done::Group(transfers));
+        }
+        Ok(())
     }
 
     fn let_go(&self) {
@@ -108,6 +129,19 @@ fn write(address: u64, values: &[f32]) {
         .copy_from_slice(values);
 }
 
+fn read_bytes(address: u64, count: usize) -> Vec<u8> {
+    assert!(address != 0, "a transfer reads nowhere");
+    // SAFETY: as in `read`.
+    unsafe { std::slice::from_raw_parts(address as *const u8, count) }.to_vec()
+}
+
+fn write_bytes(address: u64, values: &[u8]) {
+    assert!(address != 0, "a transfer writes nowhere");
+    // SAFETY: as in `write`.
+    unsafe { std::slice::from_raw_parts_mut(address as *mut u8, values.len()) }
+        .copy_from_slice(values);
+}
+
 fn combine(transfers: &[Transfer], operator: Operator, count: usize) -> Vec<f32> {
     let inputs: Vec<Vec<f32>> = transfers.iter().map(|t| read(t.from, count)).collect();
     let factor = factor_of(operator);
@@ -141,8 +175,9 @@ fn carry_out(groups: &[&[Transfer]]) {
         }
         match first.kind {
             Kind::Broadcast { root } => {
-                let values = read(each[root].from, count);
-                each.iter().for_each(|t| write(t.to, &values));
+                let bytes = count * first.dtype.size();
+                let values = read_bytes(each[root].from, bytes);
+                each.iter().for_each(|t| write_bytes(t.to, &values));
             }
             Kind::Reduce { operator, root } => {
                 write(each[root].to, &combine(&each, operator, count));
@@ -218,7 +253,28 @@ impl Nccl for Fake {
         Ok(Handle((rank + 1) as *mut _))
     }
 
-    unsafe fn async_error(&self, _: Handle) -> Result<(), String> {
+    fn init_together(
+        &self,
+        id: UniqueId,
+        world: usize,
+        enter: &dyn Fn(usize) -> Result<(), String>,
+    ) -> Result<Vec<Handle>, String> {
+        let one = |rank| {
+            enter(rank)?;
+            self.init(id, world, rank)
+        };
+        (0..world).map(one).collect()
+    }
+
+    unsafe fn async_error(&self, comm: Handle) -> Result<(), String> {
+        if self
+            .failing
+            .lock()
+            .unwrap()
+            .is_some_and(|rank| rank != rank_of(comm))
+        {
+            return Ok(());
+        }
         match *self.async_error.lock().unwrap() {
             Some(words) => Err(words.into()),
             None => Ok(()),
@@ -266,10 +322,13 @@ impl Nccl for Fake {
         }
         if self.stuck_call == Some(rank_of(comm)) {
             let mut released = self.released.lock().unwrap();
+            let stuck = !*released;
             while !*released {
                 released = self.release.wait(released).unwrap();
             }
-            return Err("it was stuck".into());
+            if stuck {
+                return Err("it was stuck".into());
+            }
         }
         let mut open = self.open.lock().unwrap();
         match open.get_mut(&std::thread::current().id()) {
@@ -290,6 +349,10 @@ impl Nccl for Fake {
         let thread = std::thread::current().id();
         let group = self.open.lock().unwrap().remove(&thread);
         let group = group.expect("a group was begun");
+        let ranks = group.iter().map(|(rank, _)| rank + 1).max().unwrap_or(0);
+        if group.iter().any(|(rank, _)| *rank != group[0].0) {
+            return self.end_together(&group, ranks);
+        }
         if let Some((rank, _)) = group.first() {
             let transfers = group.iter().map(|(_, transfer)| *transfer).collect();
             self.add(*rank, Done::Group(transfers));
@@ -300,11 +363,19 @@ impl Nccl for Fake {
 
 /// When the fake's device is done with a call.
 #[derive(Clone)]
-pub(super) struct FakeInterval(Arc<AtomicBool>);
+pub(super) struct FakeInterval(
+    pub(super) Arc<AtomicBool>,
+    /// What the device has failed at.
+    pub(super) Arc<Mutex<Option<String>>>,
+);
 
 impl FakeInterval {
     pub(super) fn is_done(&self) -> bool {
         self.0.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn failure(&self) -> Option<String> {
+        self.1.lock().unwrap().clone()
     }
 
     pub(super) fn elapsed_ns(&self) -> Option<u64> {
@@ -360,7 +431,7 @@ impl FakeDevice {
     }
 }
 
-impl Device for FakeDevice {
+impl OnGpu for FakeDevice {
     fn loss(&self) -> Arc<OnceLock<String>> {
         Arc::clone(&self.loss)
     }
@@ -368,7 +439,9 @@ impl Device for FakeDevice {
     fn enter(&self) -> Enter {
         Arc::new(|| Ok(()))
     }
+}
 
+impl Device for FakeDevice {
     fn scratch(&mut self) -> crate::backend::Result<Span> {
         Ok(Span::of_arena(0, Dtype::F32, 1))
     }
@@ -395,6 +468,9 @@ impl Device for FakeDevice {
             stream: Stream::Communication,
             sequence: self.sequence,
         };
-        Ok((event, Interval::Fake(FakeInterval(Arc::clone(&self.done)))))
+        Ok((
+            event,
+            Interval::Fake(FakeInterval(Arc::clone(&self.done), Arc::default())),
+        ))
     }
 }

@@ -46,6 +46,14 @@ pub(super) trait Nccl: Send + Sync {
     fn unique_id(&self) -> Result<UniqueId, String>;
     /// Makes this rank's end of a communicator, on the GPU whose context is the thread's. Blocks until all ranks have come.
     fn init(&self, id: UniqueId, world: usize, rank: usize) -> Result<Handle, String>;
+    /// Makes all `world` ends of a communicator on this thread, each on the GPU whose context `enter` makes the thread's. Blocks until they
+    /// are connected.
+    fn init_together(
+        &self,
+        id: UniqueId,
+        world: usize,
+        enter: &dyn Fn(usize) -> Result<(), String>,
+    ) -> Result<Vec<Handle>, String>;
     /// What has failed since, on the threads that NCCL has for itself.
     ///
     /// # Safety
@@ -238,6 +246,26 @@ impl Nccl for Table {
         let status = unsafe { (self.init_rank)(&mut comm, world as c_int, id, rank as c_int) };
         self.check("ncclCommInitRank", status)?;
         Ok(Handle(comm))
+    }
+
+    fn init_together(
+        &self,
+        id: UniqueId,
+        world: usize,
+        enter: &dyn Fn(usize) -> Result<(), String>,
+    ) -> Result<Vec<Handle>, String> {
+        // NCCL writes to these until the group has ended.
+        let mut comms = vec![std::ptr::null_mut(); world];
+        self.group_start()?;
+        let begun = comms.iter_mut().enumerate().try_for_each(|(rank, comm)| {
+            enter(rank)?;
+            // SAFETY: the call writes a handle, at the latest when the group ends, and copies the identity.
+            let status = unsafe { (self.init_rank)(comm, world as c_int, id, rank as c_int) };
+            self.check("ncclCommInitRank", status)
+        });
+        // What did not come up is left behind, as after `ncclCommInitRank`: the process has nothing else to do.
+        begun.and(self.group_end())?;
+        Ok(comms.into_iter().map(Handle).collect())
     }
 
     unsafe fn async_error(&self, comm: Handle) -> Result<(), String> {

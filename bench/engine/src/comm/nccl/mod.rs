@@ -18,6 +18,7 @@ mod fake;
 mod identity;
 mod interface;
 mod library;
+mod links;
 mod record;
 mod session;
 #[cfg(test)]
@@ -28,11 +29,12 @@ use std::sync::Arc;
 
 pub use self::environment::one_gpu;
 pub use self::interface::{Carried, carried};
+pub use self::links::NcclLinks;
 
 use self::device::Device;
 use self::library::{Nccl, Operators};
 use self::record::Record;
-use self::session::Session;
+use self::session::{End, Owner, Session};
 use self::transfer::{Place, is_grouped, transfers};
 use crate::backend::{Backend, BackendError, Event, Result};
 use crate::comm::algorithm::check;
@@ -144,8 +146,17 @@ impl NcclCommunicator {
         let scratch = device.scratch()?;
         let id = identity::exchange(&mut *self.control, &*nccl)?;
         let handle = connect::connect(&nccl, id, &*self.control, device.enter())?;
-        let (control, loss) = (&*self.control, device.loss());
-        let session = Session::start(nccl, handle, control, loss, device.enter())?;
+        let end = End {
+            handle,
+            loss: device.loss(),
+            name: format!("rank {}", self.control.rank()),
+        };
+        let owner = Owner {
+            watch: self.control.watch(),
+            aborter: self.control.aborter(),
+            rank: self.control.rank(),
+        };
+        let session = Session::start(nccl, [end].into(), owner, device.enter())?;
         self.connected = Some(Connected {
             session,
             operators: Operators::default(),
@@ -188,7 +199,8 @@ impl NcclCommunicator {
                 to: (target.address)(used(&call, rank).1),
                 scratch: (target.address)(*scratch),
             };
-            session.call(|nccl, comm| {
+            session.call(|nccl, ends| {
+                let comm = ends[0].handle;
                 // SAFETY: the session has the communicator used by this thread alone; `check` has passed the call, whose spans are the
                 // device's, and whoever uses them next waits for the event of this call.
                 unsafe {
@@ -206,7 +218,7 @@ impl NcclCommunicator {
                 }
             })
         })?;
-        session.follow(&call, interval.clone());
+        session.follow(0, &call, interval.clone());
         self.calls.add(&call);
         // Alone, a rank exchanges nothing, so there is nothing to enter.
         if world > 1 {

@@ -1,9 +1,10 @@
-//! A communicator of NCCL's that is up: who may use it, how it is aborted, and how it ends.
+//! Communicators of NCCL's that are up: who may use them, how they are aborted, and how they end.
 //!
-//! Contract: one thread at a time is in a call of the communicator; the rank's own thread enqueues, the watching thread looks for
-//! failures. What has failed is kept once, for the rank, for its device and for the job, before anything is aborted. An abort waits a
-//! while for the rank's thread to come out of NCCL. If it does not, it is stuck there, for want of a peer or of room in the GPU's queue,
-//! and only an abort from outside gets it out: by `ncclCommRevoke`, which keeps the communicator, or else by `ncclCommAbort`.
+//! Contract: a rank has one, its end of the job's; a controller has one for each of its devices, which begin, fail and end together. One
+//! thread at a time is in a call of them; the rank's own thread enqueues, the watching thread looks for failures. What has failed
+//! is kept once, for the rank, for its devices and for the job, before anything is aborted. An abort waits a while for the rank's thread to
+//! come out of NCCL. If it does not, it is stuck there, for want of a peer or of room in the GPU's queue, and only an abort from outside
+//! gets it out: by `ncclCommRevoke`, which keeps the communicator, or else by `ncclCommAbort`.
 //! Reference: NCCL user guide, "Error handling and communicator abort".
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
@@ -13,7 +14,7 @@ use super::device::{Enter, Interval};
 use super::library::{Handle, Nccl};
 use crate::backend::{BackendError, Result};
 use crate::comm::error::CommError;
-use crate::comm::{Aborter, CollectiveCall, Communicator, Watch};
+use crate::comm::{Aborter, CollectiveCall, Watch};
 
 /// How often the watching thread looks.
 const POLL: Duration = Duration::from_millis(5);
@@ -26,10 +27,27 @@ const AFTER_LEAVE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 
 /// How long the end of a session waits for calls under way, and then for the watching thread.
 const CLOSE: Duration = Duration::from_secs(60);
 
+/// A communicator, and the device that it is on.
+pub(super) struct End {
+    pub(super) handle: Handle,
+    /// The device's: why it was aborted.
+    pub(super) loss: Arc<OnceLock<String>>,
+    /// What a failure of this one is told by, where there are several.
+    pub(super) name: String,
+}
+
+/// Whose a session is.
+pub(super) struct Owner {
+    pub(super) watch: Watch,
+    pub(super) aborter: Aborter,
+    pub(super) rank: usize,
+}
+
 /// The latest call, for who waits for it.
 struct Latest {
-    interval: Interval,
-    call: CollectiveCall,
+    /// Of each end.
+    intervals: Box<[Option<Interval>]>,
+    call: Option<CollectiveCall>,
 }
 
 #[derive(Default)]
@@ -38,21 +56,17 @@ struct Signal {
     ended: bool,
 }
 
-/// A communicator that is up.
+/// Communicators that are up.
 pub(super) struct Session {
     nccl: Arc<dyn Nccl>,
-    /// None once it was aborted or destroyed.
-    handle: Mutex<Option<Handle>>,
-    /// The same, for an abort from outside.
-    raw: Handle,
-    /// Whether an abort from outside has freed it.
+    /// Whoever uses them has the lock of `up`, but for an abort from outside.
+    ends: Box<[End]>,
+    /// No longer once they were aborted or destroyed.
+    up: Mutex<bool>,
+    /// Whether an abort from outside has freed them.
     freed: AtomicBool,
-    /// The device's: why it was aborted.
-    loss: Arc<OnceLock<String>>,
-    watch: Watch,
-    aborter: Aborter,
-    rank: usize,
-    latest: Mutex<Option<Latest>>,
+    owner: Owner,
+    latest: Mutex<Latest>,
     signal: Mutex<Signal>,
     changed: Condvar,
 }
@@ -62,33 +76,32 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Session {
-    /// Starts the watching thread of `raw`, which is this session's from now on.
+    /// Starts the watching thread of `ends`, at least one, which are this session's from now on.
     ///
     /// # Errors
-    /// When the thread cannot be started; the communicator is aborted then.
+    /// When the thread cannot be started; the communicators are aborted then.
     pub(super) fn start(
         nccl: Arc<dyn Nccl>,
-        raw: Handle,
-        control: &dyn Communicator,
-        loss: Arc<OnceLock<String>>,
+        ends: Box<[End]>,
+        owner: Owner,
         enter: Enter,
     ) -> Result<Arc<Self>> {
         let session = Arc::new(Self {
             nccl,
-            handle: Mutex::new(Some(raw)),
-            raw,
+            latest: Mutex::new(Latest {
+                intervals: ends.iter().map(|_| None).collect(),
+                call: None,
+            }),
+            ends,
+            up: Mutex::new(true),
             freed: AtomicBool::new(false),
-            loss,
-            watch: control.watch(),
-            aborter: control.aborter(),
-            rank: control.rank(),
-            latest: Mutex::new(None),
+            owner,
             signal: Mutex::default(),
             changed: Condvar::new(),
         });
         let watched = Arc::clone(&session);
         let thread = std::thread::Builder::new()
-            .name(format!("nccl {}", session.rank))
+            .name(format!("nccl {}", session.owner.rank))
             .spawn(move || {
                 // Asking an event wants no context; what a GPU says that cannot be entered, its own thread hears as well.
                 let _ = enter();
@@ -107,7 +120,19 @@ impl Session {
 
     /// Why nothing works any more.
     pub(super) fn failure(&self) -> Option<String> {
-        self.loss.get().cloned()
+        self.lost().cloned()
+    }
+
+    fn lost(&self) -> Option<&String> {
+        self.ends.iter().find_map(|end| end.loss.get())
+    }
+
+    /// Keeps the first reason, for all devices.
+    fn lose(&self, reason: String) {
+        let reason = self.lost().cloned().unwrap_or(reason);
+        for end in &self.ends {
+            let _ = end.loss.set(reason.clone());
+        }
     }
 
     fn error(&self) -> BackendError {
@@ -115,25 +140,25 @@ impl Session {
         BackendError::Communication(reason)
     }
 
-    /// Does what uses the communicator, on the rank's own thread.
+    /// Does what uses the communicators, on the rank's own thread.
     ///
     /// # Errors
     /// Why the session failed, be it for what `work` says or while it was at work.
     pub(super) fn call<T>(
         &self,
-        work: impl FnOnce(&dyn Nccl, Handle) -> std::result::Result<T, String>,
+        work: impl FnOnce(&dyn Nccl, &[End]) -> std::result::Result<T, String>,
     ) -> Result<T> {
-        if self.loss.get().is_some() {
+        if self.lost().is_some() {
             return Err(self.error());
         }
-        let handle = lock(&self.handle);
-        let Some(comm) = *handle else {
+        let up = lock(&self.up);
+        if !*up {
             return Err(self.error());
-        };
-        let done = work(&*self.nccl, comm);
-        drop(handle);
+        }
+        let done = work(&*self.nccl, &self.ends);
+        drop(up);
         match done {
-            Ok(done) if self.loss.get().is_none() => Ok(done),
+            Ok(done) if self.lost().is_none() => Ok(done),
             Ok(_) => Err(self.error()),
             Err(words) => {
                 self.fail(&words);
@@ -142,23 +167,24 @@ impl Session {
         }
     }
 
-    /// Keeps the latest call for who waits for it.
-    pub(super) fn follow(&self, call: &CollectiveCall, interval: Interval) {
-        let call = *call;
-        *lock(&self.latest) = Some(Latest { interval, call });
+    /// Keeps the latest call of an end for who waits for it.
+    pub(super) fn follow(&self, end: usize, call: &CollectiveCall, interval: Interval) {
+        let mut latest = lock(&self.latest);
+        latest.intervals[end] = Some(interval);
+        latest.call = Some(*call);
     }
 
     /// Ends the job for `words`, unless it has ended: then that is the reason. The watching thread does the rest.
     fn fail(&self, words: &str) {
-        if self.loss.get().is_none() {
+        if self.lost().is_none() {
             let until = Instant::now() + HEARSAY;
-            while self.watch.look().failure.is_none() && Instant::now() < until {
+            while self.owner.watch.look().failure.is_none() && Instant::now() < until {
                 std::thread::sleep(POLL);
             }
             // The first abort wins.
-            self.aborter.abort(words);
-            let told = self.watch.look().failure;
-            let _ = self.loss.set(told.unwrap_or_else(|| words.to_owned()));
+            self.owner.aborter.abort(words);
+            let told = self.owner.watch.look().failure;
+            self.lose(told.unwrap_or_else(|| words.to_owned()));
         }
         self.changed.notify_all();
     }
@@ -167,10 +193,12 @@ impl Session {
     fn serve(&self) {
         let mut left_since = None;
         while !self.sleep() {
-            if self.loss.get().is_none() {
+            if self.lost().is_none() {
                 self.look(&mut left_since);
             }
-            if self.loss.get().is_some() {
+            if let Some(reason) = self.lost() {
+                // Perhaps only one device has heard of it.
+                self.lose(reason.clone());
                 self.abort();
                 return;
             }
@@ -180,7 +208,7 @@ impl Session {
     /// Until it is time to look, or something is to be seen; whether it is time to stop.
     fn sleep(&self) -> bool {
         let signal = lock(&self.signal);
-        let slept = if signal.stop || self.loss.get().is_some() {
+        let slept = if signal.stop || self.lost().is_some() {
             signal
         } else {
             let slept = self.changed.wait_timeout(signal, POLL);
@@ -190,18 +218,17 @@ impl Session {
     }
 
     fn look(&self, left_since: &mut Option<Instant>) {
-        let seen = self.watch.look();
+        let seen = self.owner.watch.look();
         if let Some(reason) = seen.failure {
-            let _ = self.loss.set(reason);
-            return;
+            return self.lose(reason);
         }
         // While the rank's thread is in a call, NCCL tells it what is wrong itself.
-        let error = match self.handle.try_lock().as_deref() {
-            // SAFETY: the communicator is alive while its lock is held, and nobody else uses it.
-            Ok(Some(comm)) => unsafe { self.nccl.async_error(*comm) },
+        let error = match self.up.try_lock().as_deref() {
+            // SAFETY: the communicators are alive while the lock is held and says so, and nobody else uses them.
+            Ok(true) => unsafe { blame(&*self.nccl, &self.ends) },
             _ => Ok(()),
         };
-        if let Err(words) = error {
+        if let Err(words) = error.and_then(|()| self.blame_devices()) {
             return self.fail(&words);
         }
         if seen.left.is_empty() || !self.is_busy() {
@@ -210,7 +237,7 @@ impl Session {
         }
         if left_since.get_or_insert_with(Instant::now).elapsed() >= AFTER_LEAVE {
             let error = CommError::Departed {
-                rank: self.rank,
+                rank: self.owner.rank,
                 call: self.describe(),
                 missing: seen.left,
             };
@@ -218,17 +245,31 @@ impl Session {
         }
     }
 
+    /// Whether a device has failed that others wait for. A rank's own thread hears of its device's failure where it waits for it; a
+    /// controller's may be waiting for another.
+    fn blame_devices(&self) -> std::result::Result<(), String> {
+        if self.ends.len() < 2 {
+            return Ok(());
+        }
+        let latest = lock(&self.latest);
+        for (end, interval) in self.ends.iter().zip(&latest.intervals) {
+            if let Some(words) = interval.as_ref().and_then(Interval::failure) {
+                return Err(format!("{}: {words}", end.name));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the latest call is under way.
     fn is_busy(&self) -> bool {
         let latest = lock(&self.latest);
-        latest
-            .as_ref()
-            .is_some_and(|latest| !latest.interval.is_done())
+        let mut intervals = latest.intervals.iter().flatten();
+        intervals.any(|interval| !interval.is_done())
     }
 
     fn describe(&self) -> String {
-        match &*lock(&self.latest) {
-            Some(Latest { call, .. }) => format!(
+        match &lock(&self.latest).call {
+            Some(call) => format!(
                 "{} of {} elements ({})",
                 call.collective.name(),
                 super::record::elements(call),
@@ -238,27 +279,30 @@ impl Session {
         }
     }
 
-    /// Aborts the communicator, once. The reason is kept already.
+    /// Aborts the communicators, once. The reason is kept already.
     fn abort(&self) {
         if self.abort_in_turn() {
             return;
         }
-        // SAFETY: the communicator is alive, for the rank's thread is in a call of it; that is what revoking is for.
-        let revoked = unsafe { self.nccl.revoke(self.raw) };
-        if revoked.is_some() && self.abort_in_turn() {
+        // SAFETY: the communicators are alive, for the rank's thread is in a call of them; that is what revoking is for.
+        let revoke = |end: &End| unsafe { self.nccl.revoke(end.handle) }.is_some();
+        let revoked = self.ends.iter().fold(true, |all, end| revoke(end) && all);
+        if revoked && self.abort_in_turn() {
             return;
         }
         self.freed.store(true, Ordering::SeqCst);
-        // SAFETY: as above, but for that the call may still look at what is freed when it comes out; without this it never would.
-        let _ = unsafe { self.nccl.abort(self.raw) };
+        for end in &self.ends {
+            // SAFETY: as above, but for that the call may still look at what is freed when it comes out; without this it never would.
+            let _ = unsafe { self.nccl.abort(end.handle) };
+        }
     }
 
-    /// Aborts the communicator if nobody is in a call of it; false if somebody stays there.
+    /// Aborts the communicators if nobody is in a call of them; false if somebody stays there.
     fn abort_in_turn(&self) -> bool {
         let until = Instant::now() + PATIENCE;
         loop {
-            let mut handle = match self.handle.try_lock() {
-                Ok(handle) => handle,
+            let mut up = match self.up.try_lock() {
+                Ok(up) => up,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) if Instant::now() < until => {
                     std::thread::sleep(Duration::from_millis(1));
@@ -266,11 +310,11 @@ impl Session {
                 }
                 Err(TryLockError::WouldBlock) => return false,
             };
-            if let Some(comm) = handle.take()
-                && !self.freed.load(Ordering::SeqCst)
-            {
-                // SAFETY: the lock is held and the handle is gone. What NCCL says of it changes nothing: the reason is kept.
-                let _ = unsafe { self.nccl.abort(comm) };
+            if std::mem::take(&mut *up) && !self.freed.load(Ordering::SeqCst) {
+                for end in &self.ends {
+                    // SAFETY: the lock is held and they count as gone. What NCCL says of it changes nothing: the reason is kept.
+                    let _ = unsafe { self.nccl.abort(end.handle) };
+                }
             }
             return true;
         }
@@ -279,19 +323,19 @@ impl Session {
     /// Ends the session on the rank's thread: once calls under way are done, or aborts them if they will not be.
     pub(super) fn close(&self) {
         let until = Instant::now() + CLOSE;
-        while self.loss.get().is_none() && self.is_busy() {
+        while self.lost().is_none() && self.is_busy() {
             if Instant::now() > until {
                 let call = self.describe();
                 self.fail(&format!(
                     "rank {}: {call} did not end within {} s",
-                    self.rank,
+                    self.owner.rank,
                     CLOSE.as_secs()
                 ));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
         let mut signal = lock(&self.signal);
-        signal.stop = self.loss.get().is_none();
+        signal.stop = self.lost().is_none();
         self.changed.notify_all();
         let until = Instant::now() + CLOSE;
         while !signal.ended && Instant::now() < until {
@@ -304,16 +348,32 @@ impl Session {
             // NCCL does not come back from an abort. The thread keeps what it needs.
             return;
         }
-        if let Some(comm) = lock(&self.handle).take()
-            && !self.freed.load(Ordering::SeqCst)
-        {
-            // SAFETY: nobody else is left, and the handle is gone.
-            let _ = unsafe {
-                match self.loss.get() {
-                    Some(_) => self.nccl.abort(comm),
-                    None => self.nccl.destroy(comm),
-                }
-            };
+        if std::mem::take(&mut *lock(&self.up)) && !self.freed.load(Ordering::SeqCst) {
+            for end in &self.ends {
+                // SAFETY: nobody else is left, and they count as gone.
+                let _ = unsafe {
+                    match self.lost() {
+                        Some(_) => self.nccl.abort(end.handle),
+                        None => self.nccl.destroy(end.handle),
+                    }
+                };
+            }
         }
     }
+}
+
+/// What NCCL's threads say of any of `ends`; of several, with the name of the one that failed.
+///
+/// # Safety
+/// As [`Nccl::async_error`], of all of them.
+pub(super) unsafe fn blame(nccl: &dyn Nccl, ends: &[End]) -> std::result::Result<(), String> {
+    // SAFETY: the caller's promise.
+    let ask = |end: &End| unsafe { nccl.async_error(end.handle) };
+    for end in ends {
+        ask(end).map_err(|words| match ends.len() {
+            1 => words,
+            _ => format!("{}: {words}", end.name),
+        })?;
+    }
+    Ok(())
 }

@@ -1,4 +1,6 @@
-//! The transport without a GPU, over a written-down NCCL: meeting, and what calls are made of. How it ends is in [`endings`].
+//! The transport without a GPU, over a written-down NCCL: meeting, and what calls are made of. How it ends is in [`endings`], and what one
+//! controller calls for all of its devices in [`controller`].
+mod controller;
 mod endings;
 
 use std::sync::Arc;

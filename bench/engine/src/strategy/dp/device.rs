@@ -10,6 +10,7 @@ use crate::kernel::{Kernel, Write};
 use crate::probe::Phase;
 use crate::strategy::micro_batch::Nth;
 use crate::strategy::replica::Replica;
+use crate::strategy::tracing::Opened;
 use crate::strategy::{Result, StrategyError};
 use crate::tensor::{Dtype, Span};
 
@@ -36,6 +37,8 @@ pub(super) struct Device {
     /// output's gradient, so what an earlier step fetched is gone; left alone, its remains would shrink from step to
     /// step through denormal numbers, on which a CPU computes a hundred times slower.
     stand_in: Span,
+    /// The begin of what the controller enqueues for all devices.
+    pub(super) opened: Option<Opened>,
     /// The end of its latest job.
     done: Option<Completion>,
     failure: Option<BackendError>,
@@ -56,8 +59,8 @@ pub(super) enum Job {
         /// The chunk's inputs and labels on the master device.
         inputs: Span,
         labels: Span,
-        /// Parameters and buffers on the master device.
-        model: [Span; 3],
+        /// Parameters and buffers on the master device, unless the controller replicates them.
+        model: Option<[Span; 3]>,
     },
     /// Forward, and with `dp_loss = replica` the loss.
     Forward { len: usize },
@@ -116,6 +119,7 @@ impl Device {
             local,
             seed,
             stand_in,
+            opened: None,
             done: None,
             failure: None,
         })
@@ -180,7 +184,7 @@ impl Device {
         from: Option<(&Completion, &dyn Links)>,
         inputs: Span,
         labels: Span,
-        model: [Span; 3],
+        model: Option<[Span; 3]>,
     ) -> Done {
         self.replica.upload_state(offset)?;
         let (Some((after, links)), true) = (from, self.place > 0) else {
@@ -205,6 +209,9 @@ impl Device {
             .trace
             .close(&mut *self.replica.backend, Phase::Scatter, opened);
 
+        let Some(model) = model else {
+            return Ok(());
+        };
         let opened = self.replica.trace.open(&mut *self.replica.backend);
         for (from, to) in model.into_iter().zip(copies) {
             for (from, to) in pieces(from).zip(pieces(to)) {

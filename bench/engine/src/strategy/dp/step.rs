@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use super::device::Job;
 use super::output::Output;
+use super::together::MODEL;
 use super::{Dp, DpLoss, split};
 use crate::backend::{Completion, HostSlice, Stream};
 use crate::comm::links::{Copy, pieces};
@@ -82,8 +83,8 @@ impl Dp {
         Ok(())
     }
 
-    /// Each device fetches its chunk, then parameters and buffers. Replica 0's forward, which changes the buffers,
-    /// waits for all of them. Returns when the master has the batch.
+    /// Each device fetches its chunk, then parameters and buffers, unless the controller sends them to all at once. Replica 0's forward,
+    /// which changes the buffers, waits for all of them. Returns when the master has the batch.
     fn scatter_and_replicate(&mut self, micro: &MicroBatch<'_>, used: usize) -> Result<Completion> {
         let (len, offset) = (micro.len(), micro.offset);
         let chunk = self.chunk(len);
@@ -92,12 +93,8 @@ impl Dp {
         let first = self.first();
         let elements = first.input_elements();
         let positions = first.loss.positions();
-        let program = &first.program;
-        let model = [
-            program.parameters(),
-            program.buffers().floats,
-            program.buffers().integers,
-        ];
+        let model = MODEL.map(|of| of(&first.program));
+        let model = (!self.is_together()).then_some(model);
         for device in (0..used).rev() {
             let samples = device * chunk..((device + 1) * chunk).min(len);
             let staged = samples.start.saturating_sub(chunk)..samples.end.saturating_sub(chunk);
@@ -118,6 +115,7 @@ impl Dp {
         }
         self.join(used)?;
         self.first_waits_for(used)?;
+        self.replicate_together(used)?;
         Ok(after)
     }
 
@@ -175,10 +173,13 @@ impl Dp {
         self.join(used)
     }
 
-    /// Adds the gradients of the other replicas to the master's, in the order of the replicas, piece by piece.
+    /// Adds the gradients of the other replicas to the master's: all at once, or else in the order of the replicas, piece by piece.
     fn reduce(&mut self, used: usize) -> Result<()> {
         if !self.synchronize || used == 1 {
             return Ok(());
+        }
+        if self.is_together() {
+            return self.reduce_together(used);
         }
         let (links, staging) = (Arc::clone(&self.links), self.staging);
         let (first, others) = split(&mut self.devices, used);
