@@ -30,6 +30,8 @@ const CLOSE: Duration = Duration::from_secs(60);
 struct Latest {
     interval: Interval,
     call: CollectiveCall,
+    /// Of a graph whose last call it is, how many it has.
+    graph: Option<usize>,
 }
 
 #[derive(Default)]
@@ -142,10 +144,14 @@ impl Session {
         }
     }
 
-    /// Keeps the latest call for who waits for it.
-    pub(super) fn follow(&self, call: &CollectiveCall, interval: Interval) {
+    /// Keeps the latest call for who waits for it; `graph` says how many there are in the graph whose last one it is.
+    pub(super) fn follow(&self, call: &CollectiveCall, interval: Interval, graph: Option<usize>) {
         let call = *call;
-        *lock(&self.latest) = Some(Latest { interval, call });
+        *lock(&self.latest) = Some(Latest {
+            interval,
+            call,
+            graph,
+        });
     }
 
     /// Ends the job for `words`, unless it has ended: then that is the reason. The watching thread does the rest.
@@ -228,12 +234,18 @@ impl Session {
 
     fn describe(&self) -> String {
         match &*lock(&self.latest) {
-            Some(Latest { call, .. }) => format!(
-                "{} of {} elements ({})",
-                call.collective.name(),
-                super::record::elements(call),
-                call.phase.name()
-            ),
+            Some(Latest { call, graph, .. }) => {
+                let last = format!(
+                    "{} of {} elements ({})",
+                    call.collective.name(),
+                    super::record::elements(call),
+                    call.phase.name()
+                );
+                match graph {
+                    Some(calls) => format!("a graph of {calls} collectives, the last {last}"),
+                    None => last,
+                }
+            }
             None => "no call".into(),
         }
     }

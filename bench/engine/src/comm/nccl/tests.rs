@@ -1,4 +1,5 @@
-//! The transport without a GPU, over a written-down NCCL: meeting, and what calls are made of. How it ends is in [`endings`].
+//! The transport without a GPU, over a written-down NCCL: meeting, and what calls are made of. What is captured is in [`captured`], how it ends in [`endings`].
+mod captured;
 mod endings;
 
 use std::sync::Arc;
