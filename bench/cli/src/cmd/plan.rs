@@ -9,7 +9,7 @@ use crate::cmd::runnable::check_runnable;
 use crate::error::{Result, Status};
 use crate::plan::config::Backend;
 use crate::plan::{Plan, Trial, estimate, plans};
-use crate::run::backend::{self, note_missing_nvtx, note_shared_gpus};
+use crate::run::backend::{self, leave_out_shared_gpus, note_missing_nvtx, note_shared_gpus};
 use crate::run::conductor::lanes;
 use crate::run::cores;
 
@@ -19,6 +19,7 @@ use crate::run::cores;
 /// Anything wrong with a scenario or an argument; a stdout that cannot be written.
 pub fn execute(args: &PlanArgs) -> Result<Status> {
     let mut plans = plans(&args.scenario, args.profile, &backend::choose)?;
+    plans.iter_mut().for_each(leave_out_shared_gpus);
     plans.iter_mut().for_each(note_shared_gpus);
     plans.iter_mut().for_each(note_missing_nvtx);
     let texts = plans.iter().map(|plan| describe(plan) + &here(plan));

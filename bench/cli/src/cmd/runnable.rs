@@ -11,7 +11,7 @@ use crate::error::{CliError, Result};
 use crate::plan::backend::Choice;
 use crate::plan::config::SourceConfig;
 use crate::plan::{Plan, plans};
-use crate::run::backend::{self, note_missing_nvtx, note_shared_gpus};
+use crate::run::backend::{self, leave_out_shared_gpus, note_missing_nvtx, note_shared_gpus};
 use crate::run::data_folder::DataSet;
 
 /// The plans of the scenarios, all of which have something to run here; `choose` says what `auto` stands for.
@@ -32,6 +32,11 @@ pub fn runnable_plans(
 /// # Errors
 /// As [`check_runnable`].
 pub fn runnable(mut plan: Plan) -> Result<Plan> {
+    let known = plan.left_out.len();
+    leave_out_shared_gpus(&mut plan);
+    for left in &plan.left_out[known..] {
+        eprintln!("left out: {}: {}", left.what, left.why);
+    }
     check_runnable(&plan)?;
     note_shared_gpus(&mut plan);
     note_missing_nvtx(&mut plan);

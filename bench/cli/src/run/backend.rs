@@ -12,9 +12,9 @@ use syncmark_engine::comm::nccl;
 
 use crate::agent::launcher::{self, LauncherArg, Start};
 use crate::error::{CliError, Result};
-use crate::plan::Plan;
 use crate::plan::backend::{Choice, Needs};
 use crate::plan::config::{Backend, TrialConfig};
+use crate::plan::{LeftOut, Plan, Trial};
 use crate::scenario::file::{Launch, Precision, Transport};
 
 /// What `auto` stands for in `plan` on this machine.
@@ -203,6 +203,41 @@ pub fn note_shared_gpus(plan: &mut Plan) {
     if let Ok(gpus) = discovery::gpus() {
         note(plan, gpus);
     }
+}
+
+/// Leaves out trials whose devices may share no GPU but would have to, with the reason: before anything else looks at the plan.
+pub fn leave_out_shared_gpus(plan: &mut Plan) {
+    let alone = |trial: &Trial| trial.config.backend == Backend::Cuda && !trial.shares_gpus;
+    if !plan.trials.iter().any(alone) || !sees_all_gpus() {
+        return;
+    }
+    // Without GPUs the plan is refused as a whole.
+    if let Ok(gpus) = discovery::gpus() {
+        leave_out(plan, gpus);
+    }
+}
+
+fn leave_out(plan: &mut Plan, gpus: usize) {
+    let short = |trial: &Trial| {
+        let on_gpus = trial.config.backend == Backend::Cuda;
+        on_gpus && !trial.shares_gpus && trial.config.devices > gpus
+    };
+    let (left, kept) = std::mem::take(&mut plan.trials)
+        .into_iter()
+        .partition::<Vec<_>, _>(short);
+    plan.trials = kept;
+    plan.left_out.extend(left.into_iter().map(|trial| LeftOut {
+        what: trial.label,
+        why: format!(
+            "{} devices need a GPU each, and here {}",
+            trial.config.devices,
+            match gpus {
+                1 => "is 1".to_owned(),
+                _ => format!("are {gpus}"),
+            }
+        ),
+        instead: "run it where there are as many, or write share_gpus = true for a run that shows no performance",
+    }));
 }
 
 /// Notes of trials that name ranges for profilers where the library for it is missing.

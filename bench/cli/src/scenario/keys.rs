@@ -65,6 +65,7 @@ pub const SETTINGS: [&str; 94] = [
     "parallel.threads",
     "parallel.scaling",
     "parallel.backend",
+    "parallel.share_gpus",
     "parallel.dp_loss",
     "parallel.transport",
     "parallel.bucket_cap",

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 use std::sync::{Arc, Mutex};
 
+use syncmark_engine::backend::cuda::CudaBackend;
 use syncmark_engine::backend::{
     Backend, Captured, Category, Completion, Event, HostMemory, HostSlice, HostSliceMut, HostTask,
     MemoryUse, Result, Stream,
@@ -98,6 +99,9 @@ impl Backend for Captures {
     }
     fn host_memory(&self) -> Option<HostMemory> {
         self.inner.host_memory()
+    }
+    fn cuda(&mut self) -> Option<&mut CudaBackend> {
+        self.inner.cuda()
     }
     fn values(&self) -> Dtype {
         self.inner.values()

@@ -151,6 +151,7 @@ fn an_abort_ends_a_graph_that_waits() {
         let span = rank.device.span(&[1.0; 6]);
         all_reduce(rank, span);
         capture(rank, span);
+        rank.comm.barrier().unwrap();
         rank.device.done.store(false, Ordering::SeqCst);
         if rank.comm.rank() == 1 {
             rank.comm.aborter().abort("there is no more");
