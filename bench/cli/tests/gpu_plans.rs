@@ -136,14 +136,6 @@ fn a_graph_of_a_step_is_a_trial_of_its_own_on_gpus_and_nowhere_else() {
     }
     for (rest, why) in [
         (on_two("dp", None, "cuda"), "its controller joins"),
-        (
-            on_two("ddp", Some("tcp"), "cuda"),
-            "the host takes part in every collective",
-        ),
-        (
-            on_two("zero1", Some("tcp"), "cuda"),
-            "the host takes part in every collective",
-        ),
         ("accumulation = 2\n".to_owned(), "several micro-batches"),
     ] {
         // What stands in front of a section belongs to [train].
@@ -155,6 +147,13 @@ fn a_graph_of_a_step_is_a_trial_of_its_own_on_gpus_and_nowhere_else() {
         assert!(error.contains(why), "{error}");
         assert!(error.contains("leave cuda_graph out"), "{error}");
     }
+    // Over tcp ranks keep to the CPU, whatever there is.
+    let over_tcp = on_two("zero1", Some("tcp"), "auto") + graph;
+    let error = planned("train", &over_tcp, Backend::Cpu).unwrap_err();
+    assert!(
+        error.contains("the host takes part in every collective"),
+        "{error}"
+    );
     let error = planned("layer-cost", &format!("{DIGITS}{graph}"), Backend::Cuda).unwrap_err();
     assert!(error.contains("only kind = \"train\""), "{error}");
 }

@@ -8,7 +8,7 @@ use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Place, Value};
 
 /// Every key that a sweep or variant can set.
-pub const SETTINGS: [&str; 94] = [
+pub const SETTINGS: [&str; 95] = [
     "model.preset",
     "model.layers",
     "model.input",
