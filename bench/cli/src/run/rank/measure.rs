@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use syncmark_engine::comm::{Collective, Count};
 use syncmark_engine::probe::{Phase, PhaseSpan, Probe, Silent, Track, now_ns};
-use syncmark_engine::strategy::STEPS_BEFORE_CAPTURE;
 use syncmark_record::rows::Pass;
 
 use super::build::Participant;
@@ -25,10 +24,6 @@ const MARGIN: f64 = 1.05;
 
 /// Steps before each pass that are not counted: caches and branch predictors see the pass's own code.
 const LEAD_IN_STEPS: u64 = 3;
-
-/// Steps after which any kind of step that a pass takes is captured: buckets are rebuilt in the first, a hook may do something else in each of the
-/// next two, then come those of the kind that are not captured, and two that are replayed.
-const STEPS_AHEAD: u64 = 3 + STEPS_BEFORE_CAPTURE as u64 + 2;
 
 /// Steps whose compressed gradients are compared with exact ones.
 const CHECKED_STEPS: u64 = 5;
@@ -450,35 +445,6 @@ pub(super) fn memory(participant: &mut Participant) {
 }
 
 impl Participant {
-    /// Where ranks capture steps: takes so many that the pass at hand replays what it times, and goes back to what was remembered. A step is
-    /// another kind without synchronization, and what is captured within a pass would be timed.
-    pub(super) fn capture_ahead(&mut self) -> Result<(), RankError> {
-        if !self.captures {
-            return Ok(());
-        }
-        for _ in 0..STEPS_AHEAD {
-            self.step(&mut Silent)?;
-        }
-        self.strategy.finish()?;
-        self.go_back()
-    }
-
-    /// Remembers parameters, buffers, optimizer state and the place in the data.
-    pub(super) fn remember(&mut self) -> Result<(), RankError> {
-        self.strategy.snapshot()?;
-        self.snapshot_place = Some(self.loader.place());
-        Ok(())
-    }
-
-    /// Goes back to what was remembered: every pass trains on the same batches as well.
-    fn go_back(&mut self) -> Result<(), RankError> {
-        self.strategy.restore()?;
-        if let Some(place) = self.snapshot_place {
-            self.loader.return_to(place);
-        }
-        Ok(())
-    }
-
     /// One step by the boundary of METHODOLOGY.md: from asking for a batch until the strategy has enqueued its
     /// optimizer. Returns the samples of this rank.
     pub fn step(&mut self, probe: &mut dyn Probe) -> Result<u64, RankError> {
