@@ -64,6 +64,8 @@ pub struct Trial {
     pub notes: Vec<String>,
     /// Whether its backend was left to the machine.
     pub automatic: bool,
+    /// Whether its devices may share a GPU.
+    pub shares_gpus: bool,
 }
 
 /// A combination that means nothing.

@@ -137,7 +137,7 @@ fn cublaslt_is_a_trial_of_its_own_with_rounded_products_on_gpus() {
 }
 
 #[test]
-fn a_graph_of_a_step_is_a_trial_of_its_own_on_one_gpu_and_nowhere_else() {
+fn a_graph_of_a_step_is_a_trial_of_its_own_on_gpus_and_nowhere_else() {
     let graph = "[train]\ncuda_graph = true\n";
     for auto in [Backend::Cpu, Backend::Cuda] {
         let usual = id("", auto);
@@ -166,12 +166,15 @@ fn a_graph_of_a_step_is_a_trial_of_its_own_on_one_gpu_and_nowhere_else() {
         on_cpus.left_out[0].instead,
         "leave cuda_graph out, or write backend = \"cuda\""
     );
-    let independent = on_two("independent", None, "cuda") + graph;
-    assert!(plan(&independent, Backend::Cpu).trials[0].config.cuda_graph);
+    for strategy in ["independent", "ddp", "zero1"] {
+        let text = on_two(strategy, None, "cuda") + graph;
+        let config = &plan(&text, Backend::Cpu).trials[0].config;
+        assert!(config.cuda_graph, "{strategy}");
+        let transport = config.strategy.ranks_transport();
+        assert!(matches!(transport, None | Some(Transport::Nccl)));
+    }
     for (rest, why) in [
-        (on_two("dp", None, "cuda"), "devices that exchange"),
-        (on_two("ddp", None, "cuda"), "devices that exchange"),
-        (on_two("zero1", None, "cuda"), "devices that exchange"),
+        (on_two("dp", None, "cuda"), "its controller joins"),
         ("accumulation = 2\n".to_owned(), "several micro-batches"),
     ] {
         // What stands in front of a section belongs to [train].
@@ -183,6 +186,13 @@ fn a_graph_of_a_step_is_a_trial_of_its_own_on_one_gpu_and_nowhere_else() {
         assert!(error.contains(why), "{error}");
         assert!(error.contains("leave cuda_graph out"), "{error}");
     }
+    // Over tcp ranks keep to the CPU, whatever there is.
+    let over_tcp = on_two("zero1", Some("tcp"), "auto") + graph;
+    let error = planned("train", &over_tcp, Backend::Cpu).unwrap_err();
+    assert!(
+        error.contains("the host takes part in every collective"),
+        "{error}"
+    );
     let error = planned("layer-cost", &format!("{DIGITS}{graph}"), Backend::Cuda).unwrap_err();
     assert!(error.contains("only kind = \"train\""), "{error}");
 }

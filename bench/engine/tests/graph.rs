@@ -7,16 +7,16 @@ mod trials;
 use syncmark_engine::backend::cuda::Precision;
 use syncmark_engine::backend::deferred::DeferredBackend;
 use syncmark_engine::backend::{Backend, BackendError, Category, HostSlice, HostSliceMut, Stream};
-use syncmark_engine::kernel::Kernel;
+use syncmark_engine::kernel::{Kernel, Write};
 use syncmark_engine::model::Model;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::optim::{AdamwSettings, OptimizerSettings, Schedule};
 use syncmark_engine::probe::{Dispatch, PhaseSpan, Probe, Silent};
 use syncmark_engine::strategy::{
-    DpLoss, Independent, IndependentSettings, Single, SingleSettings, Strategy,
+    DdpOptions, DpLoss, Independent, IndependentSettings, Single, SingleSettings, Strategy,
 };
 use syncmark_engine::tensor::{Dtype, Span};
-use trials::{Batch, OPTIMIZER, On, SEED, dp, model, ranks, single_accumulating};
+use trials::{Batch, OPTIMIZER, On, SEED, dp, model, ranks, ranks_with, single_accumulating};
 
 const LEN: usize = 6;
 /// More than are taken before one of a size is captured, and some replays of each of two sizes.
@@ -136,10 +136,14 @@ fn steps_that_cannot_be_one_graph_are_refused_with_what_would_do() {
     let mut dp = dp(On::Cpu, &model, LEN, 2, DpLoss::Gathered);
     assert_eq!(
         refused(&mut dp),
-        "graph of a step is of devices that exchange: one device, or replicas that never meet"
+        "graph of a step is of DataParallel, whose controller joins its devices' threads between phases: one device, ranks, or replicas that never meet"
     );
-    ranks(On::Cpu, &model, &[3, 3], None, |_, ddp| {
-        assert!(refused(ddp).contains("of devices that exchange"));
+    let twice = DdpOptions {
+        accumulation: 2,
+        ..DdpOptions::default()
+    };
+    ranks_with(On::Cpu, &model, &[3, 3], twice, |_, ddp| {
+        assert!(refused(ddp).contains("of several micro-batches"));
     });
     let mut twice = single_accumulating(On::Deferred, &model, LEN, &[], 2);
     assert_eq!(
@@ -179,9 +183,11 @@ fn what_is_captured_has_not_run_and_may_be_nothing_but_kernels() {
                 .map(|()| values[7])
         };
         backend.launch(Stream::Compute, fill(1.0)).unwrap();
+        let earlier = backend.record(Stream::Compute);
         backend.begin_capture().unwrap();
         backend.launch(Stream::Compute, fill(2.0)).unwrap();
         let refused = [
+            backend.wait(Stream::Communication, earlier),
             backend.upload(Stream::Compute, HostSlice::F32(&[1.0, 2.0]), two),
             backend.launch(Stream::Communication, fill(3.0)),
             backend.synchronize(),
@@ -205,6 +211,74 @@ fn what_is_captured_has_not_run_and_may_be_nothing_but_kernels() {
         backend.replay(captured).unwrap();
         assert_eq!(read(backend).unwrap(), 2.0, "{name}: order");
         assert!(backend.end_capture().is_err(), "{name}: nothing was begun");
+    }
+}
+
+/// Both streams, each of which waits for the other, and kernels of both that are there before and after.
+#[test]
+fn the_other_stream_is_captured_from_where_it_waits() {
+    for [mut backend, _] in pairs() {
+        let backend = backend.as_mut();
+        let name = backend.name();
+        let (to, over) = (floats(backend, 1 << 16), floats(backend, 1 << 16));
+        let copy = |from, to| Kernel::Copy {
+            from,
+            to,
+            write: Write::Accumulate,
+        };
+        let scaled = |to, factor| Kernel::Scale { to, factor };
+        let fill = |to, value| Kernel::Fill { to, value };
+        backend.launch(Stream::Compute, fill(to, 1.0)).unwrap();
+        backend
+            .launch(Stream::Communication, fill(over, 1.0))
+            .unwrap();
+        backend.synchronize().unwrap();
+        backend.begin_capture().unwrap();
+        backend.launch(Stream::Compute, scaled(to, 2.0)).unwrap();
+        let forked = backend.record(Stream::Compute);
+        backend.wait(Stream::Communication, forked).unwrap();
+        backend
+            .launch(Stream::Communication, copy(to, over))
+            .unwrap();
+        let joined = backend.record(Stream::Communication);
+        backend.wait(Stream::Compute, joined).unwrap();
+        backend.launch(Stream::Compute, copy(over, to)).unwrap();
+        // Nobody waits for this one but the end of what is captured.
+        let last = backend.record(Stream::Compute);
+        let last = backend.completion(last);
+        backend.wait_for(Stream::Communication, &last).unwrap();
+        backend
+            .launch(Stream::Communication, scaled(over, 0.5))
+            .unwrap();
+        let captured = backend.end_capture().unwrap();
+        let (mut here, mut there) = (1.0_f32, 1.0_f32);
+        for _ in 0..5 {
+            // Work of either stream in front of a replay, and of either behind it, is in order with all of it.
+            backend
+                .launch(Stream::Communication, scaled(over, 3.0))
+                .unwrap();
+            backend.replay(captured).unwrap();
+            backend
+                .launch(Stream::Communication, copy(to, over))
+                .unwrap();
+            let end = backend.record(Stream::Communication);
+            backend.wait(Stream::Compute, end).unwrap();
+            backend.launch(Stream::Compute, scaled(to, 0.25)).unwrap();
+            there *= 3.0;
+            here *= 2.0;
+            there += here;
+            here += there;
+            there *= 0.5;
+            there += here;
+            here *= 0.25;
+        }
+        for (span, expected) in [(to, here), (over, there)] {
+            let mut values = vec![0.0; span.len()];
+            backend
+                .download(span, HostSliceMut::F32(&mut values))
+                .unwrap();
+            assert!(values.iter().all(|v| *v == expected), "{name}");
+        }
     }
 }
 

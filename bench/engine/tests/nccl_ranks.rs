@@ -1,6 +1,8 @@
 //! Ranks over NCCL on one GPU: one alone, and two and four as processes, whose results are those of the transport `shared` on the CPU; their
-//! bytes on the loopback interface; and what a rank does whose peer is killed. This program starts itself once per rank, so it brings its own
-//! `main`. Without a GPU it says why nothing was run, and fails if SYNCMARK_REQUIRE_GPU=1.
+//! bytes on the loopback interface; steps as CUDA graphs, which are the steps to the bit; and what a rank does whose peer is killed. This program
+//! starts itself once per rank, so it brings its own `main`. Without a GPU it says why nothing was run, and fails if SYNCMARK_REQUIRE_GPU=1.
+mod captures;
+mod graphs;
 mod sides;
 mod trials;
 
@@ -9,6 +11,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use graphs::{End, Seat};
 use sides::{ALL, Extent, FEW, Side, compare};
 use syncmark_engine::backend::Backend;
 use syncmark_engine::backend::cuda::library::{self, Library};
@@ -61,13 +64,26 @@ fn main() -> ExitCode {
         println!("not run on a GPU: {reason}");
         return ExitCode::SUCCESS;
     }
-    let tests: [(&str, Test, usize); 6] = [
+    let tests: [(&str, Test, usize); 11] = [
         ("a rank alone gets what shared gives", alone, 1),
         ("ranks on one GPU get what shared gives", together, 2),
         ("ranks on one GPU get what shared gives", together, 4),
         ("ddp equals ddp over shared on the CPU", distributed, 2),
         ("ddp equals ddp over shared on the CPU", distributed, 4),
         ("a killed rank ends the other, which names it", killed, 2),
+        ("a graph of a rank alone is its step", graph_alone, 1),
+        ("graphs of ddp are its steps, to the bit", ddp_graphs, 2),
+        (
+            "graphs of zero1 are its steps, to the bit",
+            sharded_graphs,
+            2,
+        ),
+        ("graphs of ddp are its steps, to the bit", ddp_graphs, 4),
+        (
+            "a killed rank ends the other's graph, which names it",
+            killed_in_a_graph,
+            2,
+        ),
     ];
     for (name, test, world) in tests {
         let begin = Instant::now();
@@ -187,9 +203,34 @@ fn child(role: &str, rank: usize, [control, reference]: [Arc<Region>; 2]) -> Exi
                 }
             }
         }
+        "graphs" | "sharded graphs" | "compressed graphs" => {
+            // Each side has a device and a communicator of its own, one after the other.
+            let first = std::cell::RefCell::new(Some((backend, Box::new(nccl) as _)));
+            let one = || first.take().expect("it is made once");
+            let other = || over_nccl(Box::new(joined(&reference, rank)));
+            let chunks = chunks(world);
+            let seat = Seat { rank, chunks };
+            match role {
+                "graphs" => graphs::ddp(&seat, [&one, &other]),
+                "sharded graphs" => graphs::zero1(&seat, [&one, &other]),
+                _ => graphs::compressed(&seat, [&one, &other]),
+            }
+        }
+        "forever in graphs" => {
+            let chunks = chunks(world);
+            return graphs::forever(&Seat { rank, chunks }, (backend, Box::new(nccl)));
+        }
         other => panic!("role {other}"),
     }
     ExitCode::SUCCESS
+}
+
+/// A device, and a communicator that is connected.
+fn over_nccl(control: Box<dyn Communicator>) -> End {
+    let mut backend = gpu();
+    let mut nccl = NcclCommunicator::new(control);
+    nccl.connect(&mut *backend).unwrap();
+    (backend, Box::new(nccl))
 }
 
 /// What a ring sends for an all-reduce: each of N ranks 2·(N − 1)/N of the payload, all of it over this interface. Within a twentieth, for
@@ -254,8 +295,37 @@ fn alone(world: usize) {
     println!("{} calls", compare(&mut over, ALL));
 }
 
+fn graph_alone(world: usize) {
+    let end = || {
+        let mut ranks = SharedCommunicator::for_threads(world, Waiting::default()).unwrap();
+        over_nccl(Box::new(ranks.remove(0)))
+    };
+    let seat = Seat {
+        rank: 0,
+        chunks: chunks(world),
+    };
+    graphs::ddp(&seat, [&end, &end]);
+    graphs::zero1(&seat, [&end, &end]);
+}
+
+fn ddp_graphs(world: usize) {
+    tell("graphs", world);
+    if world == 2 {
+        tell("compressed graphs", world);
+    }
+}
+
+fn sharded_graphs(world: usize) {
+    tell("sharded graphs", world);
+}
+
 fn together(world: usize) {
-    for (rank, said) in run("together", world).iter().enumerate() {
+    tell("together", world);
+}
+
+/// Runs a role on every rank and says what each says.
+fn tell(role: &str, world: usize) {
+    for (rank, said) in run(role, world).iter().enumerate() {
         println!("rank {rank}: {}", said.trim().replace('\n', ", "));
     }
 }
@@ -274,10 +344,18 @@ fn distributed(world: usize) {
 
 /// The supervisor sees the death and says so; the other's collective ends with its words, though its peer will never come.
 fn killed(world: usize) {
+    kill_one("forever", world);
+}
+
+fn killed_in_a_graph(world: usize) {
+    kill_one("forever in graphs", world);
+}
+
+fn kill_one(role: &str, world: usize) {
     let (control, region) = Region::create_memfd(world, 64 << 10).unwrap();
     let (reference, _other) = Region::create_memfd(world, 64 << 10).unwrap();
     let mut children: Vec<Child> = (0..world)
-        .map(|rank| start("forever", rank, [&control, &reference]))
+        .map(|rank| start(role, rank, [&control, &reference]))
         .collect();
     for child in &mut children {
         let mut line = String::new();

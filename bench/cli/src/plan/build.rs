@@ -110,6 +110,7 @@ struct Draft {
     parameters: u64,
     notes: Vec<String>,
     automatic: bool,
+    shares_gpus: bool,
 }
 
 struct Built {
@@ -228,6 +229,7 @@ impl Built {
         if let Some(equal) = self.trials.iter_mut().find(|trial| trial.id == id) {
             // What is open in one of the two is open: they differ where `auto` stands for something else.
             equal.automatic |= automatic;
+            equal.shares_gpus |= scenario.parallel.share_gpus;
             self.merged.push(Merged {
                 what: what(),
                 into: id,
@@ -243,6 +245,7 @@ impl Built {
             parameters,
             notes,
             automatic,
+            shares_gpus: scenario.parallel.share_gpus,
         });
         Ok(())
     }
@@ -347,6 +350,7 @@ impl Built {
                 parameters: draft.parameters,
                 notes: draft.notes,
                 automatic: draft.automatic,
+                shares_gpus: draft.shares_gpus,
             });
         let trials = trials.collect();
         Ok(Plan {

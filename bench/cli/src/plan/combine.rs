@@ -15,7 +15,7 @@ use crate::plan::{batch_norm, collectives, model};
 use crate::scenario::check::{Checker, check};
 use crate::scenario::file::{
     BUCKET_CAP, DpTransport, FIRST_BUCKET_CAP, HIDDEN, Kind, Optimizer, Parallel, Predict, Scaling,
-    Scenario, Source, Strategy, TimeSpan,
+    Scenario, Source, Strategy, TimeSpan, Transport,
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Node;
@@ -268,13 +268,16 @@ fn no_graph(scenario: &Scenario) -> Option<&'static str> {
         _ if scenario.kind != Kind::Train => {
             Some("only kind = \"train\" takes steps that are one CUDA graph")
         }
-        Strategy::Dp | Strategy::Ddp | Strategy::Zero1 => Some(
-            "a step of devices that exchange is no CUDA graph: one is captured on one device, with the strategies single and independent",
+        Strategy::Dp => Some(
+            "a step of DP is no CUDA graph: its controller joins the threads of its devices between phases",
+        ),
+        Strategy::Ddp | Strategy::Zero1 if scenario.parallel.transport == Transport::Tcp => Some(
+            "a step of ranks that exchange over tcp is no CUDA graph: the host takes part in every collective, as it does not over nccl",
         ),
         _ if scenario.train.accumulation > 1 => Some(
             "a step of several micro-batches is no CUDA graph: each is uploaded while the step goes on",
         ),
-        Strategy::Single | Strategy::Independent => None,
+        Strategy::Single | Strategy::Independent | Strategy::Ddp | Strategy::Zero1 => None,
     }
 }
 

@@ -201,37 +201,54 @@ fn refused_on_cpus(config: &TrialConfig) -> Option<String> {
         .then(|| "`parallel.transport` is nccl, which is for GPUs".to_owned())
 }
 
-/// Leaves out of the plan what NCCL refuses on this machine: DP's devices, which are of one process, several on one GPU.
+/// Leaves out, with the reason, trials whose devices outnumber the GPUs here and cannot or may not share one: before anything else looks at the plan.
 pub fn leave_out_shared_gpus(plan: &mut Plan) {
-    let over_nccl = |config: &TrialConfig| config.strategy.is_dp_over_nccl();
-    if !on_gpus(plan).any(over_nccl) || !sees_all_gpus() {
+    let alone = |trial: &Trial| why_a_gpu_each(trial).is_some();
+    if !plan.trials.iter().any(alone) || !sees_all_gpus() {
         return;
     }
+    // Without GPUs the plan is refused as a whole.
     if let Ok(gpus) = discovery::gpus() {
         leave_out(plan, gpus);
     }
 }
 
+/// Why devices of a trial share no GPU, and what to write instead.
+fn why_a_gpu_each(trial: &Trial) -> Option<(&'static str, &'static str)> {
+    let config = &trial.config;
+    if config.backend != Backend::Cuda {
+        return None;
+    }
+    if config.strategy.is_dp_over_nccl() {
+        return Some((
+            ": NCCL refuses two devices of one process on one",
+            "write dp_transport = \"peer-copy\", which lets devices share a GPU, or fewer devices",
+        ));
+    }
+    (!trial.shares_gpus).then_some((
+        "",
+        "run it where there are as many, or write share_gpus = true for a run that shows no performance",
+    ))
+}
+
 fn leave_out(plan: &mut Plan, gpus: usize) {
-    let cannot = |trial: &Trial| {
-        let config = &trial.config;
-        config.backend == Backend::Cuda
-            && config.strategy.is_dp_over_nccl()
-            && config.devices > gpus
-    };
-    let (out, stays) = std::mem::take(&mut plan.trials)
+    let short = |trial: &Trial| trial.config.devices > gpus && why_a_gpu_each(trial).is_some();
+    let (left, kept) = std::mem::take(&mut plan.trials)
         .into_iter()
-        .partition(cannot);
-    plan.trials = stays;
-    let out: Vec<Trial> = out;
-    plan.left_out.extend(out.into_iter().map(|trial| LeftOut {
-        why: format!(
-            "{} devices over NCCL on {gpus} GPU{}, and NCCL refuses two of one process on one GPU",
-            trial.config.devices,
-            if gpus == 1 { "" } else { "s" }
-        ),
-        what: trial.label,
-        instead: "write dp_transport = \"peer-copy\", which lets devices share a GPU, or fewer devices",
+        .partition::<Vec<_>, _>(short);
+    plan.trials = kept;
+    plan.left_out.extend(left.into_iter().filter_map(|trial| {
+        let (reason, instead) = why_a_gpu_each(&trial)?;
+        let here = match gpus {
+            1 => "is 1".to_owned(),
+            _ => format!("are {gpus}"),
+        };
+        let devices = trial.config.devices;
+        Some(LeftOut {
+            what: trial.label,
+            why: format!("{devices} devices need a GPU each, and here {here}{reason}"),
+            instead,
+        })
     }));
 }
 

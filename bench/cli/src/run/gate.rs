@@ -138,6 +138,7 @@ impl Gate {
         let reference = TrialConfig {
             strategy: StrategyConfig::Single,
             devices: 1,
+            cuda_graph: false,
             norm: if trial.norm == Norm::SyncBatch {
                 Norm::Batch
             } else {

@@ -140,6 +140,7 @@ pub(crate) fn trial(label: &str, strategy: StrategyConfig, devices: usize) -> Tr
         parameters: 1,
         notes: Vec::new(),
         automatic: false,
+        shares_gpus: true,
     }
 }
 

@@ -16,6 +16,7 @@ mod layer_cost;
 mod learning;
 mod measure;
 mod settings;
+mod snapshot;
 mod witness;
 
 use std::io::{self, Write};

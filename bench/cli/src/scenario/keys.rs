@@ -8,7 +8,7 @@ use crate::scenario::problem::{Problem, ProblemKind};
 use crate::scenario::tree::{Node, Place, Value};
 
 /// Every key that a sweep or variant can set.
-pub const SETTINGS: [&str; 97] = [
+pub const SETTINGS: [&str; 98] = [
     "model.preset",
     "model.layers",
     "model.input",
@@ -67,6 +67,7 @@ pub const SETTINGS: [&str; 97] = [
     "parallel.threads",
     "parallel.scaling",
     "parallel.backend",
+    "parallel.share_gpus",
     "parallel.dp_loss",
     "parallel.dp_transport",
     "parallel.transport",

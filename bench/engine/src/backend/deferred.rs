@@ -4,8 +4,11 @@
 //! with the host (random delays, from a seed), the host reaches memory only through upload and download, and times are
 //! refused before a synchronize. A missing wait shows as a wrong result.
 //! Reference: [`crate::backend::Backend`], whose contract it takes literally.
+mod recording;
+
 use std::sync::Arc;
 
+use self::recording::Recording;
 use crate::backend::cpu::memory::HostMemory;
 use crate::backend::cpu::stream::HostCompletion;
 use crate::backend::cpu::worker::{Command, HostData, Worker, WorkerSettings};
@@ -25,14 +28,15 @@ pub struct DeferredBackend {
     streams: [Worker; 2],
     /// Latest event of each stream that a synchronize has covered.
     synchronized: [u64; 2],
-    /// Kernels written down so far, while a capture is under way.
-    capturing: Option<Vec<Kernel>>,
-    captured: Vec<Vec<Kernel>>,
+    /// What is written down so far, while a capture is under way.
+    capturing: Option<Recording>,
+    captured: Vec<Recording>,
 }
 
 /// What [`DeferredBackend::outside`] refuses.
-const IN_CAPTURE: BackendError =
-    BackendError::Unsupported("anything but kernels of the compute stream in what is captured");
+const IN_CAPTURE: BackendError = BackendError::Unsupported(
+    "anything but kernels and collectives, in an order of their own, in what is captured",
+);
 
 impl DeferredBackend {
     /// Starts both streams; `seed` picks their delays.
@@ -105,13 +109,9 @@ impl Backend for DeferredBackend {
     }
 
     fn launch(&mut self, on: Stream, kernel: Kernel) -> Result<()> {
-        if on == Stream::Compute
-            && let Some(kernels) = &mut self.capturing
-        {
-            kernels.push(kernel);
-            return Ok(());
+        if let Some(recording) = &mut self.capturing {
+            return recording.kernel(on, kernel).ok_or(IN_CAPTURE);
         }
-        self.outside()?;
         self.stream(on).push(Command::Kernel(kernel))
     }
 
@@ -132,6 +132,11 @@ impl Backend for DeferredBackend {
     }
 
     fn record(&mut self, on: Stream) -> Event {
+        if let Some(recording) = &mut self.capturing
+            && let Some(event) = recording.record(on)
+        {
+            return event;
+        }
         Event {
             stream: on,
             sequence: self.stream(on).record(),
@@ -139,6 +144,9 @@ impl Backend for DeferredBackend {
     }
 
     fn wait(&mut self, on: Stream, event: Event) -> Result<()> {
+        if let Some(recording) = &mut self.capturing {
+            return recording.wait(on, event.sequence).ok_or(IN_CAPTURE);
+        }
         if on == event.stream {
             return self.stream(on).progress().check();
         }
@@ -154,7 +162,10 @@ impl Backend for DeferredBackend {
     }
 
     fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {
-        self.outside()?;
+        if let Some(recording) = &mut self.capturing {
+            let event = recording::event_of(completion);
+            return recording.wait(on, event).ok_or(IN_CAPTURE);
+        }
         self.stream(on).push(Command::Wait(completion.clone()))
     }
 
@@ -165,7 +176,10 @@ impl Backend for DeferredBackend {
         task: &Arc<dyn HostTask>,
         call: HostCall,
     ) -> Result<Event> {
-        self.outside()?;
+        if let Some(recording) = &mut self.capturing {
+            let after = recording::event_of(after);
+            return recording.host(on, after, task, call).ok_or(IN_CAPTURE);
+        }
         let sequence = self
             .stream(on)
             .host(after.clone(), Arc::clone(task), call)?;
@@ -192,7 +206,7 @@ impl Backend for DeferredBackend {
 
     fn begin_capture(&mut self) -> Result<()> {
         self.outside()?;
-        self.capturing = Some(Vec::new());
+        self.capturing = Some(Recording::default());
         Ok(())
     }
 
@@ -204,9 +218,7 @@ impl Backend for DeferredBackend {
 
     fn replay(&mut self, captured: Captured) -> Result<()> {
         self.outside()?;
-        let [compute, _] = &mut self.streams;
-        let mut kernels = self.captured[captured.0].iter();
-        kernels.try_for_each(|kernel| compute.push(Command::Kernel(*kernel)))
+        self.captured[captured.0].replay(&mut self.streams)
     }
 
     fn memory_use(&self) -> MemoryUse {

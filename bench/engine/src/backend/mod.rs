@@ -233,9 +233,11 @@ pub trait Backend: Send {
     /// # Errors
     /// As [`Backend::time_ns`].
     fn begin_ns(&mut self, event: Event) -> Result<u64>;
-    /// From now on kernels for the compute stream are written down instead of run, until [`Backend::end_capture`]. What is uploaded,
-    /// downloaded, allocated or waited for meanwhile cannot be captured and fails, and so does a kernel that would need more
-    /// scratch than was there: run what is captured at least once before.
+    /// From now on what is enqueued on the compute stream is written down instead of run, until [`Backend::end_capture`]; so is what is enqueued
+    /// on the communication stream once that waits for an event of the compute stream that was recorded meanwhile. What is uploaded, downloaded
+    /// or allocated meanwhile cannot be captured and fails, so does waiting for an event that was recorded before, or of another backend,
+    /// and so does a kernel that would need more scratch than was there: run what is captured at least once before. Events
+    /// that are recorded meanwhile have no times and are nothing to wait for afterwards.
     ///
     /// # Errors
     /// [`BackendError::Unsupported`] where nothing can be captured, or while something is.
@@ -249,7 +251,11 @@ pub trait Backend: Send {
     fn end_capture(&mut self) -> Result<Captured> {
         Err(BackendError::Unsupported("capturing the work of a step"))
     }
-    /// Enqueues on the compute stream what was captured, with the same operands.
+    /// Enqueues what was captured, with the same operands.
+    ///
+    /// # Ordering
+    /// Behind what the compute stream holds, and in front of what is enqueued on it from now on. Where the communication stream has a part in it, the
+    /// same holds for that stream. Does not block.
     ///
     /// # Errors
     /// The sticky failure of the stream, if it has one.

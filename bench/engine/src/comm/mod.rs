@@ -17,7 +17,7 @@ pub mod shared;
 mod signature;
 pub mod tcp;
 
-use crate::backend::{Backend, Event, Result};
+use crate::backend::{Backend, Captured, Event, Result};
 use crate::probe::Phase;
 use crate::tensor::Span;
 
@@ -152,6 +152,27 @@ pub trait Communicator: Send {
     /// # Errors
     /// When the job was aborted.
     fn agree(&mut self, value: u64) -> Result<u64>;
+    /// From now on calls are captured with their device's work ([`Backend::begin_capture`], which comes before): none runs, and none is
+    /// counted before it is replayed. Ranks must capture the same calls, and replay them together. Nothing has to be done where calls are
+    /// work of a stream of the host's, which counts as it runs.
+    fn begin_capture(&mut self) {}
+    /// Ends what [`Communicator::begin_capture`] began: its calls are those of `captured`, or of nothing after a failure.
+    fn end_capture(&mut self, captured: Option<Captured>) {
+        let _ = captured;
+    }
+    /// Says that the calls of `captured` are under way again, until the device has reached `end`; they are counted, but within it nobody can time them.
+    ///
+    /// # Errors
+    /// Why collectives fail, once they do.
+    fn replayed(
+        &mut self,
+        backend: &mut dyn Backend,
+        captured: Captured,
+        end: Event,
+    ) -> Result<()> {
+        let _ = (backend, captured, end);
+        Ok(())
+    }
     /// What was counted since the last reset, per phase, collective and size. Call after a synchronize.
     fn counts(&self) -> Vec<Count>;
     /// Forgets the counts.

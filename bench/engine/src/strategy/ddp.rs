@@ -9,7 +9,10 @@ mod setup;
 pub use fidelity::Fidelity;
 
 use super::bucket::{BucketCaps, Buckets};
+use super::graph::Exchange;
+use super::graph::exchanging::{self, Rank};
 use super::hook::{Bucket, Compression, Hook, HookPlace};
+use super::micro_batch::MicroBatch;
 use super::ranks::{self, Words, in_order, with_group};
 use super::replica::{Replica, ReplicaSettings};
 use super::{Evaluation, Result, Strategy};
@@ -169,21 +172,29 @@ impl Ddp {
         Ok(ddp)
     }
 
-    fn take_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
+    fn enqueue_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
         for micro in self.replica.micro_batches(batch) {
             let reduces = self.synchronize && (micro.nth.is_last() || !self.options.no_sync);
             self.replica.host_to_device(&micro)?;
-            self.broadcast_buffers(reduces)?;
-            self.forward(micro.len())?;
-            self.replica.compute_loss(&micro)?;
-            self.backward(micro.len(), reduces)?;
+            self.differentiate(&micro, reduces)?;
             if reduces {
-                self.wait_for_gradients()?;
                 self.compare()?;
                 self.rebuild_buckets()?;
             }
         }
         self.replica.optimize()
+    }
+
+    /// The gradients of a micro-batch that lies on the device; with `reduces` their mean over the ranks.
+    fn differentiate(&mut self, micro: &MicroBatch<'_>, reduces: bool) -> Result<()> {
+        self.broadcast_buffers(reduces)?;
+        self.forward(micro.len())?;
+        self.replica.compute_loss(micro)?;
+        self.backward(micro.len(), reduces)?;
+        match reduces {
+            true => self.wait_for_gradients(),
+            false => Ok(()),
+        }
     }
 
     /// Rank 0's buffers for all before a forward, if the last one was of training and its gradients were reduced, as by PyTorch's
@@ -299,7 +310,7 @@ impl Strategy for Ddp {
         let _range = nvtx::range(format_args!("step"));
         self.replica.check(&batch, self.replica.max_batch())?;
         self.replica.trace.begin(probe);
-        let done = self.take_step(batch);
+        let done = exchanging::step(self, batch);
         self.report(done)?;
         Ok(self.replica.trace.emit(&mut *self.replica.backend, probe)?)
     }
@@ -310,6 +321,10 @@ impl Strategy for Ddp {
 
     fn master(&mut self) -> &mut Replica {
         &mut self.replica
+    }
+
+    fn capture_steps(&mut self) -> Result<()> {
+        self.replica.capture_steps()
     }
 
     /// Off: no all-reduce, no buffers, and SyncBN is local.
@@ -359,6 +374,41 @@ impl Strategy for Ddp {
 
     fn reset_counts(&mut self) {
         self.communicator.reset_counts();
+    }
+}
+
+impl Rank for Ddp {
+    fn ends(&mut self) -> (&mut Replica, &mut dyn Communicator) {
+        (&mut self.replica, &mut *self.communicator)
+    }
+
+    /// Not while the buckets wait for their rebuild, nor in a checked step: both block.
+    fn exchange(&self) -> Option<Exchange> {
+        let blocks = (self.first && self.synchronize) || self.found.is_some();
+        let buffers = self.options.broadcast_buffers && self.stale_buffers;
+        (!blocks).then(|| Exchange {
+            synchronizes: self.synchronize,
+            buffers: self.synchronize && buffers,
+            buckets: ranks::hash(self.buckets.ends()),
+            stage: self.hook.stage(),
+        })
+    }
+
+    fn take_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
+        self.enqueue_step(batch)
+    }
+
+    fn compute(&mut self, micro: &MicroBatch<'_>) -> Result<()> {
+        self.differentiate(micro, self.synchronize)?;
+        self.replica.update_all()?;
+        self.replica.clear_after_update()
+    }
+
+    fn pass_over(&mut self) {
+        self.stale_buffers = self.synchronize;
+        if self.synchronize {
+            self.hook.pass_over();
+        }
     }
 }
 

@@ -27,6 +27,7 @@ use crate::program::{BuildError, ImportError, NamedTensor};
 pub use bucket::BucketCaps;
 pub use ddp::{Ddp, DdpOptions, DdpSettings, Fidelity};
 pub use dp::{Dp, DpLoss, DpSettings};
+pub use graph::UNCAPTURED as STEPS_BEFORE_CAPTURE;
 pub use hook::{Compression, PowerSgdSettings};
 pub use independent::{Independent, IndependentSettings};
 pub use replica::{LayerNoise, NodeTimes, Noise, Replica};
@@ -155,16 +156,18 @@ pub trait Strategy: Send {
     /// costs without communication.
     fn set_synchronize(&mut self, on: bool);
 
-    /// From now on a step is captured once for each batch size, after some that are not, and enqueued as a whole by those that follow.
-    /// Results are the same, to the bit.
+    /// From now on a step is captured once for each kind of step, after [`STEPS_BEFORE_CAPTURE`] that are not, and enqueued as a whole by those
+    /// that follow. A kind is a batch size and, of ranks, what they exchange: with [`Strategy::set_synchronize`] off that is nothing, and
+    /// buckets that are rebuilt are others. Results are the same, to the bit. Under DDP and ZeRO-1 every rank must call it, and a batch size that
+    /// changes on one rank from one step to the next must change on all.
     ///
     /// # Errors
-    /// [`StrategyError::Setting`] where a step cannot be captured: ranks and devices that exchange enqueue more than one device's kernels,
-    /// and micro-batches are uploaded in between.
+    /// [`StrategyError::Setting`] where a step cannot be captured: micro-batches are uploaded in between, and DataParallel's devices are
+    /// enqueued by threads that its controller joins between phases.
     fn capture_steps(&mut self) -> Result<()> {
         Err(graph::refused(
-            "of devices that exchange",
-            "one device, or replicas that never meet",
+            "of DataParallel, whose controller joins its devices' threads between phases",
+            "one device, ranks, or replicas that never meet",
         ))
     }
 

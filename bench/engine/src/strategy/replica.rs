@@ -373,11 +373,17 @@ impl Replica {
 
     /// Clears the gradients, and counts the step.
     pub(super) fn end_update(&mut self) -> Result<()> {
-        if !self.optimizers.is_empty() {
-            self.clear_gradients()?;
-        }
+        self.clear_after_update()?;
         self.step += 1;
         Ok(())
+    }
+
+    /// Clears the gradients, where they were used here.
+    pub(super) fn clear_after_update(&mut self) -> Result<()> {
+        match self.optimizers.is_empty() {
+            true => Ok(()),
+            false => Ok(self.clear_gradients()?),
+        }
     }
 
     /// Makes the next backward start from no gradients: zeroes those that it adds to, and lets it write over the others.

@@ -1,7 +1,7 @@
 //! Spans of a traced step: events are recorded as it runs, and their times read once its device is idle.
 //!
 //! Without tracing nothing is recorded and no time is taken.
-use crate::backend::{Backend, Event, Result, Stream};
+use crate::backend::{Backend, Captured, Event, Result, Stream};
 use crate::comm::{Aborter, CollectiveCall, Communicator, Count, Watch};
 use crate::probe::{Dispatch, Phase, PhaseSpan, Probe, Track, now_ns};
 
@@ -211,6 +211,20 @@ impl Communicator for Watched<'_> {
     }
     fn agree(&mut self, value: u64) -> Result<u64> {
         self.inner.agree(value)
+    }
+    fn begin_capture(&mut self) {
+        self.inner.begin_capture();
+    }
+    fn end_capture(&mut self, captured: Option<Captured>) {
+        self.inner.end_capture(captured);
+    }
+    fn replayed(
+        &mut self,
+        backend: &mut dyn Backend,
+        captured: Captured,
+        end: Event,
+    ) -> Result<()> {
+        self.inner.replayed(backend, captured, end)
     }
     fn counts(&self) -> Vec<Count> {
         self.inner.counts()

@@ -10,6 +10,9 @@ mod state;
 use std::ops::Range;
 
 use super::bucket::{BucketCaps, Buckets};
+use super::graph::Exchange;
+use super::graph::exchanging::{self, Rank};
+use super::micro_batch::MicroBatch;
 use super::ranks::{self, Words, in_order, with_group};
 use super::replica::{Replica, ReplicaSettings};
 use super::{Evaluation, Result, Strategy, StrategyError};
@@ -135,21 +138,29 @@ impl Zero1 {
         (bucket.start + part.start).min(elements)..(bucket.start + part.end).min(elements)
     }
 
-    fn take_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
+    fn enqueue_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
         for micro in self.replica.micro_batches(batch) {
             let reduces = self.synchronize && micro.nth.is_last();
             self.replica.host_to_device(&micro)?;
-            self.broadcast_buffers(reduces)?;
-            ranks::forward(
-                &mut self.replica,
-                &mut *self.communicator,
-                self.synchronize,
-                micro.len(),
-            )?;
-            self.replica.compute_loss(&micro)?;
-            self.backward(micro.len(), reduces)?;
+            self.differentiate(&micro, reduces)?;
         }
-        self.optimize()
+        self.replica.upload_rate()?;
+        self.update()?;
+        self.replica.step += 1;
+        Ok(())
+    }
+
+    /// The gradients of a micro-batch that lies on the device; with `reduces` their mean over the ranks is under way.
+    fn differentiate(&mut self, micro: &MicroBatch<'_>, reduces: bool) -> Result<()> {
+        self.broadcast_buffers(reduces)?;
+        ranks::forward(
+            &mut self.replica,
+            &mut *self.communicator,
+            self.synchronize,
+            micro.len(),
+        )?;
+        self.replica.compute_loss(micro)?;
+        self.backward(micro.len(), reduces)
     }
 
     /// Rank 0's buffers for all before a forward, if the last one was of training and its gradients were reduced; `reduces` says whether
@@ -218,8 +229,7 @@ impl Zero1 {
 
     /// Bucket by bucket: waits for the shard of the gradients, updates the shard of the parameters, and lets the others
     /// have it while the next is updated. The step ends when all parameters are here.
-    fn optimize(&mut self) -> Result<()> {
-        self.replica.upload_rate()?;
+    fn update(&mut self) -> Result<()> {
         for index in 0..self.buckets.len() {
             if let Some(reduced) = self.pending.get(index).copied() {
                 self.wait(reduced)?;
@@ -229,7 +239,7 @@ impl Zero1 {
                 self.pending[index] = self.all_gather(index)?;
             }
         }
-        self.replica.end_update()?;
+        self.replica.clear_after_update()?;
         for index in 0..self.pending.len() {
             self.wait(self.pending[index])?;
         }
@@ -281,13 +291,17 @@ impl Strategy for Zero1 {
         let _range = nvtx::range(format_args!("step"));
         self.replica.check(&batch, self.replica.max_batch())?;
         self.replica.trace.begin(probe);
-        let done = self.take_step(batch);
+        let done = exchanging::step(self, batch);
         self.report(done)?;
         Ok(self.replica.trace.emit(&mut *self.replica.backend, probe)?)
     }
 
     fn master(&mut self) -> &mut Replica {
         &mut self.replica
+    }
+
+    fn capture_steps(&mut self) -> Result<()> {
+        self.replica.capture_steps()
     }
 
     /// Off: each rank updates its shard with its own gradients, and nothing is exchanged.
@@ -336,6 +350,35 @@ impl Strategy for Zero1 {
 
     fn reset_counts(&mut self) {
         self.communicator.reset_counts();
+    }
+}
+
+impl Rank for Zero1 {
+    fn ends(&mut self) -> (&mut Replica, &mut dyn Communicator) {
+        (&mut self.replica, &mut *self.communicator)
+    }
+
+    fn exchange(&self) -> Option<Exchange> {
+        let buffers = self.broadcasts_buffers && self.stale_buffers;
+        // The buckets never change.
+        Some(Exchange {
+            synchronizes: self.synchronize,
+            buffers: self.synchronize && buffers,
+            ..Exchange::default()
+        })
+    }
+
+    fn take_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
+        self.enqueue_step(batch)
+    }
+
+    fn compute(&mut self, micro: &MicroBatch<'_>) -> Result<()> {
+        self.differentiate(micro, self.synchronize)?;
+        self.update()
+    }
+
+    fn pass_over(&mut self) {
+        self.stale_buffers = self.synchronize;
     }
 }
 

@@ -107,6 +107,33 @@ fn devices_that_share_a_gpu_are_noted_and_nothing_else_is() {
 }
 
 #[test]
+fn devices_that_may_share_no_gpu_are_left_out_with_the_reason() {
+    let mut plan = mock::plan(1);
+    for trial in &mut plan.trials {
+        trial.config.backend = Backend::Cuda;
+    }
+    let all = plan.clone();
+    leave_out(&mut plan, 1);
+    assert_eq!(plan, all, "they may share");
+    plan.trials[0].shares_gpus = false;
+    plan.trials[1].shares_gpus = false;
+    assert_eq!(plan.trials[1].config.devices, 2);
+    let asked = plan.clone();
+    leave_out(&mut plan, 2);
+    assert_eq!(plan, asked, "one each");
+    leave_out(&mut plan, 1);
+    let [left] = &plan.left_out[..] else {
+        panic!("{:?}", plan.left_out)
+    };
+    assert_eq!(left.what, asked.trials[1].label);
+    assert_eq!(left.why, "2 devices need a GPU each, and here is 1");
+    assert_eq!(plan.trials.len(), asked.trials.len() - 1);
+    plan.trials[0].config.backend = Backend::Cpu;
+    leave_out(&mut plan, 0);
+    assert_eq!(plan.left_out.len(), 1, "no GPU is asked for");
+}
+
+#[test]
 fn a_plan_on_the_cpu_needs_nothing() {
     require(&mock::plan(1)).unwrap();
 }
@@ -252,7 +279,7 @@ fn dp_over_nccl_is_left_out_where_devices_would_share_a_gpu() {
     assert_eq!(left.what, "dp");
     assert_eq!(
         left.why,
-        "2 devices over NCCL on 1 GPU, and NCCL refuses two of one process on one GPU"
+        "2 devices need a GPU each, and here is 1: NCCL refuses two devices of one process on one"
     );
     assert!(left.instead.contains("dp_transport = \"peer-copy\""));
     // By copies devices may share one.

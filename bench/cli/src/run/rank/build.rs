@@ -46,6 +46,8 @@ pub struct Participant {
     pub loader: Batches,
     /// Where they were at the strategy's snapshot.
     pub snapshot_place: Option<Place>,
+    /// Whether steps with exchanges are captured, so that each kind of them has to come often enough before it is timed.
+    pub captures: bool,
     /// Its events.
     pub spool: Writer,
     /// First device of the strategy: the rank, or 0 for a controller of several.
@@ -289,6 +291,7 @@ impl Participant {
             strategy,
             loader,
             snapshot_place: None,
+            captures: config.cuda_graph && config.strategy.ranks_transport().is_some(),
             spool,
             device: rank,
             first_rank,

@@ -20,6 +20,11 @@ pub fn run(
     steps: u32,
     outputs: &[PathBuf],
 ) -> Result<(), RankError> {
+    // What is gated of a trial with graphs is a graph, not the steps before it.
+    if participant.captures {
+        participant.remember()?;
+        participant.capture_ahead()?;
+    }
     let before = participant.strategy.export()?;
     for step in 0..steps {
         participant.step(&mut Silent)?;

@@ -200,6 +200,7 @@ pub(super) fn lead_in(
     }
     participant.go_back()?;
     participant.strategy.set_synchronize(synchronized);
+    participant.capture_ahead()?;
     for _ in 0..LEAD_IN_STEPS {
         participant.step(&mut Silent)?;
     }
@@ -445,22 +446,6 @@ pub(super) fn memory(participant: &mut Participant) {
 }
 
 impl Participant {
-    /// Remembers parameters, buffers, optimizer state and the place in the data.
-    fn remember(&mut self) -> Result<(), RankError> {
-        self.strategy.snapshot()?;
-        self.snapshot_place = Some(self.loader.place());
-        Ok(())
-    }
-
-    /// Goes back to what was remembered: every pass trains on the same batches as well.
-    fn go_back(&mut self) -> Result<(), RankError> {
-        self.strategy.restore()?;
-        if let Some(place) = self.snapshot_place {
-            self.loader.return_to(place);
-        }
-        Ok(())
-    }
-
     /// One step by the boundary of METHODOLOGY.md: from asking for a batch until the strategy has enqueued its
     /// optimizer. Returns the samples of this rank.
     pub fn step(&mut self, probe: &mut dyn Probe) -> Result<u64, RankError> {

@@ -27,6 +27,8 @@ pub struct Parallel {
     pub scaling: Scaling,
     /// What computes.
     pub backend: BackendChoice,
+    /// On GPUs: whether devices may share one where there are fewer, which shows no performance. If not, such trials are left out.
+    pub share_gpus: bool,
     /// Where DP computes its loss.
     pub dp_loss: DpLoss,
     /// How DP replicates parameters and reduces gradients.
@@ -186,6 +188,7 @@ impl Default for Parallel {
             threads: 1,
             scaling: Scaling::Weak,
             backend: BackendChoice::Auto,
+            share_gpus: true,
             dp_loss: DpLoss::Gathered,
             dp_transport: DpTransport::PeerCopy,
             transport: Transport::Shared,

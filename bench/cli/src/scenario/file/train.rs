@@ -17,8 +17,8 @@ pub struct Train {
     pub accumulation: usize,
     /// How matrix products and convolutions are computed, and whether activations are narrower. CPUs have `fp32` only.
     pub precision: Precision,
-    /// On one GPU with `kind = "train"`: capture a step once as a CUDA graph and launch that, in place of its kernels one by one. The results are
-    /// the same, to the bit.
+    /// On GPUs with `kind = "train"`: capture a step once as a CUDA graph and launch that, in place of its kernels one by one; with the strategies
+    /// `ddp` and `zero1` with NCCL's collectives in it. Not for `dp`, nor with `accumulation`. The results are the same, to the bit.
     pub cuda_graph: bool,
     /// Who computes batch norm on GPUs: our kernels, or cuDNN, to time it beside ours.
     pub cuda_batch_norm: CudaBatchNorm,

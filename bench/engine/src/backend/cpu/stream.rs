@@ -173,6 +173,11 @@ impl HostCompletion {
         }
     }
 
+    /// Its place in its stream.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// Whether the event was reached, be it with success or as failed.
     pub fn is_done(&self) -> bool {
         self.progress.is_reached(self.sequence)

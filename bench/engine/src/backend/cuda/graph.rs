@@ -4,19 +4,47 @@
 //! this thread and to others (`RELAXED`): cuDNN makes some within a convolution, and other ranks are threads of this process. That this device
 //! neither waits nor allocates meanwhile is its own to check. A graph holds addresses, so what it reads and writes must live as long,
 //! which device memory does. A launch runs after what the stream had before it.
-//! Reference: CUDA driver API, "Graph Management" and `cuStreamBeginCapture`.
+//! The other stream takes part once it waits for an event that the first has recorded meanwhile, and has to be joined before the end.
+//! Such events mark places in the graph: asking or waiting for one from outside is an error, during the capture one that spoils it.
+//! Reference: CUDA driver API, "Graph Management" and `cuStreamBeginCapture`; CUDA programming guide, "Cross-stream Dependencies and Events".
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUgraphExec, CUstream, CUstreamCaptureMode_enum as CUstreamCaptureMode};
 
 use super::api::graphs;
 use super::gpu::{Gpu, check};
-use crate::backend::{BackendError, Result};
+use crate::backend::{BackendError, Result, Stream};
 
 /// A graph that can be launched.
 pub(super) struct Graph {
     gpu: Arc<Gpu>,
     executable: CUgraphExec,
+    /// Whether the communication stream has a part in it.
+    pub(super) forked: bool,
+}
+
+/// What is known of a capture under way.
+pub(super) struct Capture {
+    /// The latest event of each stream before it.
+    before: [u64; 2],
+    /// Whether the communication stream takes part.
+    pub(super) forked: bool,
+}
+
+impl Capture {
+    /// A capture of the compute stream, before which these events were recorded.
+    pub(super) fn new(before: [u64; 2]) -> Self {
+        Self {
+            before,
+            forked: false,
+        }
+    }
+
+    /// Whether event `sequence` of stream `of` marks a place in it.
+    pub(super) fn holds(&self, of: Stream, sequence: u64) -> bool {
+        let takes_part = of == Stream::Compute || self.forked;
+        takes_part && sequence > self.before[of as usize]
+    }
 }
 
 // SAFETY: a graph may be launched on any thread, by one at a time, which its device has it be.
@@ -39,7 +67,7 @@ impl Graph {
     ///
     /// # Errors
     /// What was enqueued and cannot be captured: the driver says so at the end.
-    pub(super) fn end(gpu: &Arc<Gpu>, stream: CUstream) -> Result<Self> {
+    pub(super) fn end(gpu: &Arc<Gpu>, stream: CUstream, forked: bool) -> Result<Self> {
         let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: the stream is alive, and its table of functions was loaded when the capture began.
         let ended = unsafe { graphs::cuStreamEndCapture(stream, &mut graph) };
@@ -62,6 +90,7 @@ impl Graph {
         Ok(Self {
             gpu: Arc::clone(gpu),
             executable,
+            forked,
         })
     }
 

@@ -39,10 +39,15 @@ use blas::Blas;
 use choice::Choice;
 use dnn::Dnn;
 use gpu::{Gpu, check};
-use graph::Graph;
+use graph::{Capture, Graph};
 pub(crate) use memory::Directory;
 use memory::{Memory, Scratch, Staging};
-use stream::{Clock, DeviceInterval, Queue};
+use stream::{Clock, DeviceCompletion, DeviceInterval, Queue};
+
+/// What cannot be a part of a step that is captured.
+const IN_CAPTURE: BackendError = BackendError::Unsupported(
+    "anything but kernels and collectives, in an order of their own, in a step that is captured",
+);
 
 /// How products and convolutions are computed, and what activations and their gradients are in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -111,8 +116,8 @@ pub struct CudaBackend {
     /// Why a collective that ran here was stopped, by whoever stopped it, on any thread.
     loss: Arc<OnceLock<String>>,
     graphs: Vec<Graph>,
-    /// Whether the compute stream captures.
-    capturing: bool,
+    /// What the compute stream captures.
+    capturing: Option<Capture>,
     // Handles go before the streams that they were given, all of it before the memory. Pairs are indexed by [`Stream`].
     blas: [Blas; 2],
     dnn: Dnn,
@@ -185,7 +190,7 @@ impl CudaBackend {
             batch_norm: device.batch_norm,
             loss: Arc::default(),
             graphs: Vec::new(),
-            capturing: false,
+            capturing: None,
             clock,
             scratch: [Scratch::default(), Scratch::default()],
             dnn: Dnn::new(queues[0].raw, device.precision)?,
@@ -237,7 +242,10 @@ impl CudaBackend {
     ) -> Result<Event> {
         self.wait_for(on, after)?;
         self.guard(|device| {
-            device.queues[on as usize].open()?;
+            // What is captured has no times.
+            if device.capturing.is_none() {
+                device.queues[on as usize].open()?;
+            }
             work(device)?;
             device.queues[on as usize].record().map(|sequence| Event {
                 stream: on,
@@ -265,11 +273,54 @@ impl CudaBackend {
     /// Refuses what a graph cannot hold, before the driver does, which would end the capture.
     fn outside(&self) -> Result<()> {
         match self.capturing {
-            true => Err(BackendError::Unsupported(
-                "anything but kernels of the compute stream in a step that is captured",
-            )),
-            false => Ok(()),
+            Some(_) => Err(IN_CAPTURE),
+            None => Ok(()),
         }
+    }
+
+    /// Refuses what a capture under way would not notice.
+    fn takes_part(&self, on: Stream) -> Result<()> {
+        match &self.capturing {
+            Some(capture) if on == Stream::Communication && !capture.forked => Err(IN_CAPTURE),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets `on` wait for event `sequence` of this device's stream `of`; while a step is captured, only if that is a part of it.
+    fn order(&mut self, on: Stream, of: Stream, sequence: u64) -> Result<()> {
+        if on == of {
+            return self.takes_part(on);
+        }
+        if let Some(capture) = &mut self.capturing {
+            if !capture.holds(of, sequence) {
+                return Err(IN_CAPTURE);
+            }
+            capture.forked |= on == Stream::Communication;
+        }
+        let event = self.queues[of as usize].completion(sequence);
+        self.queues[on as usize].wait(&event)
+    }
+
+    /// Which of this device's streams `completion` is an event of.
+    fn stream_of(&self, completion: &DeviceCompletion) -> Option<Stream> {
+        let streams = [Stream::Compute, Stream::Communication];
+        let own = |stream: &Stream| self.queues[*stream as usize].has_made(completion);
+        streams.into_iter().find(own)
+    }
+
+    /// Ends the capture of the compute stream, with all that the communication stream has in it.
+    fn end_graph(&mut self, capture: &Capture) -> Result<Graph> {
+        self.gpu.enter()?;
+        let [compute, communication] = &mut self.queues;
+        let joined = match capture.forked {
+            true => communication
+                .record()
+                .and_then(|last| compute.wait(&communication.completion(last))),
+            false => Ok(()),
+        };
+        // Also after a failure: the stream would write down for ever.
+        let graph = Graph::end(&self.gpu, compute.raw, capture.forked);
+        joined.and(graph)
     }
 
     /// Runs what may fail, unless something has failed before; its failure stays.
@@ -315,9 +366,7 @@ impl Backend for CudaBackend {
     }
 
     fn launch(&mut self, on: Stream, kernel: Kernel) -> Result<()> {
-        if on == Stream::Communication {
-            self.outside()?;
-        }
+        self.takes_part(on)?;
         self.guard(|device| launch::run(device, on, &kernel))
     }
 
@@ -372,14 +421,7 @@ impl Backend for CudaBackend {
     }
 
     fn wait(&mut self, on: Stream, event: Event) -> Result<()> {
-        self.outside()?;
-        self.guard(|device| {
-            if on == event.stream {
-                return Ok(());
-            }
-            let other = device.queues[event.stream as usize].completion(event.sequence);
-            device.queues[on as usize].wait(&other)
-        })
+        self.guard(|device| device.order(on, event.stream, event.sequence))
     }
 
     fn completion(&mut self, event: Event) -> Completion {
@@ -387,6 +429,11 @@ impl Backend for CudaBackend {
     }
 
     fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {
+        if let Completion::Device(own) = completion
+            && let Some(of) = self.stream_of(own)
+        {
+            return self.guard(|device| device.order(on, of, own.sequence()));
+        }
         self.outside()?;
         self.guard(|device| match completion {
             Completion::Device(other) => device.queues[on as usize].wait(other),
@@ -439,27 +486,38 @@ impl Backend for CudaBackend {
         self.guard(|device| {
             graph::begin(device.raw_stream(Stream::Compute))?;
             device.memory.fix(true);
-            device.capturing = true;
+            let before = [0, 1].map(|stream| device.queues[stream].recorded);
+            device.capturing = Some(Capture::new(before));
             Ok(())
         })
     }
 
     fn end_capture(&mut self) -> Result<Captured> {
         let nothing = BackendError::Unsupported("the end of a capture that was not begun");
-        std::mem::take(&mut self.capturing)
-            .then_some(())
-            .ok_or(nothing)?;
+        let capture = self.capturing.take().ok_or(nothing)?;
         self.memory.fix(false);
+        let graph = self.end_graph(&capture);
         self.guard(|device| {
-            let graph = Graph::end(&device.gpu, device.raw_stream(Stream::Compute))?;
-            device.graphs.push(graph);
+            device.graphs.push(graph?);
             Ok(Captured(device.graphs.len() - 1))
         })
     }
 
     fn replay(&mut self, captured: Captured) -> Result<()> {
         self.outside()?;
-        self.guard(|device| device.graphs[captured.0].launch(device.raw_stream(Stream::Compute)))
+        self.guard(|device| {
+            let graph = &device.graphs[captured.0];
+            let [compute, communication] = &mut device.queues;
+            if !graph.forked {
+                return graph.launch(compute.raw);
+            }
+            // Collectives in the graph keep their order among those outside of it.
+            let before = communication.record()?;
+            compute.wait(&communication.completion(before))?;
+            graph.launch(compute.raw)?;
+            let end = compute.record()?;
+            communication.wait(&compute.completion(end))
+        })
     }
 
     fn memory_use(&self) -> MemoryUse {
@@ -496,6 +554,7 @@ impl Drop for CudaBackend {
             for queue in &mut self.queues {
                 let _ = queue.synchronize();
             }
+            // NCCL does not end a communicator before the graphs that have its calls in them are gone.
             self.graphs.clear();
         }
     }

@@ -135,6 +135,11 @@ impl Queue {
         }
     }
 
+    /// Whether `completion` is of an event of this stream.
+    pub(super) fn has_made(&self, completion: &DeviceCompletion) -> bool {
+        Arc::ptr_eq(&self.ends, &completion.ring)
+    }
+
     /// From the begin to the end of event `sequence`, which was opened.
     pub(super) fn interval(&self, sequence: u64) -> DeviceInterval {
         DeviceInterval {
@@ -308,6 +313,11 @@ impl std::fmt::Debug for DeviceCompletion {
 impl DeviceCompletion {
     pub(super) fn event(&self) -> CUevent {
         self.ring.event(self.sequence)
+    }
+
+    /// Its place in its stream.
+    pub(super) fn sequence(&self) -> u64 {
+        self.sequence
     }
 
     /// Whether the event was reached.

@@ -49,6 +49,8 @@ pub(super) trait Device: OnGpu {
         after: Event,
         work: &mut dyn FnMut(&Target<'_>) -> Result<()>,
     ) -> Result<(Event, Interval)>;
+    /// For who waits for `end` on any thread; it need not have a begin.
+    fn interval(&self, end: Event) -> Interval;
 }
 
 impl OnGpu for CudaBackend {
@@ -105,7 +107,11 @@ impl Device for CudaBackend {
                 address: &|span| device.address(span),
             })
         })?;
-        Ok((event, Interval::Device(self.interval(event))))
+        Ok((event, Device::interval(self, event)))
+    }
+
+    fn interval(&self, end: Event) -> Interval {
+        Interval::Device(CudaBackend::interval(self, end))
     }
 }
 

@@ -468,9 +468,11 @@ impl Device for FakeDevice {
             stream: Stream::Communication,
             sequence: self.sequence,
         };
-        Ok((
-            event,
-            Interval::Fake(FakeInterval(Arc::clone(&self.done), Arc::default())),
-        ))
+        let interval = self.interval(event);
+        Ok((event, interval))
+    }
+
+    fn interval(&self, _: Event) -> Interval {
+        Interval::Fake(FakeInterval(Arc::clone(&self.done), Arc::default()))
     }
 }

@@ -253,7 +253,7 @@ impl Team {
                 Ok(())
             })?;
             let interval = interval.expect("a device that is visited is seen");
-            session.follow(place, &call, interval.clone());
+            session.follow(place, &call, interval.clone(), None);
             self.records[device].enter(&call, interval);
         }
         Ok(())

@@ -3,13 +3,15 @@
 //! Ranks may be threads of one process or processes, on one host or several; each GPU has one rank, but for [`one_gpu`]. They have met
 //! before over another transport, which stays their control plane: barriers, agreement, and who is gone. `identity` is how they find each
 //! other in NCCL over it and `connect` how they come together there; `transfer` is what a call is made of, `library` NCCL itself,
-//! `session` who may use it and how it is aborted, `record` what was called, `device` what is needed of a GPU.
+//! `session` who may use it and how it is aborted, `record` what was called, `captured` what is called again by CUDA graphs, `device` what is
+//! needed of a GPU.
 //!
 //! Contract: every rank makes the same calls in the same order. NCCL does not compare them, and waits for ever for one that does not
 //! come; ranks compare what they have called, but for sends and receives, at every barrier. A send may wait for its receive. Every rank
 //! gets the same bits; which these are NCCL's algorithm decides, so they are not those of another transport, whose sums go in rank order.
 //! In half precision the factor of a scaled sum is rounded to half precision too. NCCL's maximum of a NaN and a number is the number.
 //! Reference: NCCL user guide, <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/>.
+mod captured;
 mod connect;
 mod device;
 mod environment;
@@ -31,12 +33,13 @@ pub use self::environment::one_gpu;
 pub use self::interface::{Carried, carried};
 pub use self::links::NcclLinks;
 
+use self::captured::CapturedCalls;
 use self::device::Device;
 use self::library::{Nccl, Operators};
 use self::record::Record;
 use self::session::{End, Owner, Session};
 use self::transfer::{Place, is_grouped, transfers};
-use crate::backend::{Backend, BackendError, Event, Result};
+use crate::backend::{Backend, BackendError, Captured, Event, Result};
 use crate::comm::algorithm::check;
 use crate::comm::error::CommError;
 use crate::comm::signature::Signature;
@@ -55,6 +58,7 @@ pub struct NcclCommunicator {
     nccl: Option<Arc<dyn Nccl>>,
     record: Record,
     calls: Calls,
+    captured: CapturedCalls,
 }
 
 /// What there is once NCCL is connected.
@@ -76,6 +80,8 @@ impl Drop for Connected {
 struct Calls {
     digest: u64,
     number: u64,
+    /// Graphs with calls in them that were launched.
+    launches: u64,
     last: Option<Signature>,
 }
 
@@ -89,17 +95,30 @@ impl Calls {
         };
         let (root, dtype) = (call.root, call.from.dtype());
         let signature = Signature::new(call.collective, root, dtype, call.reduce, elements);
-        // FNV-1a, by words.
-        self.digest = (self.digest ^ signature.0).wrapping_mul(0x0100_0000_01b3);
+        self.mix(signature.0);
         self.number += 1;
         self.last = Some(signature);
     }
 
+    /// FNV-1a, by words.
+    fn mix(&mut self, word: u64) {
+        self.digest = (self.digest ^ word).wrapping_mul(0x0100_0000_01b3);
+    }
+
     fn describe(&self) -> String {
-        match self.last {
-            Some(last) => format!("{} collectives, the last {}", self.number, last.describe()),
-            None => "no collective".into(),
-        }
+        let Some(last) = self.last else {
+            return "no collective".into();
+        };
+        let within = match self.launches {
+            0 => String::new(),
+            1 => ", with those of one graph".to_owned(),
+            launches => format!(", with those of {launches} graphs"),
+        };
+        format!(
+            "{} collectives{within}, the last {}",
+            self.number,
+            last.describe()
+        )
     }
 }
 
@@ -112,6 +131,7 @@ impl NcclCommunicator {
             nccl: None,
             record: Record::default(),
             calls: Calls::default(),
+            captured: CapturedCalls::default(),
         }
     }
 
@@ -137,6 +157,11 @@ impl NcclCommunicator {
     fn meet(&mut self, device: &mut dyn Device) -> Result<()> {
         if self.connected.is_some() {
             return Ok(());
+        }
+        if self.captured.is_open() {
+            return Err(BackendError::Unsupported(
+                "connecting NCCL in a step that is captured",
+            ));
         }
         let nccl = match &self.nccl {
             Some(nccl) => Arc::clone(nccl),
@@ -218,11 +243,14 @@ impl NcclCommunicator {
                 }
             })
         })?;
-        session.follow(0, &call, interval.clone());
+        if self.captured.take(&call) {
+            return Ok(event);
+        }
+        session.follow(0, &call, interval.clone(), None);
         self.calls.add(&call);
         // Alone, a rank exchanges nothing, so there is nothing to enter.
         if world > 1 {
-            self.record.enter(&call, interval);
+            self.record.enter(&call, Some(interval));
         }
         Ok(event)
     }
@@ -287,6 +315,26 @@ impl Communicator for NcclCommunicator {
 
     fn agree(&mut self, value: u64) -> Result<u64> {
         self.control.agree(value)
+    }
+
+    fn begin_capture(&mut self) {
+        self.captured.begin();
+    }
+
+    fn end_capture(&mut self, captured: Option<Captured>) {
+        self.captured.end(captured);
+    }
+
+    fn replayed(
+        &mut self,
+        backend: &mut dyn Backend,
+        captured: Captured,
+        end: Event,
+    ) -> Result<()> {
+        match backend.cuda() {
+            Some(device) => self.replayed_on(device, captured, end),
+            None => Err(BackendError::Unsupported("NCCL without a GPU")),
+        }
     }
 
     fn counts(&self) -> Vec<Count> {

@@ -2,7 +2,8 @@
 //!
 //! Contract: NCCL copies on the GPU and on threads of its own, out of this program's sight, and what cannot be counted where it is
 //! copied is not counted: sent and received bytes are none. Payloads, calls and times are known. A call's time is from the event before
-//! it to the event after it on the communication stream, so it has the waiting for the last rank in it. An entry is made when a kind of
+//! it to the event after it on the communication stream, so it has the waiting for the last rank in it. A call within a graph has no time:
+//! it counts, and there are fewer times than calls. An entry is made when a kind of
 //! call occurs for the first time; a steady-state step only adds.
 use std::collections::VecDeque;
 
@@ -34,7 +35,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn enter(&mut self, call: &CollectiveCall, interval: Interval) {
+    pub(super) fn enter(&mut self, call: &CollectiveCall, interval: Option<Interval>) {
         let key = Key {
             phase: call.phase,
             collective: call.collective,
@@ -53,6 +54,9 @@ impl Record {
         });
         let entry = &mut self.entries[index];
         entry.calls += 1;
+        let Some(interval) = interval else {
+            return;
+        };
         if entry.latest.len() == SAMPLES {
             entry.latest.pop_front();
         }

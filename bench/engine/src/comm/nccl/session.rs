@@ -48,6 +48,8 @@ struct Latest {
     /// Of each end.
     intervals: Box<[Option<Interval>]>,
     call: Option<CollectiveCall>,
+    /// Of a graph whose last call it is, how many it has.
+    graph: Option<usize>,
 }
 
 #[derive(Default)]
@@ -90,6 +92,7 @@ impl Session {
             nccl,
             latest: Mutex::new(Latest {
                 intervals: ends.iter().map(|_| None).collect(),
+                graph: None,
                 call: None,
             }),
             ends,
@@ -167,11 +170,18 @@ impl Session {
         }
     }
 
-    /// Keeps the latest call of an end for who waits for it.
-    pub(super) fn follow(&self, end: usize, call: &CollectiveCall, interval: Interval) {
+    /// Keeps the latest call of an end for who waits for it; `graph` says how many there are in the graph whose last one it is.
+    pub(super) fn follow(
+        &self,
+        end: usize,
+        call: &CollectiveCall,
+        interval: Interval,
+        graph: Option<usize>,
+    ) {
         let mut latest = lock(&self.latest);
         latest.intervals[end] = Some(interval);
         latest.call = Some(*call);
+        latest.graph = graph;
     }
 
     /// Ends the job for `words`, unless it has ended: then that is the reason. The watching thread does the rest.
@@ -268,13 +278,20 @@ impl Session {
     }
 
     fn describe(&self) -> String {
-        match &lock(&self.latest).call {
-            Some(call) => format!(
-                "{} of {} elements ({})",
-                call.collective.name(),
-                super::record::elements(call),
-                call.phase.name()
-            ),
+        let Latest { call, graph, .. } = &*lock(&self.latest);
+        match call {
+            Some(call) => {
+                let last = format!(
+                    "{} of {} elements ({})",
+                    call.collective.name(),
+                    super::record::elements(call),
+                    call.phase.name()
+                );
+                match graph {
+                    Some(calls) => format!("a graph of {calls} collectives, the last {last}"),
+                    None => last,
+                }
+            }
             None => "no call".into(),
         }
     }

@@ -1,5 +1,6 @@
-//! The transport without a GPU, over a written-down NCCL: meeting, and what calls are made of. How it ends is in [`endings`], and what one
-//! controller calls for all of its devices in [`controller`].
+//! The transport without a GPU, over a written-down NCCL: meeting, and what calls are made of. What is captured is in [`captured`], how it ends in
+//! [`endings`], and what one controller calls for all of its devices in [`controller`].
+mod captured;
 mod controller;
 mod endings;
 

@@ -129,6 +129,22 @@ impl Hook {
         })
     }
 
+    /// What the next step's reductions are made of, where that changes in the course of training: steps of one stage enqueue the same.
+    pub(super) fn stage(&self) -> u8 {
+        match &self.kind {
+            Kind::PowerSgd(power) => power.stage(),
+            Kind::Plain { .. } | Kind::Halves(_) => 0,
+        }
+    }
+
+    /// Counts a step whose reductions are enqueued by a replay.
+    pub(super) fn pass_over(&mut self) {
+        match &mut self.kind {
+            Kind::PowerSgd(power) => power.end_step(),
+            Kind::Plain { .. } | Kind::Halves(_) => {}
+        }
+    }
+
     /// Enqueues the reduction of a bucket; returns the event of its end.
     ///
     /// # Ordering

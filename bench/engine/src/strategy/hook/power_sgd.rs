@@ -90,19 +90,36 @@ impl PowerSgd {
         bucket: &Bucket,
     ) -> std::result::Result<Event, BackendError> {
         let gradients = self.gradients.slice(bucket.range.clone());
-        let started = self.step >= self.settings.start_step;
-        let event = if started {
+        let event = if self.started() {
             self.compressed(lane, bucket)?
         } else {
             lane.plain(gradients, self.scale)?
         };
         if bucket.last {
-            if started {
-                self.warm = self.settings.warm_start;
-            }
-            self.step += 1;
+            self.end_step();
         }
         Ok(event)
+    }
+
+    /// Whether the present step compresses.
+    fn started(&self) -> bool {
+        self.step >= self.settings.start_step
+    }
+
+    /// 0 while gradients are reduced as they are, 1 in steps that draw Q anew, 2 in those that have it from the step before.
+    pub(super) fn stage(&self) -> u8 {
+        match (self.started(), self.warm) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => 2,
+        }
+    }
+
+    pub(super) fn end_step(&mut self) {
+        if self.started() {
+            self.warm = self.settings.warm_start;
+        }
+        self.step += 1;
     }
 
     fn compressed(
