@@ -113,9 +113,9 @@ fn cublaslt_is_a_trial_of_its_own_with_rounded_products_on_gpus() {
     assert_eq!(
         labels,
         [
-            "single fp32 cublas",
-            "single tf32 cublas",
-            "single tf32 cublaslt"
+            "single cublas fp32",
+            "single cublas tf32",
+            "single cublaslt tf32"
         ]
     );
     assert_eq!(

@@ -254,7 +254,7 @@ impl Team {
             })?;
             let interval = interval.expect("a device that is visited is seen");
             session.follow(place, &call, interval.clone(), None);
-            self.records[device].enter(&call, interval);
+            self.records[device].enter(&call, Some(interval));
         }
         Ok(())
     }

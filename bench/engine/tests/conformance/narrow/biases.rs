@@ -62,7 +62,7 @@ const SHAPES: [[usize; 3]; 8] = [
     [128, 10, 65],
     [3, 130, 257],
     [256, 128, 512],
-    [48, 96, 4096],
+    [48, 96, 1024],
 ];
 
 fn each(sides: &mut Sides, backward: bool) {
