@@ -20,6 +20,8 @@ const SAMPLES: usize = 12;
 
 /// How far tensors may be apart after [`STEPS`] steps that differ in the order of additions alone.
 const TOLERANCE: f64 = 1e-4;
+/// What is smaller is compared as if it were this large: the gradient of a bias in front of a batch norm is nothing but rounding.
+const FLOOR: f64 = 1e-2;
 /// How far a loss in bfloat16 may be, as a share of the first loss: roundings of 2⁻⁹ in each layer, fed back.
 const NARROW: f32 = 0.1;
 
@@ -64,7 +66,7 @@ fn distance(a: &NamedTensor, b: &NamedTensor) -> f64 {
             let norm =
                 |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
             let apart = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)));
-            apart / norm(&mut b.iter().map(|v| f64::from(*v))).max(1e-3)
+            apart / norm(&mut b.iter().map(|v| f64::from(*v))).max(FLOOR)
         }
         // Batches are counted exactly.
         (a, b) => {
