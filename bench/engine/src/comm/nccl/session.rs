@@ -303,7 +303,9 @@ impl Session {
         }
         // SAFETY: the communicators are alive, for the rank's thread is in a call of them; that is what revoking is for.
         let revoke = |end: &End| unsafe { self.nccl.revoke(end.handle) }.is_some();
-        let revoked = self.ends.iter().fold(true, |all, end| revoke(end) && all);
+        // All of them, also after one that cannot be.
+        let revoked = self.ends.iter().map(revoke).filter(|revoked| *revoked);
+        let revoked = revoked.count() == self.ends.len();
         if revoked && self.abort_in_turn() {
             return;
         }
