@@ -19,10 +19,24 @@ pub fn gpu() -> Option<Box<dyn Backend>> {
 /// # Panics
 /// As [`gpu`].
 pub fn gpu_of(precision: Precision) -> Option<Box<dyn Backend>> {
-    let device = CudaDevice {
+    opened(CudaDevice {
         precision,
         ..CudaDevice::default()
-    };
+    })
+}
+
+/// As [`gpu`], on a GPU of this number.
+///
+/// # Panics
+/// As [`gpu`].
+pub fn gpu_at(ordinal: usize) -> Option<Box<dyn Backend>> {
+    opened(CudaDevice {
+        ordinal,
+        ..CudaDevice::default()
+    })
+}
+
+fn opened(device: CudaDevice) -> Option<Box<dyn Backend>> {
     match CudaBackend::new(device) {
         Ok(backend) => Some(Box::new(backend)),
         Err(reason) => {
