@@ -4,20 +4,20 @@ use std::sync::Arc;
 use super::device::Job;
 use super::output::Output;
 use super::together::MODEL;
-use super::{Dp, DpLoss, split};
+use super::{Dp, DpInputs, DpLoss, split};
 use crate::backend::{Completion, HostSlice, Stream};
 use crate::comm::links::{Copy, pieces};
 use crate::data::HostBatch;
 use crate::kernel::{Kernel, Write};
 use crate::probe::Phase;
-use crate::strategy::Result;
 use crate::strategy::micro_batch::MicroBatch;
+use crate::strategy::{Result, StrategyError};
 
 impl Dp {
     pub(super) fn take_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
         for micro in self.first().micro_batches(batch) {
             let used = micro.len().div_ceil(self.chunk(micro.len()));
-            self.host_to_device(&micro.samples)?;
+            self.host_to_device(&micro.samples, used)?;
             let received = self.scatter_and_replicate(&micro, used)?;
             self.each(used, |device| Job::Forward { len: device.len })?;
             self.gather_and_compute_loss(&micro, used, received)?;
@@ -29,47 +29,81 @@ impl Dp {
         Ok(())
     }
 
-    /// Inputs go to the master: its own chunk to its program, the rest to where the others fetch it. So do labels, or they go to
-    /// the output device, if it computes the loss.
-    fn host_to_device(&mut self, batch: &HostBatch<'_>) -> Result<()> {
+    /// Inputs, and the labels of the replicas' losses, go to the master or to each device; the labels of a gathered loss to the device that computes it.
+    fn host_to_device(&mut self, batch: &HostBatch<'_>, used: usize) -> Result<()> {
+        match self.from {
+            DpInputs::Master => self.batch_to_master(batch)?,
+            DpInputs::Host => self.chunks_to_devices(batch, used)?,
+        }
+        match self.loss {
+            DpLoss::Gathered => self.labels_to_output(batch.labels),
+            DpLoss::Replica => Ok(()),
+        }
+    }
+
+    /// The master's own chunk goes to its program, the rest to where the others fetch it.
+    fn batch_to_master(&mut self, batch: &HostBatch<'_>) -> Result<()> {
         let chunk = self.chunk(batch.len);
         let (own, rest) = (batch.part(0..chunk), batch.part(chunk..batch.len));
-        let (loss, inputs, labels) = (self.loss, self.inputs, self.labels);
-        let output = self.output;
+        let (inputs, labels) = (self.inputs, self.labels);
+        self.chunk_to_device(0, &own)?;
+        if rest.len == 0 {
+            return Ok(());
+        }
+        let replica = self.loss == DpLoss::Replica;
         let first = self.first();
         let opened = first.trace.open(&mut *first.backend);
-        let to = first.program.cut(first.program.input(), chunk);
-        first
-            .backend
-            .upload(Stream::Compute, HostSlice::F32(own.inputs), to)?;
-        if rest.len > 0 {
-            first.backend.upload(
-                Stream::Compute,
-                HostSlice::F32(rest.inputs),
-                inputs.first(rest.inputs.len()),
-            )?;
-        }
-        if loss == DpLoss::Gathered && output == 0 {
+        first.backend.upload(
+            Stream::Compute,
+            HostSlice::F32(rest.inputs),
+            inputs.first(rest.inputs.len()),
+        )?;
+        if replica {
+            let to = labels.first(rest.labels.len());
             first
-                .loss
-                .upload_labels(&mut *first.backend, batch.labels)?;
-        }
-        if loss == DpLoss::Replica {
-            first.loss.upload_labels(&mut *first.backend, own.labels)?;
-            if rest.len > 0 {
-                let to = labels.first(rest.labels.len());
-                first
-                    .backend
-                    .upload(Stream::Compute, HostSlice::I32(rest.labels), to)?;
-            }
+                .backend
+                .upload(Stream::Compute, HostSlice::I32(rest.labels), to)?;
         }
         first
             .trace
             .close(&mut *first.backend, Phase::HostToDevice, opened);
-        match loss {
-            DpLoss::Gathered if output > 0 => self.labels_to_output(batch.labels),
-            _ => Ok(()),
-        }
+        Ok(())
+    }
+
+    fn chunks_to_devices(&mut self, batch: &HostBatch<'_>, used: usize) -> Result<()> {
+        let chunk = self.chunk(batch.len);
+        (0..used).try_for_each(|place| {
+            let samples = place * chunk..((place + 1) * chunk).min(batch.len);
+            self.chunk_to_device(place, &batch.part(samples))
+        })
+    }
+
+    /// A chunk from the host to the device in this place.
+    fn chunk_to_device(&mut self, place: usize, chunk: &HostBatch<'_>) -> Result<()> {
+        let labels = self.loss == DpLoss::Replica;
+        let device = self.device(place);
+        let (index, replica) = (device.index, &mut device.replica);
+        let opened = replica.trace.open(&mut *replica.backend);
+        let to = replica.program.cut(replica.program.input(), chunk.len);
+        let mut upload = || {
+            replica
+                .backend
+                .upload(Stream::Compute, HostSlice::F32(chunk.inputs), to)?;
+            match labels {
+                true => replica
+                    .loss
+                    .upload_labels(&mut *replica.backend, chunk.labels),
+                false => Ok(()),
+            }
+        };
+        upload().map_err(|source| StrategyError::Device {
+            device: index,
+            source,
+        })?;
+        replica
+            .trace
+            .close(&mut *replica.backend, Phase::HostToDevice, opened);
+        Ok(())
     }
 
     fn labels_to_output(&mut self, labels: &[i32]) -> Result<()> {
@@ -83,7 +117,7 @@ impl Dp {
         Ok(())
     }
 
-    /// Each device fetches its chunk, then parameters and buffers, unless the controller sends them to all at once. Replica 0's forward,
+    /// Each device fetches its chunk, if the master has it, then parameters and buffers, unless the controller sends them to all at once. Replica 0's forward,
     /// which changes the buffers, waits for all of them. Returns when the master has the batch.
     fn scatter_and_replicate(&mut self, micro: &MicroBatch<'_>, used: usize) -> Result<Completion> {
         let (len, offset) = (micro.len(), micro.offset);
@@ -103,7 +137,11 @@ impl Dp {
                 offset: offset + samples.start,
                 len: samples.len(),
                 copy,
-                inputs: inputs.slice(staged.start * elements..staged.end * elements),
+                inputs: if inputs.is_empty() {
+                    inputs
+                } else {
+                    inputs.slice(staged.start * elements..staged.end * elements)
+                },
                 labels: if labels.is_empty() {
                     labels
                 } else {

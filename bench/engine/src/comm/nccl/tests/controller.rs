@@ -20,7 +20,7 @@ use crate::model::{Model, NormOptions, lower};
 use crate::optim::{OptimizerSettings, SgdSettings};
 use crate::philox::{self, Purpose};
 use crate::probe::{Phase, Silent};
-use crate::strategy::{Dp, DpLoss, DpSettings, Strategy};
+use crate::strategy::{Dp, DpInputs, DpLoss, DpSettings, Strategy};
 use crate::tensor::{Dtype, Span};
 
 const INPUT: [usize; 3] = [2, 4, 6];
@@ -116,6 +116,7 @@ fn settings(max_batch: usize, loss: DpLoss) -> DpSettings {
             nesterov: false,
         }),
         loss,
+        inputs: DpInputs::Master,
         device_ids: Vec::new(),
         output_device: None,
         cores: Vec::new(),
