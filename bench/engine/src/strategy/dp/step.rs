@@ -5,12 +5,13 @@ use super::device::Job;
 use super::output::Output;
 use super::together::MODEL;
 use super::{Dp, DpInputs, DpLoss, split};
-use crate::backend::{Completion, HostSlice, Stream};
+use crate::backend::{BackendError, Completion, HostSlice, Stream};
 use crate::comm::links::{Copy, pieces};
 use crate::data::HostBatch;
 use crate::kernel::{Kernel, Write};
 use crate::probe::Phase;
 use crate::strategy::micro_batch::MicroBatch;
+use crate::strategy::replica::Replica;
 use crate::strategy::{Result, StrategyError};
 
 impl Dp {
@@ -31,90 +32,80 @@ impl Dp {
 
     /// Inputs, and the labels of the replicas' losses, go to the master or to each device; the labels of a gathered loss to the device that computes it.
     fn host_to_device(&mut self, batch: &HostBatch<'_>, used: usize) -> Result<()> {
-        match self.from {
-            DpInputs::Master => self.batch_to_master(batch)?,
-            DpInputs::Host => self.chunks_to_devices(batch, used)?,
-        }
-        match self.loss {
-            DpLoss::Gathered => self.labels_to_output(batch.labels),
-            DpLoss::Replica => Ok(()),
-        }
-    }
-
-    /// The master's own chunk goes to its program, the rest to where the others fetch it.
-    fn batch_to_master(&mut self, batch: &HostBatch<'_>) -> Result<()> {
-        let chunk = self.chunk(batch.len);
-        let (own, rest) = (batch.part(0..chunk), batch.part(chunk..batch.len));
-        let (inputs, labels) = (self.inputs, self.labels);
-        self.chunk_to_device(0, &own)?;
-        if rest.len == 0 {
-            return Ok(());
-        }
-        let replica = self.loss == DpLoss::Replica;
-        let first = self.first();
-        let opened = first.trace.open(&mut *first.backend);
-        first.backend.upload(
-            Stream::Compute,
-            HostSlice::F32(rest.inputs),
-            inputs.first(rest.inputs.len()),
-        )?;
-        if replica {
-            let to = labels.first(rest.labels.len());
-            first
-                .backend
-                .upload(Stream::Compute, HostSlice::I32(rest.labels), to)?;
-        }
-        first
-            .trace
-            .close(&mut *first.backend, Phase::HostToDevice, opened);
-        Ok(())
-    }
-
-    fn chunks_to_devices(&mut self, batch: &HostBatch<'_>, used: usize) -> Result<()> {
-        let chunk = self.chunk(batch.len);
-        (0..used).try_for_each(|place| {
-            let samples = place * chunk..((place + 1) * chunk).min(batch.len);
-            self.chunk_to_device(place, &batch.part(samples))
-        })
-    }
-
-    /// A chunk from the host to the device in this place.
-    fn chunk_to_device(&mut self, place: usize, chunk: &HostBatch<'_>) -> Result<()> {
-        let labels = self.loss == DpLoss::Replica;
-        let device = self.device(place);
-        let (index, replica) = (device.index, &mut device.replica);
-        let opened = replica.trace.open(&mut *replica.backend);
-        let to = replica.program.cut(replica.program.input(), chunk.len);
-        let mut upload = || {
-            replica
-                .backend
-                .upload(Stream::Compute, HostSlice::F32(chunk.inputs), to)?;
-            match labels {
-                true => replica
-                    .loss
-                    .upload_labels(&mut *replica.backend, chunk.labels),
-                false => Ok(()),
-            }
+        let holders = match self.from {
+            DpInputs::Master => 1,
+            DpInputs::Host => used,
         };
-        upload().map_err(|source| StrategyError::Device {
-            device: index,
-            source,
-        })?;
-        replica
-            .trace
-            .close(&mut *replica.backend, Phase::HostToDevice, opened);
+        (0..holders).try_for_each(|place| self.uploading(place, batch))?;
+        match self.loss {
+            // It has no chunk of its own, or gets that from the master.
+            DpLoss::Gathered if self.output >= holders => self.uploading(self.output, batch),
+            _ => Ok(()),
+        }
+    }
+
+    /// What of the batch goes to the device in this place.
+    fn uploading(&mut self, place: usize, batch: &HostBatch<'_>) -> Result<()> {
+        let Replica { trace, backend, .. } = &mut self.device(place).replica;
+        let opened = trace.open(&mut **backend);
+        let index = self.device(place).index;
+        self.upload(place, batch)
+            .map_err(|source| StrategyError::Device {
+                device: index,
+                source,
+            })?;
+        let Replica { trace, backend, .. } = &mut self.device(place).replica;
+        trace.close(&mut **backend, Phase::HostToDevice, opened);
         Ok(())
     }
 
-    fn labels_to_output(&mut self, labels: &[i32]) -> Result<()> {
-        let place = self.output;
-        let output = &mut self.device(place).replica;
-        let opened = output.trace.open(&mut *output.backend);
-        output.loss.upload_labels(&mut *output.backend, labels)?;
-        output
-            .trace
-            .close(&mut *output.backend, Phase::HostToDevice, opened);
-        Ok(())
+    fn upload(
+        &mut self,
+        place: usize,
+        batch: &HostBatch<'_>,
+    ) -> std::result::Result<(), BackendError> {
+        let chunk = self.chunk(batch.len);
+        let (from, loss, output) = (self.from, self.loss, self.output);
+        let (inputs, labels) = (self.inputs, self.labels);
+        let Replica {
+            backend,
+            program,
+            loss: own_loss,
+            ..
+        } = &mut self.device(place).replica;
+        let mut put = |from, to| backend.upload(Stream::Compute, from, to);
+        let start = (place * chunk).min(batch.len);
+        let own = batch.part(start..(start + chunk).min(batch.len));
+        let holds_own = place == 0 || from == DpInputs::Host;
+        if holds_own && own.len > 0 {
+            put(
+                HostSlice::F32(own.inputs),
+                program.cut(program.input(), own.len),
+            )?;
+        }
+        // For the others to fetch.
+        let rest = batch.part(chunk.min(batch.len)..batch.len);
+        let holds_rest = place == 0 && from == DpInputs::Master && rest.len > 0;
+        if holds_rest {
+            put(HostSlice::F32(rest.inputs), inputs.first(rest.inputs.len()))?;
+        }
+        match loss {
+            DpLoss::Gathered if place == output => {
+                own_loss.upload_labels(&mut **backend, batch.labels)
+            }
+            DpLoss::Gathered => Ok(()),
+            DpLoss::Replica => {
+                own_loss.upload_labels(&mut **backend, own.labels)?;
+                match holds_rest {
+                    true => backend.upload(
+                        Stream::Compute,
+                        HostSlice::I32(rest.labels),
+                        labels.first(rest.labels.len()),
+                    ),
+                    false => Ok(()),
+                }
+            }
+        }
     }
 
     /// Each device fetches its chunk, if the master has it, then parameters and buffers, unless the controller sends them to all at once. Replica 0's forward,
