@@ -9,6 +9,7 @@ pub mod build;
 pub mod collectives;
 pub mod combine;
 pub mod config;
+mod cuda_graph;
 pub mod estimate;
 pub mod identity;
 pub mod model;

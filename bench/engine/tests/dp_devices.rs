@@ -9,7 +9,7 @@ use syncmark_engine::comm::links::HostLinks;
 use syncmark_engine::model::Model;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::{Phase, PhaseSpan, Probe, Silent};
-use syncmark_engine::strategy::{Dp, DpLoss, DpSettings, Strategy, StrategyError};
+use syncmark_engine::strategy::{Dp, DpInputs, DpLoss, DpSettings, Strategy, StrategyError};
 use trials::{BOTH, Batch, CLASSES, INPUT, OPTIMIZER, On, SEED, device, model, train};
 
 const STEPS: usize = 4;
@@ -19,6 +19,19 @@ const LOSSES: [DpLoss; 2] = [DpLoss::Gathered, DpLoss::Replica];
 type Placement<'a> = (&'a [usize], usize);
 
 fn build(
+    on: On,
+    model: &Model,
+    max_batch: usize,
+    placement: Placement<'_>,
+    loss: DpLoss,
+    accumulation: usize,
+) -> Result<Dp, StrategyError> {
+    let from = DpInputs::Master;
+    build_from(from, on, model, max_batch, placement, loss, accumulation)
+}
+
+fn build_from(
+    inputs: DpInputs,
     on: On,
     model: &Model,
     max_batch: usize,
@@ -34,6 +47,7 @@ fn build(
         seed: SEED,
         optimizer: OPTIMIZER,
         loss,
+        inputs,
         device_ids: order.to_vec(),
         output_device: Some(output),
         cores: Vec::new(),
@@ -82,6 +96,64 @@ fn results_do_not_depend_on_the_order_or_the_output_device() {
             }
         }
     }
+}
+
+#[test]
+fn inputs_from_the_host_change_no_result_and_are_never_scattered() {
+    let model = model(Norm::Batch);
+    let moved = |strategy: &Dp, scattered: bool| -> Vec<_> {
+        let counts = strategy.counts().into_iter();
+        let moved = counts.filter(|(_, count)| count.calls > 0);
+        moved
+            .filter(|(_, count)| (count.phase == Phase::Scatter) == scattered)
+            .map(|(device, count)| (device, count.phase, count.sent_bytes, count.received_bytes))
+            .collect()
+    };
+    for on in BOTH {
+        for loss in LOSSES {
+            for (len, k, placement) in [
+                (9, 1, (&[0, 1, 2, 3][..], 0)),
+                (10, 2, (&[2, 0, 3, 1], 1)),
+                (2, 1, (&[1, 0, 2], 2)),
+                (3, 1, (&[0], 0)),
+            ] {
+                let what = format!("{placement:?}, {k}·{len} samples, {loss:?} on {on:?}");
+                let from =
+                    |inputs| build_from(inputs, on, &model, len, placement, loss, k).unwrap();
+                let (mut usual, mut direct) = (from(DpInputs::Master), from(DpInputs::Host));
+                let expected = train(&mut usual, STEPS, k * len, |b| b);
+                let found = train(&mut direct, STEPS, k * len, |b| b);
+                assert!(found.losses == expected.losses, "{what}");
+                assert!(found.end == expected.end, "{what}");
+                assert_eq!(moved(&direct, false), moved(&usual, false), "{what}");
+                assert_eq!(moved(&direct, true), [], "{what}");
+                assert_eq!(
+                    moved(&usual, true).is_empty(),
+                    placement.0.len() == 1,
+                    "{what}"
+                );
+                // The host's part is no communication: it stays where there is none.
+                direct.reset_counts();
+                direct.set_synchronize(false);
+                train(&mut direct, 1, k * len, |b| b);
+                assert_eq!(moved(&direct, false), [], "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_master_keeps_no_inputs_of_others_that_the_host_has() {
+    let model = model(Norm::Batch);
+    let workspace = |inputs| {
+        let placement = (&[0, 1, 2, 3][..], 0);
+        let mut strategy =
+            build_from(inputs, On::Cpu, &model, 16, placement, DpLoss::Replica, 1).unwrap();
+        strategy.memory()[0][Category::Workspace as usize]
+    };
+    let (held, direct) = (workspace(DpInputs::Master), workspace(DpInputs::Host));
+    let sample = 4 * (INPUT.iter().product::<usize>() + 1);
+    assert!(held >= direct + 12 * sample, "{held} and {direct} bytes");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use syncmark_engine::optim::{AdamwSettings, OptimizerSettings, SgdSettings};
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::NamedTensor;
 use syncmark_engine::strategy::{
-    BucketCaps, Ddp, DdpOptions, DdpSettings, Dp, DpLoss, DpSettings, Strategy, Zero1,
+    BucketCaps, Ddp, DdpOptions, DdpSettings, Dp, DpInputs, DpLoss, DpSettings, Strategy, Zero1,
     Zero1Settings,
 };
 use trials::{BOTH, On, device};
@@ -201,6 +201,7 @@ fn dp_makes_the_steps_that_are_written_out_in_pytorch() {
                     seed: fixture.json("seed"),
                     optimizer: optimizer(&fixture),
                     loss,
+                    inputs: DpInputs::Master,
                     device_ids: Vec::new(),
                     output_device: None,
                     cores: Vec::new(),

@@ -11,7 +11,9 @@ use syncmark_engine::comm::device_links::DeviceLinks;
 use syncmark_engine::model::Model;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::Phase;
-use syncmark_engine::strategy::{Dp, DpLoss, DpSettings, Single, SingleSettings, Strategy};
+use syncmark_engine::strategy::{
+    Dp, DpInputs, DpLoss, DpSettings, Single, SingleSettings, Strategy,
+};
 use trials::{Batch, CLASSES, OPTIMIZER, SEED, model, train_on};
 
 /// Enough to learn a batch by heart; later, masks of dropout make single losses large.
@@ -97,6 +99,7 @@ fn devices_on_one_gpu_exchange_narrow_outputs() {
             seed: SEED,
             optimizer: OPTIMIZER,
             loss,
+            inputs: DpInputs::Master,
             device_ids: Vec::new(),
             output_device: None,
             cores: Vec::new(),

@@ -15,7 +15,7 @@ use syncmark_engine::comm::{Collective, Count};
 use syncmark_engine::model::Model;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::Phase;
-use syncmark_engine::strategy::{Dp, DpLoss, DpSettings, Strategy};
+use syncmark_engine::strategy::{Dp, DpInputs, DpLoss, DpSettings, Strategy};
 use trials::agree::{described, devices_agree};
 use trials::{OPTIMIZER, On, SEED, dp, model, train};
 
@@ -62,6 +62,7 @@ fn over_nccl(model: &Model, len: usize, loss: DpLoss, order: &[usize]) -> Dp {
         seed: SEED,
         optimizer: OPTIMIZER,
         loss,
+        inputs: DpInputs::Master,
         device_ids: order.to_vec(),
         output_device: None,
         cores: Vec::new(),

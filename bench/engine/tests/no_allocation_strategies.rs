@@ -20,8 +20,8 @@ use syncmark_engine::kernel::Kernel;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::Silent;
 use syncmark_engine::strategy::{
-    BucketCaps, Compression, Ddp, DdpOptions, DdpSettings, Dp, DpLoss, DpSettings, NodeTimes,
-    PowerSgdSettings, Single, SingleSettings, Strategy, Zero1, Zero1Settings,
+    BucketCaps, Compression, Ddp, DdpOptions, DdpSettings, Dp, DpInputs, DpLoss, DpSettings,
+    NodeTimes, PowerSgdSettings, Single, SingleSettings, Strategy, Zero1, Zero1Settings,
 };
 use syncmark_engine::tensor::{Dtype, Span};
 use trials::{Batch, OPTIMIZER, SEED, model};
@@ -259,6 +259,7 @@ fn data_parallel(loss: DpLoss, output_device: Option<usize>, accumulation: usize
         seed: SEED,
         optimizer: OPTIMIZER,
         loss,
+        inputs: DpInputs::Master,
         device_ids: Vec::new(),
         output_device,
         cores: Vec::new(),

@@ -15,7 +15,8 @@ use syncmark_engine::optim::{AdamwSettings, Optimizer, OptimizerSettings, Schedu
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::{NamedTensor, Program, TensorData};
 use syncmark_engine::strategy::{
-    Ddp, DdpOptions, DdpSettings, Dp, DpLoss, DpSettings, Single, SingleSettings, Strategy,
+    Ddp, DdpOptions, DdpSettings, Dp, DpInputs, DpLoss, DpSettings, Single, SingleSettings,
+    Strategy,
 };
 use trials::{BOTH, Batch, On, SEED, device, model, train};
 
@@ -101,6 +102,7 @@ fn data_parallel(on: On, optimizer: OptimizerSettings) -> Dp {
         seed: SEED,
         optimizer,
         loss: DpLoss::Gathered,
+        inputs: DpInputs::Master,
         device_ids: Vec::new(),
         output_device: None,
         cores: Vec::new(),

@@ -12,8 +12,8 @@ use syncmark_engine::data::HostBatch;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::probe::{Phase, Silent};
 use syncmark_engine::strategy::{
-    Ddp, DdpOptions, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings,
-    Strategy, StrategyError,
+    Ddp, DdpOptions, DdpSettings, Dp, DpInputs, DpLoss, DpSettings, Independent,
+    IndependentSettings, Strategy, StrategyError,
 };
 use syncmark_engine::tensor::Dtype;
 use trials::{BOTH, Batch, OPTIMIZER, On, SEED, device, dp, model, single, train};
@@ -117,6 +117,7 @@ fn dp_without_devices_or_samples_is_refused() {
         seed: 0,
         optimizer: OPTIMIZER,
         loss: DpLoss::Gathered,
+        inputs: DpInputs::Master,
         device_ids: vec![],
         output_device: None,
         cores: vec![],
@@ -197,6 +198,7 @@ fn a_core_that_does_not_exist_is_named_at_the_start() {
         seed: 0,
         optimizer: OPTIMIZER,
         loss: DpLoss::Gathered,
+        inputs: DpInputs::Master,
         device_ids: Vec::new(),
         output_device: None,
         cores,
@@ -359,6 +361,7 @@ fn without_synchronization_other_devices_compute_on_ordinary_numbers() {
             seed: SEED,
             optimizer: OPTIMIZER,
             loss,
+            inputs: DpInputs::Master,
             device_ids: Vec::new(),
             output_device: None,
             cores: Vec::new(),

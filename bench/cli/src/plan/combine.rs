@@ -11,11 +11,12 @@ use crate::plan::config::{
     Backend, Batch, DataConfig, DdpConfig, DpConfig, LearningConfig, Length, MaskingConfig,
     MeasureConfig, PROTOCOL_VERSION, SourceConfig, StrategyConfig, TrialConfig, Work, Zero1Config,
 };
+use crate::plan::cuda_graph::no_graph;
 use crate::plan::{batch_norm, collectives, model};
 use crate::scenario::check::{Checker, check};
 use crate::scenario::file::{
     BUCKET_CAP, DpTransport, FIRST_BUCKET_CAP, HIDDEN, Kind, Optimizer, Parallel, Predict, Scaling,
-    Scenario, Source, Strategy, TimeSpan, Transport,
+    Scenario, Source, Strategy, TimeSpan,
 };
 use crate::scenario::problem::Problem;
 use crate::scenario::tree::Node;
@@ -256,28 +257,6 @@ fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<(String, &'sta
             evenly,
         )),
         _ => None,
-    }
-}
-
-/// Why a step of the scenario is no single graph, where it is to be one.
-fn no_graph(scenario: &Scenario) -> Option<&'static str> {
-    if !scenario.train.cuda_graph {
-        return None;
-    }
-    match scenario.parallel.strategy {
-        _ if scenario.kind != Kind::Train => {
-            Some("only kind = \"train\" takes steps that are one CUDA graph")
-        }
-        Strategy::Dp => Some(
-            "a step of DP is no CUDA graph: its controller joins the threads of its devices between phases",
-        ),
-        Strategy::Ddp | Strategy::Zero1 if scenario.parallel.transport == Transport::Tcp => Some(
-            "a step of ranks that exchange over tcp is no CUDA graph: the host takes part in every collective, as it does not over nccl",
-        ),
-        _ if scenario.train.accumulation > 1 => Some(
-            "a step of several micro-batches is no CUDA graph: each is uploaded while the step goes on",
-        ),
-        Strategy::Single | Strategy::Independent | Strategy::Ddp | Strategy::Zero1 => None,
     }
 }
 

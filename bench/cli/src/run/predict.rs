@@ -6,7 +6,7 @@ use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::probe::Phase;
 use syncmark_record::bytes::{self, Algorithm, Call, DataParallelStep, Gathered, Traffic};
 
-use crate::plan::config::{DdpConfig, DpConfig, StrategyConfig, TrialConfig, Zero1Config};
+use crate::plan::config::{Backend, DdpConfig, DpConfig, StrategyConfig, TrialConfig, Zero1Config};
 use crate::scenario::file::{Compression, DpLoss, DpTransport};
 
 /// PyTorch's default: PowerSGD leaves tensors alone that it does not make half as small.
@@ -82,10 +82,11 @@ fn data_parallel(config: &TrialConfig, model: &Model, dp: &DpConfig) -> Vec<Expe
         micro_batches: config.accumulation as u64,
         order: dp.device_ids.iter().map(|device| *device as u64).collect(),
         output: dp.output_device as u64,
-        scattered_bytes_per_sample: if loss == DpLoss::Replica {
-            input + label
-        } else {
-            input
+        scattered_bytes_per_sample: match (config.backend, loss) {
+            // GPUs get their chunks from the host's memory.
+            (Backend::Cuda, _) => 0,
+            (Backend::Cpu, DpLoss::Replica) => input + label,
+            (Backend::Cpu, DpLoss::Gathered) => input,
         },
         gathered: match loss {
             DpLoss::Gathered => Gathered::PerSample(output),

@@ -7,7 +7,7 @@
 //! statistics survive. Outputs are gathered on `output_device`, which computes the loss from labels that the host has sent
 //! there, and scatters its gradient. Replicating and reducing are copies, or broadcast and reduce of a library that the links have (NCCL).
 //! On CPU devices, which model separate memories, the copies are required by these
-//! semantics and not by the hardware.
+//! semantics and not by the hardware. With [`DpInputs::Host`] the scatter is the host's: each device gets its chunk from there.
 //! Reference: `torch/nn/parallel/{data_parallel,replicate,parallel_apply,scatter_gather}.py`.
 mod build;
 mod device;
@@ -43,6 +43,15 @@ pub enum DpLoss {
     Replica,
 }
 
+/// From where the devices get their chunks of inputs and, with [`DpLoss::Replica`], of labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DpInputs {
+    /// The master holds the batch, and the others copy their chunks from it.
+    Master,
+    /// Host memory, straight to each device: so PyTorch scatters a batch that no device has.
+    Host,
+}
+
 /// Settings of [`Dp`].
 #[derive(Clone, Debug)]
 pub struct DpSettings {
@@ -57,6 +66,8 @@ pub struct DpSettings {
     pub optimizer: OptimizerSettings,
     /// Where the loss is computed.
     pub loss: DpLoss,
+    /// From where devices get their chunks.
+    pub inputs: DpInputs,
     /// The order in which devices take chunks, a permutation of all; empty for 0, 1, .... The first is the master.
     pub device_ids: Vec<usize>,
     /// Where outputs are gathered; none for the master.
@@ -75,9 +86,10 @@ pub struct Dp {
     workers: Workers,
     links: Arc<dyn Links>,
     loss: DpLoss,
+    from: DpInputs,
     max_batch: usize,
     synchronize: bool,
-    /// On the master, for what other devices take of the batch.
+    /// On the master, for what other devices take of the batch; empty where they get it from the host.
     inputs: Span,
     labels: Span,
     /// Where gradients of another device arrive on the master.
@@ -121,7 +133,10 @@ impl Dp {
             len => backend.allocate(Category::Workspace, dtype, len),
         };
         // The master's own chunk goes straight to its program, so only the others' parts wait here.
-        let others = settings.max_batch - share.min(settings.max_batch);
+        let others = match settings.inputs {
+            DpInputs::Master => settings.max_batch - share.min(settings.max_batch),
+            DpInputs::Host => 0,
+        };
         let inputs = allocate(Dtype::F32, others * elements)?;
         let labels = allocate(
             Dtype::I32,
@@ -143,6 +158,7 @@ impl Dp {
             workers: Workers::start(&order, &links, &settings.cores)?,
             links,
             loss: settings.loss,
+            from: settings.inputs,
             max_batch: settings.max_batch,
             synchronize: true,
             inputs,

@@ -26,7 +26,7 @@ use crate::program::{BuildError, ImportError, NamedTensor};
 
 pub use bucket::BucketCaps;
 pub use ddp::{Ddp, DdpOptions, DdpSettings, Fidelity};
-pub use dp::{Dp, DpLoss, DpSettings};
+pub use dp::{Dp, DpInputs, DpLoss, DpSettings};
 pub use graph::UNCAPTURED as STEPS_BEFORE_CAPTURE;
 pub use hook::{Compression, PowerSgdSettings};
 pub use independent::{Independent, IndependentSettings};

@@ -46,6 +46,17 @@ pub fn gpu_with_cublaslt(precision: Precision) -> Option<Box<dyn Backend>> {
     })
 }
 
+/// As [`gpu`], on a GPU of this number.
+///
+/// # Panics
+/// As [`gpu`].
+pub fn gpu_at(ordinal: usize) -> Option<Box<dyn Backend>> {
+    gpu_as(CudaDevice {
+        ordinal,
+        ..CudaDevice::default()
+    })
+}
+
 fn gpu_as(device: CudaDevice) -> Option<Box<dyn Backend>> {
     match CudaBackend::new(device) {
         Ok(backend) => Some(Box::new(backend)),

@@ -18,8 +18,8 @@ use syncmark_engine::philox::{self, Purpose};
 use syncmark_engine::probe::Silent;
 use syncmark_engine::program::NamedTensor;
 use syncmark_engine::strategy::{
-    BucketCaps, Ddp, DdpOptions, DdpSettings, Dp, DpLoss, DpSettings, Single, SingleSettings,
-    Strategy,
+    BucketCaps, Ddp, DdpOptions, DdpSettings, Dp, DpInputs, DpLoss, DpSettings, Single,
+    SingleSettings, Strategy,
 };
 
 pub const INPUT: [usize; 3] = [2, 4, 6];
@@ -208,6 +208,20 @@ pub fn dp_accumulating(
     loss: DpLoss,
     accumulation: usize,
 ) -> Dp {
+    let from = DpInputs::Master;
+    dp_from(from, on, model, len, devices, loss, accumulation)
+}
+
+/// As [`dp_accumulating`], with inputs from the master or the host.
+pub fn dp_from(
+    inputs: DpInputs,
+    on: On,
+    model: &Model,
+    len: usize,
+    devices: usize,
+    loss: DpLoss,
+    accumulation: usize,
+) -> Dp {
     let backends: Vec<_> = (0..devices).map(|index| device(on, index)).collect();
     let links = Arc::new(HostLinks::new(backends.iter().map(|backend| &**backend)).unwrap());
     let settings = DpSettings {
@@ -216,6 +230,7 @@ pub fn dp_accumulating(
         seed: SEED,
         optimizer: OPTIMIZER,
         loss,
+        inputs,
         device_ids: Vec::new(),
         output_device: None,
         cores: Vec::new(),

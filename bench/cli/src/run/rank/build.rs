@@ -14,8 +14,8 @@ use syncmark_engine::comm::tcp::{self, TcpCommunicator};
 use syncmark_engine::data::{Ahead, Batches, Place};
 use syncmark_engine::model::{Model, resolve};
 use syncmark_engine::strategy::{
-    BucketCaps, Ddp, DdpSettings, Dp, DpLoss, DpSettings, Independent, IndependentSettings, Single,
-    SingleSettings, Strategy, Zero1, Zero1Settings,
+    BucketCaps, Ddp, DdpSettings, Dp, DpInputs, DpLoss, DpSettings, Independent,
+    IndependentSettings, Single, SingleSettings, Strategy, Zero1, Zero1Settings,
 };
 
 use super::device::{compute_core, cores, device, links, spins};
@@ -408,6 +408,11 @@ fn strategy(
                 file::DpLoss::Gathered => DpLoss::Gathered,
                 file::DpLoss::Replica => DpLoss::Replica,
             };
+            // A CPU's devices model a batch that device 0 holds; GPUs get theirs from the host, as PyTorch's do.
+            let inputs = match config.backend {
+                crate::plan::config::Backend::Cpu => DpInputs::Master,
+                crate::plan::config::Backend::Cuda => DpInputs::Host,
+            };
             let cores = (0..config.devices)
                 .map(|index| compute_core(assignment, index).to_vec())
                 .collect();
@@ -415,6 +420,7 @@ fn strategy(
                 max_batch: global,
                 accumulation,
                 loss,
+                inputs,
                 seed,
                 optimizer,
                 device_ids: dp.device_ids.clone(),

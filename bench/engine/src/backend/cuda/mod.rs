@@ -15,11 +15,13 @@ pub mod discovery;
 mod dnn;
 pub(crate) mod gpu;
 mod graph;
+mod host;
 mod launch;
 pub mod library;
 mod memory;
 mod module;
 pub mod nvtx;
+mod settings;
 pub mod stream;
 
 use crate::backend::cuda::api::driver;
@@ -32,7 +34,6 @@ use crate::backend::{
     HostTask, MemoryUse, Result, Stream,
 };
 use crate::comm::HostCall;
-use crate::half::{Bf16, F16};
 use crate::kernel::Kernel;
 use crate::tensor::{Dtype, Span};
 use blas::Blas;
@@ -40,73 +41,16 @@ use choice::Choice;
 use dnn::Dnn;
 use gpu::{Gpu, check};
 use graph::{Capture, Graph};
+use host::{of_slice, of_slice_mut};
 pub(crate) use memory::Directory;
 use memory::{Memory, Scratch, Staging};
+pub use settings::{BatchNormBy, CudaDevice, Matmul, Precision};
 use stream::{Clock, DeviceCompletion, DeviceInterval, Queue};
 
 /// What cannot be a part of a step that is captured.
 const IN_CAPTURE: BackendError = BackendError::Unsupported(
     "anything but kernels and collectives, in an order of their own, in a step that is captured",
 );
-
-/// How products and convolutions are computed, and what activations and their gradients are in memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Precision {
-    /// In f32, multiply-adds included.
-    #[default]
-    Fp32,
-    /// By tensor cores, from operands rounded to 10 bits of fraction; sums in f32.
-    Tf32,
-    /// Activations and their gradients are bfloat16 in memory. Products and convolutions have operands of that, weights rounded to it
-    /// included; sums, statistics and all other arithmetic are in f32, and so are parameters, their gradients and the optimizer. What is
-    /// f32 in memory is multiplied as with [`Precision::Fp32`].
-    Bf16,
-}
-
-impl Precision {
-    /// What activations and their gradients are in memory.
-    pub const fn values(self) -> Dtype {
-        match self {
-            Self::Fp32 | Self::Tf32 => Dtype::F32,
-            Self::Bf16 => Dtype::Bf16,
-        }
-    }
-}
-
-/// Who computes batch norm.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum BatchNormBy {
-    /// Our kernels.
-    #[default]
-    Own,
-    /// cuDNN, where it has what is asked for: in training and evaluation, with an exponential average and without padding to leave out.
-    /// Rectifiers and additions behind it are kernels of our own.
-    Cudnn,
-}
-
-/// Who multiplies matrices.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Matmul {
-    /// cuBLAS.
-    #[default]
-    Cublas,
-    /// cuBLASLt, which also adds biases and sums their gradients; what is f32 and not to be rounded stays with cuBLAS. Not with
-    /// [`Precision::Fp32`]. It has not run on hardware.
-    CublasLt,
-}
-
-/// What a device is made of.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct CudaDevice {
-    /// Which of the GPUs that the driver shows this process.
-    pub ordinal: usize,
-    /// Of products and convolutions, and of values.
-    pub precision: Precision,
-    /// Of batch norm.
-    pub batch_norm: BatchNormBy,
-    /// Who multiplies matrices.
-    pub matmul: Matmul,
-}
 
 /// A device on a GPU.
 pub struct CudaBackend {
@@ -131,35 +75,6 @@ pub struct CudaBackend {
 
 // SAFETY: handles of streams, events and libraries may be used on any thread, by one at a time, which `&mut self` has them be.
 unsafe impl Send for CudaBackend {}
-
-/// Bytes of host data.
-fn bytes<T>(values: &[T]) -> &[u8] {
-    // SAFETY: the element types of `HostSlice` are plain numbers.
-    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
-}
-
-fn of_slice(slice: HostSlice<'_>) -> (Dtype, &[u8]) {
-    match slice {
-        HostSlice::F32(values) => (Dtype::F32, bytes(values)),
-        HostSlice::I32(values) => (Dtype::I32, bytes(values)),
-        HostSlice::I64(values) => (Dtype::I64, bytes(values)),
-        HostSlice::F16(values) => (Dtype::F16, bytes::<F16>(values)),
-        HostSlice::Bf16(values) => (Dtype::Bf16, bytes::<Bf16>(values)),
-    }
-}
-
-fn of_slice_mut(slice: HostSliceMut<'_>) -> (Dtype, *mut std::ffi::c_void, usize) {
-    fn of<T>(dtype: Dtype, values: &mut [T]) -> (Dtype, *mut std::ffi::c_void, usize) {
-        (dtype, values.as_mut_ptr().cast(), size_of_val(values))
-    }
-    match slice {
-        HostSliceMut::F32(values) => of(Dtype::F32, values),
-        HostSliceMut::I32(values) => of(Dtype::I32, values),
-        HostSliceMut::I64(values) => of(Dtype::I64, values),
-        HostSliceMut::F16(values) => of(Dtype::F16, values),
-        HostSliceMut::Bf16(values) => of(Dtype::Bf16, values),
-    }
-}
 
 impl CudaBackend {
     /// Opens a device.

@@ -56,7 +56,7 @@ pub(super) enum Job {
         len: usize,
         /// Whether copies are made.
         copy: bool,
-        /// The chunk's inputs and labels on the master device.
+        /// The chunk's inputs and labels on the master device; empty where the device has them.
         inputs: Span,
         labels: Span,
         /// Parameters and buffers on the master device, unless the controller replicates them.
@@ -199,15 +199,17 @@ impl Device {
         ];
         let own_labels = self.replica.loss.labels(self.len);
 
-        let opened = self.replica.trace.open(&mut *self.replica.backend);
         let master = self.master;
-        self.fetch(links, after, Phase::Scatter, (master, inputs), input)?;
-        if !labels.is_empty() {
-            self.fetch(links, after, Phase::Scatter, (master, labels), own_labels)?;
+        if !inputs.is_empty() {
+            let opened = self.replica.trace.open(&mut *self.replica.backend);
+            self.fetch(links, after, Phase::Scatter, (master, inputs), input)?;
+            if !labels.is_empty() {
+                self.fetch(links, after, Phase::Scatter, (master, labels), own_labels)?;
+            }
+            self.replica
+                .trace
+                .close(&mut *self.replica.backend, Phase::Scatter, opened);
         }
-        self.replica
-            .trace
-            .close(&mut *self.replica.backend, Phase::Scatter, opened);
 
         let Some(model) = model else {
             return Ok(());

@@ -4,20 +4,21 @@ use std::sync::Arc;
 use super::device::Job;
 use super::output::Output;
 use super::together::MODEL;
-use super::{Dp, DpLoss, split};
-use crate::backend::{Completion, HostSlice, Stream};
+use super::{Dp, DpInputs, DpLoss, split};
+use crate::backend::{BackendError, Completion, HostSlice, Stream};
 use crate::comm::links::{Copy, pieces};
 use crate::data::HostBatch;
 use crate::kernel::{Kernel, Write};
 use crate::probe::Phase;
-use crate::strategy::Result;
 use crate::strategy::micro_batch::MicroBatch;
+use crate::strategy::replica::Replica;
+use crate::strategy::{Result, StrategyError};
 
 impl Dp {
     pub(super) fn take_step(&mut self, batch: HostBatch<'_>) -> Result<()> {
         for micro in self.first().micro_batches(batch) {
             let used = micro.len().div_ceil(self.chunk(micro.len()));
-            self.host_to_device(&micro.samples)?;
+            self.host_to_device(&micro.samples, used)?;
             let received = self.scatter_and_replicate(&micro, used)?;
             self.each(used, |device| Job::Forward { len: device.len })?;
             self.gather_and_compute_loss(&micro, used, received)?;
@@ -29,61 +30,85 @@ impl Dp {
         Ok(())
     }
 
-    /// Inputs go to the master: its own chunk to its program, the rest to where the others fetch it. So do labels, or they go to
-    /// the output device, if it computes the loss.
-    fn host_to_device(&mut self, batch: &HostBatch<'_>) -> Result<()> {
-        let chunk = self.chunk(batch.len);
-        let (own, rest) = (batch.part(0..chunk), batch.part(chunk..batch.len));
-        let (loss, inputs, labels) = (self.loss, self.inputs, self.labels);
-        let output = self.output;
-        let first = self.first();
-        let opened = first.trace.open(&mut *first.backend);
-        let to = first.program.cut(first.program.input(), chunk);
-        first
-            .backend
-            .upload(Stream::Compute, HostSlice::F32(own.inputs), to)?;
-        if rest.len > 0 {
-            first.backend.upload(
-                Stream::Compute,
-                HostSlice::F32(rest.inputs),
-                inputs.first(rest.inputs.len()),
-            )?;
-        }
-        if loss == DpLoss::Gathered && output == 0 {
-            first
-                .loss
-                .upload_labels(&mut *first.backend, batch.labels)?;
-        }
-        if loss == DpLoss::Replica {
-            first.loss.upload_labels(&mut *first.backend, own.labels)?;
-            if rest.len > 0 {
-                let to = labels.first(rest.labels.len());
-                first
-                    .backend
-                    .upload(Stream::Compute, HostSlice::I32(rest.labels), to)?;
-            }
-        }
-        first
-            .trace
-            .close(&mut *first.backend, Phase::HostToDevice, opened);
-        match loss {
-            DpLoss::Gathered if output > 0 => self.labels_to_output(batch.labels),
+    /// Inputs, and the labels of the replicas' losses, go to the master or to each device; the labels of a gathered loss to the device that computes it.
+    fn host_to_device(&mut self, batch: &HostBatch<'_>, used: usize) -> Result<()> {
+        let holders = match self.from {
+            DpInputs::Master => 1,
+            DpInputs::Host => used,
+        };
+        (0..holders).try_for_each(|place| self.uploading(place, batch))?;
+        match self.loss {
+            // It has no chunk of its own, or gets that from the master.
+            DpLoss::Gathered if self.output >= holders => self.uploading(self.output, batch),
             _ => Ok(()),
         }
     }
 
-    fn labels_to_output(&mut self, labels: &[i32]) -> Result<()> {
-        let place = self.output;
-        let output = &mut self.device(place).replica;
-        let opened = output.trace.open(&mut *output.backend);
-        output.loss.upload_labels(&mut *output.backend, labels)?;
-        output
-            .trace
-            .close(&mut *output.backend, Phase::HostToDevice, opened);
+    /// What of the batch goes to the device in this place.
+    fn uploading(&mut self, place: usize, batch: &HostBatch<'_>) -> Result<()> {
+        let Replica { trace, backend, .. } = &mut self.device(place).replica;
+        let opened = trace.open(&mut **backend);
+        let index = self.device(place).index;
+        self.upload(place, batch)
+            .map_err(|source| StrategyError::Device {
+                device: index,
+                source,
+            })?;
+        let Replica { trace, backend, .. } = &mut self.device(place).replica;
+        trace.close(&mut **backend, Phase::HostToDevice, opened);
         Ok(())
     }
 
-    /// Each device fetches its chunk, then parameters and buffers, unless the controller sends them to all at once. Replica 0's forward,
+    fn upload(
+        &mut self,
+        place: usize,
+        batch: &HostBatch<'_>,
+    ) -> std::result::Result<(), BackendError> {
+        let chunk = self.chunk(batch.len);
+        let (from, loss, output) = (self.from, self.loss, self.output);
+        let (inputs, labels) = (self.inputs, self.labels);
+        let Replica {
+            backend,
+            program,
+            loss: own_loss,
+            ..
+        } = &mut self.device(place).replica;
+        let mut put = |from, to| backend.upload(Stream::Compute, from, to);
+        let start = (place * chunk).min(batch.len);
+        let own = batch.part(start..(start + chunk).min(batch.len));
+        let holds_own = place == 0 || from == DpInputs::Host;
+        if holds_own && own.len > 0 {
+            put(
+                HostSlice::F32(own.inputs),
+                program.cut(program.input(), own.len),
+            )?;
+        }
+        // For the others to fetch.
+        let rest = batch.part(chunk.min(batch.len)..batch.len);
+        let holds_rest = place == 0 && from == DpInputs::Master && rest.len > 0;
+        if holds_rest {
+            put(HostSlice::F32(rest.inputs), inputs.first(rest.inputs.len()))?;
+        }
+        match loss {
+            DpLoss::Gathered if place == output => {
+                own_loss.upload_labels(&mut **backend, batch.labels)
+            }
+            DpLoss::Gathered => Ok(()),
+            DpLoss::Replica => {
+                own_loss.upload_labels(&mut **backend, own.labels)?;
+                match holds_rest {
+                    true => backend.upload(
+                        Stream::Compute,
+                        HostSlice::I32(rest.labels),
+                        labels.first(rest.labels.len()),
+                    ),
+                    false => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Each device fetches its chunk, if the master has it, then parameters and buffers, unless the controller sends them to all at once. Replica 0's forward,
     /// which changes the buffers, waits for all of them. Returns when the master has the batch.
     fn scatter_and_replicate(&mut self, micro: &MicroBatch<'_>, used: usize) -> Result<Completion> {
         let (len, offset) = (micro.len(), micro.offset);
@@ -103,7 +128,11 @@ impl Dp {
                 offset: offset + samples.start,
                 len: samples.len(),
                 copy,
-                inputs: inputs.slice(staged.start * elements..staged.end * elements),
+                inputs: if inputs.is_empty() {
+                    inputs
+                } else {
+                    inputs.slice(staged.start * elements..staged.end * elements)
+                },
                 labels: if labels.is_empty() {
                     labels
                 } else {
