@@ -199,8 +199,8 @@ fn counted(dp: &Dp, phases: [Phase; 2]) -> Vec<(usize, Count)> {
 #[test]
 fn it_learns_what_it_learns_by_copies_and_copies_the_same_otherwise() {
     let model = model(NET, Norm::Batch);
-    let cases: [(usize, usize, usize, &[usize], Option<usize>); 6] = [
-        (1, 5, 1, &[], None),
+    let cases = [
+        (1, 5, 1, &[][..], None),
         (2, 8, 1, &[], None),
         (3, 8, 1, &[], None),
         (4, 10, 2, &[2, 0, 3, 1], None),

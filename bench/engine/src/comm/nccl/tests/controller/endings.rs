@@ -15,14 +15,14 @@ fn ends(fake: &Fake, dp: &mut Dp, facts: &[Facts]) -> String {
         assert!(begin.elapsed() < SOON, "not every device was told");
         std::thread::sleep(Duration::from_millis(1));
     }
-    for rank in 0..facts.len() {
+    for (rank, facts) in facts.iter().enumerate() {
         let mut aborted = fake.done(rank).contains(&Done::Abort);
         while !aborted {
             assert!(begin.elapsed() < SOON, "rank {rank} was not aborted");
             std::thread::sleep(Duration::from_millis(1));
             aborted = fake.done(rank).contains(&Done::Abort);
         }
-        assert!(again.contains(facts[rank].loss.get().unwrap()), "{again}");
+        assert!(again.contains(facts.loss.get().unwrap()), "{again}");
     }
     error
 }
