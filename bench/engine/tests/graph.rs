@@ -11,12 +11,12 @@ use syncmark_engine::kernel::{Kernel, Write};
 use syncmark_engine::model::Model;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::optim::{AdamwSettings, OptimizerSettings, Schedule};
-use syncmark_engine::probe::{Dispatch, PhaseSpan, Probe, Silent};
+use syncmark_engine::probe::{Dispatch, Silent};
 use syncmark_engine::strategy::{
     DdpOptions, DpLoss, Independent, IndependentSettings, Single, SingleSettings, Strategy,
 };
 use syncmark_engine::tensor::{Dtype, Span};
-use trials::{Batch, OPTIMIZER, On, SEED, dp, model, ranks, ranks_with, single_accumulating};
+use trials::{Batch, OPTIMIZER, On, SEED, Told, dp, model, ranks, ranks_with, single_accumulating};
 
 const LEN: usize = 6;
 /// More than are taken before one of a size is captured, and some replays of each of two sizes.
@@ -303,24 +303,6 @@ fn scratch_that_was_not_there_before_is_refused_on_a_gpu() {
             .contains("a step that is captured asks for")
     );
     assert!(backend.end_capture().is_err(), "the device stays failed");
-}
-
-#[derive(Default)]
-struct Told(Vec<Dispatch>);
-
-impl Probe for Told {
-    fn tracing(&self) -> bool {
-        false
-    }
-    fn span(&mut self, _: PhaseSpan) {
-        unreachable!("nobody traces");
-    }
-    fn dispatching(&self) -> bool {
-        true
-    }
-    fn dispatch(&mut self, dispatch: Dispatch) {
-        self.0.push(dispatch);
-    }
 }
 
 #[test]

@@ -12,14 +12,14 @@ use syncmark_engine::comm::{Collective, Communicator};
 use syncmark_engine::model::Model;
 use syncmark_engine::model::spec::Norm;
 use syncmark_engine::optim::{AdamwSettings, OptimizerSettings, Schedule};
-use syncmark_engine::probe::{Dispatch, Phase, PhaseSpan, Probe, Silent};
+use syncmark_engine::probe::{Phase, PhaseSpan, Probe, Silent};
 use syncmark_engine::program::NamedTensor;
 use syncmark_engine::strategy::{
     Compression, Ddp, DdpOptions, DdpSettings, PowerSgdSettings, STEPS_BEFORE_CAPTURE, Strategy,
     Zero1,
 };
 use trials::sharded::Job;
-use trials::{Batch, OPTIMIZER, On, SEED, capped, device, model};
+use trials::{Batch, OPTIMIZER, On, SEED, Told, capped, device, model};
 
 /// Parameters of the test model go in several buckets.
 const CAP: usize = 700;
@@ -86,24 +86,6 @@ impl Probe for Tracing {
     }
     fn span(&mut self, _: PhaseSpan) {
         self.0 += 1;
-    }
-}
-
-#[derive(Default)]
-struct Told(Vec<Dispatch>);
-
-impl Probe for Told {
-    fn tracing(&self) -> bool {
-        false
-    }
-    fn span(&mut self, _: PhaseSpan) {
-        unreachable!("nobody traces");
-    }
-    fn dispatching(&self) -> bool {
-        true
-    }
-    fn dispatch(&mut self, dispatch: Dispatch) {
-        self.0.push(dispatch);
     }
 }
 

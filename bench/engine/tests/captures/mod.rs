@@ -1,7 +1,11 @@
 //! A device that writes down which steps were captured and which were replayed, in front of one that does it.
 #![allow(dead_code, reason = "each test binary uses its part")]
+#[path = "../delegate/mod.rs"]
+mod delegate;
+
 use std::sync::{Arc, Mutex};
 
+use delegate::delegated;
 use syncmark_engine::backend::cuda::CudaBackend;
 use syncmark_engine::backend::{
     Backend, Captured, Category, Completion, Event, HostMemory, HostSlice, HostSliceMut, HostTask,
@@ -37,6 +41,7 @@ impl Captures {
 }
 
 impl Backend for Captures {
+    delegated!(inner);
     fn begin_capture(&mut self) -> Result<()> {
         self.ways.lock().unwrap().push(Way::Capture);
         self.inner.begin_capture()
@@ -54,48 +59,6 @@ impl Backend for Captures {
     }
     fn launch(&mut self, on: Stream, kernel: Kernel) -> Result<()> {
         self.inner.launch(on, kernel)
-    }
-    fn allocate(&mut self, category: Category, dtype: Dtype, len: usize) -> Result<Span> {
-        self.inner.allocate(category, dtype, len)
-    }
-    fn upload(&mut self, on: Stream, from: HostSlice<'_>, to: Span) -> Result<()> {
-        self.inner.upload(on, from, to)
-    }
-    fn download(&mut self, from: Span, to: HostSliceMut<'_>) -> Result<()> {
-        self.inner.download(from, to)
-    }
-    fn record(&mut self, on: Stream) -> Event {
-        self.inner.record(on)
-    }
-    fn wait(&mut self, on: Stream, event: Event) -> Result<()> {
-        self.inner.wait(on, event)
-    }
-    fn completion(&mut self, event: Event) -> Completion {
-        self.inner.completion(event)
-    }
-    fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {
-        self.inner.wait_for(on, completion)
-    }
-    fn enqueue_host(
-        &mut self,
-        on: Stream,
-        after: &Completion,
-        task: &Arc<dyn HostTask>,
-        call: HostCall,
-    ) -> Result<Event> {
-        self.inner.enqueue_host(on, after, task, call)
-    }
-    fn synchronize(&mut self) -> Result<()> {
-        self.inner.synchronize()
-    }
-    fn time_ns(&mut self, event: Event) -> Result<u64> {
-        self.inner.time_ns(event)
-    }
-    fn begin_ns(&mut self, event: Event) -> Result<u64> {
-        self.inner.begin_ns(event)
-    }
-    fn memory_use(&self) -> MemoryUse {
-        self.inner.memory_use()
     }
     fn host_memory(&self) -> Option<HostMemory> {
         self.inner.host_memory()

@@ -1,6 +1,10 @@
 //! A CPU device that asks for batch norm by a library, and counts how often it was used.
+#[path = "../delegate/mod.rs"]
+mod delegate;
+
 use std::sync::{Arc, Mutex};
 
+use delegate::delegated;
 use syncmark_engine::backend::cpu::CpuBackend;
 use syncmark_engine::backend::{
     Backend, Category, Completion, Event, HostMemory, HostSlice, HostSliceMut, HostTask, MemoryUse,
@@ -36,6 +40,7 @@ impl Asking {
 }
 
 impl Backend for Asking {
+    delegated!(cpu);
     fn library_batch_norm(&self) -> bool {
         true
     }
@@ -48,48 +53,6 @@ impl Backend for Asking {
         }
         drop(calls);
         self.cpu.launch(on, kernel)
-    }
-    fn allocate(&mut self, category: Category, dtype: Dtype, len: usize) -> Result<Span> {
-        self.cpu.allocate(category, dtype, len)
-    }
-    fn upload(&mut self, on: Stream, from: HostSlice<'_>, to: Span) -> Result<()> {
-        self.cpu.upload(on, from, to)
-    }
-    fn download(&mut self, from: Span, to: HostSliceMut<'_>) -> Result<()> {
-        self.cpu.download(from, to)
-    }
-    fn record(&mut self, on: Stream) -> Event {
-        self.cpu.record(on)
-    }
-    fn wait(&mut self, on: Stream, event: Event) -> Result<()> {
-        self.cpu.wait(on, event)
-    }
-    fn completion(&mut self, event: Event) -> Completion {
-        self.cpu.completion(event)
-    }
-    fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {
-        self.cpu.wait_for(on, completion)
-    }
-    fn enqueue_host(
-        &mut self,
-        on: Stream,
-        after: &Completion,
-        task: &Arc<dyn HostTask>,
-        call: HostCall,
-    ) -> Result<Event> {
-        self.cpu.enqueue_host(on, after, task, call)
-    }
-    fn synchronize(&mut self) -> Result<()> {
-        self.cpu.synchronize()
-    }
-    fn time_ns(&mut self, event: Event) -> Result<u64> {
-        self.cpu.time_ns(event)
-    }
-    fn begin_ns(&mut self, event: Event) -> Result<u64> {
-        self.cpu.begin_ns(event)
-    }
-    fn memory_use(&self) -> MemoryUse {
-        self.cpu.memory_use()
     }
     fn host_memory(&self) -> Option<HostMemory> {
         self.cpu.host_memory()

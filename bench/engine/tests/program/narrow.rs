@@ -1,7 +1,11 @@
 //! Programs of a device whose values are bfloat16: what lies where, in which type, and which types each kernel meets.
+#[path = "../delegate/mod.rs"]
+mod delegate;
+
 use std::sync::{Arc, Mutex};
 
 use super::{NET, model};
+use delegate::delegated;
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
 use syncmark_engine::backend::{
     Backend, Category, Completion, Event, HostSlice, HostSliceMut, HostTask, MemoryUse, Result,
@@ -33,51 +37,10 @@ impl Recorder {
 }
 
 impl Backend for Recorder {
-    fn allocate(&mut self, category: Category, dtype: Dtype, len: usize) -> Result<Span> {
-        self.memory.allocate(category, dtype, len)
-    }
+    delegated!(memory);
     fn launch(&mut self, _: Stream, kernel: Kernel) -> Result<()> {
         self.kernels.lock().expect("one thread").push(kernel);
         Ok(())
-    }
-    fn upload(&mut self, on: Stream, from: HostSlice<'_>, to: Span) -> Result<()> {
-        self.memory.upload(on, from, to)
-    }
-    fn download(&mut self, from: Span, to: HostSliceMut<'_>) -> Result<()> {
-        self.memory.download(from, to)
-    }
-    fn record(&mut self, on: Stream) -> Event {
-        self.memory.record(on)
-    }
-    fn wait(&mut self, on: Stream, event: Event) -> Result<()> {
-        self.memory.wait(on, event)
-    }
-    fn completion(&mut self, event: Event) -> Completion {
-        self.memory.completion(event)
-    }
-    fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {
-        self.memory.wait_for(on, completion)
-    }
-    fn enqueue_host(
-        &mut self,
-        on: Stream,
-        after: &Completion,
-        task: &Arc<dyn HostTask>,
-        call: HostCall,
-    ) -> Result<Event> {
-        self.memory.enqueue_host(on, after, task, call)
-    }
-    fn synchronize(&mut self) -> Result<()> {
-        self.memory.synchronize()
-    }
-    fn time_ns(&mut self, event: Event) -> Result<u64> {
-        self.memory.time_ns(event)
-    }
-    fn begin_ns(&mut self, event: Event) -> Result<u64> {
-        self.memory.begin_ns(event)
-    }
-    fn memory_use(&self) -> MemoryUse {
-        self.memory.memory_use()
     }
     fn values(&self) -> Dtype {
         self.values

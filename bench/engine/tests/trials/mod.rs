@@ -15,7 +15,7 @@ use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
 use syncmark_engine::model::{Model, NormOptions, lower};
 use syncmark_engine::optim::{OptimizerSettings, SgdSettings};
 use syncmark_engine::philox::{self, Purpose};
-use syncmark_engine::probe::Silent;
+use syncmark_engine::probe::{Dispatch, PhaseSpan, Probe, Silent};
 use syncmark_engine::program::NamedTensor;
 use syncmark_engine::strategy::{
     BucketCaps, Ddp, DdpOptions, DdpSettings, Dp, DpInputs, DpLoss, DpSettings, Single,
@@ -324,4 +324,23 @@ pub fn train_ddp_with(
             whole.parts(count, chunks, rank)
         })
     })
+}
+
+/// Keeps what each step says of host and device.
+#[derive(Default)]
+pub struct Told(pub Vec<Dispatch>);
+
+impl Probe for Told {
+    fn tracing(&self) -> bool {
+        false
+    }
+    fn span(&mut self, _: PhaseSpan) {
+        unreachable!("nobody traces");
+    }
+    fn dispatching(&self) -> bool {
+        true
+    }
+    fn dispatch(&mut self, dispatch: Dispatch) {
+        self.0.push(dispatch);
+    }
 }

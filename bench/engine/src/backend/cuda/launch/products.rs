@@ -2,12 +2,10 @@
 //!
 //! The sums are the kernels' own: a bias is added before the result is rounded, and a bias gradient is summed in f32. A bias that meets
 //! bfloat16 results is rounded to that first, as PyTorch's autocast does, since cuBLASLt takes a bias of the result's type alone.
-use cudarc::driver::sys::CUdeviceptr;
-
 use super::{Launch, accumulate, call, run};
 use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::blas::{Matrix, Product};
-use crate::backend::cuda::blas_lt::Epilogue;
+use crate::backend::cuda::blas_lt::{BlasLt, Epilogue};
 use crate::backend::{Result, Stream};
 use crate::kernel::{Kernel, Write};
 use crate::tensor::{Dtype, Span};
@@ -97,46 +95,26 @@ fn at_once(l: &mut Launch<'_>, kernels: &[Kernel; 2]) -> Result<bool> {
     }
 }
 
-fn enqueue(
-    l: &mut Launch<'_>,
-    product: &Product,
-    [a, b, c]: &[Matrix; 3],
-    epilogue: Epilogue,
-    bias: CUdeviceptr,
-) -> Result<bool> {
-    match l.device.blas[l.on as usize].lt() {
-        Some(lt) => lt.enqueue(product, [a, b, c], epilogue, bias),
-        None => Ok(false),
-    }
-}
-
-fn takes(
-    l: &mut Launch<'_>,
-    product: &Product,
-    [a, b, c]: &[Matrix; 3],
-    epilogue: Epilogue,
-    bias: CUdeviceptr,
-) -> Result<bool> {
-    match l.device.blas[l.on as usize].lt() {
-        Some(lt) => lt.takes(product, [a, b, c], epilogue, bias),
-        None => Ok(false),
-    }
+/// Of a stream for which [`at_once`] has found it.
+fn lt<'l>(l: &'l mut Launch<'_>) -> &'l mut BlasLt {
+    let lt = l.device.blas[l.on as usize].lt();
+    lt.expect("whether there is one was asked before")
 }
 
 fn with_bias(l: &mut Launch<'_>, product: &Product, of: &[Matrix; 3], bias: Span) -> Result<bool> {
-    let at = l.at(bias);
-    if of[2].dtype == bias.dtype() {
-        return enqueue(l, product, of, Epilogue::Bias, at);
+    let ([a, b, c], at) = (of, l.at(bias));
+    if c.dtype == bias.dtype() {
+        return lt(l).enqueue(product, [a, b, c], Epilogue::Bias, at);
     }
     // Two of the narrow ones are as long as an f32.
     let narrowed = l.room(bias.len().div_ceil(2))?;
-    if !takes(l, product, of, Epilogue::Bias, narrowed)? {
+    if !lt(l).takes(product, [a, b, c], Epilogue::Bias, narrowed)? {
         return Ok(false);
     }
     let (n, divisor) = (bias.len() as u64, 1.0f32);
     let narrow = l.device.gpu.kernels.compression.narrow_bf16;
     call!(l, narrow, l.by_four(n); at, narrowed, n, divisor)?;
-    enqueue(l, product, of, Epilogue::Bias, narrowed)
+    lt(l).enqueue(product, [a, b, c], Epilogue::Bias, narrowed)
 }
 
 /// cuBLASLt writes the sums over what was there, so they go by way of scratch.
@@ -146,8 +124,8 @@ fn with_gradient(
     of: &[Matrix; 3],
     d_bias: Span,
 ) -> Result<bool> {
-    let sums = l.room(d_bias.len())?;
-    if !enqueue(l, product, of, Epilogue::BiasGradient, sums)? {
+    let ([a, b, c], sums) = (of, l.room(d_bias.len())?);
+    if !lt(l).enqueue(product, [a, b, c], Epilogue::BiasGradient, sums)? {
         return Ok(false);
     }
     let n = d_bias.len() as u64;
