@@ -1,6 +1,6 @@
 //! Facets and series: which trials share a chart, and which share a line in it.
 //!
-//! Contract: a facet holds trials of equal model, norm, data, optimizer, schedule, backend, scaling micro-batches and work per device, so only what
+//! Contract: a facet holds trials of equal model, norm, data, optimizer, schedule, backend, precision, scaling, micro-batches and work per device, so only what
 //! a chart compares differs inside it. A series is one way to run that model, over device counts; it keeps its colour
 //! and marker in every chart.
 use syncmark_record::{Outcome, rows::TrialRow};
@@ -50,6 +50,7 @@ struct FacetKey<'a> {
     norm: &'a str,
     data: &'a str,
     backend: &'a str,
+    precision: Option<&'a str>,
     scaling: &'a str,
     work: u64,
     micro_batches: u64,
@@ -62,6 +63,7 @@ fn facet_key(trial: &TrialRow) -> FacetKey<'_> {
         norm: &trial.norm,
         data: &trial.data,
         backend: &trial.backend,
+        precision: trial.precision.as_deref(),
         scaling: &trial.scaling,
         work: work(trial),
         micro_batches: trial.accumulation.unwrap_or(1),
@@ -101,12 +103,14 @@ pub fn shared_setting(trial: &TrialRow) -> String {
     } else {
         format!("{} samples a device{parts} (weak scaling)", work(trial))
     };
+    let backend = [Some(&*trial.backend), trial.precision.as_deref()];
+    let backend: Vec<&str> = backend.into_iter().flatten().collect();
     [
         trial.model.as_str(),
         &norm,
         &trial.data,
         &work,
-        &trial.backend,
+        &backend.join(" · "),
     ]
     .join(" · ")
 }
@@ -274,17 +278,32 @@ pub fn way(trial: &TrialRow) -> String {
     way_without(trial, "")
 }
 
+/// Settings that are swept over variants of any name, and what a variant has in its name that says itself which value it has.
+const SWEPT: [(&str, &str); 4] = [
+    ("parallel.dp_transport", "nccl"),
+    ("train.cuda_graph", "graph"),
+    ("train.cuda_batch_norm", "cudnn"),
+    ("train.cuda_matmul", "cublaslt"),
+];
+
 /// [`way`] without the words of one setting: what trials share that differ in it.
 pub fn way_without(trial: &TrialRow, key: &str) -> String {
-    let words: Vec<String> = settings(trial)
+    let settings: Vec<(&str, String)> = settings(trial)
         .into_iter()
         .filter(|(own, _)| *own != key)
-        .map(|(_, words)| words)
         .collect();
+    let words: Vec<&str> = settings.iter().map(|(_, words)| &**words).collect();
     let derived = words.join(" ");
     match &trial.variant {
+        // A variant that names its strategy says all else that it sets, but not what a sweep does.
         Some(variant) if variant.contains(&trial.strategy) || trial.strategy == "unknown" => {
-            variant.clone()
+            let unsaid = |(own, _): &&(&str, String)| {
+                let swept = SWEPT.iter().find(|(key, _)| key == own);
+                swept.is_some_and(|(_, said)| !variant.contains(said))
+            };
+            let unsaid = settings.iter().filter(unsaid).map(|(_, words)| &**words);
+            let all: Vec<&str> = std::iter::once(&**variant).chain(unsaid).collect();
+            all.join(" ")
         }
         // A variant that names the model or the norm says nothing inside its facet.
         Some(variant) if [&trial.model, &trial.norm, &trial.data].contains(&variant) => derived,

@@ -117,6 +117,7 @@ impl Setting {
             format!("{} scaling", trial.scaling),
             trial.backend.clone(),
         ];
+        words.extend(trial.precision.clone());
         let micro_batches = trial.accumulation.unwrap_or(1);
         if micro_batches > 1 && self.key != "train.accumulation" {
             words.push(format!("{micro_batches} micro-batches"));
