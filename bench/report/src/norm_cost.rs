@@ -173,17 +173,23 @@ pub fn norm_costs(data: &RunData) -> Vec<NormCost<'_>> {
                 .and_then(|none| Some(activations(data, trial)? - activations(data, none)?)),
         }
     };
-    data.measured()
+    let mut costs: Vec<NormCost<'_>> = data
+        .measured()
         .filter(|trial| trial.kind == "layer-cost")
         .map(cost)
-        .collect()
+        .collect();
+    // Those of a precision side by side, each in the report's order.
+    costs.sort_by(|a, b| a.trial.precision.cmp(&b.trial.precision));
+    costs
 }
 
-/// Costs that share a model and a batch, side by side.
+/// Costs that share a model, a batch and a precision, side by side.
 pub fn by_model<'a, 'b>(costs: &'b [NormCost<'a>]) -> impl Iterator<Item = &'b [NormCost<'a>]> {
-    costs.chunk_by(|a, b| {
-        (&a.trial.model, a.trial.global_batch) == (&b.trial.model, b.trial.global_batch)
-    })
+    let shared = |cost: &NormCost<'a>| {
+        let trial = cost.trial;
+        (&trial.model, trial.global_batch, &trial.precision)
+    };
+    costs.chunk_by(move |a, b| shared(a) == shared(b))
 }
 
 /// The cost of SyncBatchNorm among ranks.

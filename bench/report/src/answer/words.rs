@@ -229,6 +229,9 @@ pub(super) fn shared_words(a: &TrialRow, b: &TrialRow, factor: &str, data: &RunD
     if a.backend == b.backend {
         words.push(a.backend.clone());
     }
+    if a.precision == b.precision {
+        words.extend(a.precision.clone());
+    }
     let names = [name(a), name(b)];
     let told = |text: &str| names.iter().all(|name| name.contains(text));
     words.extend(varied(a, b, data).filter(|text| !told(text)));

@@ -18,13 +18,19 @@ use crate::{
     stats::Estimate,
 };
 
-/// One figure for each model and batch whose norms were timed.
+/// One figure for each model, batch and precision whose norms were timed.
 pub fn norm_cost(data: &RunData) -> Vec<Figure> {
     let costs = norm_costs(data);
+    let precision = |cost: &NormCost<'_>| cost.trial.precision.clone();
+    let several = costs
+        .iter()
+        .any(|cost| precision(cost) != precision(&costs[0]));
+    let figure = |costs: &[NormCost<'_>]| figure(costs, several);
     by_model(&costs).filter_map(figure).collect()
 }
 
-fn figure(costs: &[NormCost<'_>]) -> Option<Figure> {
+/// With `several` precisions in the run, the figure's name has its own.
+fn figure(costs: &[NormCost<'_>], several: bool) -> Option<Figure> {
     let groups: Vec<Group> = costs
         .iter()
         .filter(|cost| cost.nodes > 0)
@@ -50,7 +56,13 @@ fn figure(costs: &[NormCost<'_>]) -> Option<Figure> {
     let samples = count(first.global_batch as usize, "sample");
     let chart = BarChart {
         title: title.clone(),
-        subtitle: format!("{}, {samples}, one device, {}", first.model, first.backend),
+        subtitle: match &first.precision {
+            Some(precision) => format!(
+                "{}, {samples}, one device, {} in {precision}",
+                first.model, first.backend
+            ),
+            None => format!("{}, {samples}, one device, {}", first.model, first.backend),
+        },
         axis: "time of all norms in a step (ms)".into(),
         legend,
         groups,
@@ -63,8 +75,12 @@ fn figure(costs: &[NormCost<'_>]) -> Option<Figure> {
         spread_words(costs),
         above_words(costs)
     );
+    let name = format!("norm-cost-{}-{}", slug(&first.model), first.global_batch);
     Some(Figure {
-        name: format!("norm-cost-{}-{}", slug(&first.model), first.global_batch),
+        name: match &first.precision {
+            Some(precision) if several => format!("{name}-{precision}"),
+            _ => name,
+        },
         title,
         caption,
         svg,

@@ -36,8 +36,12 @@ pub(crate) fn norm_sentences(data: &RunData) -> Vec<String> {
         let facts: Vec<String> = dear.iter().map(|cost| fact(cost)).collect();
         if !facts.is_empty() {
             let (model, samples) = (&group[0].trial.model, group[0].trial.global_batch);
+            let precision = match &group[0].trial.precision {
+                Some(precision) => format!(" in {precision}"),
+                None => String::new(),
+            };
             sentences.push(format!(
-                "{model}, {samples} samples on one device, the shortest step first: {}.",
+                "{model}, {samples} samples on one device{precision}, the shortest step first: {}.",
                 facts.join("; ")
             ));
         }
