@@ -42,7 +42,7 @@ fn judge(
             "keeps to the CPU, since ranks are to exchange over tcp, and those with GPUs exchange over NCCL",
         ),
         Ok(gpus) if all_here && gpus < needs.devices => Choice::cpu(format!(
-            "takes GPUs where each device has one, and there are {gpus} for {} devices; `--backend cuda` lets devices share one, which shows no performance",
+            "takes GPUs where each device has one, and there are {gpus} for {} devices; `--backend cuda` lets devices share one where a trial allows it, which shows no performance",
             needs.devices
         )),
         Ok(gpus) => Choice {
@@ -104,7 +104,13 @@ fn sees_all_gpus() -> bool {
 pub fn require(plan: &Plan) -> Result<()> {
     for trial in &plan.trials {
         if let Some(why) = refused_on_cpus(&trial.config) {
-            let help = "leave it out, or run it on a GPU: `syncmark doctor` says what that needs";
+            let mut help =
+                "leave it out, or run it on a GPU: `syncmark doctor` says what that needs"
+                    .to_owned();
+            // Why it would not run on one that is here.
+            if let Some(choice) = plan.auto.as_ref().filter(|_| trial.automatic) {
+                help += &format!("; {}", choice.sentence());
+            }
             return Err(CliError::nothing_runs(format!("{}: {why}", trial.label)).help(help));
         }
     }

@@ -20,7 +20,8 @@ use crate::{
 const MOST_PAIRS: usize = 6;
 
 const NOTE: &str = "What was taken when a shape first came, told at the end of each repeat; algorithms.csv has each shape. Only algorithms that the library calls \
-deterministic are taken for convolutions, the first of its own ranking, which may differ between versions of the library and between GPUs.";
+deterministic are taken for convolutions, the first of its own ranking, which may differ between versions of the library and between GPUs. Of cuBLASLt's, which say nothing of that, those are asked for that \
+add parts of a sum in a step of their own.";
 
 pub(super) fn section(data: &RunData) -> Vec<Block> {
     if data.algorithms.is_empty() {

@@ -25,7 +25,7 @@ const DEFINITIONS: [&str; 13] = [
     "Memory: the peak of what the engine itself allocated on a device, by category.",
     "Phases and timelines: from a separate traced pass; its slowdown against the window is printed.",
     "Gates: before any timing, every trial that exchanges anything is checked against a single-device reference (single and independent replicas \
-     exchange nothing); a trial that fails is invalid and shows no figures. Unsteady: the first and last third of a window differ by more than 2 %; \
+     exchange nothing), on GPUs in fp32 with cuBLAS, whatever precision and library it has; a trial that fails is invalid and shows no figures. Unsteady: the first and last third of a window differ by more than 2 %; \
      smoke sizes are exempt. Outliers are never dropped.",
     "Learning: the error is the share of labels that are not the largest logit, after the last step, never at the best one. Stored statistics are the running ones of \
      training; batch statistics those of the evaluated samples, as many together as in training; PreciseBN's are averages over training batches, taken after the last \

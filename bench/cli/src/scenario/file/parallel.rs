@@ -164,7 +164,7 @@ pub enum DpTransport {
     /// By copies from device to device.
     #[default]
     PeerCopy,
-    /// By NCCL's broadcast and reduce, as PyTorch does: for GPUs, one for each device.
+    /// By NCCL's broadcast and reduce, as PyTorch does: for GPUs, one for each device. It has not run on hardware.
     Nccl,
 }
 

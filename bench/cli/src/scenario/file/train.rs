@@ -18,9 +18,10 @@ pub struct Train {
     /// How matrix products and convolutions are computed, and whether activations are narrower. CPUs have `fp32` only.
     pub precision: Precision,
     /// On GPUs with `kind = "train"`: capture a step once as a CUDA graph and launch that, in place of its kernels one by one; with the strategies
-    /// `ddp` and `zero1` with NCCL's collectives in it. Not for `dp`, nor with `accumulation`. The results are the same, to the bit.
+    /// `ddp` and `zero1` with NCCL's collectives in it. Not for `dp`, nor with `accumulation`. The results are the same, to the bit (with
+    /// `single` and `independent`: ranks have not run on hardware).
     pub cuda_graph: bool,
-    /// Who computes batch norm on GPUs: our kernels, or cuDNN, to time it beside ours.
+    /// Who computes batch norm on GPUs: our kernels, or cuDNN, to time it beside ours; cuDNN's has not run on hardware.
     pub cuda_batch_norm: CudaBatchNorm,
     /// On GPUs: the library that multiplies matrices. `cublaslt`, with `tf32` and `bf16` alone, also adds biases of linear layers and sums their
     /// gradients; it has not run on hardware.
