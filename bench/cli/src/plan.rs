@@ -12,6 +12,7 @@ pub mod config;
 mod cuda_graph;
 pub mod estimate;
 pub mod identity;
+pub mod meaningless;
 pub mod model;
 pub mod profile;
 pub mod schedule;

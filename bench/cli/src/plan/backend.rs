@@ -2,6 +2,7 @@
 //!
 //! Contract: pure. What a machine has is looked at elsewhere ([`crate::run::backend`]) and given to the plan as a [`Choice`].
 use crate::plan::config::{Backend, TrialConfig};
+use crate::plan::meaningless::Refused;
 use crate::scenario::file::{
     BackendChoice, CudaBatchNorm, CudaMatmul, DpTransport, Kind, Precision, Scenario, Strategy,
     Transport,
@@ -77,7 +78,7 @@ pub(super) fn transport(said: Transport, backend: Backend) -> Transport {
 
 /// Why what computes cannot do what the scenario says, and what to write instead. What is wrong only for what `auto` stands for on a
 /// machine without GPUs stays in the plan, and is refused where it would run.
-pub(super) fn unsuited(scenario: &Scenario, auto: Backend) -> Option<(String, &'static str)> {
+pub(super) fn unsuited(scenario: &Scenario, auto: Backend) -> Option<Refused> {
     let parallel = &scenario.parallel;
     let collectives = scenario.kind == Kind::Collectives;
     let ranks = collectives || matches!(parallel.strategy, Strategy::Ddp | Strategy::Zero1);
@@ -87,42 +88,54 @@ pub(super) fn unsuited(scenario: &Scenario, auto: Backend) -> Option<(String, &'
     let dp_over_nccl = parallel.strategy == Strategy::Dp
         && parallel.dp_transport == DpTransport::Nccl
         && parallel.devices > 1;
-    let (why, instead) = match parallel.transport {
+    let (key, why, instead) = match parallel.transport {
         Transport::Tcp if ranks && on_gpus => (
+            "parallel.transport",
             "ranks with GPUs exchange over NCCL",
             "write transport = \"nccl\", or backend = \"cpu\"",
         ),
         Transport::Nccl if ranks && on_cpus => (
+            "parallel.transport",
             "NCCL is for GPUs",
             "write transport = \"shared\", or backend = \"cuda\"",
         ),
         _ if dp_over_nccl && on_cpus && !collectives => (
+            "parallel.dp_transport",
             "NCCL is for GPUs",
             "write dp_transport = \"peer-copy\", or backend = \"cuda\"",
         ),
         _ if scenario.train.precision != Precision::Fp32 && on_cpus && !collectives => (
+            "train.precision",
             "CPUs compute products in fp32",
             "write precision = \"fp32\", or backend = \"cuda\"",
         ),
         _ if scenario.train.cuda_graph && on_cpus && !collectives => (
+            "train.cuda_graph",
             "CPUs have no CUDA graphs",
             "leave cuda_graph out, or write backend = \"cuda\"",
         ),
         _ if scenario.train.cuda_batch_norm != CudaBatchNorm::Own && on_cpus && !collectives => (
+            "train.cuda_batch_norm",
             "CPUs have no cuDNN",
             "leave cuda_batch_norm out, or write backend = \"cuda\"",
         ),
         _ if lt && on_cpus => (
+            "train.cuda_matmul",
             "CPUs have no cuBLASLt",
             "leave cuda_matmul out, or write backend = \"cuda\"",
         ),
         _ if lt && scenario.train.precision == Precision::Fp32 => (
+            "train.cuda_matmul",
             "in fp32 all products are cuBLAS's, and cuBLASLt would multiply nothing",
             "write precision = \"tf32\" or \"bf16\", or cuda_matmul = \"cublas\"",
         ),
         _ => return None,
     };
-    Some((why.to_owned(), instead))
+    Some(Refused {
+        key,
+        why: why.to_owned(),
+        instead,
+    })
 }
 
 #[cfg(test)]

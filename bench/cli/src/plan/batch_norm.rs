@@ -1,17 +1,14 @@
 //! Where batch norm can be cuDNN's, and why it cannot elsewhere.
 use syncmark_engine::model::spec::{ModelSpec, Momentum, Padding};
 
+use crate::plan::meaningless::Refused;
 use crate::plan::model::{NormOfModel, keeps_own_statistics, synchronizes};
 use crate::scenario::file::{CudaBatchNorm, Scenario};
 
 const NORM: &str = "write norm = \"batch\", or leave cuda_batch_norm out";
 
 /// Why the batch norm of a scenario is not cuDNN's to compute, where it is to be, and what to write instead.
-pub fn unfit(
-    scenario: &Scenario,
-    spec: &ModelSpec,
-    norm: &NormOfModel,
-) -> Option<(String, &'static str)> {
+pub fn unfit(scenario: &Scenario, spec: &ModelSpec, norm: &NormOfModel) -> Option<Refused> {
     if scenario.train.cuda_batch_norm == CudaBatchNorm::Own {
         return None;
     }
@@ -40,5 +37,9 @@ pub fn unfit(
     } else {
         return None;
     };
-    Some((why.to_owned(), instead))
+    Some(Refused {
+        key: "train.cuda_batch_norm",
+        why: why.to_owned(),
+        instead,
+    })
 }

@@ -8,6 +8,7 @@ use crate::plan::axes::{
 };
 use crate::plan::combine::{Combination, combine};
 use crate::plan::config::{Backend, StrategyConfig, TrialConfig};
+use crate::plan::meaningless::Refused;
 use crate::plan::profile::profile;
 use crate::plan::settings::{Settings, labels, settings, told_apart};
 use crate::plan::unused::unused;
@@ -205,12 +206,12 @@ impl Built {
         let what = || describe(variant, combination);
         let (config, parameters, notes) = match combine(&scenario, tree, self.auto)? {
             // It is all that the scenario asks for: its author must change it.
-            Combination::LeftOut { why, instead }
+            Combination::LeftOut(Refused { key, why, instead })
                 if variant.is_none() && combination.is_empty() =>
             {
-                return Err(Checker(tree).problem("parallel.strategy", why, instead));
+                return Err(Checker(tree).problem(key, why, instead));
             }
-            Combination::LeftOut { why, instead } => {
+            Combination::LeftOut(Refused { why, instead, .. }) => {
                 self.left_out.push(LeftOut {
                     what: what(),
                     why,

@@ -10,6 +10,7 @@ use crate::plan::config::{
     Backend, Batch, CollectivesConfig, DataConfig, DdpConfig, PROTOCOL_VERSION, SourceConfig,
     StrategyConfig, TrialConfig, Work,
 };
+use crate::plan::meaningless::Refused;
 use crate::scenario::file::{
     BUCKET_CAP, Compression, CudaBatchNorm, CudaMatmul, FIRST_BUCKET_CAP, Optimizer, Precision,
     Scaling, Scenario, Schedule,
@@ -19,13 +20,14 @@ use crate::scenario::file::{
 pub fn combine(scenario: &Scenario, auto: Backend) -> Combination {
     let devices = scenario.parallel.devices;
     if devices < 2 {
-        return Combination::LeftOut {
+        return Combination::LeftOut(Refused {
+            key: "parallel.devices",
             why: "one rank has nobody to exchange anything with".to_owned(),
             instead: "write devices = 2 or more",
-        };
+        });
     }
-    if let Some((why, instead)) = unsuited(scenario, auto) {
-        return Combination::LeftOut { why, instead };
+    if let Some(refused) = unsuited(scenario, auto) {
+        return Combination::LeftOut(refused);
     }
     let batch = Batch {
         global: devices,

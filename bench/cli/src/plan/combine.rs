@@ -11,7 +11,7 @@ use crate::plan::config::{
     Backend, Batch, DataConfig, DdpConfig, DpConfig, LearningConfig, Length, MaskingConfig,
     MeasureConfig, PROTOCOL_VERSION, SourceConfig, StrategyConfig, TrialConfig, Work, Zero1Config,
 };
-use crate::plan::cuda_graph::no_graph;
+use crate::plan::meaningless::{Refused, meaningless};
 use crate::plan::{batch_norm, collectives, model};
 use crate::scenario::check::{Checker, check};
 use crate::scenario::file::{
@@ -39,12 +39,7 @@ pub enum Combination {
         notes: Vec<String>,
     },
     /// It means nothing.
-    LeftOut {
-        /// The reason.
-        why: String,
-        /// What to write instead, where it is all that was asked for.
-        instead: &'static str,
-    },
+    LeftOut(Refused),
 }
 
 /// Resolves one effective scenario; `tree` is what it was read from, `auto` what computes where it leaves that open.
@@ -73,8 +68,8 @@ pub fn combine(scenario: &Scenario, tree: &Node, auto: Backend) -> Result<Combin
     let wrong = unsuited(scenario, auto)
         .or_else(|| meaningless(scenario, synchronizes))
         .or_else(|| batch_norm::unfit(scenario, &spec, &norm));
-    if let Some((why, instead)) = wrong {
-        return Ok(Combination::LeftOut { why, instead });
+    if let Some(refused) = wrong {
+        return Ok(Combination::LeftOut(refused));
     }
     let data = data(scenario, &spec, &checker)?;
     let parameters = model::parameters(&spec, norm, &normalized, &checker)?;
@@ -191,72 +186,6 @@ fn learning(scenario: &Scenario, spec: &ModelSpec) -> LearningConfig {
         } else {
             0
         },
-    }
-}
-
-/// Why a combination means nothing, and what to write instead.
-fn meaningless(scenario: &Scenario, synchronizes: bool) -> Option<(String, &'static str)> {
-    if scenario.kind == Kind::LayerCost
-        && (scenario.parallel.strategy, scenario.parallel.devices) != (Strategy::Single, 1)
-    {
-        let why = "the nodes of a model are timed on one device, with the strategy single";
-        let instead = "write strategy = \"single\" and devices = 1, or kind = \"train\"";
-        return Some((why.to_owned(), instead));
-    }
-    if scenario.kind == Kind::NormCost
-        && !matches!(scenario.parallel.strategy, Strategy::Single | Strategy::Ddp)
-    {
-        let why = "the cost of norms is that of one device, or of ranks under DDP";
-        let instead = "write strategy = \"single\" or \"ddp\"";
-        return Some((why.to_owned(), instead));
-    }
-    if let Some(why) = no_graph(scenario) {
-        let instead = "leave cuda_graph out";
-        return Some((why.to_owned(), instead));
-    }
-    if scenario.train.normalization_batch.is_some()
-        && scenario.parallel.strategy != Strategy::Single
-    {
-        let why = "a normalization batch is cut out of one device's; other strategies have each device's own";
-        let instead = "write strategy = \"single\", or leave normalization_batch out";
-        return Some((why.to_owned(), instead));
-    }
-    if scenario.learns() && scenario.parallel.strategy == Strategy::Independent {
-        let why = "independent replicas learn different things";
-        return Some((why.to_owned(), "write strategy = \"single\""));
-    }
-    if matches!(scenario.kind, Kind::LayerCost | Kind::NormCost) && scenario.train.accumulation > 1
-    {
-        let why = "the nodes of a model are timed in steps of one micro-batch";
-        return Some((why.to_owned(), "write accumulation = 1"));
-    }
-    let (devices, batch) = (scenario.parallel.devices, scenario.data.batch_size);
-    let divides = scenario.parallel.scaling == Scaling::Weak || batch.is_multiple_of(devices);
-    let evenly = "write a batch_size that devices divides, or scaling = \"weak\"";
-    match scenario.parallel.strategy {
-        Strategy::Single if devices > 1 => Some((
-            format!("single is one device, not {devices}"),
-            "write devices = 1, or another strategy",
-        )),
-        Strategy::Dp if synchronizes => Some((
-            "SyncBatchNorm needs ranks, and DP has none: PyTorch refuses it too".to_owned(),
-            "write norm = \"batch\", which under DP has each replica's own statistics, or strategy = \"ddp\"",
-        )),
-        Strategy::Independent if synchronizes => Some((
-            "SyncBatchNorm synchronizes, and independent replicas do not".to_owned(),
-            "write norm = \"batch\", or strategy = \"ddp\"",
-        )),
-        Strategy::Ddp | Strategy::Zero1 if !divides => Some((
-            format!(
-                "{devices} ranks cannot share a global batch of {batch} evenly, and ranks are averaged, not samples"
-            ),
-            evenly,
-        )),
-        Strategy::Independent if !divides => Some((
-            format!("{devices} replicas cannot share a global batch of {batch} evenly"),
-            evenly,
-        )),
-        _ => None,
     }
 }
 
