@@ -155,8 +155,13 @@ pub fn bytes(data: &RunData, facet: &Facet<'_>) -> Option<Figure> {
     let measured = shown
         .iter()
         .any(|(_, phases)| phases.values().any(|phase| phase.measured_sent.is_some()));
+    let over_nccl = shown
+        .iter()
+        .any(|(trial, _)| trial.transport.as_deref() == Some("nccl"));
     let counter = if measured {
         "measured is a counter that is not ours."
+    } else if over_nccl {
+        "There is no independent counter of what is exchanged here."
     } else {
         "Ranks here exchange bytes in shared memory or by copies, for which there is no independent counter."
     };

@@ -133,8 +133,12 @@ pub(super) fn bytes_section(data: &RunData, facets: &[Facet<'_>]) -> Vec<Block> 
     } else {
         "There is no independent counter for shared memory and copies, so there is no measured column."
     };
+    let uncounted = match data.comm.iter().any(|row| row.sent_bytes.is_none()) {
+        true => " What NCCL moves is not counted, and has a prediction alone.",
+        false => "",
+    };
     let words = format!(
-        "Bytes sent per step over all devices. Predicted and counted must agree to the byte, sent and received, over all repeats. {counter}"
+        "Bytes sent per step over all devices. Predicted and counted must agree to the byte, sent and received, over all repeats. {counter}{uncounted}"
     );
     let mut blocks = vec![Block::heading(1, "Bytes"), Block::paragraph(words)];
     blocks.extend(tables.into_iter().map(Block::Table));
