@@ -264,6 +264,11 @@ cases! {
         &[],
         &["train.precision=bf16"],
     );
+    graph_of_a_step_on_cpus: message(
+        &GOOD.replace("devices = 2", "devices = 2\nbackend = \"cpu\"\n[train]\ncuda_graph = true"),
+        &[],
+        &[],
+    );
     last_part_of_a_key: message(GOOD, &[], &["strategy=ddp"]);
     optimizer_beside_that_of_the_file: message(
         &GOOD.replace("devices = 2", "devices = 2\n[train]\noptimizer = { sgd = { learning_rate = 0.1 } }"),
