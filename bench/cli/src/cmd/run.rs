@@ -188,6 +188,9 @@ fn run(
     {
         eprintln!("{}", choice.sentence());
     }
+    if let Some(left_out) = left_out(plan).filter(|_| !quiet) {
+        eprintln!("{left_out}");
+    }
     let on_gpus = |trial: &Trial| trial.config.backend == Backend::Cuda;
     if plan.trials.iter().any(on_gpus)
         && let Err(why) = environment::gpus::nvml()
@@ -241,6 +244,21 @@ fn run(
             Status::TrialFailed
         }
         (Unrun::Complete, Ok(())) => Status::Passed,
+    })
+}
+
+/// What the plan leaves out: how much, and why.
+fn left_out(plan: &Plan) -> Option<String> {
+    let mut reasons: Vec<&str> = plan.left_out.iter().map(|left| &*left.why).collect();
+    let all = reasons.len();
+    reasons.sort_unstable();
+    reasons.dedup();
+    (all > 0).then(|| {
+        format!(
+            "{all} combination{} left out, which `syncmark plan` lists: {}",
+            if all == 1 { "" } else { "s" },
+            reasons.join("; ")
+        )
     })
 }
 

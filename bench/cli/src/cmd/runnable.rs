@@ -33,9 +33,6 @@ pub fn runnable_plans(
 /// As [`check_runnable`].
 pub fn runnable(mut plan: Plan) -> Result<Plan> {
     let before = plan.left_out.len();
-    if before > 0 {
-        eprintln!("{}", in_one_line(&plan));
-    }
     leave_out_shared_gpus(&mut plan);
     for left in &plan.left_out[before..] {
         eprintln!(
@@ -47,20 +44,6 @@ pub fn runnable(mut plan: Plan) -> Result<Plan> {
     note_shared_gpus(&mut plan);
     note_missing_nvtx(&mut plan);
     Ok(plan)
-}
-
-/// What the plan leaves out wherever it runs: how much, and why.
-fn in_one_line(plan: &Plan) -> String {
-    let mut reasons: Vec<&str> = plan.left_out.iter().map(|left| &*left.why).collect();
-    let all = reasons.len();
-    reasons.sort_unstable();
-    reasons.dedup();
-    format!(
-        "{}: {all} combination{} left out, which `syncmark plan` lists: {}",
-        plan.scenario.name,
-        if all == 1 { "" } else { "s" },
-        reasons.join("; ")
-    )
 }
 
 /// Whether this build and this plan have something to run.

@@ -386,7 +386,6 @@ mod tests {
         for (loss, phase, share) in [
             (DpLoss::Gathered, Phase::Gather, 2),
             (DpLoss::Gathered, Phase::ScatterGradients, 2),
-            (DpLoss::Gathered, Phase::Scatter, 1),
             (DpLoss::Gathered, Phase::Replicate, 1),
             (DpLoss::Gathered, Phase::Reduce, 1),
             (DpLoss::Replica, Phase::Gather, 1),
@@ -395,6 +394,10 @@ mod tests {
                 [Precision::Fp32, Precision::Bf16].map(|precision| sent(precision, loss, phase));
             assert!(wide > 0, "{loss:?} {phase:?}");
             assert_eq!(narrow * share, wide, "{loss:?} {phase:?}");
+        }
+        // The host has sent each GPU its chunk.
+        for loss in [DpLoss::Gathered, DpLoss::Replica] {
+            assert_eq!(sent(Precision::Fp32, loss, Phase::Scatter), 0, "{loss:?}");
         }
     }
 
