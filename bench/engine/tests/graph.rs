@@ -10,13 +10,15 @@ use syncmark_engine::backend::{Backend, BackendError, Category, HostSlice, HostS
 use syncmark_engine::kernel::{Kernel, Write};
 use syncmark_engine::model::Model;
 use syncmark_engine::model::spec::Norm;
-use syncmark_engine::optim::{AdamwSettings, OptimizerSettings, Schedule};
+use syncmark_engine::optim::OptimizerSettings;
 use syncmark_engine::probe::{Dispatch, Silent};
 use syncmark_engine::strategy::{
     DdpOptions, DpLoss, Independent, IndependentSettings, Single, SingleSettings, Strategy,
 };
 use syncmark_engine::tensor::{Dtype, Span};
-use trials::{Batch, OPTIMIZER, On, SEED, Told, dp, model, ranks, ranks_with, single_accumulating};
+use trials::{
+    Batch, OPTIMIZER, On, SEED, Told, adamw, dp, model, ranks, ranks_with, single_accumulating,
+};
 
 const LEN: usize = 6;
 /// More than are taken before one of a size is captured, and some replays of each of two sizes.
@@ -35,23 +37,6 @@ fn pairs() -> Vec<[Box<dyn Backend>; 2]> {
         .chain(of_gpu)
         .chain(with_cublaslt)
         .collect()
-}
-
-/// A rate and bias corrections that change with every step.
-fn adamw() -> OptimizerSettings {
-    OptimizerSettings {
-        schedule: Schedule::WarmUp {
-            steps: 10,
-            start: 0.1,
-        },
-        ..OptimizerSettings::adamw(AdamwSettings {
-            learning_rate: 0.01,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.01,
-        })
-    }
 }
 
 fn single(backend: Box<dyn Backend>, model: &Model, optimizer: OptimizerSettings) -> Single {

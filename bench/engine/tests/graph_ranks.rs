@@ -11,7 +11,6 @@ use syncmark_engine::backend::Backend;
 use syncmark_engine::comm::{Collective, Communicator};
 use syncmark_engine::model::Model;
 use syncmark_engine::model::spec::Norm;
-use syncmark_engine::optim::{AdamwSettings, OptimizerSettings, Schedule};
 use syncmark_engine::probe::{Phase, PhaseSpan, Probe, Silent};
 use syncmark_engine::program::NamedTensor;
 use syncmark_engine::strategy::{
@@ -19,30 +18,13 @@ use syncmark_engine::strategy::{
     Zero1,
 };
 use trials::sharded::Job;
-use trials::{Batch, OPTIMIZER, On, SEED, Told, capped, device, model};
+use trials::{Batch, OPTIMIZER, On, SEED, Told, adamw, capped, device, model};
 
 /// Parameters of the test model go in several buckets.
 const CAP: usize = 700;
 const STEPS: usize = 44;
 const UNSYNCHRONIZED: std::ops::Range<usize> = 14..23;
 const TRACED: usize = 26;
-
-/// A rate and bias corrections that change with every step.
-fn adamw() -> OptimizerSettings {
-    OptimizerSettings {
-        schedule: Schedule::WarmUp {
-            steps: 10,
-            start: 0.1,
-        },
-        ..OptimizerSettings::adamw(AdamwSettings {
-            learning_rate: 0.01,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.01,
-        })
-    }
-}
 
 fn job<'a>(model: &'a Model, chunks: &'a [usize], tcp: bool) -> Job<'a> {
     Job {

@@ -3,12 +3,14 @@
 //! The count is of the calling thread, which on the CPU backend is the compute stream. It leaves out what happens inside
 //! matrix products and convolutions: the `gemm` crate allocates its packing buffers in each call, which
 //! `no_allocation` bounds.
+mod delegate;
 mod devices;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 
+use delegate::delegated;
 use devices::Device;
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
 use syncmark_engine::backend::{
@@ -59,6 +61,7 @@ const BATCH: usize = 6;
 struct Products(CpuBackend);
 
 impl Backend for Products {
+    delegated!(0);
     fn launch(&mut self, on: Stream, kernel: Kernel) -> Result<()> {
         let product = matches!(
             kernel,
@@ -73,48 +76,6 @@ impl Backend for Products {
             ALLOCATIONS.set(before);
         }
         launched
-    }
-    fn allocate(&mut self, category: Category, dtype: Dtype, len: usize) -> Result<Span> {
-        self.0.allocate(category, dtype, len)
-    }
-    fn upload(&mut self, on: Stream, from: HostSlice<'_>, to: Span) -> Result<()> {
-        self.0.upload(on, from, to)
-    }
-    fn download(&mut self, from: Span, to: HostSliceMut<'_>) -> Result<()> {
-        self.0.download(from, to)
-    }
-    fn record(&mut self, on: Stream) -> Event {
-        self.0.record(on)
-    }
-    fn wait(&mut self, on: Stream, event: Event) -> Result<()> {
-        self.0.wait(on, event)
-    }
-    fn completion(&mut self, event: Event) -> Completion {
-        self.0.completion(event)
-    }
-    fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {
-        self.0.wait_for(on, completion)
-    }
-    fn enqueue_host(
-        &mut self,
-        on: Stream,
-        after: &Completion,
-        task: &Arc<dyn HostTask>,
-        call: HostCall,
-    ) -> Result<Event> {
-        self.0.enqueue_host(on, after, task, call)
-    }
-    fn synchronize(&mut self) -> Result<()> {
-        self.0.synchronize()
-    }
-    fn time_ns(&mut self, event: Event) -> Result<u64> {
-        self.0.time_ns(event)
-    }
-    fn begin_ns(&mut self, event: Event) -> Result<u64> {
-        self.0.begin_ns(event)
-    }
-    fn memory_use(&self) -> MemoryUse {
-        self.0.memory_use()
     }
     fn host_memory(&self) -> Option<HostMemory> {
         self.0.host_memory()

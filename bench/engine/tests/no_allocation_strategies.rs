@@ -1,6 +1,7 @@
 //! A steady-state step of DP, of DDP and of ZeRO-1 allocates nothing, on any thread: neither the controller nor the devices'
 //! threads nor those of the communication streams. It leaves out what happens inside matrix products and convolutions,
 //! whose packing buffers `no_allocation` bounds.
+mod delegate;
 mod trials;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -8,6 +9,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
+use delegate::delegated;
 use syncmark_engine::backend::cpu::{CpuBackend, CpuDevice};
 use syncmark_engine::backend::{
     Backend, Category, Completion, Event, HostMemory, HostSlice, HostSliceMut, HostTask, MemoryUse,
@@ -61,6 +63,7 @@ static COUNTING: Counting = Counting;
 struct Products(CpuBackend);
 
 impl Backend for Products {
+    delegated!(0);
     fn launch(&mut self, on: Stream, kernel: Kernel) -> Result<()> {
         let product = matches!(
             kernel,
@@ -76,48 +79,6 @@ impl Backend for Products {
         let launched = self.0.launch(on, kernel);
         IN_PRODUCT.set(false);
         launched
-    }
-    fn allocate(&mut self, category: Category, dtype: Dtype, len: usize) -> Result<Span> {
-        self.0.allocate(category, dtype, len)
-    }
-    fn upload(&mut self, on: Stream, from: HostSlice<'_>, to: Span) -> Result<()> {
-        self.0.upload(on, from, to)
-    }
-    fn download(&mut self, from: Span, to: HostSliceMut<'_>) -> Result<()> {
-        self.0.download(from, to)
-    }
-    fn record(&mut self, on: Stream) -> Event {
-        self.0.record(on)
-    }
-    fn wait(&mut self, on: Stream, event: Event) -> Result<()> {
-        self.0.wait(on, event)
-    }
-    fn completion(&mut self, event: Event) -> Completion {
-        self.0.completion(event)
-    }
-    fn wait_for(&mut self, on: Stream, completion: &Completion) -> Result<()> {
-        self.0.wait_for(on, completion)
-    }
-    fn enqueue_host(
-        &mut self,
-        on: Stream,
-        after: &Completion,
-        task: &Arc<dyn HostTask>,
-        call: HostCall,
-    ) -> Result<Event> {
-        self.0.enqueue_host(on, after, task, call)
-    }
-    fn synchronize(&mut self) -> Result<()> {
-        self.0.synchronize()
-    }
-    fn time_ns(&mut self, event: Event) -> Result<u64> {
-        self.0.time_ns(event)
-    }
-    fn begin_ns(&mut self, event: Event) -> Result<u64> {
-        self.0.begin_ns(event)
-    }
-    fn memory_use(&self) -> MemoryUse {
-        self.0.memory_use()
     }
     fn host_memory(&self) -> Option<HostMemory> {
         self.0.host_memory()

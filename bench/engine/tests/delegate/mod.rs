@@ -2,7 +2,7 @@
 
 /// The methods of [`syncmark_engine::backend::Backend`] that the field `$to` answers as it is.
 macro_rules! delegated {
-    ($to:ident) => {
+    ($to:tt) => {
         fn allocate(&mut self, category: Category, dtype: Dtype, len: usize) -> Result<Span> {
             self.$to.allocate(category, dtype, len)
         }

@@ -13,7 +13,7 @@ use syncmark_engine::comm::shared::{DEFAULT_SLOT_BYTES, Region, SharedCommunicat
 use syncmark_engine::data::HostBatch;
 use syncmark_engine::model::spec::{LayerSpec, ModelSpec, Norm};
 use syncmark_engine::model::{Model, NormOptions, lower};
-use syncmark_engine::optim::{OptimizerSettings, SgdSettings};
+use syncmark_engine::optim::{AdamwSettings, OptimizerSettings, Schedule, SgdSettings};
 use syncmark_engine::philox::{self, Purpose};
 use syncmark_engine::probe::{Dispatch, PhaseSpan, Probe, Silent};
 use syncmark_engine::program::NamedTensor;
@@ -342,5 +342,22 @@ impl Probe for Told {
     }
     fn dispatch(&mut self, dispatch: Dispatch) {
         self.0.push(dispatch);
+    }
+}
+
+/// A rate and bias corrections that change with every step.
+pub fn adamw() -> OptimizerSettings {
+    OptimizerSettings {
+        schedule: Schedule::WarmUp {
+            steps: 10,
+            start: 0.1,
+        },
+        ..OptimizerSettings::adamw(AdamwSettings {
+            learning_rate: 0.01,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+        })
     }
 }
